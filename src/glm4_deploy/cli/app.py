@@ -1,0 +1,59 @@
+"""The Typer application and the only place that exits."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import click
+import typer
+
+from glm4_deploy.errors import DeployError
+
+# Each module has register(app) and imports nothing heavy at its top. Add a command group by adding its name.
+GROUPS = ("render", "deploy", "smoke", "plan", "diagnose", "checkpoint", "detect")
+
+app = typer.Typer(
+    name="glm4-deploy",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Deploy GLM-4-9B-chat in NVFP4 with Docker Compose, and prove that it answers sanely.",
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["GLM4_DEBUG"] = "1"
+
+
+for group in GROUPS:
+    import_module(f"glm4_deploy.cli.{group}").register(app)
+
+
+def main() -> None:
+    """Run the command line; turn every DeployError into one line, a hint and its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except DeployError as error:
+        if os.environ.get("GLM4_DEBUG"):
+            raise
+        print(f"glm4-deploy: {error.message}", file=sys.stderr)  # noqa: T201
+        if error.hint:
+            print(f"  → {error.hint}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

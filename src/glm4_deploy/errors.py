@@ -1,0 +1,125 @@
+"""The one family of errors: each class owns its exit code, each instance says what to do next.
+
+Exit codes are a public promise (README, "Exit codes"): they are unique, documented and stable. 0 is success and
+1 means "judged, and found wanting" (a failed check, drift, a finding): that is a verdict, not an error, so no
+class here has it, except `Judged`, which carries a verdict out of a deeper room.
+"""
+
+from typing import ClassVar
+
+
+class DeployError(Exception):
+    """Something that the user can act on.
+
+    Args:
+        message: what failed, with the value seen; one line.
+        hint: the next action; one line, imperative.
+    """
+
+    exit_code: ClassVar[int] = 70
+    meaning: ClassVar[str] = "a defect in glm4-deploy itself: run again with --debug and report it"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Judged(DeployError):
+    exit_code = 1
+    meaning = "judged and found wanting: a failed check, a finding, drift"
+
+
+class UsageError(DeployError):
+    exit_code = 2
+    meaning = "wrong usage: an option, a setting or an input file"
+
+
+class Unreachable(DeployError):
+    exit_code = 3
+    meaning = "nothing answers at the address"
+
+
+class WrongEngine(DeployError):
+    exit_code = 4
+    meaning = "something answers, but it is not the engine or model expected"
+
+
+class DockerMissing(DeployError):
+    exit_code = 5
+    meaning = "no Docker client, or no Docker engine answers"
+
+
+class ComposeMissing(DeployError):
+    exit_code = 6
+    meaning = "the docker compose plugin is missing or too old"
+
+
+class DockerDenied(DeployError):
+    exit_code = 7
+    meaning = "no permission on the Docker socket"
+
+
+class PortTaken(DeployError):
+    exit_code = 8
+    meaning = "the port is already taken"
+
+
+class ModelMissing(DeployError):
+    exit_code = 9
+    meaning = "the model directory is missing, empty or unreadable"
+
+
+class CheckpointRefused(DeployError):
+    exit_code = 10
+    meaning = "the checkpoint has a fault that this engine would not survive"
+
+
+class EngineDied(DeployError):
+    exit_code = 11
+    meaning = "the engine stopped or restarted while it was starting"
+
+
+class EngineTimeout(DeployError):
+    exit_code = 12
+    meaning = "the engine was not ready in time"
+
+
+class PlanRefused(DeployError):
+    exit_code = 13
+    meaning = "the wish cannot be met on this machine (memory, GPU, driver)"
+
+
+class Locked(DeployError):
+    exit_code = 14
+    meaning = "another glm4-deploy is at work on this deployment"
+
+
+class RolledBack(DeployError):
+    exit_code = 15
+    meaning = "the new release failed; the last good one runs again"
+
+
+class RollbackFailed(DeployError):
+    exit_code = 16
+    meaning = "the new release failed and the last good one could not be put back"
+
+
+class ComposeFailed(DeployError):
+    exit_code = 17
+    meaning = "docker compose refused or failed"
+
+
+class StorageError(DeployError):
+    exit_code = 18
+    meaning = "a file could not be read or written (disk full, permission)"
+
+
+class ImageMissing(DeployError):
+    exit_code = 19
+    meaning = "the image is not here and could not be pulled"
+
+
+class ExtraMissing(DeployError):
+    exit_code = 20
+    meaning = "an optional part is not installed"

@@ -1,0 +1,21 @@
+"""Frozen dataclasses to JSON, the one way that every `--json` takes."""
+
+import dataclasses
+import json
+from typing import Any
+
+
+def to_wire(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists; everything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_wire(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_wire(item) for item in value]
+    return value
+
+
+def dumps(value: Any, *, indent: int | None = 2) -> str:
+    """JSON text. NaN and infinities are refused (they are no JSON): give None for unknown numbers."""
+    return json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
