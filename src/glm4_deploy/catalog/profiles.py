@@ -1,0 +1,51 @@
+"""Host profiles and the variables that the kit renders, as typed rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from glm4_deploy.catalog import load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One row of profiles.yaml. `gpu` is a key of gpus.yaml, None where there is no GPU."""
+
+    name: str
+    summary: str
+    engine: str = "nvcr"
+    gpu: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One row of variables.yaml. `before` is the first vLLM version that no longer reads it."""
+
+    name: str
+    value: str
+    read_by: str
+    engines: tuple[str, ...] = ("nvcr", "cpu")
+    before: str | None = None
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    return {name: Profile(name=name, **row) for name, row in load("profiles")["profiles"].items()}
+
+
+@cache
+def variables() -> dict[str, Variable]:
+    rows = load("variables")["variables"]
+    return {
+        name: Variable(name=name, **{**row, "engines": tuple(row.get("engines", ("nvcr", "cpu")))})
+        for name, row in rows.items()
+    }
+
+
+@cache
+def mistaken_variables() -> dict[str, str]:
+    """Names that nothing reads, with the name that was meant."""
+    return dict(load("variables")["mistaken"])

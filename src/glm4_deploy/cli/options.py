@@ -1,0 +1,46 @@
+"""The options that render and up share, and the one way from options to a deployment."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from glm4_deploy.plan.deployment import Deployment
+
+ProfileName = Annotated[str | None, typer.Option("--profile", help="Host profile (see `glm4-deploy profiles`).")]
+Port = Annotated[int | None, typer.Option(help="Host port. [profile: 8080]")]
+Bind = Annotated[str | None, typer.Option(help="Host address to publish on. [127.0.0.1]")]
+ModelDir = Annotated[str | None, typer.Option(help="The checkpoint's directory on the host.")]
+ServedModelName = Annotated[str | None, typer.Option(help="The name that clients ask for. [glm-4-9b-chat]")]
+GpuMemoryUtilization = Annotated[
+    str | None, typer.Option(help="Fraction of the GPU's memory (0 < F <= 1), or auto: solved by the planner.")
+]
+MaxModelLen = Annotated[int | None, typer.Option(help="Context, tokens. [32768]")]
+MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests served at once. [64]")]
+KvCacheDtype = Annotated[str | None, typer.Option(help="auto, fp8, fp8_e4m3, fp8_e5m2 or bfloat16. [fp8]")]
+ShmSize = Annotated[str | None, typer.Option(help="Size of /dev/shm, for example 8gb.")]
+ImageTag = Annotated[str | None, typer.Option(help="Image tag. [26.01-py3]")]
+SetOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; may be given again."),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file. [glm4.yaml where there is one]")]
+
+
+def make_deployment(
+    flags: Mapping[str, Any], *, sets: Iterable[str] = (), config: Path | None = None, default_profile: str = "seed"
+) -> "Deployment":
+    """Options → settings → plan.
+
+    Raises:
+        UsageError, PlanRefused: a wrong setting, or a wish that the profile's GPU cannot meet.
+    """
+    from glm4_deploy.plan.deployment import deploy
+    from glm4_deploy.plan.fraction import choose_fraction
+    from glm4_deploy.settings import load_settings
+
+    settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
+    fraction, reason = choose_fraction(settings, profile)
+    return deploy(settings, profile, fraction=fraction, fraction_reason=reason)

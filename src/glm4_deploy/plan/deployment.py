@@ -1,0 +1,213 @@
+"""(Settings, Profile, memory plan) → Deployment: everything that a rendered file holds, each choice with its reason.
+
+Pure: the same wishes give the same deployment. Layout belongs to the templates, decisions belong here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from glm4_deploy.catalog.images import Version, parse_version, repository, vllm_version
+from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
+from glm4_deploy.errors import UsageError
+from glm4_deploy.settings import Settings
+
+CONTAINER_PORT = 8080
+MODELS = "/mnt/models"
+CACHE = "/cache"
+# What the kit itself decides; an `args` entry for one of these would contradict the file around it.
+RESERVED_FLAGS = {"model": "model_dir", "port": "port", "host": "bind", "served-model-name": "served_model_name"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """An environment variable and who reads it."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """An engine flag; `value` is None for a bare one."""
+
+    name: str
+    value: str | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A plan for one engine. Paths are POSIX; sizes are Docker's (`8gb`); times are seconds."""
+
+    profile: str
+    summary: str
+    engine: str
+    project: str
+    service: str
+    container_name: str
+    image: str
+    vllm: Version | None
+    bind: str
+    port: int
+    model_dir: str
+    model_source: str
+    model_target: str
+    model_path: str
+    served_model_name: str
+    max_model_len: int
+    ipc_host: bool
+    shm_size: str
+    gpus: int
+    hardened: bool
+    read_only: bool
+    restart: str
+    start_period: int
+    environment: tuple[Variable, ...]
+    program: tuple[str, ...]
+    flags: tuple[Flag, ...]
+    reasons: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def base_url(self) -> str:
+        """Where this host reaches the engine. A wildcard bind is reached through loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.bind, self.bind)  # noqa: S104 (compared, not bound)
+        return f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The engine's command line inside the container."""
+        return (*self.program, *(word for flag in self.flags for word in _words(flag)))
+
+
+def _words(flag: Flag) -> Iterator[str]:
+    yield f"--{flag.name}"
+    if flag.value is not None:
+        yield flag.value
+
+
+def deploy(settings: Settings, profile: Profile, *, fraction: float | None, fraction_reason: str = "") -> Deployment:
+    """Make the plan.
+
+    Args:
+        settings: checked wishes.
+        profile: the profile that they were laid over.
+        fraction: gpu_memory_utilization as solved or wished; None leaves the flag out (CPU).
+        fraction_reason: why that fraction.
+
+    Raises:
+        UsageError: a model directory that cannot be mounted, or a flag that contradicts a setting.
+    """
+    directory = _model_directory(settings.model_dir)
+    source, target = str(directory), f"{MODELS}/{directory.name}"
+    if settings.mount == "parent":
+        source, target = str(directory.parent), MODELS
+    return Deployment(
+        profile=profile.name,
+        summary=profile.summary,
+        engine=profile.engine,
+        project=settings.project.lower(),
+        service=settings.service,
+        container_name=settings.container_name,
+        image=f"{settings.image_repository}:{settings.image_tag}",
+        vllm=engine_version(settings, profile),
+        bind=settings.bind,
+        port=settings.port,
+        model_dir=str(directory),
+        model_source=source,
+        model_target=target,
+        model_path=f"{MODELS}/{directory.name}",
+        served_model_name=settings.served_model_name,
+        max_model_len=settings.max_model_len,
+        ipc_host=settings.ipc == "host",
+        shm_size=settings.shm_size,
+        gpus=settings.tensor_parallel_size if profile.engine == "nvcr" else 0,
+        hardened=profile.name != "seed",
+        read_only=profile.engine == "cpu",
+        restart=settings.restart,
+        start_period=settings.start_period,
+        environment=_environment(settings, profile),
+        program=("python3", "-m", "vllm.entrypoints.openai.api_server"),
+        flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction, fraction_reason),
+        reasons=tuple(profile.reasons.items()),
+        warnings=tuple(_warnings(settings, profile)),
+    )
+
+
+def engine_version(settings: Settings, profile: Profile) -> Version | None:
+    """The vLLM that the wished image holds; None for an image that the catalog does not know."""
+    if profile.engine == "cpu":
+        return parse_version(settings.image_tag) if settings.image_tag[:1].isdigit() else None
+    return vllm_version(settings.image_tag) if settings.image_repository == repository() else None
+
+
+def _model_directory(text: str) -> PurePosixPath:
+    path = PurePosixPath(text)
+    if text.startswith("~"):
+        raise UsageError(f"model_dir {text!r} begins with ~", hint="write the whole path: Docker does not expand ~")
+    if path.name in ("", ".."):
+        raise UsageError(f"model_dir {text!r} names no directory", hint="give the checkpoint's own directory")
+    return path
+
+
+def _environment(settings: Settings, profile: Profile) -> tuple[Variable, ...]:
+    known = {
+        row.name: Variable(name=row.name, value=row.value, note=row.read_by)
+        for row in variables().values()
+        if profile.engine in row.engines
+    }
+    for name, value in settings.env.items():
+        known[name] = Variable(name=name, value=value, note="asked for in the settings")
+    return tuple(known.values())
+
+
+def _flags(
+    settings: Settings, profile: Profile, model_path: str, fraction: float | None, fraction_reason: str
+) -> tuple[Flag, ...]:
+    reasons = profile.reasons
+    flags = [
+        Flag(name="model", value=model_path, note="the checkpoint, as the container sees it"),
+        Flag(name="served-model-name", value=settings.served_model_name, note="the name that clients ask for"),
+        Flag(name="port", value=str(CONTAINER_PORT), note="inside the container; `ports:` decides who reaches it"),
+    ]
+    if settings.quantization != "none":
+        flags.append(Flag(name="quantization", value=settings.quantization))
+    flags += [
+        Flag(name="kv-cache-dtype", value=settings.kv_cache_dtype, note=reasons.get("kv_cache_dtype", "")),
+        Flag(name="max-model-len", value=str(settings.max_model_len), note=reasons.get("max_model_len", "")),
+        Flag(name="max-num-seqs", value=str(settings.max_num_seqs), note=reasons.get("max_num_seqs", "")),
+    ]
+    if fraction is not None:
+        flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction:g}", note=fraction_reason))
+    if settings.max_num_batched_tokens is not None:
+        flags.append(Flag(name="max-num-batched-tokens", value=str(settings.max_num_batched_tokens)))
+    if settings.tensor_parallel_size > 1:
+        flags.append(Flag(name="tensor-parallel-size", value=str(settings.tensor_parallel_size)))
+    if settings.enforce_eager:
+        flags.append(Flag(name="enforce-eager", value=None, note=reasons.get("enforce_eager", "")))
+    named = {flag.name: flag for flag in flags}
+    for name, value in settings.args.items():
+        if name in RESERVED_FLAGS:
+            raise UsageError(f"args.{name} would contradict the file", hint=f"set {RESERVED_FLAGS[name]} instead")
+        named[name] = Flag(name=name, value=_flag_value(value), note="asked for in the settings")
+    return tuple(named.values())
+
+
+def _flag_value(value: object) -> str | None:
+    if value is None or value is True:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _warnings(settings: Settings, profile: Profile) -> Iterator[str]:
+    for name, meant in mistaken_variables().items():
+        if name in settings.env:
+            yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
+    if settings.bind in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound)
+        yield f"bind {settings.bind}: every machine that reaches this host can use the engine, and no key is asked for"
+    if profile.engine == "nvcr" and engine_version(settings, profile) is None:
+        yield f"image {settings.image_repository}:{settings.image_tag} is not in the catalog: what it reads is unknown"
+    if "trust-remote-code" in settings.args:
+        yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"

@@ -1,0 +1,214 @@
+"""What the user wishes, checked at the edge: flags > GLM4_* > glm4.yaml > profile > default.
+
+The layers are merged here rather than by pydantic-settings: its import alone costs more than the whole of
+`render` may (docs/benchmarks.md), and an error must name the layer that a wrong value came from.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from glm4_deploy.catalog.profiles import Profile, profiles
+from glm4_deploy.errors import UsageError
+
+FILE = Path("glm4.yaml")
+ENV_PREFIX = "GLM4_"
+# GLM4_* names that steer the tool itself and are no settings.
+TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4_E2E_REQUIRED"})
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
+# No control characters: a value must never be able to break a line of a file or of a terminal.
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1024)]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Scalar = bool | int | float | Text
+
+
+def _env_text(value: object) -> object:
+    """`env: {DEBUG: 1}` in YAML is a number; an environment holds text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+EnvText = Annotated[Text, BeforeValidator(_env_text)]
+
+
+class Settings(BaseModel):
+    """Every wish with its unit and range. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: str = Field("seed", description="a row of the profile table")
+    project: Name = Field("glm4", description="Compose project name")
+    service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
+    container_name: Name = Field("glm4-9b-fp4", description="container name")
+    image_repository: Text = Field("nvcr.io/nvidia/vllm", description="image without its tag")
+    image_tag: Text = Field("26.01-py3", description="image tag")
+    bind: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]+$")] = Field(
+        "127.0.0.1", description="host address that the port is published on"
+    )
+    port: int = Field(8080, ge=1, le=65535, description="host port")
+    model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
+    mount: Literal["parent", "model"] = Field("model", description="mount the checkpoint alone, or its parent")
+    served_model_name: Text = Field("glm-4-9b-chat", description="the name that clients ask for")
+    quantization: Text = Field("compressed-tensors", description="quantization method, or none to let vLLM decide")
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = Field("fp8", description="KV cache type")
+    max_model_len: int = Field(32768, ge=1, le=131072, description="context, tokens")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="requests served at once")
+    max_num_batched_tokens: int | None = Field(None, ge=1, le=1_048_576, description="tokens a step; empty: vLLM's")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="fraction of the GPU's memory, above 0 and at most 1, or auto: solved by the planner"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split over")
+    enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
+    shm_size: Size = Field("8gb", description="size of /dev/shm, a ceiling")
+    ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
+    restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field("unless-stopped", description="restart policy")
+    start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
+    env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
+    args: dict[FlagName, Scalar | None] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    sets: Iterable[str] = (),
+    default_profile: str = "seed",
+) -> tuple[Settings, Profile]:
+    """Merge the layers and check the result.
+
+    Args:
+        flags: command-line values by settings key; None values were not given.
+        file: a settings file that must exist; by default `glm4.yaml` where there is one.
+        environ: defaults to the process's environment.
+        sets: `KEY=VALUE`, `env.NAME=VALUE` or `args.FLAG=VALUE`, as strong as flags.
+        default_profile: the profile where no layer names one.
+
+    Raises:
+        UsageError: an unknown key, a value out of its range, an unreadable file; the message names the layer.
+    """
+    environ = os.environ if environ is None else environ
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        (str(file or FILE), _read_file(file)),
+        ("environment", _from_environ(environ)),
+        ("command line", {key: value for key, value in (flags or {}).items() if value is not None}),
+        ("--set", _from_sets(sets)),
+    ]
+    for name, layer in layers:
+        _refuse_unknown(name, layer)
+    wished = next((layer["profile"] for _, layer in reversed(layers) if "profile" in layer), default_profile)
+    profile = _profile(wished)
+    merged: dict[str, Any] = {**profile.settings, "profile": profile.name}
+    origin = dict.fromkeys(profile.settings, f"profile {profile.name}")
+    for name, layer in layers:
+        for key, value in layer.items():
+            nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if nested else value
+            origin[key] = name
+    try:
+        return Settings.model_validate(merged), profile
+    except ValidationError as error:
+        raise _usage_error(error, origin) from None
+
+
+def _profile(name: object) -> Profile:
+    known = profiles()
+    if not isinstance(name, str) or name not in known:
+        raise UsageError(
+            f"unknown profile {str(name)[:40]!r}", hint=_did_you_mean(str(name), known) or f"known: {', '.join(known)}"
+        )
+    return known[name]
+
+
+def _read_file(file: Path | None) -> Mapping[str, Any]:
+    path = file or FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise UsageError(f"no settings file at {path}", hint="check the path given with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", hint="make it a readable UTF-8 text file") from None
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise UsageError(f"{path}{line} is not valid YAML", hint="check indentation and quotes") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path} must hold `key: value` lines", hint="for example: port: 8080")
+    return content
+
+
+def _from_environ(environ: Mapping[str, str]) -> Mapping[str, Any]:
+    return {
+        name.removeprefix(ENV_PREFIX).lower(): _scalar(value)
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in TOOL_VARIABLES
+    }
+
+
+def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
+    layer: dict[str, Any] = {}
+    for item in sets:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {item[:60]!r} is not KEY=VALUE", hint="for example: --set max_num_seqs=32")
+        group, dot, name = key.partition(".")
+        if not dot:
+            layer[key.replace("-", "_")] = _scalar(text)
+        elif group == "env":
+            layer.setdefault("env", {})[name] = text
+        elif group == "args":
+            layer.setdefault("args", {})[name.removeprefix("--").replace("_", "-")] = _scalar(text)
+        else:
+            raise UsageError(f"--set {key!r}: unknown group {group!r}", hint="use env.NAME=… or args.FLAG=…")
+    return layer
+
+
+def _scalar(text: str) -> Any:
+    """A value written on one line, read as YAML would read it; what YAML refuses stays text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if value is None and text not in ("null", "~") else value
+
+
+def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
+    for key in layer:
+        if key not in Settings.model_fields:
+            shown = f"{ENV_PREFIX}{key.upper()}" if layer_name == "environment" else key
+            raise UsageError(
+                f"{layer_name}: unknown key {shown[:60]!r}",
+                hint=_did_you_mean(key, Settings.model_fields) or "see `glm4-deploy render --help` and the README",
+            )
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = [str(part) for part in first["loc"]]
+    key = path[0] if path else "settings"
+    dotted = ".".join([key, *path[1:2]]) if key in ("env", "args") else key
+    field = Settings.model_fields.get(key)
+    meaning = f"{key}: {field.description}" if field and field.description else ""
+    return UsageError(
+        f"{origin.get(key, 'settings')}: {dotted} = {str(first['input'])[:60]!r}: {first['msg'][0].lower()}{first['msg'][1:]}", hint=meaning
+    )
