@@ -1,7 +1,169 @@
-"""`glm4-deploy detect`."""
+"""`glm4-deploy detect`: the detector on a file or a pipe."""
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from glm4_deploy.detect import Finding
+
+
+class Kind(StrEnum):
+    AUTO = "auto"
+    TEXT = "text"
+    JSONL = "jsonl"
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command()(detect)
+
+
+def detect(
+    file: Annotated[str, typer.Argument(help="A file, or - for standard input.", show_default=False)] = "-",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a document, one a line.")] = False,
+    kind: Annotated[
+        Kind,
+        typer.Option("--format", help='auto: JSONL if the first non-blank line is an object with a "text".'),
+    ] = Kind.AUTO,
+) -> None:
+    """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
+
+    A JSONL row is {"text": …} and, where known, "prompt", "finish_reason", "token_ids" and "logprobs": each one
+    sharpens the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read.
+
+    Example: glm4-deploy detect answers.jsonl --json
+    """
+    from glm4_deploy.report.wire import dumps
+
+    degenerate = False
+    for number, finding in _findings(file, kind):
+        degenerate |= finding.degenerate
+        typer.echo(_escaped_json(dumps(finding, indent=None)) if json_ else _row(number, finding))
+    if degenerate:
+        raise typer.Exit(1)
+
+
+def _findings(file: str, kind: Kind) -> "Iterator[tuple[int, Finding]]":
+    import io
+    from itertools import chain
+
+    from glm4_deploy.detect import scan
+
+    with _open(file) as stream:
+        head, rows = _head(stream)
+        if kind is Kind.JSONL or (kind is Kind.AUTO and rows):
+            lines = chain(io.StringIO(head, newline="\n"), stream)
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, scan(**_document(line, number))
+        else:
+            yield 1, scan(head + stream.read())
+
+
+def _open(file: str) -> "TextIO":
+    import io
+    import sys
+    from pathlib import Path
+
+    from glm4_deploy.errors import UsageError
+
+    try:
+        raw = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - the wrapper closes it
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", hint="name a file, or - for standard input") from None
+    # newline="\n": offsets count every character as given. surrogateescape: a broken byte is one odd character.
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def _head(stream: "TextIO") -> tuple[str, bool]:
+    """What was read up to and with the first non-blank line, and whether that line is a JSONL row."""
+    head = ""
+    for line in stream:
+        head += line
+        if line.strip():
+            try:
+                return head, "text" in _object(line)
+            except ValueError:
+                return head, False
+    return head, False
+
+
+def _object(line: str) -> dict[str, Any]:
+    """One JSON object. Raises ValueError in words for a person."""
+    import json
+
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _document(line: str, number: int) -> dict[str, Any]:
+    """The arguments of `scan` from a JSONL row; keys that it does not know are the user's own and are left alone."""
+    from glm4_deploy.errors import UsageError
+
+    try:
+        row = _object(line)
+        for key, (holds, what) in _FIELDS.items():
+            if not holds(row.get(key)):
+                raise ValueError(f'"{key}" must be {what}')
+    except ValueError as error:
+        raise UsageError(
+            f"line {number}: {error}",
+            hint='each line must be a JSON object such as {"text": "…", "finish_reason": "stop"}',
+        ) from None
+    return {key: row.get(key) for key in _FIELDS}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "text": (lambda value: isinstance(value, str), "a string"),
+    "prompt": (lambda value: value is None or isinstance(value, str), "a string or null"),
+    "finish_reason": (lambda value: value is None or isinstance(value, str), "a string or null"),
+    "token_ids": (
+        lambda value: value is None or (isinstance(value, list) and all(type(item) is int for item in value)),
+        "a list of integers or null",
+    ),
+    "logprobs": (
+        lambda value: (
+            value is None or (isinstance(value, list) and all(item is None or _number(item) for item in value))
+        ),
+        "a list of numbers and nulls, or null",
+    ),
+}
+
+
+def _row(number: int, finding: "Finding") -> str:
+    """One line for a person."""
+    place = f" from character {finding.start}" if finding.start is not None else ""
+    unit = f": {_escaped(finding.unit[:60])}" if finding.unit else ""
+    return f"{number:>5}  {finding.verdict:<16} {finding.confidence:4.2f}  {_escaped(finding.why)}{place}{unit}"
+
+
+def _escaped(text: str) -> str:
+    """Untrusted text for a terminal: no control, format (bidi), surrogate or private character goes through."""
+    return "".join(char if _printable(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def _escaped_json(text: str) -> str:
+    """The same for JSON, by JSON's own escapes: it stays the same value."""
+    import json
+
+    return "".join(char if _printable(char) else json.dumps(char)[1:-1] for char in text)
+
+
+def _printable(char: str) -> bool:
+    return char == " " or char.isprintable()

@@ -1,0 +1,30 @@
+"""Loops and garbage in generated text: text, token ids and logprobs in, a finding out. Pure; NumPy at the most.
+
+>>> scan("The same again. " * 40).verdict
+<Verdict.EXACT_LOOP: 'EXACT_LOOP'>
+"""
+
+from collections.abc import Sequence
+
+from glm4_deploy.detect.model import Finding, Verdict
+from glm4_deploy.detect.stream import Stream
+
+__all__ = ["Finding", "Stream", "Verdict", "scan"]
+
+
+def scan(
+    text: str,
+    *,
+    prompt: str | None = None,
+    finish_reason: str | None = None,
+    token_ids: Sequence[int] | None = None,
+    logprobs: Sequence[float | None] | None = None,
+) -> Finding:
+    """Judge one whole document: what a Stream fed with it would say.
+
+    text: any code points, lone surrogates and NULs included; offsets in the finding refer to it as given.
+    logprobs: natural logarithms, one a generated token; None (or NaN) where the engine gave null.
+    """
+    stream = Stream(prompt=prompt)
+    stream.feed(text, token_ids=token_ids or (), logprobs=logprobs or ())
+    return stream.close(finish_reason)

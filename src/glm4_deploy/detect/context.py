@@ -1,0 +1,101 @@
+"""What excuses a repetition: how the text ended, what the repeated unit is made of, what the prompt asked for."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Ending(StrEnum):
+    """How the text ended. RUNNING: it has not ended yet (a stream)."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    CUT = "cut"
+    UNKNOWN = "unknown"
+
+    @staticmethod
+    def of(finish_reason: str | None) -> "Ending":
+        """OpenAI's finish_reason: `length` is a cut, any other name is the model's own stop."""
+        if not finish_reason:
+            return Ending.UNKNOWN
+        return Ending.CUT if finish_reason == "length" else Ending.STOPPED
+
+
+class Shape(StrEnum):
+    """What a repeated unit is made of. Rows of numbers and markup repeat in good texts; prose hardly does."""
+
+    PROSE = "prose"
+    STRUCTURE = "structure"
+    SYMBOLS = "symbols"
+
+
+_EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
+_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w[_/]\w|\d\d:\d\d|^\s*[-+#*] ", re.MULTILINE)
+
+
+def shape_of(unit: str) -> Shape:
+    """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script."""
+    sample = unit[:2000]
+    solid = sum(not char.isspace() for char in sample)
+    letters = sum(char.isalpha() for char in _EMPTY_WORD.sub("", sample))
+    if letters < 0.3 * solid or not letters:
+        return Shape.SYMBOLS
+    marks = len(_STRUCTURE.findall(sample))
+    return Shape.STRUCTURE if marks > 0.02 * len(sample) else Shape.PROSE
+
+
+_WIDE = re.compile(
+    "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]"
+)
+
+
+def weight_of(unit: str) -> float:
+    """Characters of Latin text that one character of this unit stands for: CJK takes about 2.5 times the tokens."""
+    sample = unit[:400]
+    return 1 + 1.5 * len(_WIDE.findall(sample)) / max(len(sample), 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a prompt asked for.
+
+    repeat: it asked to repeat something; count: it asked to count or enumerate.
+    limit: the largest number it named (how often, or how far); None when it named none.
+    """
+
+    repeat: bool = False
+    count: bool = False
+    limit: int | None = None
+
+
+_DENIED = re.compile(
+    r"\b(?:don't|do not|never|without|avoid|no|not)\s+(?:\w+\s+)?repeat\w*|不要重复|不重复|勿重复", re.IGNORECASE
+)
+_REPEAT = re.compile(
+    r"\brepeat|\bover and over|\b\d+ times\b|\bforever\b|\btimes in a row\b|\bwrite out\b|\bsay .{0,40}\btimes|"
+    r"重复|反复|[0-9一二两三四五六七八九十百千]+\s*[遍次]",
+    re.IGNORECASE,
+)
+_COUNT = re.compile(
+    r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
+    r"\b\d+\s*(?:-|–|to|through|until)\s*\d+\b|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
+    r"数到|从\s*\d+|列出|计数|编号|乘法",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"\d[\d,_]*")
+_SPELT = {"dozen": 12, "twenty": 20, "fifty": 50, "hundred": 100, "thousand": 1000, "百": 100, "千": 1000}
+
+
+def request_of(prompt: str | None) -> Request:
+    """Read a prompt for what it allows. Only its head and tail are read: instructions stand there."""
+    if not prompt:
+        return Request()
+    text = prompt if len(prompt) <= 4000 else prompt[:2000] + "\n" + prompt[-2000:]
+    text = _DENIED.sub(" ", text)
+    numbers = [int(digits) for raw in _NUMBER.findall(text) if len(digits := re.sub(r"\D", "", raw)) <= 9]
+    numbers += [value for word, value in _SPELT.items() if word in text.lower()]
+    return Request(
+        repeat=bool(_REPEAT.search(text)),
+        count=bool(_COUNT.search(text)),
+        limit=max(numbers, default=None),
+    )
