@@ -1,0 +1,170 @@
+"""Does anything answer, and is it this engine with this model?"""
+
+from typing import Any
+
+from glm4_deploy.errors import Unreachable, WrongEngine
+from glm4_deploy.probe.client import Reply
+from glm4_deploy.probe.outcome import fail, ok, skipped, warn
+from glm4_deploy.probe.probe import CHAT, Probe
+from glm4_deploy.probe.registry import GATE, QUICK, SOAK, Stage, check
+from glm4_deploy.probe.trouble import Kind, Refused, Trouble
+from glm4_deploy.result import Result
+
+# The clock of the process table is derived from the boot time and may differ from the wall clock by this much.
+CLOCK_SLACK_S = 2.0
+
+
+@check(
+    "alive",
+    stage=Stage.REACH,
+    proves="something answers HTTP at the address and says that it is healthy",
+    suites=GATE | SOAK,
+    needs=(),
+    seconds=0.1,
+    limit_s=30,
+)
+async def alive(probe: Probe) -> Result:
+    try:
+        health = await probe.client.get("/health")
+        version = (await probe.client.get("/version")).json() if health.status == 200 else None
+    except Trouble as trouble:
+        if trouble.kind is Kind.UNREACHABLE:
+            raise Unreachable(f"nothing answers at {trouble.detail}", hint=trouble.remedy) from trouble
+        if trouble.kind in {Kind.REDIRECT, Kind.ENCODING, Kind.TOO_BIG}:
+            raise WrongEngine(f"GET /health: {trouble.detail}", hint=trouble.remedy) from trouble
+        return fail(f"GET /health: {trouble.detail}", "HTTP 200", remedy=trouble.remedy)
+    if isinstance(version, dict) and isinstance(version.get("version"), str):
+        probe.served.version = version["version"]
+    seen = f"GET /health HTTP {health.status} in {health.seconds * 1000:.0f} ms"
+    if health.status == 200:
+        return ok(seen, "HTTP 200")
+    if health.status in {404, 405, 401, 403}:  # Ollama has no /health; whether it is the right server, identity says
+        return ok(f"{seen}: no health address here, but it answers", "an HTTP answer")
+    return fail(f"{seen}: {health.text[:80].strip()}", "HTTP 200", remedy="read the engine's log")
+
+
+@check(
+    "identity",
+    stage=Stage.REACH,
+    proves="it is the model, the version and the start that were expected, not a stale server on the same port",
+    suites=GATE | SOAK,
+    needs=("alive",),
+    seconds=0.1,
+    limit_s=30,
+)
+async def identity(probe: Probe) -> Result:
+    try:
+        reply = await probe.client.get("/v1/models")
+    except Trouble as trouble:
+        raise WrongEngine(f"GET /v1/models: {trouble.detail}", hint=trouble.remedy) from trouble
+    model = _pick(_models(reply), probe.target.model)
+    served = probe.served
+    served.model = str(model["id"])
+    served.owned_by = model.get("owned_by")
+    length = model.get("max_model_len")
+    served.max_model_len = length if isinstance(length, int) else probe.target.max_model_len
+    _check_version(served.version, probe.target.vllm_version)
+    age = await _started(probe, model)
+    told = f"model {served.model}, context {served.max_model_len or 'not told'}, vLLM {served.version or 'not told'}"
+    if probe.target.started_at is not None and age is None:
+        return warn(
+            f"{told}, start time not told",
+            "an engine started with this container",
+            remedy="make sure by hand that no older server holds this port",
+        )
+    return ok(f"{told}{age or ''}", f"model {probe.target.model or 'any one'}")
+
+
+def _models(reply: Reply) -> list[dict[str, Any]]:
+    if reply.status in {401, 403}:
+        hint = "give the engine's key with --api-key-file"
+        raise WrongEngine(f"GET /v1/models: HTTP {reply.status}: the key is missing or wrong", hint=hint)
+    body = reply.json()
+    rows = body.get("data") if isinstance(body, dict) else None
+    found = [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else []
+    if reply.status != 200 or not found:
+        kind = reply.headers.get("content-type", "no content type").split(";")[0]
+        raise WrongEngine(
+            f"GET /v1/models: HTTP {reply.status}, {kind}, no list of models",
+            hint="this is no OpenAI-compatible server, or a proxy stands before it: give the engine's own address",
+        )
+    return found
+
+
+def _pick(models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
+    names = [str(row["id"]) for row in models]
+    shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    if wanted is None:
+        if len(models) > 1:
+            raise WrongEngine(f"{len(models)} models are served ({shown})", hint="say which with --model")
+        return models[0]
+    if wanted not in names:
+        raise WrongEngine(f"serves {shown}, not {wanted}", hint="give its name with --model, or stop that server")
+    return models[names.index(wanted)]
+
+
+def _check_version(version: str | None, wanted: str | None) -> None:
+    if wanted is not None and version is not None and version.split("+")[0] != wanted.split("+")[0]:
+        raise WrongEngine(
+            f"vLLM {version} answers, {wanted} was expected", hint="another container answers on this port: stop it"
+        )
+
+
+async def _started(probe: Probe, model: dict[str, Any]) -> str | None:
+    """When the engine started, as a phrase; None where it does not tell.
+
+    vLLM fills `created` with the time of the request (0.32 and earlier), so it proves nothing there; the start of the
+    process stands in /metrics. An older `created` still proves a stale server.
+    """
+    after = probe.target.started_at
+    metrics = await probe.metrics()
+    start = metrics.sum("process_start_time_seconds") if metrics else None
+    created = model.get("created")
+    for name, moment in (("process start", start), ("created", created)):
+        if after is not None and isinstance(moment, int | float) and 0 < moment < after - CLOCK_SLACK_S:
+            raise WrongEngine(
+                f"a stale server answers: its {name} is {after - moment:.0f} s before this container's start",
+                hint="stop the other server on this port, then start again",
+            )
+    if start is None or after is None:
+        return None
+    return f", started {start - after:.1f} s after its container"
+
+
+@check(
+    "unknown-model",
+    stage=Stage.PROTOCOL,
+    proves="a question for another model is refused, so an answer is this model's",
+    suites=QUICK,
+    needs=("identity",),
+    seconds=0.1,
+)
+async def unknown_model(probe: Probe) -> Result:
+    body = {"model": "no-such-model", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    try:
+        await probe.client.ask_whole(CHAT, body, limit_s=probe.target.timeout_s)
+    except Refused as refused:
+        seen = f"HTTP {refused.status}: {refused.message[:80]}"
+        return ok(seen, "HTTP 404") if refused.status in {400, 404} else fail(seen, "HTTP 404")
+    if probe.served.is_vllm:
+        return fail("HTTP 200 for the model no-such-model", "HTTP 404", remedy="look for a proxy that rewrites it")
+    return skipped("this server answers for any model name")
+
+
+@check(
+    "key",
+    stage=Stage.PROTOCOL,
+    proves="with an API key set, /v1 refuses a request without it and one with a wrong one",
+    suites=QUICK,
+    needs=("identity",),
+    seconds=0.1,
+)
+async def key(probe: Probe) -> Result:
+    if probe.target.key is None:
+        return skipped("no key given: the server takes requests without one")
+    without = (await probe.client.get_as("/v1/models", None)).status
+    wrong = (await probe.client.get_as("/v1/models", "wrong-key")).status
+    seen = f"without a key HTTP {without}, with a wrong one HTTP {wrong}"
+    if {without, wrong} <= {401, 403}:
+        return ok(seen, "401 both times")
+    return fail(seen, "401 both times", remedy="start the engine with --api-key, or guard it in the proxy")

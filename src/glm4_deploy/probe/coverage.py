@@ -1,0 +1,50 @@
+"""The words around a verdict: what was asked, what was not, of which engine, with which settings."""
+
+from collections.abc import Mapping, Sequence
+
+from glm4_deploy import __version__
+from glm4_deploy.probe.probe import Probe
+from glm4_deploy.probe.registry import Check
+from glm4_deploy.result import Result, Status
+from glm4_deploy.samples import Fact
+
+
+def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
+    """One sentence: a pass means that no failure was seen in what was asked."""
+    judged = [row.check for row in results if row.status not in {Status.SKIPPED, Status.UNKNOWN}]
+    skipped = [row.check for row in results if row.status is Status.SKIPPED]
+    unknown = [row.check for row in results if row.status is Status.UNKNOWN]
+    outside = len(table) - len(results)
+    parts = [f"{len(judged)} of {len(table)} checks judged"]
+    if skipped:
+        parts.append(f"skipped {', '.join(skipped)}")
+    if unknown:
+        parts.append(f"not judged {', '.join(unknown)}")
+    if outside:
+        parts.append(f"{outside} not in this run")
+    return f"{'; '.join(parts)}. A pass means that no failure was seen in what was asked, no more."
+
+
+def engine_facts(probe: Probe) -> tuple[Fact, ...]:
+    served = probe.served
+    known = (
+        ("model", served.model),
+        ("vLLM", served.version),
+        ("owned by", served.owned_by),
+        ("context length", f"{served.max_model_len} tokens" if served.max_model_len else None),
+    )
+    return tuple(Fact(name=name, value=str(value) if value else "not told") for name, value in known)
+
+
+def setting_facts(probe: Probe, only: Sequence[str], skip: Sequence[str]) -> tuple[Fact, ...]:
+    target = probe.target
+    rows = (
+        ("suite", str(probe.suite)),
+        ("address", target.root),
+        ("key", "given" if target.key else "none"),
+        ("only", ", ".join(only)),
+        ("skip", ", ".join(skip)),
+        ("first token within", f"{target.timeout_s:g} s"),
+        ("glm4-deploy", __version__),
+    )
+    return tuple(Fact(name=name, value=value) for name, value in rows if value)

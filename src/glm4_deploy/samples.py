@@ -1,0 +1,88 @@
+"""What a suite run hands to a report: samples of what was said, how long it took, and the verdict over all checks."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from glm4_deploy.detect import Finding
+from glm4_deploy.result import Result, Status
+
+
+class Suite(StrEnum):
+    """How much to ask. GATE is what `up` waits for; SOAK repeats its rounds for as long as asked."""
+
+    GATE = "gate"
+    QUICK = "quick"
+    FULL = "full"
+    SOAK = "soak"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One request on the clock, in seconds after it was sent.
+
+    total: until the answer was complete.
+    arrivals: when each token-bearing chunk of a stream came, ascending; empty for an answer that was not streamed.
+    tokens: completion tokens as the server counts them (usage); None where it does not say.
+    """
+
+    total: float
+    arrivals: tuple[float, ...] = ()
+    tokens: int | None = None
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token."""
+        return self.arrivals[0] if self.arrivals else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean time per output token after the first."""
+        tokens = self.tokens or len(self.arrivals)
+        if len(self.arrivals) < 2 or tokens < 2:
+            return None
+        return (self.arrivals[-1] - self.arrivals[0]) / (tokens - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One prompt and its answer. Both are untrusted text: a report caps and escapes them.
+
+    finding: what the detector said of the answer; None where the answer was not judged for loops.
+    """
+
+    check: str
+    prompt: str
+    answer: str
+    finish_reason: str | None = None
+    finding: Finding | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One line about the engine or the settings of the run."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A suite run. `verdict` and `exit_code` are decided where the checks ran; a renderer only shows them.
+
+    started: ISO 8601 with offset. seconds: wall time. covered: one sentence on what was asked and what was not.
+    exit_code: 0 passed, 1 failed or could not be judged, 3 not reachable, 4 not the engine or model expected.
+    """
+
+    suite: Suite
+    base_url: str
+    model: str | None
+    started: str
+    seconds: float
+    results: tuple[Result, ...]
+    verdict: Status
+    exit_code: int
+    covered: str
+    samples: tuple[Sample, ...] = field(default=())
+    engine: tuple[Fact, ...] = field(default=())
+    settings: tuple[Fact, ...] = field(default=())
