@@ -5,6 +5,7 @@ Exit codes are a public promise (README, "Exit codes"): they are unique, documen
 class here has it, except `Judged`, which carries a verdict out of a deeper room.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -14,15 +15,17 @@ class DeployError(Exception):
     Args:
         message: what failed, with the value seen; one line.
         hint: the next action; one line, imperative.
+        details: what was seen, a few lines (the end of a log); shown between message and hint.
     """
 
     exit_code: ClassVar[int] = 70
     meaning: ClassVar[str] = "a defect in glm4-deploy itself: run again with --debug and report it"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", details: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = tuple(details)
 
 
 class Judged(DeployError):

@@ -42,6 +42,8 @@ def main() -> None:
         if os.environ.get("GLM4_DEBUG"):
             raise
         print(f"glm4-deploy: {error.message}", file=sys.stderr)  # noqa: T201
+        for line in error.details:
+            print(f"  | {line}", file=sys.stderr)  # noqa: T201
         if error.hint:
             print(f"  → {error.hint}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

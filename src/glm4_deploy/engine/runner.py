@@ -1,0 +1,129 @@
+"""What runs an engine: Docker Compose, or a plain process on this host. One protocol, so that the rest need not care."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from glm4_deploy.engine.compose import Compose
+from glm4_deploy.engine.docker import connect, events, find_container, log_lines, state_of
+from glm4_deploy.errors import ComposeFailed, DeployError, EngineDied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A start of an engine. id: container id, or `pid:start-ticks`. started_at: seconds since the epoch."""
+
+    id: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What is so now. restarts counts those that the engine's keeper made by itself since it was created."""
+
+    running: bool
+    started: Started | None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    restarts: int = 0
+    health: str | None = None
+    detail: str = ""
+
+
+class Runner(Protocol):
+    """Starts, watches and stops one engine."""
+
+    @property
+    def kind(self) -> str: ...
+    def start(self) -> Started: ...
+    def state(self) -> RunState: ...
+    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]: ...
+    def events(self) -> Iterator[str]: ...
+    def stop(self) -> None: ...
+    def remove(self, *, volumes: bool = False) -> None: ...
+
+
+class ComposeRunner:
+    """An engine in a container, kept by Docker Compose."""
+
+    kind = "compose"
+
+    def __init__(self, *, compose: Compose, service: str) -> None:
+        self._compose = compose
+        self._service = service
+        self._client = connect()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._compose.files
+
+    def start(self) -> Started:
+        """Create and start the container, or keep the one that already runs these very settings.
+
+        Raises:
+            ComposeFailed, PortTaken: with nothing left behind that was not there before.
+        """
+        self._compose.config()
+        before = self._container()
+        try:
+            self._compose.up()
+        except DeployError:
+            if before is None:
+                # Compose leaves a created container and a network behind when the engine refuses to start it.
+                self.remove()
+            raise
+        started = self.state().started
+        if started is None:
+            raise ComposeFailed(
+                f"docker compose made no container for the service {self._service}",
+                hint="look at the files with: docker compose config",
+            )
+        return started
+
+    def state(self) -> RunState:
+        container = self._container()
+        state = state_of(container) if container else None
+        if state is None:
+            return RunState(running=False, started=None, detail="no container")
+        return RunState(
+            running=state.running,
+            started=Started(id=state.id, started_at=state.started_at) if state.started_at else None,
+            exit_code=state.exit_code,
+            oom_killed=state.oom_killed,
+            restarts=state.restarts,
+            health=state.health,
+            detail=f"{state.name} ({state.image}) {state.status}",
+        )
+
+    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
+        container = self._container()
+        return log_lines(container, since=since, follow=follow) if container else iter(())
+
+    def events(self) -> Iterator[str]:
+        container = self._container()
+        return events(connect(timeout=24 * 3600), str(container.id)) if container else iter(())
+
+    def stop(self) -> None:
+        self._compose.stop()
+
+    def remove(self, *, volumes: bool = False) -> None:
+        self._compose.down(volumes=volumes)
+
+    def _container(self):  # type: ignore[no-untyped-def]  # docker's stubs name the type in a private module
+        return find_container(self._client, self._compose.project, self._service)
+
+
+def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, ...]) -> EngineDied:
+    """The one sentence for an engine that went away, whatever kept it."""
+    how = "restarted by itself" if state.restarts else "stopped"
+    code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
+    if state.oom_killed or state.exit_code == 137:
+        cause = cause or "killed from outside, most often by the kernel for want of memory"
+        fix = fix or "give the host more room: a smaller --gpu-memory-utilization or --max-model-len"
+    why = f": {cause}" if cause else ""
+    return EngineDied(
+        f"the engine {how} in the phase `{phase}`{code}{why}",
+        details=tail,
+        hint=fix or "read the log: glm4-deploy logs, or glm4-deploy diagnose",
+    )

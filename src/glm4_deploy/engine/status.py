@@ -1,0 +1,99 @@
+"""What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+
+from glm4_deploy.engine.runner import Runner
+from glm4_deploy.engine.state import Record
+from glm4_deploy.facts.enginelog import EngineFacts, LogReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One look. `models` is None where /v1/models did not answer; `why` says what keeps it from being up."""
+
+    up: bool
+    why: str
+    runner: str
+    profile: str
+    detail: str
+    container_health: str | None
+    restarts: int
+    started: str | None
+    base_url: str
+    models: tuple[str, ...] | None
+    expected_model: str
+    last_verdict: str
+    engine: EngineFacts
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Name and value, for people."""
+        yield "up", "yes" if self.up else f"no: {self.why}"
+        yield "engine", self.detail
+        yield "started", self.started or "-"
+        yield "health", f"{self.container_health or 'no health check'}, restarted {self.restarts} times"
+        yield "address", f"{self.base_url}/v1"
+        yield "models", ", ".join(self.models) if self.models else "no answer"
+        yield "last gate", self.last_verdict
+        facts = self.engine
+        native = {True: "native FP4", False: "not native FP4", None: "native FP4 unknown"}[facts.native_fp4]
+        yield "vLLM", facts.version or "unknown"
+        yield "kernel", f"{facts.kernel or 'unknown'} ({native})"
+        yield "KV cache", f"{facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
+
+
+def look(record: Record, runner: Runner) -> Seen:
+    """Take one look; never starts or changes anything."""
+    state = runner.state()
+    models = _models(record.base_url) if state.running else None
+    reader = LogReader()
+    if state.started is not None:
+        for line in log_tail(runner, None, follow=False):
+            reader.feed(line)
+    why = ""
+    if not state.running:
+        why = state.detail
+    elif models is None:
+        why = f"no answer at {record.base_url}/v1/models (phase {reader.facts.phase})"
+    elif record.model not in models:
+        why = f"{record.base_url} serves {', '.join(models)}, not {record.model}"
+    elif state.health == "unhealthy":
+        why = "its health check fails"
+    return Seen(
+        up=not why,
+        why=why,
+        runner=record.runner,
+        profile=record.profile,
+        detail=state.detail,
+        container_health=state.health,
+        restarts=state.restarts,
+        started=datetime.fromtimestamp(state.started.started_at, UTC).isoformat(timespec="seconds") if state.started else None,
+        base_url=record.base_url,
+        models=models,
+        expected_model=record.model,
+        last_verdict=record.verdict,
+        engine=reader.facts,
+    )
+
+
+def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str]:
+    """The last `count` lines (None: all) of the present start, and those that come where it is to be followed."""
+    state = runner.state()
+    if state.started is None:
+        return iter(())
+    lines = runner.lines(state.started.started_at, follow=follow)
+    if follow or count is None:
+        return lines
+    return iter(deque(lines, maxlen=count))
+
+
+def _models(base_url: str) -> tuple[str, ...] | None:
+    try:
+        answer = httpx.get(f"{base_url}/v1/models", timeout=5, trust_env=False).json()
+        return tuple(str(row["id"])[:200] for row in answer["data"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
