@@ -42,6 +42,68 @@ LOOPS = {
 }
 LONG_UNIT = 200
 
+WORDS = 16384  # tokens kept
+WORD_REACH = WORDS // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """When a run that counts is a loop: copies, and its length in characters."""
+
+    copies: float
+    span: float
+
+
+NEVER = Count(float("inf"), 0)
+COUNTERS = {
+    (Shape.PROSE, Ending.RUNNING): Count(12, 240),
+    (Shape.PROSE, Ending.STOPPED): Count(12, 240),
+    (Shape.PROSE, Ending.UNKNOWN): Count(8, 160),
+    (Shape.PROSE, Ending.CUT): Count(5, 120),
+    (Shape.STRUCTURE, Ending.RUNNING): Count(1500, 0),
+    (Shape.STRUCTURE, Ending.STOPPED): NEVER,
+    (Shape.STRUCTURE, Ending.UNKNOWN): Count(60, 0),
+    (Shape.STRUCTURE, Ending.CUT): Count(12, 160),
+    (Shape.SYMBOLS, Ending.RUNNING): Count(1500, 0),
+    (Shape.SYMBOLS, Ending.STOPPED): NEVER,
+    (Shape.SYMBOLS, Ending.UNKNOWN): Count(150, 0),
+    (Shape.SYMBOLS, Ending.CUT): Count(16, 60),
+}
+
+SHINGLE = 5  # tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """When a stretch of text is a near duplicate of itself. Lengths in tokens.
+
+    costs: what a new token costs where a covered one earns 1, one region for each; ceiling: the most it earns.
+    few, some: shares of new tokens; above `few` the changes must come at different places (spread).
+    """
+
+    costs: tuple[float, ...]
+    ceiling: float
+    tokens: int
+    copies: dict[Ending, float]
+    short_unit: int
+    long_unit: int
+    few: float
+    some: float
+    spread: float
+
+
+NEAR = Near(
+    costs=(4, 16),
+    ceiling=150,
+    tokens=60,
+    copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 3.5, Ending.CUT: 3},
+    short_unit=14,
+    long_unit=24,
+    few=0.05,
+    some=0.2,
+    spread=0.5,
+)
+
 BANGS = 48  # '!' in a row: token 0 of GLM-4's vocabulary
 ZERO_IDS = 16
 NULL_LOGPROBS = 8

@@ -5,10 +5,15 @@ from collections.abc import Iterable
 from itertools import islice
 
 from glm4_deploy.detect.context import Ending, request_of
-from glm4_deploy.detect.limits import HOP, WINDOW
+from glm4_deploy.detect.counters import counting, find_counter
+from glm4_deploy.detect.likeness import find_near_duplicate
+from glm4_deploy.detect.limits import HOP, WINDOW, WORDS
 from glm4_deploy.detect.loops import find_loop
 from glm4_deploy.detect.model import Finding, Verdict, clean, degenerate
+from glm4_deploy.detect.neardup import Shingles
 from glm4_deploy.detect.numbers import Numbers
+from glm4_deploy.detect.text import Text
+from glm4_deploy.detect.words import Words
 
 _BLOCKS = WINDOW // HOP
 
@@ -27,6 +32,8 @@ class Stream:
         self._seen = 0
         self._hops = 0
         self._blank = True
+        self._words = Words(WORDS)
+        self._shingles = Shingles()
         self._found: Finding | None = None
 
     def feed(
@@ -46,6 +53,8 @@ class Stream:
         if found is None and self._blank and not self._pending.strip():
             found = _nothing(self._seen + len(self._pending))
         if found is None:
+            self._words.finish(self._pending, self._seen)
+            self._shingles.feed(self._words)
             found = self._look(_BLOCKS, self._pending, Ending.of(finish_reason)) or self._numbers.salad()
         self._found = found or clean("the text goes on without repeating itself")
         return self._found
@@ -61,13 +70,27 @@ class Stream:
             self._seen += HOP
             self._hops += 1
             self._blank = self._blank and block.isspace()
+            self._words.feed(block, self._seen - HOP)
+            self._shingles.feed(self._words)
             # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
             self._found = self._look(8 * (self._hops & -self._hops), "", Ending.RUNNING)
         self._pending = text[full:]
 
     def _look(self, blocks: int, rest: str, ending: Ending) -> Finding | None:
         turned = rest[::-1] + "".join(islice(self._turned, min(blocks, _BLOCKS)))
-        return find_loop(turned, end=self._seen + len(rest), ending=ending, request=self._request)
+        end = self._seen + len(rest)
+        found = find_loop(turned, end=end, ending=ending, request=self._request)
+        if found is not None:
+            return found
+        first = self._words.since(end - len(turned))
+        found = find_counter(counting(self._words, first, turned, end), ending=ending, request=self._request)
+        if found is not None:
+            return found
+        alike = self._shingles.looks(self._words, all_=ending is not Ending.RUNNING)
+        if not alike:
+            return None
+        tail = "".join(self._turned)
+        return find_near_duplicate(alike, Text((rest[::-1] + tail)[::-1], end), ending=ending, request=self._request)
 
 
 def _nothing(length: int) -> Finding:

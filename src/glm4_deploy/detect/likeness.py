@@ -1,0 +1,44 @@
+"""Which near duplicates are loops, given what repeats, how the text ended and what was asked for."""
+
+from collections.abc import Iterable
+
+from glm4_deploy.detect.context import Ending, Request, Shape, shape_of
+from glm4_deploy.detect.limits import NEAR
+from glm4_deploy.detect.model import Finding, Verdict, degenerate
+from glm4_deploy.detect.neardup import Likeness
+from glm4_deploy.detect.text import Text
+
+
+def find_near_duplicate(found: Iterable[Likeness], text: Text, *, ending: Ending, request: Request) -> Finding | None:
+    """The first of these that nothing excuses."""
+    if request.repeat:
+        return None
+    return next((_finding(item, text) for item in found if _is_loop(item, text, ending)), None)
+
+
+def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
+    if item.tokens < NEAR.tokens or item.copies < NEAR.copies[ending]:
+        return False
+    if shape_of(text.between(item.start, item.end)) is not Shape.PROSE:
+        return False
+    if item.novelty and item.numerals >= 0.8:
+        # Only numbers change: rows and records do that, and counters have a rule of their own.
+        return item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
+    if item.novelty <= NEAR.few:
+        return True
+    # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere.
+    return item.lag >= NEAR.short_unit and item.novelty <= NEAR.some and item.spread >= NEAR.spread
+
+
+def _finding(item: Likeness, text: Text) -> Finding:
+    unit = text.between(item.start, item.end)
+    period = max(round((item.end - item.start) / item.copies), 1)
+    return degenerate(
+        Verdict.NEAR_DUPLICATE,
+        f"about the same {period} characters come {item.copies:.1f} times; {item.novelty:.1%} of the words are new",
+        confidence=round(min(0.95, 0.6 + 0.03 * item.copies + (NEAR.some - item.novelty)), 2),
+        start=item.start,
+        unit=unit[:period],
+        period=period,
+        repeats=item.copies,
+    )
