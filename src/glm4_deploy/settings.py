@@ -5,6 +5,7 @@ The layers are merged here rather than by pydantic-settings: its import alone co
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,6 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-Scalar = bool | int | float | Text
 
 
 def _env_text(value: object) -> object:
@@ -37,7 +37,13 @@ def _env_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _flag_text(value: object) -> object:
+    """An engine flag that takes JSON may be written as YAML."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
 EnvText = Annotated[Text, BeforeValidator(_env_text)]
+FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_text)]
 
 
 class Settings(BaseModel):
@@ -59,7 +65,9 @@ class Settings(BaseModel):
     mount: Literal["parent", "model"] = Field("model", description="mount the checkpoint alone, or its parent")
     served_model_name: Text = Field("glm-4-9b-chat", description="the name that clients ask for")
     quantization: Text = Field("compressed-tensors", description="quantization method, or none to let vLLM decide")
-    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = Field("fp8", description="KV cache type")
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = Field(
+        "fp8", description="KV cache type"
+    )
     max_model_len: int = Field(32768, ge=1, le=131072, description="context, tokens")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests served at once")
     max_num_batched_tokens: int | None = Field(None, ge=1, le=1_048_576, description="tokens a step; empty: vLLM's")
@@ -70,10 +78,12 @@ class Settings(BaseModel):
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
     shm_size: Size = Field("8gb", description="size of /dev/shm, a ceiling")
     ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
-    restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field("unless-stopped", description="restart policy")
+    restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field(
+        "unless-stopped", description="restart policy"
+    )
     start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
-    args: dict[FlagName, Scalar | None] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
+    args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
 
 
 def load_settings(
@@ -172,7 +182,7 @@ def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
         elif group == "env":
             layer.setdefault("env", {})[name] = text
         elif group == "args":
-            layer.setdefault("args", {})[name.removeprefix("--").replace("_", "-")] = _scalar(text)
+            layer.setdefault("args", {})[name.removeprefix("--").replace("_", "-")] = _flag_scalar(text)
         else:
             raise UsageError(f"--set {key!r}: unknown group {group!r}", hint="use env.NAME=… or args.FLAG=…")
     return layer
@@ -185,6 +195,11 @@ def _scalar(text: str) -> Any:
     except yaml.YAMLError:
         return text
     return text if value is None and text not in ("null", "~") else value
+
+
+def _flag_scalar(text: str) -> Any:
+    """An engine flag's value goes to the engine as it was typed; only these three words mean something here."""
+    return {"true": True, "false": False, "null": None}.get(text, text)
 
 
 def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
@@ -210,5 +225,6 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     field = Settings.model_fields.get(key)
     meaning = f"{key}: {field.description}" if field and field.description else ""
     return UsageError(
-        f"{origin.get(key, 'settings')}: {dotted} = {str(first['input'])[:60]!r}: {first['msg'][0].lower()}{first['msg'][1:]}", hint=meaning
+        f"{origin.get(key, 'settings')}: {dotted} = {str(first['input'])[:60]!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        hint=meaning,
     )

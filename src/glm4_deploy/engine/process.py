@@ -138,7 +138,9 @@ def environment(deployment: Deployment, directory: Path) -> Mapping[str, str]:
     """This process's environment and the plan's, with the cache volume as a directory."""
     cache = str((directory / "cache").resolve())
     planned = {
-        variable.name: cache + variable.value.removeprefix(CACHE) if variable.value.startswith(CACHE) else variable.value
+        variable.name: cache + variable.value.removeprefix(CACHE)
+        if variable.value.startswith(CACHE)
+        else variable.value
         for variable in deployment.environment
     }
     return {**os.environ, **planned, "PYTHONUNBUFFERED": "1"}

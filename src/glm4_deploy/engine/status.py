@@ -71,7 +71,9 @@ def look(record: Record, runner: Runner) -> Seen:
         detail=state.detail,
         container_health=state.health,
         restarts=state.restarts,
-        started=datetime.fromtimestamp(state.started.started_at, UTC).isoformat(timespec="seconds") if state.started else None,
+        started=datetime.fromtimestamp(state.started.started_at, UTC).isoformat(timespec="seconds")
+        if state.started
+        else None,
         base_url=record.base_url,
         models=models,
         expected_model=record.model,

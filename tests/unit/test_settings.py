@@ -1,0 +1,99 @@
+"""Settings: layers, their order, and bad input that ends in one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from glm4_deploy.catalog.profiles import profiles
+from glm4_deploy.errors import UsageError
+from glm4_deploy.settings import Settings, load_settings
+
+
+def test_flags_stand_above_environment_above_file_above_profile(tmp_path: Path) -> None:
+    file = tmp_path / "glm4.yaml"
+    file.write_text("port: 1001\nmax_num_seqs: 7\nshm_size: 2gb\nprofile: rtx-5090\nenv: {A: 1, B: true}\n")
+    environ = {"GLM4_PORT": "1002", "GLM4_MAX_NUM_SEQS": "8", "GLM4_DEBUG": "1", "HOME": "/"}
+    settings, profile = load_settings({"port": 1003, "bind": None}, file=file, environ=environ, sets=["env.B=x"])
+    assert profile.name == "rtx-5090"
+    assert (settings.port, settings.max_num_seqs, settings.shm_size) == (1003, 8, "2gb")
+    assert settings.env == {"A": "1", "B": "x"}
+
+
+def test_without_any_wish_the_seed_profile_is_taken() -> None:
+    settings, profile = load_settings(environ={})
+    assert profile.name == settings.profile == "seed"
+    assert settings.gpu_memory_utilization == 0.75
+
+
+def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
+    for name, row in profiles().items():
+        settings, _ = load_settings({"profile": name}, environ={})
+        assert settings.profile == name
+        assert set(row.reasons) <= {*Settings.model_fields, "profile"}
+
+
+@pytest.mark.parametrize(
+    ("sets", "environ", "said"),
+    [
+        (["gpu_memory_utilization=1.5"], {}, "gpu_memory_utilization"),
+        (["gpu_memory_utilization=0"], {}, "gpu_memory_utilization"),
+        (["gpu_memory_utilization=.nan"], {}, "gpu_memory_utilization"),
+        (["max_model_len=0"], {}, "max_model_len"),
+        (["port=70000"], {}, "port"),
+        (["port=eighty"], {}, "port"),
+        (["prot=1"], {}, "prot"),
+        (["env.1X=1"], {}, "env.1X"),
+        (["args.UPPER=1"], {}, "args.UPPER"),
+        (["shm_size=lots"], {}, "shm_size"),
+        (['model_dir="a\\nb"'], {}, "model_dir"),
+        (["nonsense"], {}, "KEY=VALUE"),
+        (["deep.er=1"], {}, "deep"),
+        (["profile=gb1"], {}, "gb1"),
+        ([], {"GLM4_PROT": "1"}, "GLM4_PROT"),
+        ([], {"GLM4_PORT": "[1"}, "port"),
+    ],
+)
+def test_a_wrong_value_names_itself(sets: list[str], environ: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings(environ=environ, sets=sets)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot: 1\n", "prot"),
+        ("- a\n- b\n", "key: value"),
+        ("port: [\n", "not valid YAML"),
+        ("1: 2\n", "key: value"),
+        ("[" * 5000, "not valid YAML"),
+        ("env: 3\n", "env"),
+        ("args: {model: x}\nenv: {A: [1]}\n", "env.A"),
+    ],
+)
+def test_a_wrong_file_names_itself(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "glm4.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_settings(file=file, environ={})
+    assert said in caught.value.message
+    assert "glm4.yaml" in caught.value.message
+
+
+def test_an_unknown_key_gets_a_suggestion(tmp_path: Path) -> None:
+    file = tmp_path / "glm4.yaml"
+    file.write_text("max_num_seq: 3\n")
+    with pytest.raises(UsageError) as caught:
+        load_settings(file=file, environ={})
+    assert "max_num_seqs" in caught.value.hint
+
+
+def test_a_settings_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no settings file"):
+        load_settings(file=tmp_path / "none.yaml", environ={})
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot read"):
+        load_settings(file=binary, environ={})
