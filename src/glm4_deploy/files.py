@@ -41,4 +41,6 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path") from None
+        raise UsageError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path"
+        ) from None

@@ -224,7 +224,5 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     dotted = ".".join([key, *path[1:2]]) if key in ("env", "args") else key
     field = Settings.model_fields.get(key)
     meaning = f"{key}: {field.description}" if field and field.description else ""
-    return UsageError(
-        f"{origin.get(key, 'settings')}: {dotted} = {str(first['input'])[:60]!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        hint=meaning,
-    )
+    where, value, said = origin.get(key, "settings"), str(first["input"])[:60], first["msg"]
+    return UsageError(f"{where}: {dotted} = {value!r}: {said[0].lower()}{said[1:]}", hint=meaning)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,7 +61,7 @@ def up(
     override: Annotated[
         list[Path] | None, typer.Option("--override", help="A Compose file laid over the rendered one.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [the profile's start_period]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [start_period]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Start in spite of a faulty checkpoint.")] = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
@@ -102,9 +102,10 @@ def up(
     if outcome.verdict in (Status.FAIL, Status.UNKNOWN):
         failed = next((row for row in outcome.results if row.status in (Status.FAIL, Status.UNKNOWN)), None)
         what = f"{failed.check}: {failed.observed or failed.reason}" if failed else "nothing could be judged"
+        log = state_dir / "failed.log"
         raise Judged(
             f"the engine came up but did not pass: {what}",
-            hint=f"it is stopped; its log is in {state_dir / 'failed.log'} (glm4-deploy diagnose {state_dir / 'failed.log'})",
+            hint=f"it is stopped and its log is kept: glm4-deploy diagnose {log}",
         )
 
 

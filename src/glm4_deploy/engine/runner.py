@@ -1,9 +1,11 @@
-"""What runs an engine: Docker Compose, or a plain process on this host. One protocol, so that the rest need not care."""
+"""What runs an engine: Docker Compose, or a plain process of this host, behind one protocol."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from docker.models.containers import Container
 
 from glm4_deploy.engine.compose import Compose
 from glm4_deploy.engine.docker import connect, events, find_container, log_lines, state_of
@@ -104,13 +106,16 @@ class ComposeRunner:
         container = self._container()
         return events(connect(timeout=24 * 3600), str(container.id)) if container else iter(())
 
+    def pull_command(self) -> tuple[str, ...]:
+        return self._compose.pull_command()
+
     def stop(self) -> None:
         self._compose.stop()
 
     def remove(self, *, volumes: bool = False) -> None:
         self._compose.down(volumes=volumes)
 
-    def _container(self):  # type: ignore[no-untyped-def]  # docker's stubs name the type in a private module
+    def _container(self) -> Container | None:
         return find_container(self._client, self._compose.project, self._service)
 
 

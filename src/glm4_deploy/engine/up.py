@@ -1,7 +1,6 @@
 """render → start → ready → proof → smoke: green only when this container serves this model and speaks sanely."""
 
 import asyncio
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from glm4_deploy.engine.preflight import check_model_directory, check_port
 from glm4_deploy.engine.process import ProcessRunner
 from glm4_deploy.engine.ready import Boot
 from glm4_deploy.engine.runner import ComposeRunner, Runner
-from glm4_deploy.errors import CheckpointRefused, DeployError, ImageMissing, Unreachable, UsageError
+from glm4_deploy.errors import CheckpointRefused, DeployError, ImageMissing, UsageError
 from glm4_deploy.facts.enginelog import EngineFacts
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.deployment import Deployment

@@ -74,7 +74,9 @@ class Deployment:
     def base_url(self) -> str:
         """Where this host reaches the engine. A wildcard bind is reached through loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.bind, self.bind)  # noqa: S104 (compared, not bound)
-        return f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
+        return (
+            f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
+        )
 
     @property
     def argv(self) -> tuple[str, ...]:

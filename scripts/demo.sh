@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The whole job without a GPU: a tiny GLM-4 on the CPU, rendered, started, watched through its phases, judged, stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+state=.glm4/demo
+say() { printf '\n== %s\n' "$*" >&2; }
+
+say "The CPU engine (built once)"
+GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)
+export GLM4_CPU_PYTHON
+wish=(--profile cpu --model-dir demo/glm-4-tiny-chat --port "${PORT:-18080}"
+  --set project=glm4-demo --set container_name=glm4-demo --set restart=no)
+
+if docker info >/dev/null 2>&1; then
+  say "Docker answers: the demo goes through Docker Compose"
+  scripts/cpu-image.sh "$state/override.yaml"
+  how=(--runner compose --override "$state/override.yaml")
+else
+  say "No Docker engine answers here: the same plan runs as a local process instead"
+  how=(--runner process)
+fi
+
+say "What will run: glm4-deploy render ${wish[*]}"
+glm4-deploy render "${wish[@]}" -o "$state/rendered.yaml"
+trap 'say "Stopping"; glm4-deploy down --state-dir "$state"' EXIT
+say "glm4-deploy up"
+glm4-deploy up "${wish[@]}" "${how[@]}" --state-dir "$state"
+say "glm4-deploy smoke --suite quick"
+glm4-deploy smoke --state-dir "$state" --suite quick

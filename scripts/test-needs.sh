@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What the tests need besides Python packages: a Docker engine that answers, a browser, and the CPU engine.
+# As root on Debian or Ubuntu it installs and starts them; elsewhere it says what is missing and goes on:
+# the tests that need it are then skipped by name (and fail where GLM4_E2E_REQUIRED is set, as in CI).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+say() { printf 'test-needs: %s\n' "$*" >&2; }
+
+missing=()
+command -v dockerd >/dev/null || docker info >/dev/null 2>&1 || missing+=(docker.io iptables)
+command -v chromium >/dev/null || missing+=(chromium)
+command -v unzip >/dev/null || missing+=(unzip)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    say "not here: ${missing[*]} (apt-get install ${missing[*]})"
+  fi
+fi
+if ! docker info >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd >/dev/null; then
+  say "starting a Docker engine"
+  log=${TMPDIR:-/tmp}/glm4-dockerd.log
+  setsid dockerd >"$log" 2>&1 </dev/null &
+  for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
+  docker info >/dev/null 2>&1 || { say "the Docker engine did not come up:"; tail -5 "$log" >&2; }
+fi
+scripts/cpu-engine.sh >/dev/null
