@@ -1,0 +1,171 @@
+"""Will it chat, and stop? Tokenizer, stop tokens, chat template; and the licence's words on name and attribution."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.rules_tensors import shape_of
+from glm4_deploy.checkpoint.target import Target
+from glm4_deploy.facts.checkpoint import Checkpoint
+from glm4_deploy.result import Result, Status
+
+# A turn ends with any of these: the end of text, the user's turn, a tool's turn (zai-org/GLM-4 #398, #127, #170).
+STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+STOP_IDS_9B = (151329, 151336, 151338)
+VOCAB_9B = 151552
+PREFIX = "glm-4"
+LICENCE_FILES = ("license", "licence", "notice", "model_license")
+REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"
+
+
+def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
+    """Special tokens and their ids, from tokenizer.json or tokenizer_config.json; empty where neither tells."""
+    entries: list[tuple[Any, Any]] = []
+    listed_tokens = checkpoint.documents.get("tokenizer.json", {}).get("added_tokens")
+    if isinstance(listed_tokens, list):
+        entries += [(entry.get("content"), entry.get("id")) for entry in listed_tokens if isinstance(entry, dict)]
+    decoder = checkpoint.documents.get("tokenizer_config.json", {}).get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        entries += [
+            (entry.get("content"), int(key))
+            for key, entry in decoder.items()
+            if isinstance(entry, dict) and key.isascii() and key.isdecimal() and len(key) < 10
+        ]
+    return {text: number for text, number in entries if isinstance(text, str) and type(number) is int}
+
+
+def stop_ids(checkpoint: Checkpoint) -> dict[str, int]:
+    """The ids at which a chat must stop, by token; empty where the tokenizer does not tell."""
+    tokens = added_tokens(checkpoint)
+    found = {token: tokens[token] for token in STOP_TOKENS if token in tokens}
+    shape = shape_of(checkpoint)
+    if not found and shape is not None and shape.vocab == VOCAB_9B:
+        return dict(zip(STOP_TOKENS, STOP_IDS_9B, strict=True))
+    return found
+
+
+def eos_ids(document: Mapping[str, Any] | None) -> tuple[int, ...] | None:
+    """eos_token_id as a tuple; None where it is absent or no number."""
+    value = (document or {}).get("eos_token_id")
+    values: list[Any] = value if isinstance(value, list) else [value]
+    return tuple(values) if all(type(item) is int for item in values) else None
+
+
+def tokenizer(checkpoint: Checkpoint, _target: Target) -> Result:
+    if any(fault.file == "tokenizer.json" for fault in checkpoint.faults):
+        return skipped("tokenizer", "tokenizer.json could not be read")
+    if checkpoint.file("tokenizer.json") is None:
+        old = checkpoint.file("tokenizer.model") is not None
+        return bad(
+            "tokenizer",
+            Status.WARN if old else Status.FAIL,
+            "no tokenizer.json" + (", only tokenizer.model" if old else ""),
+            why="loads only with the tokenizer's own code" if old else "the engine cannot turn text into tokens",
+            remedy="copy tokenizer.json and tokenizer_config.json from the -hf form of the base model",
+        )
+    if checkpoint.file("tokenizer_config.json") is None:
+        return bad(
+            "tokenizer",
+            Status.WARN,
+            "no tokenizer_config.json",
+            why="the engine guesses the tokenizer's class and has no eos token",
+            remedy="copy it from the base model",
+        )
+    shape, tokens = shape_of(checkpoint), added_tokens(checkpoint)
+    beyond = [f"{text!r} = {number}" for text, number in tokens.items() if shape and number >= shape.vocab]
+    if beyond:
+        return bad(
+            "tokenizer",
+            Status.FAIL,
+            f"beyond the vocabulary of {shape.vocab if shape else 0}: {listed(beyond)}",
+            why="the engine reads past the embedding table: a CUDA device-side assert",
+            remedy="get the tokenizer that belongs to these weights",
+        )
+    return ok("tokenizer", plural(len(tokens), "special token"))
+
+
+def stops(checkpoint: Checkpoint, _target: Target) -> Result:
+    """The engine stops at generation_config.json's eos ids, or config.json's where that file is not there."""
+    wanted = stop_ids(checkpoint)
+    if not wanted:
+        return unknown("eos-ids", "not judged", reason=f"the tokenizer has none of {', '.join(STOP_TOKENS)}")
+    if any(fault.file == "generation_config.json" for fault in checkpoint.faults):
+        return skipped("eos-ids", "generation_config.json could not be read")
+    generation = checkpoint.documents.get("generation_config.json")
+    source = "config.json" if generation is None else "generation_config.json"
+    found = eos_ids(checkpoint.config if generation is None else generation) or ()
+    missing = [f"{token} = {number}" for token, number in wanted.items() if number not in found]
+    if missing:
+        return bad(
+            "eos-ids",
+            Status.FAIL,
+            f"{source} has {list(found)}, without {listed(missing)}",
+            expected=f"{sorted(wanted.values())}",
+            why="the model ends a turn with any of these; without one it talks on for the user, to the token limit",
+            remedy=REPAIR,
+        )
+    if generation is None:
+        return bad(
+            "eos-ids",
+            Status.WARN,
+            f"no generation_config.json; config.json has {list(found)}",
+            why="an engine started with --generation-config elsewhere loses the stop tokens",
+            remedy=REPAIR,
+        )
+    return ok("eos-ids", f"{list(found)}")
+
+
+def chat_template(checkpoint: Checkpoint, _target: Target) -> Result:
+    template = checkpoint.chat_template
+    if not template:
+        return bad(
+            "chat-template",
+            Status.FAIL,
+            "none",
+            why="/v1/chat/completions answers 400: the engine cannot turn messages into a prompt",
+            remedy=REPAIR,
+        )
+    lacking = [token for token in ("<|user|>", "<|assistant|>") if token not in template and "<|{{" not in template]
+    if lacking:
+        return bad(
+            "chat-template",
+            Status.WARN,
+            f"does not speak of {' or '.join(lacking)}",
+            why="it is not GLM-4's: the model answers beside the point or never stops",
+            remedy="take the chat template of the base model",
+        )
+    return ok("chat-template", plural(len(template), "character"))
+
+
+def name(checkpoint: Checkpoint, _target: Target) -> Result:
+    """The licence asks that a derived model's name starts with glm-4."""
+    home = checkpoint.directory.resolve()
+    own = home.parent.parent.name.split("--")[-1] if home.parent.name == "snapshots" else home.name
+    if own.lower().startswith(PREFIX):
+        return ok("name", repr(own))
+    return bad(
+        "name",
+        Status.WARN,
+        repr(own),
+        expected=f"a name that starts with {PREFIX}",
+        why="the glm-4-9b licence asks it of every derived model that is passed on",
+        remedy="rename the directory before you share it",
+    )
+
+
+def licence(checkpoint: Checkpoint, _target: Target) -> Result:
+    text = any(file.name.lower().startswith(LICENCE_FILES) for file in checkpoint.files)
+    built = "built with glm-4" in (checkpoint.readme or "").lower()
+    if text and built:
+        return ok("licence", "licence text and 'Built with glm-4' are there")
+    lacking = [*([] if text else ["no licence text"]), *([] if built else ["no 'Built with glm-4' in README.md"])]
+    return bad(
+        "licence",
+        Status.WARN,
+        " and ".join(lacking),
+        why="the glm-4-9b licence asks for both when the model is passed on; commercial use needs a registration",
+        remedy="copy LICENSE from the base model; show 'Built with glm-4' in README.md",
+    )
+
+
+RULES: tuple[Rule, ...] = (tokenizer, stops, chat_template, name, licence)

@@ -1,0 +1,223 @@
+"""The traps that depend on the engine's version: each makes a whole checkpoint corrupt or unloadable; each has a mend.
+
+Windows and sources: target.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glm4_deploy.checkpoint import shape as shapes
+from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.target import GateUp, Target
+from glm4_deploy.facts.checkpoint import Checkpoint
+from glm4_deploy.result import Result, Status
+
+REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"
+DTYPE_KEYS = ("scale_dtype", "zp_dtype")
+# Keys of compressed-tensors' QuantizationArgs from 0.11 to 0.19, which refuses any other.
+ARGS_KEYS = {
+    "actorder",
+    "block_structure",
+    "dynamic",
+    "group_size",
+    "num_bits",
+    "observer",
+    "observer_kwargs",
+    "strategy",
+    "symmetric",
+    "type",
+    *DTYPE_KEYS,
+}
+TRANSFORMERS_5_TOKENIZER = "TokenizersBackend"
+# What Transformers 4 reads from tokenizer.json alone, with no code of its own.
+PLAIN_TOKENIZER = "PreTrainedTokenizerFast"
+
+
+def gate_up(checkpoint: Checkpoint, target: Target) -> Result:
+    """How gate and up are stored against what the engine loads."""
+    fused, split = shapes.fused_nvfp4(checkpoint), shapes.split_layers(checkpoint)
+    if not checkpoint.tensors:
+        return skipped("gate-up", "no tensor could be read")
+    if target.gate_up is GateUp.SPLIT_IF_NVFP4 and fused:
+        return bad(
+            "gate-up",
+            Status.FAIL,
+            f"{plural(len(fused), 'NVFP4 layer')} with {shapes.GATE_UP} fused",
+            expected="gate_proj and up_proj apart",
+            why=f"{target.label} fills one of two slots of the fused global scale and takes the larger: "
+            "undefined memory decides it, so loops and garbage at random with HTTP 200 (vllm#39764, mended in 0.20)",
+            remedy=REPAIR,
+            items=fused,
+        )
+    if target.gate_up is GateUp.FUSED and split:
+        return bad(
+            "gate-up",
+            Status.FAIL,
+            f"{plural(len(split), 'layer')} with gate_proj and up_proj apart",
+            expected=f"{shapes.GATE_UP} fused",
+            why=f"{target.label} loads GLM through the Transformers backend, which knows only the fused name",
+            remedy=REPAIR,
+            items=split,
+        )
+    how = "apart" if split else "fused, NVFP4" if fused else "fused, not NVFP4"
+    return ok("gate-up", f"{how}: {target.label} loads it")
+
+
+def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, QuantizationArgs) of each place in quantization_config that has them."""
+    groups = settings.get("config_groups")
+    for name, group in groups.items() if isinstance(groups, dict) else ():
+        for key in ("weights", "input_activations", "output_activations"):
+            if isinstance(group, dict) and isinstance(group.get(key), dict):
+                yield f"config_groups.{name}.{key}", group[key]
+    if isinstance(settings.get("kv_cache_scheme"), dict):
+        yield "kv_cache_scheme", settings["kv_cache_scheme"]
+
+
+def quantization_keys(checkpoint: Checkpoint, target: Target) -> Result:
+    """Keys of quantization_config that the engine's compressed-tensors refuses."""
+    settings = shapes.quantization(checkpoint)
+    if settings is None or settings.get("quant_method") != "compressed-tensors":
+        return skipped("quantization-keys", "no compressed-tensors settings in config.json")
+    found = [(path, key) for path, args in quantization_args(settings) for key in args]
+    strange = [f"{path}.{key}"[:120] for path, key in found if key not in ARGS_KEYS]
+    if strange:
+        return bad(
+            "quantization-keys",
+            Status.WARN,
+            listed([repr(name) for name in strange]),
+            why="no compressed-tensors from 0.10 to 0.19 writes them; those that are strict refuse them",
+            remedy="check who wrote this config.json",
+            items=strange,
+        )
+    newer = [f"{path}.{key}" for path, key in found if key in DTYPE_KEYS]
+    if newer and target.refuses_dtype_keys:
+        return bad(
+            "quantization-keys",
+            Status.FAIL,
+            listed(newer),
+            expected="no scale_dtype, no zp_dtype",
+            why=f"written by compressed-tensors >= 0.13; {target.label} has an older one and ends with "
+            "'scale_dtype: Extra inputs are not permitted'",
+            remedy=REPAIR,
+            items=newer,
+        )
+    return ok("quantization-keys", f"known to {target.label}")
+
+
+def quantization(checkpoint: Checkpoint, _target: Target) -> Result:
+    """quantization_config against the tensors that are really there."""
+    settings, packed = shapes.quantization(checkpoint), shapes.quantized_layers(checkpoint)
+    format_ = shapes.quantization_format(checkpoint)
+    if checkpoint.config is None or not checkpoint.tensors:
+        return skipped("quantization", "config.json or the shards could not be read")
+    if shapes.foreign_quantization(checkpoint):
+        return unknown("quantization", f"{format_}", reason="neither NVFP4 of compressed-tensors nor plain weights")
+    if settings is None and packed:
+        observed = f"{len(packed)} packed layers, no quantization_config"
+    elif settings is not None and not packed:
+        observed = f"{format_} in config.json, no packed layer"
+    elif settings is not None and (plain := _plain_layers(checkpoint, settings)):
+        observed = f"plain, yet not in the ignore list: {listed(plain)}"
+    else:
+        return ok("quantization", f"NVFP4, {len(packed)} packed layers" if packed else "none: plain weights")
+    return bad(
+        "quantization",
+        Status.FAIL,
+        observed,
+        why="config.json and the shards speak of different weights: the engine looks for tensors that are not there",
+        remedy="get the config.json that belongs to these weights",
+    )
+
+
+def _plain_layers(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[str]:
+    """Linear layers that are stored plain though nothing says that they are to be ignored."""
+    ignored = settings.get("ignore")
+    names = {str(name) for name in ignored} if isinstance(ignored, list) else set()
+    if any(name.startswith("re:") for name in names):
+        return []  # a stranger's regular expression is not run here
+    linear = (
+        tensor.name.removesuffix(".weight")
+        for tensor in checkpoint.tensors
+        if tensor.name.endswith(("_proj.weight", "lm_head.weight"))
+    )
+    return [name for name in linear if name not in names and not names & _fused_names(name)]
+
+
+def _fused_names(name: str) -> set[str]:
+    """`x.mlp.gate_proj` may be ignored under its fused name."""
+    return {name.replace(part, shapes.GATE_UP) for part in (shapes.GATE, shapes.UP) if name.endswith(part)}
+
+
+def rope_theta(checkpoint: Checkpoint, target: Target) -> Result:
+    """Transformers 4 reads rope_theta at the top level, Transformers 5 in rope_parameters (or at the top level)."""
+    config = checkpoint.config
+    if config is None:
+        return skipped("rope-theta", "no config.json")
+    nested = rope_parameters(config).get("rope_theta")
+    top = config.get("rope_theta")
+    if top is None and nested is None:
+        return bad(
+            "rope-theta",
+            Status.WARN,
+            "nowhere in config.json",
+            why="the engine takes 10000; a long context falls apart if the model was trained with another",
+            remedy="compare with the base model's config.json",
+        )
+    if top is not None and nested is not None and top != nested:
+        return bad(
+            "rope-theta",
+            Status.FAIL,
+            f"{str(top)[:20]} at the top level, {str(nested)[:20]} in rope_parameters",
+            why="Transformers 4 reads the first, Transformers 5 the second",
+            remedy="write the base model's value in both places",
+        )
+    if top is None and target.transformers != 5:
+        certain = target.transformers == 4
+        return bad(
+            "rope-theta",
+            Status.FAIL if certain and nested != 10000 else Status.WARN,
+            f"{str(nested)[:20]}, only in rope_parameters",
+            expected="rope_theta at the top level too",
+            why=f"{target.label} runs with {target.transformers_label}; 4 takes 10000, silently",
+            remedy=REPAIR,
+        )
+    return ok("rope-theta", str(nested if top is None else top)[:20])
+
+
+def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = config.get("rope_parameters")
+    return value if isinstance(value, dict) else {}
+
+
+def tokenizer_class(checkpoint: Checkpoint, target: Target) -> Result:
+    """What Transformers 5 writes into tokenizer_config.json and Transformers 4 cannot load."""
+    settings = checkpoint.documents.get("tokenizer_config.json")
+    if settings is None:
+        return skipped("tokenizer-class", "no tokenizer_config.json")
+    faults = []
+    if settings.get("tokenizer_class") == TRANSFORMERS_5_TOKENIZER:
+        faults.append(f"tokenizer_class {TRANSFORMERS_5_TOKENIZER}")
+    if isinstance(settings.get("extra_special_tokens"), list):
+        faults.append("extra_special_tokens is a list")
+    if faults and target.transformers != 5:
+        return bad(
+            "tokenizer-class",
+            Status.FAIL if target.transformers == 4 else Status.WARN,
+            " and ".join(faults),
+            expected=f"tokenizer_class {PLAIN_TOKENIZER}, special tokens in additional_special_tokens",
+            why=f"saved by Transformers 5; {target.label} runs with {target.transformers_label}, and 4 cannot load it",
+            remedy=REPAIR,
+        )
+    if "auto_map" in settings:
+        return bad(
+            "tokenizer-class",
+            Status.WARN,
+            "the tokenizer brings its own code (auto_map)",
+            why="it loads only with --trust-remote-code, which runs that code",
+            remedy="use the -hf form of GLM-4, whose tokenizer is data only",
+        )
+    return ok("tokenizer-class", f"{str(settings.get('tokenizer_class'))[:60]}: {target.transformers_label} loads it")
+
+
+RULES: tuple[Rule, ...] = (gate_up, quantization, quantization_keys, rope_theta, tokenizer_class)

@@ -1,0 +1,229 @@
+"""Are the tensors those of the model that config.json describes, in the shapes and dtypes that the engine expects?"""
+
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+from glm4_deploy.checkpoint import shape as shapes
+from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.shape import BadConfigError, ModelShape
+from glm4_deploy.checkpoint.target import Target
+from glm4_deploy.facts.checkpoint import Checkpoint, open_file
+from glm4_deploy.facts.checkpoint_header import Tensor
+from glm4_deploy.result import Result, Status
+
+NO_SHAPE = "config.json does not say which tensors there must be"
+NOT_WHOLE = "a shard is missing or could not be read: see above"
+# Tensors that some writers add and every engine knows or passes over.
+HARMLESS_SUFFIXES = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".q_scale", ".output_scale")
+LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
+# 448 and 6 are the largest FP8 (E4M3) and FP4 (E2M1) numbers: a global scale is 448 * 6 / amax, a divisor.
+GLOBAL_SCALE_NUMERATOR = 448.0 * 6.0
+AMAX_RANGE = (1e-6, 1e5)
+
+
+def shape_of(checkpoint: Checkpoint) -> ModelShape | None:
+    """The dimensions, or None where config.json does not give them or the model is none that is known here."""
+    config = checkpoint.config
+    if config is None or shapes.ARCHITECTURE not in _architectures(config):
+        return None
+    try:
+        return shapes.model_shape(config)
+    except BadConfigError:
+        return None
+
+
+def _architectures(config: Mapping[str, object]) -> Sequence[object]:
+    value = config.get("architectures")
+    return value if isinstance(value, list) else []
+
+
+def config(checkpoint: Checkpoint, _target: Target) -> Result:
+    if checkpoint.config is None:
+        if any(fault.file == "config.json" for fault in checkpoint.faults):
+            return skipped("config", "config.json could not be read")
+        return bad(
+            "config",
+            Status.FAIL,
+            "no config.json",
+            why="the engine does not know what model this is",
+            remedy="give the directory that has config.json, or download it",
+        )
+    names = _architectures(checkpoint.config)
+    if shapes.ARCHITECTURE not in names:
+        return bad(
+            "config",
+            Status.FAIL,
+            f"architectures: {str(names)[:80]}",
+            expected=shapes.ARCHITECTURE,
+            why="another model, or GLM-4 in the old form that needs its own code (trust_remote_code)",
+            remedy="use the -hf form of GLM-4 (glm-4-9b-chat-hf)",
+        )
+    try:
+        shape = shapes.model_shape(checkpoint.config)
+    except BadConfigError as error:
+        return bad(
+            "config", Status.FAIL, str(error), why="the engine cannot build the model", remedy="download it again"
+        )
+    return ok("config", f"{shapes.ARCHITECTURE}, {shape.layers} layers, hidden {shape.hidden}, vocab {shape.vocab}")
+
+
+def layers(checkpoint: Checkpoint, _target: Target) -> Result:
+    """Layers 0 to num_hidden_layers - 1, each with a tensor at least."""
+    shape = shape_of(checkpoint)
+    if shape is None:
+        return skipped("layers", NO_SHAPE)
+    if not checkpoint.whole:
+        return skipped("layers", NOT_WHOLE)
+    found = {int(match[1]) for tensor in checkpoint.tensors if (match := LAYER.match(tensor.name))}
+    missing = sorted(set(range(shape.layers)) - found)
+    extra = sorted(found - set(range(shape.layers)))
+    if not missing and not extra:
+        return ok("layers", f"0–{shape.layers - 1}, as config.json says")
+    told = [f"layer {layer} is missing" for layer in missing]
+    told += [f"layer {layer} is beyond num_hidden_layers {shape.layers}" for layer in extra]
+    return bad(
+        "layers",
+        Status.FAIL,
+        listed(told),
+        expected=f"0–{shape.layers - 1}",
+        why="a layer without weights is left as it was allocated: garbage, or the engine stops",
+        remedy="download the missing shards, or the config.json that belongs to these weights",
+        items=told,
+    )
+
+
+def tensor_names(checkpoint: Checkpoint, _target: Target) -> Result:
+    shape = shape_of(checkpoint)
+    if shape is None:
+        return skipped("tensors", NO_SHAPE)
+    if not checkpoint.whole:
+        return skipped("tensors", NOT_WHOLE)
+    held = _by_name(checkpoint.tensors)
+    wanted = {name for name, _, _ in shapes.expected(shape, held)}
+    missing = [name for name in wanted if name not in held]
+    extra = [repr(name) for name in held if name not in wanted and not name.endswith(HARMLESS_SUFFIXES)]
+    if missing:
+        missing.sort()
+        return bad(
+            "tensors",
+            Status.FAIL,
+            f"missing: {listed(missing)}",
+            expected=plural(len(wanted), "tensor"),
+            why="weights that are not loaded stay as they were allocated, or the engine stops",
+            remedy="download the shard that holds them again",
+            items=missing,
+        )
+    if extra and shapes.foreign_quantization(checkpoint):
+        return unknown("tensors", f"{len(extra)} more than a plain GLM has", reason="not quantised as NVFP4")
+    if extra:
+        return bad(
+            "tensors",
+            Status.FAIL,
+            f"not of this model: {listed(extra)}",
+            why="the engine stops at a name that the model does not have",
+            remedy="check that config.json and the shards are of one checkpoint",
+            items=extra,
+        )
+    return ok("tensors", f"all {len(wanted)} tensors")
+
+
+def tensor_shapes(checkpoint: Checkpoint, _target: Target) -> Result:
+    shape = shape_of(checkpoint)
+    if shape is None:
+        return skipped("tensor-shapes", NO_SHAPE)
+    if not checkpoint.whole:
+        return skipped("tensor-shapes", NOT_WHOLE)
+    held = _by_name(checkpoint.tensors)
+    wrong = []
+    for name, sizes, dtypes in shapes.expected(shape, held):
+        tensor = held.get(name)
+        if tensor is None:
+            continue
+        if tensor.shape != sizes and not (sizes == (1,) and tensor.shape == ()):
+            wrong.append(f"{name}: {list(tensor.shape)} for {list(sizes)}")
+        elif tensor.dtype not in dtypes:
+            wrong.append(f"{name}: {tensor.dtype} for {' or '.join(dtypes)}")
+    if not wrong:
+        return ok("tensor-shapes", "shapes and dtypes as config.json asks")
+    return bad(
+        "tensor-shapes",
+        Status.FAIL,
+        listed(wrong),
+        why="the engine stops, or reads these bytes as something else",
+        remedy="download the config.json that belongs to these weights, or the shard again",
+        items=wrong,
+    )
+
+
+def global_scales(checkpoint: Checkpoint, _target: Target) -> Result:
+    """Every global scale is finite, positive, plausible; layers that the engine fuses share theirs."""
+    names = shapes.quantized_layers(checkpoint)
+    if not names:
+        return skipped("global-scales", "no NVFP4 layer")
+    try:
+        scales = read_scalars(checkpoint)
+    except OSError as error:
+        return unknown("global-scales", "not read", reason=f"a shard could not be read: {error.strerror or error}")
+    wrong = [f"{name} is {value:g}" for name, value in scales.items() if not _plausible(value)]
+    if wrong:
+        return bad(
+            "global-scales",
+            Status.FAIL,
+            listed(wrong),
+            expected=f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
+            why="a whole layer is scaled to nothing, to infinity or to NaN: loops and garbage",
+            remedy="download the shard again, or quantise again: it cannot be mended from what is here",
+            items=wrong,
+        )
+    apart = list(_scales_apart(names, scales))
+    if apart:
+        return bad(
+            "global-scales",
+            Status.FAIL,
+            listed(apart),
+            expected="one global scale for q, k, v, and one for gate, up",
+            why="the engine fuses these layers and takes the largest scale for all: the others come out wrong",
+            remedy="quantise again with a recipe that shares them (llm-compressor does)",
+            items=apart,
+        )
+    return ok("global-scales", f"{len(scales)} finite and positive; q/k/v and gate/up share theirs")
+
+
+def read_scalars(checkpoint: Checkpoint) -> dict[str, float]:
+    """All global scales by tensor name: 4 bytes each, read in place. Raises OSError."""
+    found: dict[str, float] = {}
+    for shard in checkpoint.shards:
+        with open_file(shard.file.path) as file:
+            for tensor in shard.header.tensors:
+                if tensor.name.endswith("_global_scale") and tensor.dtype == "F32" and tensor.nbytes == 4:
+                    file.seek(tensor.start)
+                    data = file.read(4)
+                    if len(data) != 4:
+                        raise OSError(f"{shard.file.name} ends early")
+                    found[tensor.name] = struct.unpack("<f", data)[0]
+    return found
+
+
+def _plausible(scale: float) -> bool:
+    low, high = AMAX_RANGE
+    return math.isfinite(scale) and scale > 0 and low <= GLOBAL_SCALE_NUMERATOR / scale <= high
+
+
+def _scales_apart(names: Iterable[str], scales: Mapping[str, float]) -> Iterable[str]:
+    prefixes = dict.fromkeys(match[0] for name in names if (match := LAYER.match(name)))
+    for prefix in prefixes:
+        for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (shapes.GATE, shapes.UP)):
+            for part in ("weight_global_scale", "input_global_scale"):
+                values = {scales[key] for name in group if (key := f"{prefix}{name}.{part}") in scales}
+                if len(values) > 1:
+                    shown = ", ".join(f"{value:g}" for value in sorted(values))
+                    yield f"{prefix}{'/'.join(name.split('.')[1] for name in group)} {part}: {shown}"
+
+
+def _by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {tensor.name: tensor for tensor in tensors}
+
+
+RULES: tuple[Rule, ...] = (config, layers, tensor_names, tensor_shapes, global_scales)

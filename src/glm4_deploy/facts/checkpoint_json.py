@@ -1,0 +1,46 @@
+"""JSON from strangers: bounded, without duplicate keys, and with one kind of failure."""
+
+import json
+from typing import Any
+
+
+class MalformedJsonError(ValueError):
+    """Why a text is not the JSON object that was expected, in one phrase."""
+
+
+def parse_object(data: bytes, *, unique: bool = True) -> dict[str, Any]:
+    """Parse a JSON object. The caller bounds the size of `data`.
+
+    Args:
+        unique: refuse duplicate keys (slower: off for the large tokenizer.json).
+
+    Raises:
+        MalformedJsonError: not UTF-8, not JSON, nested too deep, a number too long, a duplicate key, not an object.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None)
+    except MalformedJsonError:
+        raise
+    except UnicodeDecodeError as error:
+        raise MalformedJsonError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise MalformedJsonError(f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise MalformedJsonError("nested too deep") from None
+    except ValueError:
+        # CPython refuses integers of more than 4300 digits; its words speak of sys.set_int_max_str_digits.
+        raise MalformedJsonError("has an integer of thousands of digits") from None
+    if not isinstance(value, dict):
+        raise MalformedJsonError(f"holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise MalformedJsonError(f"names {key[:80]!r} twice")
+            seen.add(key)
+    return value
