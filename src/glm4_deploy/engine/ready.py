@@ -31,12 +31,18 @@ class _Item:
 class Boot:
     """One start of an engine, followed from its first line.
 
-    The log and the events are read by two daemon threads into a queue; everything else happens in the caller's
+    logs_requests: whether the engine writes a line a request (vLLM's default). The log and the events are read by two daemon threads into a queue; everything else happens in the caller's
     thread. `on_phase(facts, seconds)` is called when the phase or its progress changes.
     """
 
     def __init__(
-        self, runner: Runner, started: Started, base_url: str, on_phase: Callable[[EngineFacts, float], None]
+        self,
+        runner: Runner,
+        started: Started,
+        base_url: str,
+        on_phase: Callable[[EngineFacts, float], None],
+        *,
+        logs_requests: bool = True,
     ) -> None:
         self.reader = LogReader()
         self.log: list[str] = []
@@ -44,6 +50,7 @@ class Boot:
         self._started = started
         self._base_url = base_url
         self._on_phase = on_phase
+        self._logs_requests = logs_requests
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=100_000)
         self._seen: tuple[object, object] = (None, None)
         self._begin = time.monotonic()
@@ -113,8 +120,13 @@ class Boot:
         return self._by_start_time(expected)
 
     def _by_start_time(self, expected: str) -> Result:
-        """Where the engine logs no requests: its process must not be older than the container."""
+        """Where the word did not show up: the answering process must not be older than this start."""
         born = _process_start(self._base_url)
+        hint = "another server holds that address: find it with ss -ltnp, stop it or choose --port"
+        if born is None and self._logs_requests:
+            raise WrongEngine(
+                f"{self._base_url} answers, but a request sent there never reached the engine just started", hint=hint
+            )
         if born is None:
             return Result(
                 check="this-container",
@@ -127,7 +139,7 @@ class Boot:
             raise WrongEngine(
                 f"{self._base_url} answers, but from a process that is "
                 f"{self._started.started_at - born:.0f} s older than the engine just started",
-                hint="another server holds that address: find it with ss -ltnp, stop it or choose --port",
+                hint=hint,
             )
         return Result(
             check="this-container",

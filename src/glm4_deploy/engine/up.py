@@ -130,7 +130,9 @@ def up(deployment: Deployment, runner: Runner, *, directory: Path, timeout: floa
     """
     started = runner.start()
     listener.note(f"started {runner.kind} {started.id[:12]}")
-    boot = Boot(runner, started, deployment.base_url, listener.phase)
+    boot = Boot(
+        runner, started, deployment.base_url, listener.phase, logs_requests=_logs_requests(deployment)
+    )
     try:
         ready_seconds = boot.wait_ready(timeout)
         proof = boot.prove_identity()
@@ -162,6 +164,11 @@ def up(deployment: Deployment, runner: Runner, *, directory: Path, timeout: floa
         runner.stop()
     state.save(outcome.record, directory)
     return outcome
+
+
+def _logs_requests(deployment: Deployment) -> bool:
+    quiet = {"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"}
+    return quiet.isdisjoint(flag.name for flag in deployment.flags)
 
 
 def _target(deployment: Deployment, started_at: float) -> Target:

@@ -1,0 +1,182 @@
+"""render → up → smoke → down: the very file that `render` writes, a real Docker engine, a real vLLM."""
+
+import http.server
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import KIT, MODEL, Kit
+
+pytestmark = pytest.mark.e2e
+
+
+def inspect(name: str) -> dict[str, Any]:
+    done = subprocess.run(["docker", "inspect", name], capture_output=True, text=True, check=True)
+    (only,) = json.loads(done.stdout)
+    return dict(only)
+
+
+def containers(project: str) -> list[str]:
+    label = f"label=com.docker.compose.project={project}"
+    done = subprocess.run(["docker", "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def networks(project: str) -> list[str]:
+    label = f"label=com.docker.compose.project={project}"
+    done = subprocess.run(["docker", "network", "ls", "-q", "--filter", label], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+class Stale(http.server.BaseHTTPRequestHandler):
+    """A server of another model that was left on the port: healthy, and not the one that was started."""
+
+    def do_GET(self) -> None:  # noqa: N802 (the base class's name)
+        body = json.dumps({"object": "list", "data": [{"id": "old-model", "object": "model"}]}).encode()
+        self.send_response(200 if self.path.startswith(("/health", "/v1/models")) else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def stale_server(port: int) -> Iterator[None]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Stale)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path) -> None:
+    rendered = kit.run("render", *kit.wish(MODEL))
+    first = kit.up("--override", override, "--json")
+    assert first.code == 0, first.err
+    report = first.json
+    assert report["verdict"] in ("ok", "warn")
+    assert {"this-container", "alive", "identity", "chat", "stream"} <= {row["check"] for row in report["results"]}
+    assert report["facts"]["version"].startswith("0.32")
+    for phase in ("weights", "kv_cache", "ready"):
+        assert phase in first.err
+
+    written = yaml.safe_load((kit.directory / ".glm4/compose.yaml").read_text())
+    assert written == yaml.safe_load(rendered.out)
+    container = inspect(kit.project)
+    assert container["HostConfig"]["PortBindings"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(kit.port)}]}
+    assert container["HostConfig"]["ReadonlyRootfs"] is True
+    assert container["HostConfig"]["CapDrop"] == ["ALL"]
+    assert "no-new-privileges:true" in container["HostConfig"]["SecurityOpt"]
+
+    status = kit.run("status", "--json")
+    assert status.code == 0, status.err
+    assert status.json["models"] == ["glm-4-9b-chat"]
+    assert "Application startup complete" in kit.run("logs", "--tail", "all").out
+
+    again = kit.up("--override", override, "--json")
+    assert again.code == 0, again.err
+    assert inspect(kit.project)["Id"] == container["Id"], "the same wish keeps the running engine"
+
+    smoke = kit.run("smoke", "--suite", "quick", "--json", "-")
+    assert smoke.code == 0, smoke.out + smoke.err
+
+    assert kit.run("down").code == 0
+    assert containers(kit.project) == []
+    assert networks(kit.project) == []
+    assert kit.run("status").code == 1
+
+
+def test_a_model_that_loops_never_goes_green(kit: Kit, override: Path, twin: Callable[[str], Path]) -> None:
+    done = kit.up("--override", override, "--json", model=twin("loops"))
+    assert done.code == 1, done.err
+    assert "did not pass" in done.err
+    failed = {row["check"]: row for row in done.json["results"] if row["status"] == "fail"}
+    assert any("loop" in name for name in failed), failed
+    assert inspect(kit.project)["State"]["Running"] is False
+    assert (kit.directory / ".glm4/failed.log").stat().st_size > 1000
+
+
+def test_an_engine_that_cannot_start_says_why_and_early(kit: Kit, override: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "glm-4-broken"
+    shutil.copytree(MODEL, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"], "model_type": "nosuch"}))
+    refused = kit.up("--override", override, model=broken)
+    assert refused.code == 10, refused.err
+    assert containers(kit.project) == []
+
+    begin = time.monotonic()
+    done = kit.up("--override", override, "--force", model=broken)
+    assert done.code == 11, done.err
+    assert time.monotonic() - begin < 120
+    assert "exit code 1" in done.err or "restarted by itself" in done.err
+    assert "nosuch" in done.err.lower(), done.err
+    assert inspect(kit.project)["State"]["Running"] is False
+
+
+def test_an_engine_killed_while_it_starts_is_noticed_at_once(kit: Kit, override: Path) -> None:
+    words = [*KIT, "up", *kit.wish(MODEL), "--override", str(override), "--set", "restart=no"]
+    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not containers(kit.project) or not inspect(kit.project)["State"]["Running"]:
+            time.sleep(0.2)
+        time.sleep(3)
+        subprocess.run(["docker", "kill", kit.project], check=True, capture_output=True)
+        killed = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 11, err
+        assert "137" in err
+        assert time.monotonic() - killed < 10
+
+
+def test_a_taken_port_is_refused_before_anything_starts(kit: Kit, override: Path) -> None:
+    with stale_server(kit.port):
+        done = kit.up("--override", override)
+    assert done.code == 8
+    assert "old-model" in done.err
+    assert containers(kit.project) == []
+
+
+def test_without_docker_the_same_plan_runs_as_a_process(kit: Kit, cpu_python: str) -> None:
+    done = kit.up("--runner", "process", "--json")
+    assert done.code == 0, done.err
+    assert done.json["record"]["runner"] == "process"
+    assert kit.run("status").code == 0
+    assert kit.run("down").code == 0
+    assert kit.run("status").code == 1
+
+
+def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(kit: Kit, cpu_python: str) -> None:
+    words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
+    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (kit.directory / ".glm4/engine.log").exists():
+            time.sleep(0.05)
+        with stale_server(kit.port):
+            _, err = process.communicate(timeout=200)
+    assert process.returncode == 4, err
+    assert "never reached the engine" in err
+
+
+def test_an_interrupted_up_says_what_it_leaves(kit: Kit, cpu_python: str) -> None:
+    words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
+    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (kit.directory / ".glm4/engine.pid").exists():
+            time.sleep(0.05)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "left as it is" in err
+    assert kit.run("down").code == 0
