@@ -1,26 +1,14 @@
-"""A real Docker engine, a real vLLM on the CPU, the demo model and its sick twins; the kit as its users call it."""
+"""A real Docker engine, a real vLLM on the CPU, the demo model and its sick twins."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "demo/glm-4-tiny-chat"
-KIT = [str(Path(sys.executable).parent / "glm4-deploy")]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from e2e.kit import ROOT, Kit
 
 
 @pytest.fixture(scope="session")
@@ -53,47 +41,6 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return directory
 
     return make
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(kw_only=True)
-class Kit:
-    """The command line in a directory of its own, with a project name and a port of its own."""
-
-    directory: Path
-    project: str
-    port: int = field(default_factory=free_port)
-
-    def run(self, *words: str | Path, timeout: float = 400) -> Done:
-        done = subprocess.run(
-            [*KIT, *map(str, words)],
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Done(code=done.returncode, out=done.stdout, err=done.stderr)
-
-    def up(self, *words: str | Path, model: Path = MODEL) -> Done:
-        return self.run("up", *self.wish(model), *words)
-
-    def wish(self, model: Path) -> tuple[str, ...]:
-        sets = (f"project={self.project}", f"container_name={self.project}")
-        options = ("--profile", "cpu", "--model-dir", str(model), "--port", str(self.port))
-        return (*options, *(word for item in sets for word in ("--set", item)))
 
 
 @pytest.fixture

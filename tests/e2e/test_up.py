@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import KIT, MODEL, Kit
+
+from e2e.kit import KIT, MODEL, Kit
 
 pytestmark = pytest.mark.e2e
 
@@ -33,14 +34,16 @@ def containers(project: str) -> list[str]:
 
 def networks(project: str) -> list[str]:
     label = f"label=com.docker.compose.project={project}"
-    done = subprocess.run(["docker", "network", "ls", "-q", "--filter", label], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["docker", "network", "ls", "-q", "--filter", label], capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
 class Stale(http.server.BaseHTTPRequestHandler):
     """A server of another model that was left on the port: healthy, and not the one that was started."""
 
-    def do_GET(self) -> None:  # noqa: N802 (the base class's name)
+    def do_GET(self) -> None:
         body = json.dumps({"object": "list", "data": [{"id": "old-model", "object": "model"}]}).encode()
         self.send_response(200 if self.path.startswith(("/health", "/v1/models")) else 404)
         self.send_header("Content-Length", str(len(body)))
@@ -113,7 +116,9 @@ def test_an_engine_that_cannot_start_says_why_and_early(kit: Kit, override: Path
     broken = tmp_path / "glm-4-broken"
     shutil.copytree(MODEL, broken)
     config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"], "model_type": "nosuch"}))
+    (broken / "config.json").write_text(
+        json.dumps({**config, "architectures": ["NoSuchModel"], "model_type": "nosuch"})
+    )
     refused = kit.up("--override", override, model=broken)
     assert refused.code == 10, refused.err
     assert containers(kit.project) == []
@@ -129,7 +134,9 @@ def test_an_engine_that_cannot_start_says_why_and_early(kit: Kit, override: Path
 
 def test_an_engine_killed_while_it_starts_is_noticed_at_once(kit: Kit, override: Path) -> None:
     words = [*KIT, "up", *kit.wish(MODEL), "--override", str(override), "--set", "restart=no"]
-    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not containers(kit.project) or not inspect(kit.project)["State"]["Running"]:
             time.sleep(0.2)
         time.sleep(3)
@@ -160,7 +167,9 @@ def test_without_docker_the_same_plan_runs_as_a_process(kit: Kit, cpu_python: st
 
 def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(kit: Kit, cpu_python: str) -> None:
     words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
-    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not (kit.directory / ".glm4/engine.log").exists():
             time.sleep(0.05)
         with stale_server(kit.port):
@@ -171,7 +180,9 @@ def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(ki
 
 def test_an_interrupted_up_says_what_it_leaves(kit: Kit, cpu_python: str) -> None:
     words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
-    with subprocess.Popen(words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not (kit.directory / ".glm4/engine.pid").exists():
             time.sleep(0.05)
         time.sleep(2)
