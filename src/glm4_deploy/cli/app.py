@@ -5,10 +5,14 @@ import sys
 from importlib import import_module
 from typing import Annotated
 
-import click
 import typer
 
 from glm4_deploy.errors import DeployError
+
+# Typer carries its own Click; this is the base of its usage errors, whichever Click that is.
+ClickException = typer.BadParameter.__mro__[2]
+# Nothing here uses Pydantic plugins; looking for them reads the metadata of every installed package (30 ms).
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 # Each module has register(app) and imports nothing heavy at its top. Add a command group by adding its name.
 GROUPS = ("render", "deploy", "smoke", "plan", "diagnose", "checkpoint", "detect")
@@ -47,11 +51,11 @@ def main() -> None:
         if error.hint:
             print(f"  → {error.hint}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except ClickException as error:
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
     except BrokenPipeError:
         # The reader (head, less) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
