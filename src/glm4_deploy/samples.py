@@ -67,6 +67,14 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One measured number."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A suite run. `verdict` and `exit_code` are decided where the checks ran; a renderer only shows them.
 
@@ -86,3 +94,4 @@ class Report:
     samples: tuple[Sample, ...] = field(default=())
     engine: tuple[Fact, ...] = field(default=())
     settings: tuple[Fact, ...] = field(default=())
+    perplexity: tuple[Measure, ...] = field(default=())

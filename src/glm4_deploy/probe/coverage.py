@@ -8,6 +8,8 @@ from glm4_deploy.probe.registry import Check
 from glm4_deploy.result import Result, Status
 from glm4_deploy.samples import Fact
 
+NAMED = 12  # skipped checks are named up to this many; the table has them all
+
 
 def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
     """One sentence: a pass means that no failure was seen in what was asked."""
@@ -17,7 +19,8 @@ def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
     outside = len(table) - len(results)
     parts = [f"{len(judged)} of {len(table)} checks judged"]
     if skipped:
-        parts.append(f"skipped {', '.join(skipped)}")
+        names = f" ({', '.join(skipped)})" if len(skipped) <= NAMED else ""
+        parts.append(f"{len(skipped)} skipped{names}")
     if unknown:
         parts.append(f"not judged {', '.join(unknown)}")
     if outside:

@@ -16,7 +16,7 @@ from glm4_deploy.probe.scrub import scrub
 from glm4_deploy.probe.target import Target
 from glm4_deploy.probe.trouble import Kind, Refused, Trouble
 from glm4_deploy.result import Result, Status, verdict
-from glm4_deploy.samples import Report, Suite
+from glm4_deploy.samples import Measure, Report, Suite
 
 STARTED = Callable[[str], None]
 ENDED = Callable[[Result], None]
@@ -63,6 +63,7 @@ async def run_suite(
         samples=tuple(run.probe.samples),
         engine=engine_facts(run.probe),
         settings=setting_facts(run.probe, only, skip),
+        perplexity=tuple(Measure(name=name, value=value) for name, value in run.probe.perplexity.items()),
     )
     return scrub(report, target.key)
 
@@ -113,7 +114,7 @@ class _Run:
         self.on_start = on_start
         self.on_result = on_result
         self.results: list[Result] = []
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}  # check: the check at the root of it
         self.hung: str | None = None
         self.error: DeployError | None = None
 
@@ -122,7 +123,7 @@ class _Run:
         if self.on_start:
             self.on_start(entry.id)
         start = time.perf_counter()
-        blocked = [need for need in entry.needs if need in self.failed]
+        blocked = [self.failed[need] for need in entry.needs if need in self.failed]
         if self.hung:
             result = skipped(f"the engine hung in {self.hung}")
         elif blocked:
@@ -131,7 +132,7 @@ class _Run:
             result = await self._guarded(entry)
         result = scrub(replace(result, check=entry.id, seconds=time.perf_counter() - start), self.key)
         if result.status in {Status.FAIL, Status.UNKNOWN} or blocked:
-            self.failed.add(entry.id)
+            self.failed[entry.id] = blocked[0] if blocked else entry.id
         self.results.append(result)
         if self.on_result:
             self.on_result(result)

@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from glm4_deploy.probe.canaries import family, fault, named
-from glm4_deploy.probe.checks.loops import LOOP, fault_of
+from glm4_deploy.probe.answer import Answer
+from glm4_deploy.probe.canaries import Canary, family, fault
+from glm4_deploy.probe.checks.loops import fault_of
 from glm4_deploy.probe.filler import days
 from glm4_deploy.probe.outcome import fail, ok
 from glm4_deploy.probe.probe import GREEDY, SAMPLED, Probe
 from glm4_deploy.probe.registry import FULL, QUICK, SOAK, Stage, check
 from glm4_deploy.probe.stats import milliseconds, percentile
+from glm4_deploy.probe.together import together
 from glm4_deploy.probe.trouble import Kind, Refused, Trouble
 from glm4_deploy.result import Result
-from glm4_deploy.samples import Timing
 
 STAGGER_S = 0.02
 FREE = 256  # tokens of a free text
@@ -22,65 +23,75 @@ REMEDY = "sound alone and not under load: look for preemptions, the KV cache typ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """One of the requests: what is wrong with it (None: nothing), the answer, its timing."""
+class Asked:
+    """One request and its end: the answer, or why there is none. canary: None for a long prompt."""
 
-    fault: str | None
-    answer: str = ""
-    timing: Timing | None = None
+    prompt: str
+    canary: Canary | None = None
+    answer: Answer | None = None
+    trouble: str | None = None
+    partial: str = ""
 
 
 def _crowd(size: int) -> Callable[[Probe], Awaitable[Result]]:
     async def run(probe: Probe) -> Result:
-        outcomes = await asyncio.gather(*(_one(probe, number) for number in range(size)))
-        bad = [outcome for outcome in outcomes if outcome.fault]
-        timings = [outcome.timing for outcome in outcomes if outcome.timing]
-        ttft = percentile([timing.ttft for timing in timings if timing.ttft is not None], 0.95)
-        seen = f"{size - len(bad)} of {size} sound, TTFT p95 {milliseconds(ttft)}"
+        asked = await together(_one(probe, number) for number in range(size))
+        # Judged only now: a scan between two tokens of another stream would delay its stamp.
+        faults = [(fault, one) for one in asked if (fault := _fault(probe, one))]
+        ttft = [one.answer.timing.ttft for one in asked if one.answer and one.answer.timing.ttft is not None]
+        seen = f"{size - len(faults)} of {size} sound, TTFT p95 {milliseconds(percentile(ttft, 0.95))}"
         expected = f"{size} of {size} sound"
-        if bad:
-            return fail(f"{seen}: {bad[0].fault}", expected, ("answer", bad[0].answer), remedy=REMEDY)
-        return ok(seen, expected)
+        if not faults:
+            return ok(seen, expected)
+        words, worst = faults[0]
+        text = worst.answer.text if worst.answer else worst.partial
+        return fail(f"{seen}: {words}", expected, ("prompt", worst.prompt), ("answer", text), remedy=REMEDY)
 
     return run
 
 
-async def _one(probe: Probe, number: int) -> Outcome:
+async def _one(probe: Probe, number: int) -> Asked:
     """Every fourth request a sum, a name, a long text, a long prompt: short and long phases overlap."""
     await asyncio.sleep(STAGGER_S * number)
-    kind = (_known, _known, _free, _long_prompt)[number % 4]
+    canary = _canary(number)
+    tokens = canary.max_tokens if canary else 8
+    messages = list(canary.messages) if canary else [{"role": "user", "content": _log(probe, number)}]
+    prompt = canary.prompt if canary else messages[0]["content"]
+    way = {**SAMPLED, "seed": number} if number % 16 == 10 else GREEDY
     try:
-        return await kind(probe, number)
+        answer = await probe.ask(messages, min(tokens, FREE), extras=number % 4 > 1, **way)
     except Refused as refused:
-        return Outcome(fault=str(refused))
+        return Asked(prompt=prompt, trouble=str(refused))
     except Trouble as trouble:
         if trouble.kind in {Kind.HANG, Kind.SLOW}:
             raise
-        return Outcome(fault=f"{trouble.kind}: {trouble.detail}", answer=trouble.partial)
+        return Asked(prompt=prompt, trouble=f"{trouble.kind}: {trouble.detail}", partial=trouble.partial)
+    return Asked(prompt=prompt, canary=canary, answer=answer)
 
 
-async def _known(probe: Probe, number: int) -> Outcome:
-    asked = family("arithmetic") if number % 4 == 0 else family("recall")
-    canary = asked[number // 4 % len(asked)]
-    answer = await probe.ask_canary(canary, **GREEDY)
-    what = fault(canary, answer.text)
-    return Outcome(fault=f"{canary.id}: {what}" if what else None, answer=answer.text, timing=answer.timing)
+def _canary(number: int) -> Canary | None:
+    """What request `number` asks; None: a long prompt, prefill while others decode."""
+    if number % 4 == 3:
+        return None
+    names = ("arithmetic", "recall", "long")
+    choices = family(names[number % 4])
+    return choices[number // 4 % len(choices)]
 
 
-async def _free(probe: Probe, number: int) -> Outcome:
-    canary = named("long-zh" if number % 8 == 2 else "long-en")
-    way = {**SAMPLED, "seed": number} if number % 16 > 7 else GREEDY
-    answer = await probe.ask(canary.messages, FREE, extras=True, **way)
-    what = fault_of(probe.keep(canary.prompt, answer))
-    return Outcome(fault=f"{canary.id}: {what}; {LOOP}" if what else None, answer=answer.text, timing=answer.timing)
+def _log(probe: Probe, number: int) -> str:
+    return "\n".join(days(40 * number, 12 if (probe.room or 4096) < 4096 else 60))
 
 
-async def _long_prompt(probe: Probe, number: int) -> Outcome:
-    """Prefill while others decode; only its soundness is judged: a small model need not follow a long log."""
-    text = "\n".join(days(40 * number, 12 if (probe.room or 4096) < 4096 else 60))
-    answer = await probe.ask([{"role": "user", "content": text}], 8, extras=True)
-    null = answer.logprobs is not None and None in answer.logprobs
-    return Outcome(fault="a logprob is null" if null else None, answer=answer.text, timing=answer.timing)
+def _fault(probe: Probe, one: Asked) -> str | None:
+    """What is wrong with one answer. Of a long prompt only the numbers: a small model need not follow a log."""
+    if one.answer is None:
+        return one.trouble
+    if one.canary is None:
+        null = one.answer.logprobs is not None and None in one.answer.logprobs
+        return "a logprob is null behind a long prompt" if null else None
+    sample = probe.keep(one.prompt, one.answer)
+    wrong = fault_of(sample) if one.canary.family == "long" else fault(one.canary, one.answer.text)
+    return f"{one.canary.id}: {wrong}" if wrong else None
 
 
 for _size, _suites in LEVELS.items():

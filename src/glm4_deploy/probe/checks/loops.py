@@ -1,6 +1,5 @@
 """Long free texts, greedy and sampled, English and Chinese: damage that passes short probes shows here."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from glm4_deploy.probe.canaries import Canary, family, quote
 from glm4_deploy.probe.outcome import fail, ok
 from glm4_deploy.probe.probe import GREEDY, SAMPLED, Probe
 from glm4_deploy.probe.registry import FULL, GATE, SOAK, Stage, check
+from glm4_deploy.probe.together import together
 from glm4_deploy.result import Result
 from glm4_deploy.samples import Sample
 
@@ -55,8 +55,7 @@ async def loop_long(probe: Probe) -> Result:
 
 
 async def _free_texts(probe: Probe, tokens: int, ways: list[Mapping[str, Any]]) -> Result:
-    jobs = [_one(probe, canary, tokens, way) for way in ways for canary in family("long")]
-    samples = await asyncio.gather(*jobs)
+    samples = await together(_one(probe, canary, tokens, way) for way in ways for canary in family("long"))
     lengths = [sample.timing.tokens or len(sample.timing.arrivals) for sample in samples if sample.timing]
     bad = [sample for sample in samples if fault_of(sample)]
     expected = f"no loop in up to {tokens} tokens"

@@ -1,17 +1,19 @@
 """Speed as a user feels it: time to first token, time per token, tokens per second; a verdict only against an SLO."""
 
-import asyncio
 import time
 
+from glm4_deploy.probe.answer import Answer
 from glm4_deploy.probe.canaries import named
 from glm4_deploy.probe.outcome import fail, ok, unknown
 from glm4_deploy.probe.probe import SAMPLED, Probe
 from glm4_deploy.probe.registry import QUICK, SOAK, Stage, check
 from glm4_deploy.probe.slo import Slo
 from glm4_deploy.probe.stats import milliseconds, percentile
+from glm4_deploy.probe.together import together
 from glm4_deploy.result import Result
 from glm4_deploy.samples import Timing
 
+PROMPT = named("long-en")
 TOKENS = 128
 STREAMS = 4
 ROUNDS = 4
@@ -28,10 +30,13 @@ SHARES = (0.5, 0.95, 0.99)
 )
 async def speed(probe: Probe) -> Result:
     begin = time.perf_counter()
-    timings: list[Timing] = []
+    answers: list[Answer] = []
     for turn in range(ROUNDS):
-        timings += await asyncio.gather(*(_one(probe, STREAMS * turn + number) for number in range(STREAMS)))
+        answers += await together(_one(probe, STREAMS * turn + number) for number in range(STREAMS))
     seconds = time.perf_counter() - begin
+    for answer in answers:
+        probe.keep(PROMPT.prompt, answer)
+    timings = [answer.timing for answer in answers]
     tokens = sum(timing.tokens or len(timing.arrivals) for timing in timings)
     ttft = [timing.ttft for timing in timings if timing.ttft is not None]
     tpot = [timing.tpot for timing in timings if timing.tpot is not None]
@@ -48,12 +53,9 @@ async def speed(probe: Probe) -> Result:
     return ok(seen, "within the SLO")
 
 
-async def _one(probe: Probe, seed: int) -> Timing:
-    canary = named("long-en")
+async def _one(probe: Probe, seed: int) -> Answer:
     # ignore_eos is vLLM's (and SGLang's); others pass over it and stop where they stop.
-    answer = await probe.ask(canary.messages, TOKENS, seed=seed, ignore_eos=True, **SAMPLED)
-    probe.keep(canary.prompt, answer)
-    return answer.timing
+    return await probe.ask(PROMPT.messages, TOKENS, seed=seed, ignore_eos=True, **SAMPLED)
 
 
 def _spread(values: list[float]) -> str:
