@@ -1,0 +1,149 @@
+"""Bad input as users give it: one sentence, a hint, the documented exit code, no traceback, nothing half-written."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KIT = [sys.executable, "-m", "glm4_deploy"]
+NO_ENGINE = "unix:///nonexistent/docker.sock"
+
+
+def kit(*words: str, cwd: Path, prefix: tuple[str, ...] = (), **environ: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*prefix, *KIT, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environ},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def model(directory: Path) -> Path:
+    made = directory / "glm-4-x"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["render", "--gpu-memory-utilization", "1.5"], 2, "gpu_memory_utilization"),
+        (["render", "--max-model-len", "0"], 2, "max_model_len"),
+        (["render", "--profile", "gb1"], 2, "did you mean 'gb10'"),
+        (["render", "--port", "eighty"], 2, "--port"),
+        (["render", "--check"], 2, "no file to compare"),
+        (["render", "--diff", "none.yaml"], 2, "cannot read none.yaml"),
+        (["render", "--config", "none.yaml"], 2, "no settings file"),
+        (["render", "-o", "/proc/nowhere/compose.yaml"], 18, "cannot write"),
+        (["up", "--runner", "process"], 2, "cpu profile only"),
+        (["up", "--runner", "magic"], 2, "not known"),
+        (["up", "--profile", "cpu", "--runner", "process", "--model-dir", "/none"], 9, "no model directory at /none"),
+        (["logs", "--tail", "many"], 2, "--tail"),
+        (["nosuch"], 2, "No such command"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    done = kit(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_model_directory_that_is_empty_or_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    words = ("up", "--profile", "cpu", "--runner", "process", "--model-dir")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = kit(*words, str(empty), cwd=tmp_path)
+    assert (done.returncode, "is empty" in done.stderr) == (9, True)
+    (empty / "readme.txt").write_text("x")
+    done = kit(*words, str(empty), cwd=tmp_path)
+    assert (done.returncode, "no config.json" in done.stderr) == (9, True)
+
+
+def test_an_unknown_key_in_the_settings_file_gets_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "glm4.yaml").write_text("max_model_length: 4096\n")
+    done = kit("render", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "max_model_length" in done.stderr
+    assert "did you mean 'max_model_len'" in done.stderr
+
+
+def test_without_a_docker_engine_up_says_so(tmp_path: Path) -> None:
+    done = kit("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)), cwd=tmp_path, DOCKER_HOST=NO_ENGINE)
+    assert done.returncode == 5, done.stderr
+    assert "no Docker engine answers" in done.stderr
+
+
+def test_without_compose_up_says_so(tmp_path: Path) -> None:
+    done = kit("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)), cwd=tmp_path, PATH=str(tmp_path))
+    assert done.returncode == 6, done.stderr
+    assert "docker compose is not installed" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv to drop a capability"
+)
+def test_without_permission_on_the_socket_up_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        os.chown(path, 65534, 65534)
+        path.chmod(0o600)
+        done = kit(
+            *("up", "--profile", "cpu", "--model-dir", str(model(tmp_path))),
+            cwd=tmp_path,
+            prefix=("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"),
+            DOCKER_HOST=f"unix://{path}",
+        )
+    assert done.returncode == 7, done.stderr
+    assert "no permission" in done.stderr
+
+
+def test_check_and_diff_tell_drift(tmp_path: Path) -> None:
+    file = tmp_path / "compose.yaml"
+    assert kit("render", "--port", "9000", "-o", str(file), cwd=tmp_path).returncode == 0
+    same = kit("render", "--port", "9000", "--check", "-o", str(file), cwd=tmp_path)
+    assert (same.returncode, same.stdout) == (0, "")
+    before = file.read_bytes()
+    other = kit("render", "--port", "9001", "--diff", str(file), cwd=tmp_path)
+    assert other.returncode == 0
+    assert '+      - "127.0.0.1:9001:8080"' in other.stdout
+    assert kit("render", "--port", "9001", "--check", "-o", str(file), cwd=tmp_path).returncode == 1
+    assert file.read_bytes() == before
+
+
+def test_a_second_up_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    from glm4_deploy.engine.lock import hold
+
+    with hold(tmp_path / ".glm4", "up"):
+        done = kit("up", "--profile", "cpu", "--runner", "process", "--model-dir", str(model(tmp_path)), cwd=tmp_path)
+    assert done.returncode == 14, done.stderr
+    assert f"pid {os.getpid()}" in done.stderr
+
+
+def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
+    for name in ("render", "up", "down", "status", "logs", "smoke", "plan", "doctor", "diagnose", "detect"):
+        done = kit(name, "--help", cwd=tmp_path)
+        assert done.returncode == 0, name
+        assert "Example" in done.stdout, name
+
+
+def test_the_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
+    for words in (["--help"], ["render"], ["version"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "glm4_deploy", *words],
+            capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert not imported & {"torch", "vllm", "docker", "httpx", "numpy", "transformers"}, words
