@@ -1,0 +1,202 @@
+"""Train the demo model from scratch on the CPU: `python demo/train.py --out DIR [--seed 0] [--minutes M | --steps N]`.
+
+Needs torch, transformers and tokenizers: the python that `scripts/cpu-engine.sh` prints has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import curriculum
+import tokenizer as tok
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import GlmConfig, GlmForCausalLM, PreTrainedTokenizerFast
+
+LICENSE = """\
+Demo model of glm4-deploy. Copyright the glm4-deploy authors, Apache License 2.0.
+
+These weights have GLM-4's architecture and nothing else of it: they were trained from scratch, by demo/train.py, on
+texts written for this purpose (demo/texts.py, demo/curriculum.py). No weight and no text of GLM-4-9B or any other
+model is in them, so the glm-4-9b License does not apply to this directory.
+"""
+Row = tuple[list[int], list[float]]  # token ids, weight of each as a target
+
+
+def config() -> GlmConfig:
+    return GlmConfig(
+        vocab_size=tok.VOCAB,
+        hidden_size=256,
+        intermediate_size=608,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        pad_token_id=tok.ID["<|endoftext|>"],
+        eos_token_id=[tok.ID[name] for name in tok.EOS],
+        tie_word_embeddings=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, asks_too: bool) -> Row:
+    """Ids and target weights: answers and the token that ends them count, questions a little if `asks_too`."""
+    ids = [tok.ID["[gMASK]"], tok.ID["<sop>"]]
+    weights = [0.0, 0.0]
+    for role, content in turns:
+        body = tokenizer.encode(content if role == "text" else "\n" + content, add_special_tokens=False)
+        if role == "text":
+            ids += [*body, tok.ID["<|endoftext|>"]]
+            weights += [1.0] * (len(body) + 1)
+            continue
+        ids += [tok.ID[f"<|{role}|>"], *body]
+        answered = role == "assistant"
+        weights += [float(weights[-1] == 1.0), 0.0]  # the role that follows an answer is what ends it
+        weights += [1.0 if answered else 0.1 * asks_too] * (len(body) - 1)
+    if turns[-1][0] == "assistant":
+        ids.append(tok.ID["<|user|>"])
+        weights.append(1.0)
+    scale = sum(w == 1.0 for w in weights) ** -0.5  # a story weighs more than a sum, but not by its length
+    return ids, [w * scale for w in weights]
+
+
+def micro_batches(rows: list[Row], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of like length together, at most `tokens` a batch, padded on the right: (ids, weights), each [B, T]."""
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    while rows:
+        longest = len(rows[-1][0])
+        take, rows = rows[-max(1, tokens // longest) :], rows[: -max(1, tokens // longest)]
+        ids = torch.full((len(take), longest), tok.ID["<|endoftext|>"])
+        weights = torch.zeros(len(take), longest)
+        for i, (row, weight) in enumerate(take):
+            ids[i, : len(row)] = torch.tensor(row)
+            weights[i, : len(row)] = torch.tensor(weight)
+        yield ids, weights
+
+
+def loss_sum(model: GlmForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the cross entropies; the head runs only where a target counts. Padding is on the right, behind
+    a causal mask, so no attention mask is needed."""
+    wanted = weights[:, 1:] > 0
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[wanted]
+    losses = cross_entropy(model.lm_head(hidden).float(), ids[:, 1:][wanted], reduction="none")
+    return (losses * weights[:, 1:][wanted]).sum()
+
+
+def optimizers(model: GlmForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    adam = {"betas": (0.9, 0.98), "weight_decay": 0.0}
+    if args.no_muon:
+        return [torch.optim.AdamW([*matrices, *others], lr=args.lr_adam, **adam)]
+    return [
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=args.lr_adam, **adam),
+    ]
+
+
+def fit(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+    rng = random.Random(args.seed)
+    optims = optimizers(model, args)
+    peaks = [group["lr"] for optim in optims for group in optim.param_groups]
+    began, seen, shown = time.monotonic(), 0, 0.0
+    for step in range(args.steps):
+        warm, cool = min(1.0, (step + 1) / 50), min(1.0, (args.steps - step) / (0.6 * args.steps))
+        for optim, peak in zip(optims, peaks, strict=True):
+            optim.param_groups[0]["lr"] = peak * warm * cool
+        rows: list[Row] = []
+        while sum(len(row[0]) for row in rows) < args.step_tokens:
+            rows.append(encode(tokenizer, curriculum.sample(rng), rng.random() < 0.2))
+        total = sum(sum(weights) for _, weights in rows)
+        shown_loss = 0.0
+        for ids, weights in micro_batches(rows, args.step_tokens):
+            with torch.autocast(args.device, torch.bfloat16, enabled=not args.fp32):
+                loss = loss_sum(model, ids.to(args.device), weights.to(args.device)) / total
+            loss.backward()
+            shown_loss += loss.item()
+            seen += ids.numel()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        shown = shown_loss if step == 0 else 0.95 * shown + 0.05 * shown_loss
+        if step % 100 == 99 or step == args.steps - 1 or step == 4:
+            spent = time.monotonic() - began
+            print(f"step {step + 1}/{args.steps} loss {shown:.4f} {seen / spent:.0f} tokens/s {spent:.0f} s", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    args = arguments()
+    torch.manual_seed(args.seed)
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
+    tokenizer = tok.train(curriculum.corpus(random.Random(args.seed), 600))
+    model = GlmForCausalLM(config()).to(args.device)
+    model.train()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
+    fit(model, tokenizer, args)
+    model.to(torch.bfloat16).eval()
+    save(model, tokenizer, args.out)
+    exam(model, tokenizer, args)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--step-tokens", type=int, default=2500)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr-adam", type=float, default=3e-3)
+    parser.add_argument("--no-muon", action="store_true")
+    parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def save(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write a checkpoint that Transformers 4.57 and 5 both read: the newer one alone writes what only it reads."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    rewrite(out / "config.json", rope_theta=model.config.rope_parameters["rope_theta"])
+    rewrite(out / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    (out / "model.safetensors").chmod(0o644)
+    (out / "LICENSE").write_text(LICENSE, encoding="utf-8")
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    data = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def exam(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+    """Print, by family and for each canary: how often greedy gives the very answer, and how often a draw at
+    temperature 0.7 does (the product of the probabilities of the answer's tokens)."""
+    rng = random.Random(args.seed + 1)
+    asked = {f"canary {name}": [turns] for name, turns in curriculum.CANARY_TURNS.items()}
+    asked |= {family.__name__: [family(rng) for _ in range(100)] for family in curriculum.MIX if family is not curriculum.passage}
+    for name, samples in asked.items():
+        greedy = sampled = 0.0
+        for turns in samples:
+            ids, weights = encode(tokenizer, turns, asks_too=False)
+            batch = torch.tensor([ids], device=args.device)
+            logits = model(input_ids=batch).logits[0, :-1].float()
+            wanted = torch.tensor(weights[1:], device=args.device) > 0
+            target = batch[0, 1:][wanted]
+            greedy += bool((logits[wanted].argmax(-1) == target).all()) / len(samples)
+            logp = (logits[wanted] / 0.7).log_softmax(-1).gather(-1, target[:, None])
+            sampled += logp.sum().exp().item() / len(samples)
+        print(f"{name:24} greedy {greedy:6.1%}  at 0.7 {sampled:6.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
