@@ -52,11 +52,15 @@ class Reference:
     max_model_len: int = 2048
     version: str | None = "0.32.0"
     token_s: float = 0.0
+    tools: bool = False
     started: float = field(default_factory=time.time)
     counts: Counter[str] = field(default_factory=Counter)
-    cached: set[tuple[str, ...]] = field(default_factory=set)
+    cached: set[int] = field(default_factory=set)
     seen_keys: list[str | None] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """For twins that start out otherwise."""
 
     # --- ASGI -------------------------------------------------------------------------------------------------------
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
@@ -155,6 +159,9 @@ class Reference:
     async def chat(self, body: dict[str, Any], send: Send) -> None:
         self.requests.append(body)
         self.validate(body)
+        if body.get("tools"):
+            await self.send_json(send, self.tool_call())
+            return
         made = self.generate(body)
         self.count(made)
         if body.get("stream"):
@@ -175,7 +182,7 @@ class Reference:
         if body.get("max_tokens", 1) + prompt > limit:
             words = f"max_tokens={body['max_tokens']} cannot be greater than max_model_len={limit}."
             raise HttpError(400, words, param="max_tokens")
-        if body.get("tools"):
+        if body.get("tools") and not self.tools:
             words = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
             raise HttpError(400, words)
 
@@ -200,6 +207,13 @@ class Reference:
             ids=bool(body.get("return_token_ids")),
         )
 
+    def tool_call(self) -> dict[str, Any]:
+        function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        call = {"id": "call-1", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": None}
+
     def reply(self, body: dict[str, Any]) -> str:
         return brain.reply(body["messages"])
 
@@ -212,9 +226,9 @@ class Reference:
 
     def cache(self, made: Generated) -> int:
         """Tokens of the prompt that earlier prompts left in the cache, whole blocks only."""
-        hit = 0
+        hit = prefix = 0
         for end in range(BLOCK, len(made.prompt), BLOCK):
-            prefix = tuple(made.prompt[:end])
+            prefix = hash((prefix, *made.prompt[end - BLOCK : end]))
             hit = end if prefix in self.cached else hit
             self.cached.add(prefix)
         return hit

@@ -126,4 +126,11 @@ def fault_json(schema: dict[str, Any], text: str) -> str | None:
 def quote(text: str, limit: int = 60) -> str:
     """Untrusted text as a short, one-line phrase."""
     flat = " ".join(text.split())
-    return repr(flat if len(flat) <= limit else flat[: limit - 1] + "…") if flat else "an empty answer"
+    return repr(flat if len(flat) <= limit else flat[: limit - 1] + "…") if flat else "nothing"
+
+
+def parting(one: str, other: str) -> str:
+    """Where two texts part, and how each goes on from there."""
+    shorter = min(len(one), len(other))
+    where = next((place for place in range(shorter) if one[place] != other[place]), shorter)
+    return f"they part at character {where}: {quote(one[where:], 30)} against {quote(other[where:], 30)}"

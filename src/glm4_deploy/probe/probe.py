@@ -18,6 +18,7 @@ from glm4_deploy.samples import Sample, Suite
 CHAT = "/v1/chat/completions"
 # Fields that only some servers know. vLLM answers token ids and raw logprobs; others ignore or refuse them.
 EXTRAS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
+SLOWEST = 240  # tokens in one timeout_s: two a second by default is as slow as an answer may come
 SAMPLED: Mapping[str, Any] = {"temperature": 0.7, "top_p": 0.95}
 GREEDY: Mapping[str, Any] = {"temperature": 0}
 
@@ -79,7 +80,7 @@ class Probe:
         body = {"model": self.served.model, "messages": messages, **GREEDY, **fields}
         body["max_tokens"] = self.fit(messages, max_tokens, prompt_tokens)
         send = self.client.ask_stream if stream else self.client.ask_whole
-        limit_s = limit_s or self.target.timeout_s + 0.5 * max_tokens
+        limit_s = limit_s or self.target.timeout_s * (1 + max_tokens / SLOWEST)
         if not (extras and self.served.extras):
             return await send(CHAT, body, limit_s=limit_s)
         try:

@@ -157,7 +157,8 @@ class _Run:
     async def _stuck(self, entry: Check, trouble: Trouble) -> Result:
         """Hung or only busy? The token counter tells: it stands still while requests run in a hung engine."""
         before = await self.probe.metrics()
-        await asyncio.sleep(PROGRESS_S if before else 0)
+        watched_s = min(PROGRESS_S, self.probe.target.timeout_s)
+        await asyncio.sleep(watched_s if before else 0)
         after = await self.probe.metrics()
         tokens = [metrics.sum("vllm:generation_tokens_total") if metrics else None for metrics in (before, after)]
         if after is not None and None not in tokens and tokens[0] != tokens[1]:
@@ -169,7 +170,7 @@ class _Run:
             )
         if trouble.kind is Kind.HANG:
             self.hung = entry.id
-        still = f"; its token counter stood still for {PROGRESS_S:.0f} s" if None not in tokens else ""
+        still = f"; its token counter stood still for {watched_s:.3g} s" if None not in tokens else ""
         return _failed(trouble, still)
 
     def exit_code(self) -> int:

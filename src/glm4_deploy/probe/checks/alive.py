@@ -35,6 +35,11 @@ async def alive(probe: Probe) -> Result:
         return fail(f"GET /health: {trouble.detail}", "HTTP 200", remedy=trouble.remedy)
     if isinstance(version, dict) and isinstance(version.get("version"), str):
         probe.served.version = version["version"]
+    if health.status >= 400 and "text/html" in health.headers.get("content-type", ""):
+        raise WrongEngine(
+            f"GET /health: HTTP {health.status} with a page of HTML: a proxy answers, the engine behind it does not",
+            hint="give the engine's own address with --base-url, and see whether it runs",
+        )
     seen = f"GET /health HTTP {health.status} in {health.seconds * 1000:.0f} ms"
     if health.status == 200:
         return ok(seen, "HTTP 200")

@@ -1,7 +1,7 @@
 """One question, streamed and not: the shape of the answer, its counts, and the same words both ways."""
 
 from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import named, quote
+from glm4_deploy.probe.canaries import named, parting, quote
 from glm4_deploy.probe.outcome import fail, ok, warn
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import GATE, SOAK, Stage, check
@@ -56,7 +56,7 @@ async def stream(probe: Probe) -> Result:
 
 async def _differ(probe: Probe, answer: Answer, whole: Answer) -> Result:
     """At temperature 0 an engine that is alone says the same thing twice; one with other guests need not."""
-    seen = f"streamed {quote(answer.text, 40)}, not streamed {quote(whole.text, 40)}"
+    seen = parting(answer.text, whole.text)
     evidence = (("streamed", answer.text), ("not streamed", whole.text))
     metrics = await probe.metrics()
     running = metrics.sum("vllm:num_requests_running") if metrics else None

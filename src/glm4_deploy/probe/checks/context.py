@@ -43,7 +43,7 @@ async def _hunt(probe: Probe, scale: Scale, tokens: int, depth: float) -> str | 
     lines.insert(int(len(lines) * depth), f"The code word of the harbour is {word}.")
     question = "What is the code word of the harbour? Answer with the code word only."
     messages = [{"role": "user", "content": "\n".join([*lines, question])}]
-    answer = await probe.ask(messages, ANSWER, prompt_tokens=tokens, limit_s=probe.target.timeout_s + tokens / 100)
+    answer = await probe.ask(messages, ANSWER, prompt_tokens=tokens)
     probe.keep(f"{len(lines)} lines with the code word {word} at {depth:.0%}, then: {question}", answer)
     return None if word in answer.text else f"{quote(answer.text)} instead of {word} at {depth:.0%}"
 

@@ -29,7 +29,7 @@ async def numbers(probe: Probe) -> Result:
     before = await probe.metrics()
     body = {"model": probe.served.model, "messages": list(named("long-en").messages), "temperature": 0, **EXTRAS}
     body["max_tokens"] = probe.fit(named("long-en").messages, TOKENS)
-    limit_s = probe.target.timeout_s + TOKENS
+    limit_s = probe.target.timeout_s * 1.5
     try:
         streamed = await probe.client.ask_stream(CHAT, body, limit_s=limit_s)
         whole = await probe.client.ask_whole(CHAT, body, limit_s=limit_s)

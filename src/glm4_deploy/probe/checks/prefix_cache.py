@@ -1,7 +1,7 @@
 """The prefix cache: a warm answer is as good as a cold one, and a bad one is asked again past the cache."""
 
 from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import quote
+from glm4_deploy.probe.canaries import parting, quote
 from glm4_deploy.probe.checks.loops import fault_of
 from glm4_deploy.probe.filler import days
 from glm4_deploy.probe.metrics import Metrics
@@ -46,8 +46,7 @@ async def prefix_cache(probe: Probe) -> Result:
         remedy = "look for --no-enable-prefix-caching, or several replicas behind this address"
         return fail(f"no hit counted: {words}", EXPECTED, *evidence, remedy=remedy)
     if cold.text != warm.text:
-        where = next((i for i, (a, b) in enumerate(zip(cold.text, warm.text, strict=False)) if a != b), 0)
-        return warn(f"they part at character {where}: {words}", EXPECTED, *evidence)
+        return warn(f"{parting(cold.text, warm.text)}; {_hit_words(hits)}", EXPECTED, *evidence)
     return ok(words, EXPECTED)
 
 

@@ -1,0 +1,484 @@
+"""Twins of the reference endpoint: each misbehaves in exactly one way, which its class name and docstring state."""
+
+import asyncio
+import gzip
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from servers import brain
+from servers.reference import Generated, HttpError, Reference, Send
+
+PROXY_PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
+SOUP = ["quart", " zeb", " moil", "ing ", "thex", " poru", " 9 kj", " ald", "omen ", "varn", " ist", " qo"]
+
+
+# --- reach ------------------------------------------------------------------------------------------------------------
+class Sick(Reference):
+    """/health says 500, as vLLM's does once its engine process is dead."""
+
+    async def health(self, send: Send) -> None:
+        await self.send_bytes(send, b"", status=500)
+
+
+class ProxyPage(Reference):
+    """A proxy's HTML error page, whatever is asked."""
+
+    async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
+        await self.send_bytes(send, PROXY_PAGE, status=502, content_type="text/html")
+
+
+class OtherProgram(Reference):
+    """Another program: 200 and HTML, whatever is asked."""
+
+    async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
+        await self.send_bytes(send, b"<html>It works!</html>", content_type="text/html")
+
+
+class Redirects(Reference):
+    """Sends everyone elsewhere."""
+
+    elsewhere = "http://127.0.0.1:9/"
+
+    async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
+        await self.send_bytes(send, b"", status=307, location=self.elsewhere + path.lstrip("/"))
+
+
+class Stale(Reference):
+    """A server that was there before the container that is asked for."""
+
+    def __post_init__(self) -> None:
+        self.started -= 3600
+
+
+class StaleCreated(Reference):
+    """As Stale, told by `created` alone: a server without /metrics."""
+
+    def __post_init__(self) -> None:
+        self.version = None
+
+    def models(self) -> dict[str, Any]:
+        listing = super().models()
+        listing["data"][0]["created"] -= 3600
+        return listing
+
+
+# --- protocol ---------------------------------------------------------------------------------------------------------
+class AnyModel(Reference):
+    """Answers for any model name."""
+
+    def validate(self, body: dict[str, Any]) -> None:
+        super().validate({**body, "model": self.model})
+
+
+class OpenDoor(Reference):
+    """Has a key and lets everyone in."""
+
+    async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
+        await super().route(method, path, {**headers, "authorization": f"Bearer {self.key}"}, body, send)
+
+
+class WrongUsage(Reference):
+    """Token counts that do not add up."""
+
+    def usage(self, made: Generated) -> dict[str, Any]:
+        usage = super().usage(made)
+        return {**usage, "total_tokens": usage["total_tokens"] + 7}
+
+
+class NoUsage(Reference):
+    """Leaves the usage chunk out of its streams."""
+
+    def events(self, made: Generated) -> list[dict[str, Any]]:
+        return super().events(made)[:-1]
+
+
+class Mute(Reference):
+    """Empty answers."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return ""
+
+
+class HtmlAnswer(Reference):
+    """A page of HTML with status 200 for every chat."""
+
+    async def chat(self, body: dict[str, Any], send: Send) -> None:
+        await self.send_bytes(send, PROXY_PAGE, content_type="text/html")
+
+
+class ProxyGaveUp(Reference):
+    """A proxy that answers chats with its own 504 page."""
+
+    async def chat(self, body: dict[str, Any], send: Send) -> None:
+        await self.send_bytes(send, PROXY_PAGE, status=504, content_type="text/html")
+
+
+class TruncatedStream(Reference):
+    """The stream ends in good order after five events, without finish_reason and [DONE]."""
+
+    async def stream(self, made: Generated) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in super().stream(made):
+            yield chunk
+            sent += 1
+            if sent == 5:
+                return
+
+
+class CutStream(Reference):
+    """The connection ends amid the stream, without the last chunk of the transfer encoding."""
+
+    async def stream(self, made: Generated) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in super().stream(made):
+            yield chunk
+            sent += 1
+            if sent == 5:
+                raise ConnectionAbortedError
+
+
+class ErrorAmidStream(Reference):
+    """A 500 in the midst of a stream, in vLLM's form."""
+
+    async def stream(self, made: Generated) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in super().stream(made):
+            if sent == 4:
+                error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+                yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+                yield b"data: [DONE]\n\n"
+                return
+            yield chunk
+            sent += 1
+
+
+class OtherWords(Reference):
+    """Says one thing streamed and another thing whole."""
+
+    def events(self, made: Generated) -> list[dict[str, Any]]:
+        made.pieces = [*made.pieces[:-1], " indeed"]
+        return super().events(made)
+
+
+class AfterTheEnd(Reference):
+    """Goes on talking after finish_reason."""
+
+    def events(self, made: Generated) -> list[dict[str, Any]]:
+        events = super().events(made)
+        return [*events[:-1], events[-2], events[-1]]
+
+
+class Gzipped(Reference):
+    """Compresses everything, and so holds each stream back until it is whole."""
+
+    async def send_bytes(
+        self, send: Send, body: bytes, status: int = 200, content_type: str = "application/json", **more: str
+    ) -> None:
+        await super().send_bytes(send, gzip.compress(body), status, content_type, content_encoding="gzip", **more)
+
+    async def send_stream(self, send: Send, made: Generated) -> None:
+        body = b"".join([chunk async for chunk in self.stream(made)])
+        await self.send_bytes(send, body, content_type="text/event-stream")
+
+
+class SaysGzip(Reference):
+    """Claims gzip for bodies that are not."""
+
+    async def send_json(self, send: Send, body: dict[str, Any], status: int = 200) -> None:
+        await self.send_bytes(send, json.dumps(body).encode(), status, content_encoding="gzip")
+
+
+class Hangs(Reference):
+    """Takes a chat and never answers; /health and /metrics stay fine, the token counter stands still."""
+
+    async def chat(self, body: dict[str, Any], send: Send) -> None:
+        self.counts["num_requests_running"] += 1
+        await asyncio.sleep(600)
+
+
+class HangsAmidStream(Reference):
+    """Falls silent after five events."""
+
+    async def stream(self, made: Generated) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in super().stream(made):
+            yield chunk
+            sent += 1
+            if sent == 5:
+                await asyncio.sleep(600)
+
+
+class Drips(Reference):
+    """A byte every 20 ms, for ever."""
+
+    async def stream(self, made: Generated) -> AsyncIterator[bytes]:
+        while True:
+            yield b":"
+            await asyncio.sleep(0.02)
+
+
+class Busy(Hangs):
+    """Never gets to our chat, and visibly works for others."""
+
+    def metrics(self) -> str:
+        self.counts["generation_tokens_total"] += 100
+        return super().metrics()
+
+
+class Endless(Reference):
+    """Does not obey max_tokens."""
+
+    def generate(self, body: dict[str, Any]) -> Generated:
+        return super().generate({**body, "max_tokens": body["max_tokens"] + 20})
+
+
+class CutsInSilence(Reference):
+    """Takes what is too long without a word."""
+
+    def validate(self, body: dict[str, Any]) -> None:
+        if body["model"] != self.model:
+            super().validate(body)
+
+
+class NullLogprobs(Reference):
+    """NaN logits, as vLLM 0.32 shows them in a stream: id 0 and a null logprob."""
+
+    def logprob(self, piece: str) -> dict[str, Any]:
+        return {**super().logprob(piece), "logprob": None}
+
+
+class Nan400(Reference):
+    """NaN logits, as vLLM 0.32 shows them in an answer that is not streamed."""
+
+    def chat_body(self, made: Generated) -> dict[str, Any]:
+        if made.logprobs:
+            raise HttpError(400, "Out of range float values are not JSON compliant: nan")
+        return super().chat_body(made)
+
+
+class Corrupts(Reference):
+    """Counts a corrupted request with every answer."""
+
+    def count(self, made: Generated) -> None:
+        super().count(made)
+        self.counts["corrupted_requests_total"] += 1
+
+
+class Leaks(Reference):
+    """Lets a template token into the text."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return super().reply(body) + "<|user|>"
+
+
+class RunsOn(Reference):
+    """Does not know its end tokens: every answer goes on until max_tokens."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        story = " ".join(f"{brain.STORY_EN} Part {part}." for part in range(20))
+        return f"{super().reply(body)}\n{story}"
+
+
+class RunsPastHidden(Reference):
+    """Runs past its end token, which is seen only with special tokens shown."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text if body.get("skip_special_tokens", True) else f"{text}<|user|>\nAnd now? {text}"
+
+
+class NoStopStrings(Reference):
+    """Passes over the field `stop`."""
+
+    def generate(self, body: dict[str, Any]) -> Generated:
+        return super().generate({key: value for key, value in body.items() if key != "stop"})
+
+
+class BlankJson(Reference):
+    """White space without end under a schema (vllm#40080)."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return '{"name":' + "\n" * 400 if body.get("response_format") else super().reply(body)
+
+
+class ProseJson(Reference):
+    """Prose where JSON was asked for."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return "Her name is Li Na." if body.get("response_format") else super().reply(body)
+
+
+class LeakyTools(Reference):
+    """A tool parser that does not match the model: the call comes as text."""
+
+    def tool_call(self) -> dict[str, Any]:
+        body = super().tool_call()
+        body["choices"][0]["message"] = {"role": "assistant", "content": 'get_weather\n{"city": "Paris"}'}
+        return body
+
+
+class BadArguments(Reference):
+    """A tool call whose arguments are no JSON."""
+
+    def tool_call(self) -> dict[str, Any]:
+        body = super().tool_call()
+        body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] = "city=Paris"
+        return body
+
+
+class FrozenCounters(Reference):
+    """Counts nothing."""
+
+    def count(self, made: Generated) -> None:
+        return
+
+
+# --- sense ------------------------------------------------------------------------------------------------------------
+class WrongDigits(Reference):
+    """FP4 damage as it shows first: digits."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return super().reply(body).translate(str.maketrans("2468", "7391"))
+
+
+class Slips(Reference):
+    """Counts with a slip at 97."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return super().reply(body).replace("97, 98", "98, 98")
+
+
+class Forgets(Reference):
+    """Recalls no name."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return super().reply(body).replace("Ada Lovelace", "Grace Hopper").replace("Bo", "Rex")
+
+
+class EnglishOnly(Reference):
+    """No word of Chinese."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return super().reply(body).replace("北京", "I do not understand.")
+
+
+class Perplexed(Reference):
+    """A model that got worse: its texts are far less likely than they were."""
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        made = super().completion(body)
+        for row in made["choices"][0]["prompt_logprobs"][1:]:
+            for entry in row.values():
+                entry["logprob"] -= 0.5
+        return made
+
+
+class PerplexedNan(Reference):
+    """A prompt logprob that is no number."""
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        made = super().completion(body)
+        next(iter(made["choices"][0]["prompt_logprobs"][3].values()))["logprob"] = -math.inf
+        return made
+
+    async def send_json(self, send: Send, body: dict[str, Any], status: int = 200) -> None:
+        await self.send_bytes(send, json.dumps(body).encode(), status)
+
+
+# --- loops ------------------------------------------------------------------------------------------------------------
+class LoopsGreedy(Reference):
+    """Falls into a loop at temperature 0."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text[:40] + " and the lamp went out" * 120 if len(text) > 200 and not body["temperature"] else text
+
+
+class LoopsSampled(Reference):
+    """Sound at temperature 0 and in a loop when sampled."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text[:40] + " and the lamp went out" * 120 if len(text) > 200 and body["temperature"] else text
+
+
+class LoopsLate(Reference):
+    """Sound for 512 tokens, in a loop after."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text + " Then the lamp went out." * 100 if body["max_tokens"] > 512 and "lamp" in text else text
+
+
+# --- context and load -------------------------------------------------------------------------------------------------
+class ShortSighted(Reference):
+    """Sees only the last words of a long prompt."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        if "code word" in body["messages"][-1]["content"]:
+            return "The code word is 1234567."
+        return super().reply(body)
+
+
+class LoopsBehindLongPrompt(Reference):
+    """Loops once the prompt is long."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text[:40] + " and the lamp went out" * 120 if len(body["messages"][-1]["content"]) > 9000 else text
+
+
+class SpoiltCache(Reference):
+    """Garbage whenever the prompt came from the cache."""
+
+    def generate(self, body: dict[str, Any]) -> Generated:
+        made = super().generate(body)
+        if len(made.prompt) > 100 and self.cache(made):
+            made.pieces = ["!"] * body["max_tokens"]
+            made.finish_reason = "length"
+        return made
+
+
+class NoHits(Reference):
+    """Counts no hit in a cache that is on."""
+
+    def cache(self, made: Generated) -> int:
+        return 0
+
+
+class CracksUnderLoad(Reference):
+    """Sums go wrong while more than one request is in the house."""
+
+    inside = 0
+
+    async def chat(self, body: dict[str, Any], send: Send) -> None:
+        self.inside += 1
+        try:
+            await asyncio.sleep(0.03)
+            await super().chat(body, send)
+        finally:
+            self.inside -= 1
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        return text.translate(str.maketrans("2468", "7391")) if self.inside > 1 and len(text) < 9 else text
+
+
+class Tires(Reference):
+    """Sums go wrong from the third on: output that goes bad with time."""
+
+    sums = 0
+
+    def reply(self, body: dict[str, Any]) -> str:
+        text = super().reply(body)
+        self.sums += text == "42"
+        return "41" if self.sums > 2 and text == "42" else text
+
+
+class Slow(Reference):
+    """200 tokens a second at the most."""
+
+    def __post_init__(self) -> None:
+        self.token_s = 0.005
