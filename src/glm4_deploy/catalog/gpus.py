@@ -4,7 +4,7 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from glm4_deploy.catalog import load
 from glm4_deploy.errors import UsageError
@@ -51,10 +51,8 @@ def gpus() -> dict[str, Gpu]:
     return {name: Gpu(name=name, **_typed(row)) for name, row in rows.items()}
 
 
-def _typed(row: dict[str, object]) -> dict[str, object]:
-    names = row.get("names", ())
-    assert isinstance(names, list)  # noqa: S101 (our own table)
-    return {**row, "compute_capability": parse_capability(str(row["compute_capability"])), "names": tuple(names)}
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "compute_capability": parse_capability(row["compute_capability"]), "names": tuple(row["names"])}
 
 
 def parse_capability(text: str) -> Capability:
@@ -65,7 +63,9 @@ def parse_capability(text: str) -> Capability:
     """
     match = re.fullmatch(r"(\d{1,2})\.(\d)", text.strip())
     if match is None:
-        raise UsageError(f"not a compute capability: {text[:20]!r}", hint="write it like 12.1 (see developer.nvidia.com/cuda-gpus)")
+        raise UsageError(
+            f"not a compute capability: {text[:20]!r}", hint="write it like 12.1 (see developer.nvidia.com/cuda-gpus)"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -1,0 +1,226 @@
+"""What an engine will do with a GPU's memory at start, before it is started. Pure.
+
+    KV cache = requested − weights − activations − overhead − CUDA graphs (from vLLM 0.20)
+
+`requested` and the block arithmetic are vLLM's own (memory_rules.py). Weights, activations, overhead and graphs are
+fitted to logs: each is a named function here, and `MemoryPlan.reasons` says which are measured and which are estimates.
+"""
+
+from dataclasses import dataclass
+
+from glm4_deploy.catalog.gpus import Gpu
+from glm4_deploy.catalog.images import Version
+from glm4_deploy.plan import memory_rules as rules
+from glm4_deploy.plan.memory_model import GIB, MIB, ModelShape, Weights
+from glm4_deploy.plan.memory_refusal import refusal
+
+# Loaded over stored bytes: rotary cache, scales laid out anew, rounding of the allocator. Measured with vLLM 0.24:
+# 6.71 of 6.587 GiB (Marlin), 17.56 of 17.509 GiB.
+LOADED = {Weights.NVFP4: 6.71 / 6.587, Weights.BF16: 17.56 / 17.509}
+# What is neither weights nor activations: cuBLAS and kernel code. 0.18 GiB fits every log of an H100.
+OVERHEAD = 0.18 * GIB
+# On unified memory vLLM takes the fall of MemAvailable for its own: the engine's processes and compile workers count.
+# 2.3 GiB fits the one log at hand (GB10, 0.13, another model); it varies with what else the host does.
+UNIFIED_OVERHEAD = 2.3 * GIB
+# Each further rank brings NCCL's buffers. An estimate: no log of several GPUs is at hand.
+RANK_OVERHEAD = 0.6 * GIB
+# Bytes of one captured graph as the engine estimates them and as they turn out; measured 0.11 and 0.16 GiB for 30
+# graphs of NVFP4, 0.15 and 0.20 for bf16 (0.24). A graph costs at least a MiB.
+GRAPH_ESTIMATED = {Weights.NVFP4: 3.75 * MIB, Weights.BF16: 5.1 * MIB}
+GRAPH_ACTUAL = {Weights.NVFP4: 5.5 * MIB, Weights.BF16: 6.8 * MIB}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of one engine on one GPU (or `tensor_parallel_size` of them).
+
+    gpu_memory_utilization: fraction of the GPU's total.
+    max_num_batched_tokens: None leaves it to vLLM.
+    free_bytes: what is free on the GPU now; None where it is not known.
+    overhead_bytes: measured on this host before (engine observations); None takes the table's.
+    """
+
+    gpu: Gpu
+    model: ModelShape
+    vllm: Version
+    gpu_memory_utilization: float
+    max_model_len: int = 32768
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str = "fp8"
+    enforce_eager: bool = False
+    tensor_parallel_size: int = 1
+    free_bytes: int | None = None
+    overhead_bytes: float | None = None
+
+    @property
+    def batched_tokens(self) -> int:
+        return self.max_num_batched_tokens or rules.default_batched_tokens(
+            self.vllm, self.gpu, max_num_seqs=self.max_num_seqs, max_model_len=self.max_model_len
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV cache block of 16 tokens on one rank, all layers."""
+        return rules.BLOCK_TOKENS * self.model.kv_token_bytes(self.kv_cache_dtype, self.tensor_parallel_size)
+
+    @property
+    def native_fp4(self) -> bool:
+        return self.gpu.native_fp4 and self.model.weights is Weights.NVFP4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """The prediction, one GPU's share. GiB are 2^30 bytes.
+
+    requested_gib: total × fraction.
+    activation_gib: the profiling run's peak.
+    overhead_gib: libraries, NCCL, and on unified memory the host processes.
+    graph_gib: CUDA graphs as they turn out; graph_counted_gib: what comes out of the KV cache (0 before vLLM 0.20).
+    workspace_gib: FlashInfer's buffer, outside of the request before 0.20.
+    outside_gib: what the engine takes beyond the request.
+    kv_cache_tokens, max_concurrency: as the engine will log them; 0 where it will not start.
+    longest_context: tokens of one request that fit, the figure that the engine names when it refuses.
+    error_range_gib: the KV cache is expected within kv_cache_gib ± this.
+    """
+
+    requested_gib: float
+    total_gib: float
+    weights_gib: float
+    activation_gib: float
+    overhead_gib: float
+    graph_gib: float
+    graph_counted_gib: float
+    workspace_gib: float
+    outside_gib: float
+    kv_cache_gib: float
+    kv_cache_tokens: int
+    kv_cache_blocks: int
+    max_concurrency: float
+    longest_context: int
+    error_range_gib: float
+    max_num_batched_tokens: int
+    fits: bool
+    refusal: str
+    remedy: str
+    reasons: tuple[str, ...]
+
+
+def estimate(wish: Wish) -> MemoryPlan:
+    """Predict one start."""
+    requested = rules.requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization)
+    graphs = graph_bytes(wish, GRAPH_ESTIMATED)
+    counted = graphs if rules.counts_graphs(wish.vllm) else 0.0
+    workspace = float(rules.FLASHINFER_WORKSPACE) if uses_flashinfer(wish) else 0.0
+    if rules.counts_graphs(wish.vllm) and not wish.enforce_eager:
+        counted += workspace  # allocated while the first full graph is profiled
+    available = requested - weights_bytes(wish) - activation_bytes(wish) - overhead_bytes(wish) - counted
+    blocks = max(0, int(available // wish.block_bytes))
+    refused = refusal(wish, available)
+    started = refused is None
+    actual = graph_bytes(wish, GRAPH_ACTUAL)
+    return MemoryPlan(
+        requested_gib=requested / GIB,
+        total_gib=wish.gpu.total_bytes / GIB,
+        weights_gib=weights_bytes(wish) / GIB,
+        activation_gib=activation_bytes(wish) / GIB,
+        overhead_gib=overhead_bytes(wish) / GIB,
+        graph_gib=actual / GIB,
+        graph_counted_gib=counted / GIB,
+        workspace_gib=workspace / GIB,
+        outside_gib=max(0.0, actual + workspace - counted) / GIB,
+        kv_cache_gib=available / GIB,
+        kv_cache_tokens=rules.capacity_tokens(wish.vllm, blocks, wish.max_model_len) if started else 0,
+        kv_cache_blocks=blocks,
+        max_concurrency=rules.concurrency(blocks, wish.max_model_len) if started else 0.0,
+        longest_context=blocks * rules.BLOCK_TOKENS,
+        error_range_gib=error_range_bytes(wish) / GIB,
+        max_num_batched_tokens=wish.batched_tokens,
+        fits=started,
+        refusal=refused.message if refused else "",
+        remedy=refused.remedy if refused else "",
+        reasons=tuple(reasons(wish)),
+    )
+
+
+def weights_bytes(wish: Wish) -> float:
+    """Bytes of weights on one rank after loading."""
+    return wish.model.checkpoint_bytes * LOADED[wish.model.weights] / wish.tensor_parallel_size
+
+
+def activation_bytes(wish: Wish) -> float:
+    """Peak of vLLM's profiling run: the larger of the widest moment in a layer and the sampler's.
+
+    In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and three hidden
+    states (attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states and
+    max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run.
+    """
+    model, tokens = wish.model, wish.batched_tokens
+    rows = min(wish.max_num_seqs, tokens)
+    hidden_states = 2 if wish.enforce_eager else 3
+    layer = tokens * 2 * (3 * model.ffn / wish.tensor_parallel_size + hidden_states * model.hidden)
+    logits = rows * model.vocab * rules.sampler_bytes_per_logit(wish.vllm, rows)
+    return max(layer, tokens * 2 * model.hidden + logits)
+
+
+def overhead_bytes(wish: Wish) -> float:
+    if wish.overhead_bytes is not None:
+        return wish.overhead_bytes
+    base = UNIFIED_OVERHEAD if wish.gpu.unified else OVERHEAD
+    return base + (RANK_OVERHEAD if wish.tensor_parallel_size > 1 else 0)
+
+
+def graph_bytes(wish: Wish, each: dict[Weights, float]) -> float:
+    """CUDA graphs of one rank: their number times what one costs; 0 with enforce_eager."""
+    if wish.enforce_eager:
+        return 0.0
+    sizes = rules.capture_sizes(
+        wish.vllm, wish.gpu, max_num_seqs=wish.max_num_seqs, max_num_batched_tokens=wish.batched_tokens
+    )
+    scale = max(0.35, wish.model.layers / 40)
+    return rules.graph_count(sizes, wish.max_num_seqs) * each[wish.model.weights] * scale
+
+
+def uses_flashinfer(wish: Wish) -> bool:
+    """FlashInfer is vLLM's first choice of attention on Blackwell (platforms/cuda.py), FlashAttention elsewhere."""
+    return wish.gpu.compute_capability >= (10, 0)
+
+
+def error_range_bytes(wish: Wish) -> float:
+    """How far off the KV cache may be; the sum of what is not known."""
+    unknown = 0.12 * GIB  # spread of repeated starts, rounding of what the logs print
+    if not wish.gpu.exact:
+        unknown += 0.009 * wish.gpu.total_bytes * wish.gpu_memory_utilization
+    if wish.gpu.unified and wish.overhead_bytes is None:
+        unknown += 1.3 * GIB
+    elif not measured(wish) and wish.overhead_bytes is None:
+        unknown += 0.35 * GIB + 0.2 * activation_bytes(wish)
+    if wish.tensor_parallel_size > 1:
+        unknown += 0.5 * GIB
+    return unknown
+
+
+def measured(wish: Wish) -> bool:
+    """Whether logs of this architecture and a near version were at hand: Hopper with vLLM 0.24."""
+    return wish.gpu.compute_capability == (9, 0) and (0, 20) <= wish.vllm[:2] <= (0, 26)
+
+
+def reasons(wish: Wish) -> list[str]:
+    """Where each figure comes from, one line each."""
+    counted = "come out of" if rules.counts_graphs(wish.vllm) else "lie outside of"
+    lines = [
+        f"total {wish.gpu.total_bytes / GIB:.2f} GiB: {'seen in logs' if wish.gpu.exact else 'an estimate'}",
+        f"weights: {wish.model.checkpoint_bytes / GIB:.2f} GiB stored; the growth at loading is measured (vLLM 0.24)",
+        f"activations: formula for {wish.batched_tokens} batched tokens and {wish.max_num_seqs} sequences"
+        f"{'' if wish.max_num_batched_tokens else ' (vLLM chooses the batch)'}",
+        f"KV cache: {wish.model.kv_token_bytes(wish.kv_cache_dtype, wish.tensor_parallel_size):,} bytes a token, exact",
+    ]
+    if not wish.enforce_eager:
+        lines.append(f"CUDA graphs {counted} the KV cache in this version; their size is an estimate")
+    if wish.gpu.unified:
+        lines.append("overhead: on unified memory it includes the engine's processes; known from one log only")
+    elif not measured(wish):
+        lines.append("overhead: measured on Hopper with vLLM 0.24 only, taken over here")
+    if not rules.OLDEST <= wish.vllm[:2] <= rules.NEWEST:
+        lines.append("this vLLM version was not read: the nearest known rules are used")
+    return lines

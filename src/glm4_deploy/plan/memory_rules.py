@@ -1,0 +1,100 @@
+"""What each vLLM version does with memory at start. One function a rule, each with the source that it was read from.
+
+Sources are paths in the vLLM repository. The rules were compared on its releases 0.11.0, 0.11.1, 0.12.0, 0.13.0,
+0.14.1, 0.16.0, 0.17.1, 0.18.1, 0.19.0, 0.20.1, 0.21.0, 0.22.1, 0.23.0, 0.24.0, 0.25.1, 0.26.0, 0.27.1, 0.28.0, 0.31.0,
+0.32.0 and 0.33.0.
+"""
+
+import math
+
+from glm4_deploy.catalog.gpus import Gpu
+from glm4_deploy.catalog.images import Version
+from glm4_deploy.plan.memory_model import GIB
+
+OLDEST: Version = (0, 11)
+NEWEST: Version = (0, 33)
+BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE; FlashAttention, FlashInfer and Triton backends all keep it
+# envs.VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, allocated by the FlashInfer backend on its first real batch
+FLASHINFER_WORKSPACE = 394 * 2**20
+
+
+def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
+    """total × fraction; rounded up from 0.14 on (v1/worker/utils.py request_memory)."""
+    wanted = total_bytes * fraction
+    return math.ceil(wanted) if version >= (0, 14) else int(wanted)
+
+
+def counts_graphs(version: Version) -> bool:
+    """Whether CUDA graphs are estimated and taken out of the KV cache.
+
+    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
+    says 0.21).
+    """
+    return version >= (0, 20)
+
+
+def sees_page_cache_as_free(version: Version) -> bool:
+    """On unified memory, MemAvailable is taken for free from 0.11.1 (utils/mem_utils.py MemorySnapshot.measure)."""
+    return version >= (0, 11, 1)
+
+
+def default_batched_tokens(version: Version, gpu: Gpu, *, max_num_seqs: int, max_model_len: int) -> int:
+    """max_num_batched_tokens of the API server where none is given (engine/arg_utils.py get_batch_defaults).
+
+    The device's memory is asked of NVML, which a GB10 or Thor does not answer: they get the small default (0.33 reads
+    it elsewhere and then excludes the GB10 by name).
+    """
+    seen = 0 if gpu.unified else (gpu.smi_mib or gpu.total_mib) * 2**20
+    if version >= (0, 33) and gpu.unified and gpu.compute_capability != (12, 1):
+        seen = gpu.total_bytes
+    tokens = 2048
+    if version >= (0, 28) and seen >= 160 * GIB:
+        tokens = 16384
+    elif seen >= 70 * GIB and "a100" not in gpu.label.lower():
+        tokens = 8192
+    return min(tokens, max_num_seqs * max_model_len)
+
+
+def capture_sizes(version: Version, gpu: Gpu, *, max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
+    """Batch sizes that get a CUDA graph, ascending (config/vllm.py _set_cudagraph_sizes)."""
+    ceiling = 1024 if version >= (0, 28) and gpu.compute_capability[0] == 10 else 512
+    largest = min(max_num_seqs * 2, ceiling)
+    if version < (0, 11, 1):
+        sizes = [1, 2, 4, *range(8, largest + 1, 8)]
+        return tuple(size for size in sizes if size <= max_num_batched_tokens)
+    largest = min(largest, max_num_batched_tokens)
+    sizes = [size for size in (1, 2, 4) if size <= largest]
+    sizes += range(8, min(largest + 1, 256), 8)
+    sizes += range(256, largest + 1, 16)
+    if version >= (0, 20) and max_num_batched_tokens <= largest:
+        sizes.append(max_num_batched_tokens)
+    return tuple(sorted(set(sizes)))
+
+
+def graph_count(sizes: tuple[int, ...], max_num_seqs: int) -> int:
+    """Graphs of FULL_AND_PIECEWISE, the default mode: piecewise for each size, full for sizes that pure decode needs.
+
+    Borne out by logs: 19 + 11 for 64 sequences (0.24), 51 + 35 for 256 (0.13).
+    """
+    return len(sizes) + sum(1 for size in sizes if size <= max_num_seqs)
+
+
+def sampler_bytes_per_logit(version: Version, rows: int) -> int:
+    """Peak bytes for each logit of the sampler's dummy run (v1/sample/ops/topk_topp_sampler.py).
+
+    bf16 and fp32 logits are alive (2 + 4). Sorting adds values, 64 bit indices and as much scratch (24); from 0.17 a
+    Triton kernel filters in place for 8 rows and more, and softmax and noise add 8.
+    """
+    return 14 if version >= (0, 17) and rows >= 8 else 30
+
+
+def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
+    """The figure of the line `GPU KV cache size` (v1/core/kv_cache_utils.py, get_kv_cache_capacity from 0.20)."""
+    if version < (0, 20):
+        return blocks * BLOCK_TOKENS
+    return int(concurrency(blocks, max_model_len) * max_model_len)
+
+
+def concurrency(blocks: int, max_model_len: int) -> float:
+    """Requests of max_model_len that fit at once (get_max_concurrency_for_kv_cache_config)."""
+    return blocks / math.ceil(max_model_len / BLOCK_TOKENS)
