@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from glm4_deploy.checkpoint.verify import verify
 from glm4_deploy.engine import state
 from glm4_deploy.engine.compose import Compose, find_compose
 from glm4_deploy.engine.docker import connect, image_present
@@ -87,11 +88,7 @@ def preflight(deployment: Deployment, runner: Runner, *, force: bool, note: Call
 
 
 def _check_checkpoint(directory: Path, deployment: Deployment, *, force: bool, note: Callable[[str], None]) -> None:
-    from glm4_deploy.catalog.images import default_tag, resolve_version
-    from glm4_deploy.checkpoint.verify import verify
-
-    report = verify(directory, vllm=deployment.vllm or resolve_version(default_tag()))
-    failed = [result for result in report.results if result.status is Status.FAIL]
+    failed = verify(directory, vllm=deployment.vllm).failures
     if not failed:
         return
     details = [f"{result.check}: {result.observed}" for result in failed]
@@ -130,16 +127,14 @@ def up(deployment: Deployment, runner: Runner, *, directory: Path, timeout: floa
     """
     started = runner.start()
     listener.note(f"started {runner.kind} {started.id[:12]}")
-    boot = Boot(
-        runner, started, deployment.base_url, listener.phase, logs_requests=_logs_requests(deployment)
-    )
+    boot = Boot(runner, started, deployment.base_url, listener.phase, logs_requests=_logs_requests(deployment))
     try:
         ready_seconds = boot.wait_ready(timeout)
         proof = boot.prove_identity()
         listener.check_done(proof)
         report = asyncio.run(
             run_suite(
-                _target(deployment, started.started_at),
+                _target(deployment),
                 suite=Suite.GATE,
                 on_start=listener.check_started,
                 on_result=listener.check_done,
@@ -171,12 +166,10 @@ def _logs_requests(deployment: Deployment) -> bool:
     return quiet.isdisjoint(flag.name for flag in deployment.flags)
 
 
-def _target(deployment: Deployment, started_at: float) -> Target:
+def _target(deployment: Deployment) -> Target:
+    """No start time is given: prove_identity() has tied the address to this start by something better than clocks."""
     return Target(
-        base_url=deployment.base_url,
-        model=deployment.served_model_name,
-        max_model_len=deployment.max_model_len,
-        started_at=started_at,
+        base_url=deployment.base_url, model=deployment.served_model_name, max_model_len=deployment.max_model_len
     )
 
 
