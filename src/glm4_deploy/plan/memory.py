@@ -17,8 +17,8 @@ from glm4_deploy.plan.memory_refusal import refusal
 # Loaded over stored bytes: rotary cache, scales laid out anew, rounding of the allocator. Measured with vLLM 0.24:
 # 6.71 of 6.587 GiB (Marlin), 17.56 of 17.509 GiB.
 LOADED = {Weights.NVFP4: 6.71 / 6.587, Weights.BF16: 17.56 / 17.509}
-# What is neither weights nor activations: cuBLAS and kernel code. 0.24 GiB fits every log of an H100.
-OVERHEAD = 0.24 * GIB
+# What is neither weights nor activations: cuBLAS and kernel code. 0.18 GiB fits every log of an H100.
+OVERHEAD = 0.18 * GIB
 # While compiled code is tuned on a first start, the tuner holds a copy of its widest input (gate and up) and a buffer
 # to flush the L2 cache with. Fits the logs: 0.47 GiB more than a start with a filled compile cache, at 8192 tokens.
 TUNER_BUFFER = 0.05 * GIB
@@ -40,7 +40,7 @@ class Wish:
     gpu_memory_utilization: fraction of the GPU's total.
     max_num_batched_tokens: None leaves it to vLLM.
     free_bytes: what is free on the GPU now; None where it is not known.
-    first_start: no compiled code is cached yet; compiling raises the profiled peak, so a second start has more KV cache.
+    first_start: no compiled code is cached yet; compiling raises the profiled peak, a second start has more KV cache.
     overhead_bytes: measured on this host before (engine observations); None takes the table's.
     """
 
@@ -156,13 +156,13 @@ def weights_bytes(wish: Wish) -> float:
 def activation_bytes(wish: Wish) -> float:
     """Peak of vLLM's profiling run: the larger of the widest moment in a layer and the sampler's.
 
-    In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and three hidden
-    states (attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states and
-    max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run.
+    In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and four hidden
+    states (query, attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states
+    and max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run.
     """
     model, tokens = wish.model, wish.batched_tokens
     rows = min(wish.max_num_seqs, tokens)
-    hidden_states = 2 if wish.enforce_eager else 3
+    hidden_states = 3 if wish.enforce_eager else 4
     ffn = model.ffn / wish.tensor_parallel_size
     layer = tokens * 2 * (3 * ffn + hidden_states * model.hidden)
     if wish.first_start and not wish.enforce_eager:

@@ -1,0 +1,197 @@
+"""GPUs of this host, asked of NVML and of nvidia-smi. What they do not tell stays None, never 0."""
+
+import csv
+import io
+from dataclasses import replace
+from typing import Any
+
+from glm4_deploy.facts.command import Output, run
+from glm4_deploy.facts.gpu_model import GpuFacts, GpuProcess, GpuReport
+from glm4_deploy.facts.smi_table import parse_table
+
+QUERY = (
+    "index,name,uuid,driver_version,compute_cap,memory.total,memory.used,memory.free,mig.mode.current,"
+    "utilization.gpu,temperature.gpu"
+)
+APPS = "gpu_uuid,pid,process_name,used_gpu_memory"
+# What nvidia-smi prints where it does not know.
+UNKNOWN = frozenset({"", "[n/a]", "n/a", "[not supported]", "not supported", "[unknown error]", "[gpu requires reset]"})
+
+
+def read_gpus(*, timeout: float = 2.0) -> GpuReport:
+    """Ask NVML, and nvidia-smi where NVML cannot be loaded. Does not raise."""
+    report = _from_nvml()
+    if report.gpus:
+        return report
+    smi = from_nvidia_smi(
+        run("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,nounits", timeout=timeout),
+        run("nvidia-smi", f"--query-compute-apps={APPS}", "--format=csv,nounits", timeout=timeout),
+    )
+    if not smi.gpus and "not a valid field" in smi.trouble:
+        # A driver that does not know a column of the query still prints its table.
+        smi = from_table(run("nvidia-smi", timeout=timeout))
+    if smi.gpus or not report.trouble:
+        return smi
+    return replace(smi, trouble=f"{smi.trouble}; {report.trouble}".strip("; "))
+
+
+def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
+    """What the two queries (csv with its header line) say. Pure."""
+    if not gpus.ok:
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus))
+    rows = parse_gpus(gpus.stdout)
+    if not rows:
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus) or "nvidia-smi lists no GPU")
+    driver = next((row.driver for row in rows if row.driver), None)
+    return GpuReport(
+        gpus=rows, processes=parse_apps(apps.stdout) if apps.ok else (), driver=driver, source="nvidia-smi"
+    )
+
+
+def from_table(output: Output) -> GpuReport:
+    """What the plain table says. Pure."""
+    gpus, processes = parse_table(output.stdout) if output.ok else ((), ())
+    if not gpus:
+        return GpuReport(source="nvidia-smi", trouble=_trouble(output) or "nvidia-smi lists no GPU")
+    return GpuReport(gpus=gpus, processes=processes, driver=gpus[0].driver, source="nvidia-smi")
+
+
+def _trouble(output: Output) -> str:
+    """The first line of what it complained about."""
+    text = output.trouble or output.stdout.strip() or output.stderr.strip()
+    return text.splitlines()[0][:200] if text else ""
+
+
+def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
+    """The csv of `nvidia-smi --query-gpu`, whatever its columns, with or without units."""
+    return tuple(_gpu(number, row) for number, row in enumerate(_rows(text)) if row.get("name"))
+
+
+def parse_apps(text: str) -> tuple[GpuProcess, ...]:
+    """The csv of `nvidia-smi --query-compute-apps`."""
+    found = []
+    for row in _rows(text):
+        pid = _number(row.get("pid"))
+        if pid is not None:
+            used = _number(row.get("used_gpu_memory") or row.get("used_memory"))
+            found.append(
+                GpuProcess(
+                    pid=int(pid), name=row.get("process_name") or "", used_mib=used, uuid=row.get("gpu_uuid") or ""
+                )
+            )
+    return tuple(found)
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """Rows by column name, units taken off the names; unknown values dropped."""
+    lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text)) if line]
+    header = next((line for line in lines if "name" in line or any(cell.startswith("pid") for cell in line)), None)
+    if header is None:
+        return []
+    names = [cell.split(" [")[0] for cell in header]
+    body = lines[lines.index(header) + 1 :]
+    return [
+        {name: cell for name, cell in zip(names, line, strict=True) if cell.lower() not in UNKNOWN}
+        for line in body
+        if len(line) == len(names)
+    ]
+
+
+def _gpu(number: int, row: dict[str, str]) -> GpuFacts:
+    index = _number(row.get("index"))
+    mig = row.get("mig.mode.current")
+    return GpuFacts(
+        index=number if index is None else int(index),
+        name=row["name"],
+        uuid=row.get("uuid", ""),
+        driver=row.get("driver_version"),
+        compute_capability=_capability(row.get("compute_cap")),
+        total_mib=_number(row.get("memory.total")),
+        used_mib=_number(row.get("memory.used")),
+        free_mib=_number(row.get("memory.free")),
+        mig=None if mig is None else mig.lower() == "enabled",
+    )
+
+
+def _number(text: str | None) -> float | None:
+    """`81559`, `81559 MiB` → 81559.0; anything else → None."""
+    try:
+        return float(text.split()[0]) if text else None
+    except (ValueError, IndexError):
+        return None
+
+
+def _capability(text: str | None) -> tuple[int, int] | None:
+    major, _, minor = (text or "").partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _from_nvml() -> GpuReport:
+    """NVML through nvidia-ml-py. Each figure is asked for by itself: one that is not supported is None."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError) as error:
+        return GpuReport(source="NVML", trouble=f"NVML: {error}")
+    try:
+        driver = _text(_ask(pynvml.nvmlSystemGetDriverVersion))
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(_nvml_gpu(index, handle, driver) for index, handle in enumerate(handles))
+        processes = tuple(process for handle in handles for process in _nvml_processes(handle))
+        return GpuReport(gpus=gpus, processes=processes, driver=driver, source="NVML")
+    except pynvml.NVMLError as error:
+        return GpuReport(source="NVML", trouble=f"NVML: {error}")
+    finally:
+        _ask(pynvml.nvmlShutdown)
+
+
+def _ask(function: Any, *arguments: Any) -> Any:
+    """An NVML answer, None where this product or driver does not give it."""
+    import pynvml
+
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
+    import pynvml
+
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    known = memory is not None and memory.total > 0
+    return GpuFacts(
+        index=index,
+        name=_text(_ask(pynvml.nvmlDeviceGetName, handle)) or "unnamed GPU",
+        uuid=_text(_ask(pynvml.nvmlDeviceGetUUID, handle)) or "",
+        driver=driver,
+        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        total_mib=memory.total / 2**20 if known else None,
+        used_mib=memory.used / 2**20 if known else None,
+        free_mib=memory.free / 2**20 if known else None,
+        mig=None if mig is None else bool(mig[0]),
+    )
+
+
+def _nvml_processes(handle: Any) -> list[GpuProcess]:
+    import pynvml
+
+    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle)) or ""
+    return [
+        GpuProcess(
+            pid=process.pid,
+            name=_text(_ask(pynvml.nvmlSystemGetProcessName, process.pid)) or "",
+            used_mib=None if process.usedGpuMemory is None else process.usedGpuMemory / 2**20,
+            uuid=uuid,
+        )
+        for process in _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+    ]
+
+
+def _text(value: Any) -> str | None:
+    """Older NVML bindings give bytes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return None if value is None else str(value)
