@@ -42,5 +42,4 @@ def make_deployment(
     from glm4_deploy.settings import load_settings
 
     settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
-    fraction, reason = choose_fraction(settings, profile)
-    return deploy(settings, profile, fraction=fraction, fraction_reason=reason)
+    return deploy(settings, profile, choose_fraction(settings, profile))

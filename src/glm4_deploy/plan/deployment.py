@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from glm4_deploy.catalog.images import Version, parse_version, repository, vllm_version
+from glm4_deploy.catalog.images import Version
 from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.fraction import Fraction, engine_version
+from glm4_deploy.plan.memory import MemoryPlan
 from glm4_deploy.settings import Settings
 
 CONTAINER_PORT = 8080
@@ -69,6 +71,7 @@ class Deployment:
     flags: tuple[Flag, ...]
     reasons: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    memory: MemoryPlan | None
 
     @property
     def base_url(self) -> str:
@@ -90,14 +93,13 @@ def _words(flag: Flag) -> Iterator[str]:
         yield flag.value
 
 
-def deploy(settings: Settings, profile: Profile, *, fraction: float | None, fraction_reason: str = "") -> Deployment:
+def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployment:
     """Make the plan.
 
     Args:
         settings: checked wishes.
         profile: the profile that they were laid over.
-        fraction: gpu_memory_utilization as solved or wished; None leaves the flag out (CPU).
-        fraction_reason: why that fraction.
+        fraction: gpu_memory_utilization as solved or wished.
 
     Raises:
         UsageError: a model directory that cannot be mounted, or a flag that contradicts a setting.
@@ -132,17 +134,11 @@ def deploy(settings: Settings, profile: Profile, *, fraction: float | None, frac
         start_period=settings.start_period,
         environment=_environment(settings, profile),
         program=("python3", "-m", "vllm.entrypoints.openai.api_server"),
-        flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction, fraction_reason),
+        flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction),
         reasons=tuple(profile.reasons.items()),
-        warnings=tuple(_warnings(settings, profile)),
+        warnings=tuple(_warnings(settings, profile, fraction)),
+        memory=fraction.plan,
     )
-
-
-def engine_version(settings: Settings, profile: Profile) -> Version | None:
-    """The vLLM that the wished image holds; None for an image that the catalog does not know."""
-    if profile.engine == "cpu":
-        return parse_version(settings.image_tag) if settings.image_tag[:1].isdigit() else None
-    return vllm_version(settings.image_tag) if settings.image_repository == repository() else None
 
 
 def _model_directory(text: str) -> PurePosixPath:
@@ -165,9 +161,7 @@ def _environment(settings: Settings, profile: Profile) -> tuple[Variable, ...]:
     return tuple(known.values())
 
 
-def _flags(
-    settings: Settings, profile: Profile, model_path: str, fraction: float | None, fraction_reason: str
-) -> tuple[Flag, ...]:
+def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Fraction) -> tuple[Flag, ...]:
     reasons = profile.reasons
     flags = [
         Flag(name="model", value=model_path, note="the checkpoint, as the container sees it"),
@@ -181,8 +175,8 @@ def _flags(
         Flag(name="max-model-len", value=str(settings.max_model_len), note=reasons.get("max_model_len", "")),
         Flag(name="max-num-seqs", value=str(settings.max_num_seqs), note=reasons.get("max_num_seqs", "")),
     ]
-    if fraction is not None:
-        flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction:g}", note=fraction_reason))
+    if fraction.value is not None:
+        flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction.value:g}", note=fraction.reason))
     if settings.max_num_batched_tokens is not None:
         flags.append(Flag(name="max-num-batched-tokens", value=str(settings.max_num_batched_tokens)))
     if settings.tensor_parallel_size > 1:
@@ -203,7 +197,9 @@ def _flag_value(value: object) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _warnings(settings: Settings, profile: Profile) -> Iterator[str]:
+def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Iterator[str]:
+    if fraction.warning:
+        yield fraction.warning
     for name, meant in mistaken_variables().items():
         if name in settings.env:
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
