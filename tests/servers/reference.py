@@ -72,13 +72,13 @@ class Reference:
             if not message.get("more_body"):
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.seen_keys.append(headers.get("authorization"))
         try:
             await self.route(scope["method"], scope["path"], headers, body, send)
         except HttpError as error:
             await self.send_json(send, error.body, error.status)
 
     async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
-        self.seen_keys.append(headers.get("authorization"))
         if path.startswith("/v1") and self.key and headers.get("authorization") != f"Bearer {self.key}":
             await self.unauthorized(send)
         elif path == "/health":

@@ -1,6 +1,7 @@
 """Serves an ASGI app with uvicorn on a real socket, in a thread, for as long as a `with` block lasts."""
 
 import atexit
+import logging
 import socket
 import threading
 import time
@@ -35,6 +36,10 @@ def serving(app: Any) -> Iterator[str]:
         server.force_exit = True
         thread.join(10)
         listener.close()
+
+
+# Twins break off answers on purpose; what uvicorn says of that would only hide the failures that matter.
+logging.getLogger("uvicorn.error").disabled = True
 
 
 class _House:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from glm4_deploy.catalog import load
+from glm4_deploy.probe.words import quote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +122,3 @@ def fault_json(schema: dict[str, Any], text: str) -> str | None:
         return f"no JSON ({str(error)[:60]}): {quote(text)}"
     errors = sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(error.absolute_path))
     return f"JSON that breaks the schema: {errors[0].message[:80]}" if errors else None
-
-
-def quote(text: str, limit: int = 60) -> str:
-    """Untrusted text as a short, one-line phrase."""
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= limit else flat[: limit - 1] + "…") if flat else "nothing"
-
-
-def parting(one: str, other: str) -> str:
-    """Where two texts part, and how each goes on from there."""
-    shorter = min(len(one), len(other))
-    where = next((place for place in range(shorter) if one[place] != other[place]), shorter)
-    return f"they part at character {where}: {quote(one[where:], 30)} against {quote(other[where:], 30)}"

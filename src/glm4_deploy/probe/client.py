@@ -23,6 +23,7 @@ from glm4_deploy.probe import sse
 from glm4_deploy.probe.answer import Answer, Assembly, from_body
 from glm4_deploy.probe.target import Target
 from glm4_deploy.probe.trouble import Kind, Refused, Trouble
+from glm4_deploy.probe.words import shorten
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at a line's start: a model can say it, but not there
@@ -284,8 +285,3 @@ def _describe(reply: Reply) -> str:
 
 def _redirect(url: str, reply: Reply) -> str:
     return f"HTTP {reply.status} to {shorten(urljoin(url, reply.headers.get('location', 'nowhere')))}"
-
-
-def shorten(text: str, limit: int = 160) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -15,5 +15,8 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """For people: `12.3 ms`, or `-` where there is none."""
-    return "-" if seconds is None else f"{seconds * 1000:.3g} ms"
+    """For people: `12.3 ms`, `2270 ms`, or `-` where there is none."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1000
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

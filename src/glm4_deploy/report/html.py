@@ -75,7 +75,7 @@ def show(sample: Sample) -> Shown:
     bad = sample.finding is not None and sample.finding.degenerate
     why = f"{sample.finding.verdict}: {sample.finding.why}" if sample.finding is not None and bad else ""
     return Shown(
-        check=sample.check,
+        check=one_line(sample.check, 80),
         prompt=cap(sample.prompt, PROMPT),
         parts=_parts(sample),
         facts=one_line(", ".join(facts)),
@@ -125,7 +125,7 @@ def _series(samples: Sequence[Sample]) -> list[tuple[str, tuple[Series, Series]]
         timings = [sample.timing for sample in asked if sample.timing is not None]
         ttft = tuple(timing.ttft * 1000 for timing in timings if timing.ttft is not None)
         tpot = tuple(timing.tpot * 1000 for timing in timings if timing.tpot is not None)
-        label = f"{check} ({len(asked)})"
+        label = f"{one_line(check, 40)} ({len(asked)})"
         found.append((label, (Series(label=label, values=ttft), Series(label=label, values=tpot))))
     return found
 
@@ -135,6 +135,6 @@ def _rows(samples: Sequence[Sample]) -> list[Row]:
     streamed = [(n, one, one.timing) for n, one in enumerate(samples) if one.timing and len(one.timing.arrivals) > 1]
     longest = sorted(streamed, key=lambda item: -len(item[2].arrivals))[:ROWS]
     return [
-        Row(label=f"{one.check}: {one_line(one.prompt, 60)}", arrivals=timing.arrivals)
+        Row(label=one_line(f"{one.check}: {one.prompt}", 80), arrivals=timing.arrivals)
         for _, one, timing in sorted(longest, key=lambda item: item[0])
     ]

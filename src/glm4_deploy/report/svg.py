@@ -6,7 +6,7 @@ from html import escape
 
 WIDTH = 640
 LEFT = 54
-RIGHT = 16
+RIGHT = 30
 TOP = 14
 BOTTOM = 40
 SERIES = 4  # as many colours as the page has (--s0 to --s3)
@@ -63,7 +63,7 @@ def timeline(rows: Sequence[Row], title: str) -> str:
 
 
 def nice_ceiling(value: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten; 1 for nothing."""
+    """The next of ten round numbers times a power of ten; 1 for nothing."""
     if value <= 0:
         return 1.0
     power = 1.0
@@ -71,7 +71,7 @@ def nice_ceiling(value: float) -> float:
         power /= 10
     while power * 10 <= value:
         power *= 10
-    return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= value)
+    return next(power * step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if power * step >= value)
 
 
 def _x(value: float, top: float) -> float:

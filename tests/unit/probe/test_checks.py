@@ -34,7 +34,7 @@ def row(report: Report, check: str) -> Any:
 @pytest.fixture(scope="module")
 def healthy() -> Report:
     """The full suite against an endpoint with every feature on, and a context that lets every check run."""
-    app = Reference(token_s=0.001, max_model_len=40_000, tools=True, key=KEY)
+    app = Reference(token_s=0.0005, max_model_len=40_000, tools=True, key=KEY)
     baseline = {"passage-en": 1.6, "passage-zh": 1.5}
     return ask(
         app,

@@ -1,10 +1,11 @@
 """One question, streamed and not: the shape of the answer, its counts, and the same words both ways."""
 
 from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import named, parting, quote
+from glm4_deploy.probe.canaries import named
 from glm4_deploy.probe.outcome import fail, ok, warn
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import GATE, SOAK, Stage, check
+from glm4_deploy.probe.words import parting, quote
 from glm4_deploy.result import Result
 
 LOG = "read the engine's log at this moment; a proxy in front may rewrite answers"

@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 
-from glm4_deploy.probe.canaries import named, quote
+from glm4_deploy.probe.canaries import named
 from glm4_deploy.probe.checks.loops import LOOP, fault_of
 from glm4_deploy.probe.filler import Scale, days, measure
 from glm4_deploy.probe.outcome import fail, ok, skipped, unknown
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import FULL, QUICK, Stage, check
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 
 DEPTHS = (0.1, 0.5, 0.9)

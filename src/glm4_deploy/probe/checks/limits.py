@@ -5,6 +5,7 @@ from glm4_deploy.probe.outcome import fail, ok, skipped, warn
 from glm4_deploy.probe.probe import CHAT, Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
 from glm4_deploy.probe.trouble import Refused
+from glm4_deploy.probe.words import shorten
 from glm4_deploy.result import Result
 
 CUT = 8
@@ -63,7 +64,7 @@ async def _refused(probe: Probe, messages: list[dict[str, str]], tokens: int, wh
     try:
         answer = await probe.client.ask_whole(CHAT, body, limit_s=probe.target.timeout_s)
     except Refused as refused:
-        seen = f"HTTP {refused.status}: {refused.message[:100]}"
+        seen = f"HTTP {refused.status}: {shorten(refused.message, 100)}"
         return ok(seen, "HTTP 400") if refused.status in {400, 413, 422} else fail(seen, "HTTP 400")
     seen = f"{what} was taken: {answer.timing.tokens} tokens of answer"
     if probe.served.is_vllm:

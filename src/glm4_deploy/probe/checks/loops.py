@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.probe.canaries import Canary, family, quote
+from glm4_deploy.probe.canaries import Canary, family
 from glm4_deploy.probe.outcome import fail, ok
 from glm4_deploy.probe.probe import GREEDY, SAMPLED, Probe
 from glm4_deploy.probe.registry import FULL, GATE, SOAK, Stage, check
 from glm4_deploy.probe.together import together
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 from glm4_deploy.samples import Sample
 

@@ -1,12 +1,13 @@
 """NaN logits look healthy from outside: only token ids, logprobs and one counter show them."""
 
 from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import named, quote
+from glm4_deploy.probe.canaries import named
 from glm4_deploy.probe.metrics import Metrics
 from glm4_deploy.probe.outcome import fail, ok, skipped
 from glm4_deploy.probe.probe import CHAT, EXTRAS, Probe
 from glm4_deploy.probe.registry import GATE, SOAK, Stage, check
 from glm4_deploy.probe.trouble import Refused
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 
 COUNTER = "vllm:corrupted_requests_total"
@@ -46,7 +47,7 @@ async def numbers(probe: Probe) -> Result:
         probe.served.extras = False
         return skipped("the server sends no logprobs")
     low = min(streamed.finite_logprobs or (0.0,))
-    seen = f"{len(streamed.logprobs)} logprobs from {low:.2f} to 0, none null; {_counter_words(moved)}"
+    seen = f"{len(streamed.logprobs)} logprobs from {low:.3g} to 0, none null; {_counter_words(moved)}"
     return ok(seen, "finite logprobs")
 
 

@@ -7,6 +7,7 @@ from glm4_deploy.probe.outcome import fail, ok, skipped
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
 from glm4_deploy.probe.trouble import Kind, Refused, Trouble
+from glm4_deploy.probe.words import shorten
 from glm4_deploy.result import Result
 
 # A different kernel or batch shape moves it by about a per cent; a bad quantisation by ten and more.
@@ -67,7 +68,7 @@ async def _measure(probe: Probe, passage: Passage) -> float | None:
     parsed = reply.json()
     if reply.status != 200:
         error = parsed.get("error") if isinstance(parsed, dict) else None
-        raise Refused(reply.status, str(error.get("message") if isinstance(error, dict) else reply.text)[:160])
+        raise Refused(reply.status, shorten(str(error.get("message") if isinstance(error, dict) else reply.text)))
     try:
         rows = parsed["choices"][0].get("prompt_logprobs")
         if rows is None:

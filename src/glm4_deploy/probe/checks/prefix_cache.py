@@ -1,13 +1,13 @@
 """The prefix cache: a warm answer is as good as a cold one, and a bad one is asked again past the cache."""
 
 from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import parting, quote
 from glm4_deploy.probe.checks.loops import fault_of
 from glm4_deploy.probe.filler import days
 from glm4_deploy.probe.metrics import Metrics
 from glm4_deploy.probe.outcome import fail, ok, skipped, warn
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
+from glm4_deploy.probe.words import parting, quote
 from glm4_deploy.result import Result
 
 HITS = "vllm:prefix_cache_hits_total"

@@ -2,11 +2,12 @@
 
 import re
 
-from glm4_deploy.probe.canaries import family, named, quote
+from glm4_deploy.probe.canaries import family, named
 from glm4_deploy.probe.outcome import fail, ok, skipped
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, SOAK, Stage, check
 from glm4_deploy.probe.trouble import Refused
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 
 # GLM-4's template tokens first; then those of the other families, for any other server.

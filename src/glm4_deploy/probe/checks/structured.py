@@ -2,11 +2,12 @@
 
 import re
 
-from glm4_deploy.probe.canaries import Canary, family, fault_json, quote
+from glm4_deploy.probe.canaries import Canary, family, fault_json
 from glm4_deploy.probe.outcome import fail, ok, skipped, warn
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
 from glm4_deploy.probe.trouble import Refused
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 
 BLANK = re.compile(r"\s{24,}")

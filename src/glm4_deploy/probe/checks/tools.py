@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from glm4_deploy.probe.canaries import quote
 from glm4_deploy.probe.outcome import fail, ok, skipped, warn
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
 from glm4_deploy.probe.trouble import Refused
+from glm4_deploy.probe.words import quote
 from glm4_deploy.result import Result
 
 NAME = "get_weather"

@@ -1,0 +1,75 @@
+"""A real vLLM on the CPU as a local process, for as long as a `with` block lasts."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+NAME = "glm-4-9b-chat"
+START_S = 420.0  # two at once on two busy cores take over two minutes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """base_url: where it answers. started: epoch seconds just before the process. log: all it wrote."""
+
+    base_url: str
+    started: float
+    log: Path
+
+
+@contextmanager
+def engine(python: str, model: Path, log: Path, *extra: str) -> Iterator[Engine]:
+    """Start vLLM on `model` at a free port, wait until it is healthy, and end its whole process group after.
+
+    Raises:
+        AssertionError: it died or was not ready in time; the message ends with its log.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048", *extra]
+    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+    started = time.time()
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
+    try:
+        base_url = f"http://127.0.0.1:{port}"
+        _wait(process, base_url, log)
+        yield Engine(base_url=base_url, started=started, log=log)
+    finally:
+        _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], base_url: str, log: Path) -> None:
+    limit = time.monotonic() + START_S
+    while time.monotonic() < limit:
+        assert process.poll() is None, f"the engine died:\n{_tail(log)}"
+        try:
+            if httpx.get(f"{base_url}/health", timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"the engine was not ready within {START_S:.0f} s:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL to whatever of the group is left: the engine core may outlive the API server."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)

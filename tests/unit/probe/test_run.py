@@ -1,0 +1,150 @@
+"""The runner: dependencies, choice of checks, other servers, soak, and a verdict that always comes."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.probe import CHECKS, Report, Suite, Target, run_suite, soak
+from glm4_deploy.probe.run import choose
+from glm4_deploy.result import Status
+from servers import broken
+from servers.reference import HttpError, Reference, Send
+from servers.serve import mounted
+
+TARGET: dict[str, Any] = {"model": "glm-4-9b-chat", "timeout_s": 10.0}
+
+
+def run(app: Any, **settings: Any) -> Report:
+    with mounted(app) as url:
+        return asyncio.run(run_suite(Target(base_url=url, **TARGET), **settings))
+
+
+def statuses(report: Report) -> dict[str, Status]:
+    return {result.check: result.status for result in report.results}
+
+
+def test_what_rests_on_a_failed_check_is_skipped_and_names_the_root() -> None:
+    report = run(broken.WrongUsage(), suite=Suite.QUICK)
+    found = {result.check: result for result in report.results}
+    assert found["chat"].status is Status.FAIL
+    assert found["arithmetic"].reason == "needs chat, which did not pass"
+    assert found["concurrency-16"].reason == "needs chat, which did not pass"
+    assert found["numbers"].status is Status.OK, "it does not rest on chat"
+
+
+def test_only_brings_what_it_needs_along() -> None:
+    names = [check.id for check in choose(Suite.QUICK, ["concurrency-*"], [])]
+    assert names[:3] == ["alive", "identity", "chat"]
+    assert names[-1] == "concurrency-64"
+    assert "arithmetic" in names
+
+
+def test_skip_leaves_out() -> None:
+    names = {check.id for check in choose(Suite.QUICK, [], ["loop-*", "speed"])}
+    assert not names & {"loop-greedy", "loop-sampled", "speed"}
+    assert "chat" in names
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose(Suite.QUICK, ["aritmetic"], [])
+    assert "arithmetic" in caught.value.hint
+
+
+def test_the_table_is_sound() -> None:
+    for check in CHECKS.values():
+        assert set(check.needs) <= set(CHECKS)
+        order = list(CHECKS)
+        assert all(order.index(need) < order.index(check.id) for need in check.needs), check.id
+        assert check.proves and check.seconds > 0
+        for suite in check.suites:
+            assert all(suite in CHECKS[need].suites for need in check.needs), f"{check.id} in {suite}"
+
+
+def test_the_quick_suite_is_planned_to_take_less_than_a_minute() -> None:
+    assert sum(check.seconds for check in CHECKS.values() if Suite.QUICK in check.suites) < 60
+
+
+class Plain(Reference):
+    """Another OpenAI-compatible server: no /version, no /metrics, no logprobs, and it says so with a 400."""
+
+    def __post_init__(self) -> None:
+        self.version = None
+
+    def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "library"}]}
+
+    def validate(self, body: dict[str, Any]) -> None:
+        for name in ("logprobs", "response_format", "tools"):
+            if body.get(name):
+                raise HttpError(400, f"{name} is not supported")
+        super().validate({**body, "model": self.model})
+
+    def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        raise HttpError(404, "no such address")
+
+
+def test_another_server_passes_and_what_it_lacks_is_skipped_with_its_reason() -> None:
+    report = run(Plain(token_s=0.0005), suite=Suite.FULL, skip=["concurrency-*", "loop-long", "speed"])
+    assert report.exit_code == 0, report.results
+    reasons = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
+    assert {"numbers", "structured", "tools", "perplexity", "metrics", "overflow", "needle-4k"} <= set(reasons)
+    assert all(reasons.values())
+    assert statuses(report)["loop-greedy"] is Status.OK
+
+
+class NoHealth(Reference):
+    async def health(self, send: Send) -> None:
+        await self.send_json(send, {"detail": "Not Found"}, 404)
+
+
+def test_a_server_without_health_is_alive() -> None:
+    assert statuses(run(NoHealth(), only=["identity"]))["alive"] is Status.OK
+
+
+def test_an_unknown_verdict_is_no_pass() -> None:
+    with mounted(broken.Busy()) as url:
+        target = Target(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
+        report = asyncio.run(run_suite(target, only=["chat"]))
+    assert (report.verdict, report.exit_code) == (Status.UNKNOWN, 1)
+
+
+def test_after_a_hang_nothing_more_is_asked() -> None:
+    app = broken.HangsAmidStream()
+    with mounted(app) as url:
+        target = Target(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
+        report = asyncio.run(run_suite(target, suite=Suite.QUICK))
+    assert statuses(report)["stream"] is Status.FAIL
+    assert statuses(report)["counting"] is Status.SKIPPED
+
+
+class GoesBad(Reference):
+    """Sound for a while, in a loop for ever after."""
+
+    asked = 0
+
+    def reply(self, body: dict[str, Any]) -> str:
+        self.asked += 1
+        text = super().reply(body)
+        return text[:40] + " and the lamp went out" * 120 if self.asked > 25 and len(text) > 200 else text
+
+
+def test_a_soak_finds_what_one_round_does_not() -> None:
+    verdicts: list[Status] = []
+    with mounted(GoesBad(token_s=0.0)) as url:
+        report = asyncio.run(
+            soak(
+                Target(base_url=url, **TARGET),
+                seconds=2.5,
+                skip=["speed", "counting", "concurrency-4", "stops"],
+                on_round=lambda number, seconds, verdict: verdicts.append(verdict),
+            )
+        )
+    assert verdicts[0] is Status.OK
+    assert (verdicts[-1], report.verdict, report.exit_code) == (Status.FAIL, Status.FAIL, 1)
+    found = next(result for result in report.results if result.check == "loop-greedy")
+    assert "first in round" in found.observed
+    assert any(sample.finding and sample.finding.degenerate for sample in report.samples)
+    assert "rounds" in report.covered

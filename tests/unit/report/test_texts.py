@@ -1,0 +1,78 @@
+"""Terminal, JUnit and JSON: untrusted text arrives as text, and one reason is told once."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from glm4_deploy.report.clean import cap, clean, one_line
+from glm4_deploy.report.junit import to_junit
+from glm4_deploy.report.terminal import print_report, print_results
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.result import Evidence, Result, Status
+from glm4_deploy.samples import Report, Suite
+
+EVIL = "\x1b[2J\x1b]0;owned\x07[bold red]no[/] a\u202eb \x9b31m \ud800 \ufffe & <x>"
+
+
+def report(*results: Result) -> Report:
+    return Report(
+        suite=Suite.QUICK,
+        base_url="http://localhost:8080",
+        model="m",
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        results=results,
+        verdict=Status.FAIL,
+        exit_code=1,
+        covered="1 of 1",
+    )
+
+
+def failed(text: str) -> Result:
+    return Result(check="chat", status=Status.FAIL, observed=text, evidence=(Evidence(name="answer", text=text),))
+
+
+def skipped(check: str, reason: str) -> Result:
+    return Result(check=check, status=Status.SKIPPED, reason=reason)
+
+
+def test_no_control_character_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(failed(EVIL)))
+    out = capsys.readouterr().out
+    assert [char for char in out if ord(char) < 32 and char != "\n"] == []
+    assert not set("\x9b\u202e\ud800\x7f") & set(out)
+    assert "[bold red]no[/]" in "".join(line.strip() for line in out.splitlines()), "no markup of ours is read in it"
+
+
+def test_checks_skipped_for_one_reason_share_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [skipped(f"c{n}", "needs alive, which did not pass") for n in range(5)]
+    print_results((failed("gone"), *rows, skipped("key", "no key")))
+    out = capsys.readouterr().out
+    assert "5 checks" in out
+    assert out.count("needs alive") == 1
+    assert "key" in out
+
+
+def test_junit_counts_and_parses() -> None:
+    unknown = Result(check="speed", status=Status.UNKNOWN, reason="busy")
+    root = ElementTree.fromstring(to_junit(report(failed(EVIL), skipped("key", "none"), unknown)).encode())  # noqa: S314
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
+
+
+def test_json_is_json() -> None:
+    assert json.loads(dumps(report(failed("x"))))["results"][0]["status"] == "fail"
+
+
+def test_cleaning_keeps_what_people_write() -> None:
+    assert clean("Ünïcode 北京\tand\nlines 👩‍🚀") == "Ünïcode 北京\tand\nlines 👩‍🚀"
+    assert clean("\x1b[0m") == "␛[0m"
+    assert one_line("a\n\n b", 3) == "a b"
+    assert cap("x" * 12, 10).endswith("2 more characters")
