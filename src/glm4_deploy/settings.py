@@ -7,7 +7,7 @@ The layers are merged here rather than by pydantic-settings: its import alone co
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,7 +92,7 @@ def load_settings(
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
     sets: Iterable[str] = (),
-    default_profile: str = "seed",
+    default_profile: Callable[[], str] = lambda: "seed",
 ) -> tuple[Settings, Profile]:
     """Merge the layers and check the result.
 
@@ -101,7 +101,7 @@ def load_settings(
         file: a settings file that must exist; by default `glm4.yaml` where there is one.
         environ: defaults to the process's environment.
         sets: `KEY=VALUE`, `env.NAME=VALUE` or `args.FLAG=VALUE`, as strong as flags.
-        default_profile: the profile where no layer names one.
+        default_profile: asked for a profile's name where no layer gives one.
 
     Raises:
         UsageError: an unknown key, a value out of its range, an unreadable file; the message names the layer.
@@ -115,8 +115,8 @@ def load_settings(
     ]
     for name, layer in layers:
         _refuse_unknown(name, layer)
-    wished = next((layer["profile"] for _, layer in reversed(layers) if "profile" in layer), default_profile)
-    profile = _profile(wished)
+    named = [layer["profile"] for _, layer in layers if "profile" in layer]
+    profile = _profile(named[-1] if named else default_profile())
     merged: dict[str, Any] = {**profile.settings, "profile": profile.name}
     origin = dict.fromkeys(profile.settings, f"profile {profile.name}")
     for name, layer in layers:

@@ -45,8 +45,8 @@ def model(directory: Path) -> Path:
         (["render", "--diff", "none.yaml"], 2, "cannot read none.yaml"),
         (["render", "--config", "none.yaml"], 2, "no settings file"),
         (["render", "-o", "/proc/nowhere/compose.yaml"], 18, "cannot write"),
-        (["up", "--runner", "process"], 2, "cpu profile only"),
-        (["up", "--runner", "magic"], 2, "not known"),
+        (["up", "--profile", "seed", "--runner", "process"], 2, "cpu profile only"),
+        (["up", "--profile", "seed", "--runner", "magic"], 2, "not known"),
         (["up", "--profile", "cpu", "--runner", "process", "--model-dir", "/none"], 9, "no model directory at /none"),
         (["logs", "--tail", "many"], 2, "--tail"),
         (["nosuch"], 2, "No such command"),
@@ -78,16 +78,48 @@ def test_an_unknown_key_in_the_settings_file_gets_a_suggestion(tmp_path: Path) -
     assert "did you mean 'max_model_len'" in done.stderr
 
 
+def path_with(directory: Path, **programs: str) -> str:
+    """A PATH of one directory that holds only these programs, each a link or a one-line script."""
+    made = directory / "bin"
+    made.mkdir()
+    for name, content in programs.items():
+        if content.startswith("/"):
+            (made / name).symlink_to(content)
+        else:
+            (made / name).write_text(f"#!/bin/sh\n{content}\n")
+            (made / name).chmod(0o755)
+    return str(made)
+
+
+COMPOSE = str(Path(sys.executable).parent / "docker-compose")
+
+
 def test_without_a_docker_engine_up_says_so(tmp_path: Path) -> None:
-    done = kit("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)), cwd=tmp_path, DOCKER_HOST=NO_ENGINE)
+    words = ("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)))
+    path = path_with(tmp_path, **{"docker-compose": COMPOSE})
+    done = kit(*words, cwd=tmp_path, DOCKER_HOST=NO_ENGINE, PATH=path)
     assert done.returncode == 5, done.stderr
     assert "no Docker engine answers" in done.stderr
+    (tmp_path / "none").mkdir()
+    done = kit(*words, cwd=tmp_path, PATH=str(tmp_path / "none"))
+    assert done.returncode == 5, done.stderr
+    assert "no Docker client" in done.stderr
 
 
 def test_without_compose_up_says_so(tmp_path: Path) -> None:
-    done = kit("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)), cwd=tmp_path, PATH=str(tmp_path))
+    words = ("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)))
+    # Stands for a docker client without the compose plugin: it fails as that does.
+    path = path_with(tmp_path, docker="echo \"docker: 'compose' is not a docker command\" >&2; exit 1")
+    done = kit(*words, cwd=tmp_path, PATH=path)
     assert done.returncode == 6, done.stderr
     assert "docker compose is not installed" in done.stderr
+
+
+def test_an_old_compose_is_told(tmp_path: Path) -> None:
+    words = ("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)))
+    done = kit(*words, cwd=tmp_path, PATH=path_with(tmp_path, docker="echo 2.3.3"))
+    assert done.returncode == 6, done.stderr
+    assert "2.3.3 is too old" in done.stderr
 
 
 @pytest.mark.skipif(
@@ -105,6 +137,7 @@ def test_without_permission_on_the_socket_up_says_so(tmp_path: Path) -> None:
             cwd=tmp_path,
             prefix=("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"),
             DOCKER_HOST=f"unix://{path}",
+            PATH=f"{path_with(tmp_path, **{'docker-compose': COMPOSE})}:{os.environ['PATH']}",
         )
     assert done.returncode == 7, done.stderr
     assert "no permission" in done.stderr

@@ -10,12 +10,14 @@ from glm4_deploy.catalog import load
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One row of profiles.yaml. `gpu` is a key of gpus.yaml, None where there is no GPU."""
+    """One row of profiles.yaml. `gpu` is the key of gpus.yaml that it is solved for, None where there is no GPU;
+    `also` names further rows that it serves."""
 
     name: str
     summary: str
     engine: str = "nvcr"
     gpu: str | None = None
+    also: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -33,7 +35,8 @@ class Variable:
 
 @cache
 def profiles() -> dict[str, Profile]:
-    return {name: Profile(name=name, **row) for name, row in load("profiles")["profiles"].items()}
+    rows = load("profiles")["profiles"]
+    return {name: Profile(name=name, **{**row, "also": tuple(row.get("also", ()))}) for name, row in rows.items()}
 
 
 @cache

@@ -21,6 +21,7 @@ from glm4_deploy.cli.options import (
     SetOptions,
     ShmSize,
     make_deployment,
+    profile_of_this_host,
 )
 
 if TYPE_CHECKING:
@@ -79,8 +80,12 @@ def up(
     from glm4_deploy.report.wire import dumps
     from glm4_deploy.result import Status
 
-    deployment = make_deployment(flags, sets=sets or (), config=config)
+    deployment = make_deployment(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
     progress = Progress()
+    progress.note(f"profile {deployment.profile}: {deployment.summary}")
+    for flag in deployment.flags:
+        if flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
+            progress.note(f"--{flag.name} {flag.value or ''}: {flag.note}")
     for warning in deployment.warnings:
         progress.note(f"warning: {warning}")
     with hold(state_dir, "up"):

@@ -1,6 +1,6 @@
 """The options that render and up share, and the one way from options to a deployment."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,11 @@ Config = Annotated[Path | None, typer.Option("--config", help="Settings file. [g
 
 
 def make_deployment(
-    flags: Mapping[str, Any], *, sets: Iterable[str] = (), config: Path | None = None, default_profile: str = "seed"
+    flags: Mapping[str, Any],
+    *,
+    sets: Iterable[str] = (),
+    config: Path | None = None,
+    default_profile: Callable[[], str] = lambda: "seed",
 ) -> "Deployment":
     """Options → settings → plan.
 
@@ -43,3 +47,31 @@ def make_deployment(
 
     settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
     return deploy(settings, profile, choose_fraction(settings, profile))
+
+
+def profile_of_this_host() -> str:
+    """The profile of the GPU that is here.
+
+    Raises:
+        PlanRefused: no NVIDIA GPU, or one that no profile is for.
+    """
+    from glm4_deploy.catalog.gpus import recognise
+    from glm4_deploy.catalog.profiles import profiles
+    from glm4_deploy.errors import PlanRefused
+    from glm4_deploy.facts.gpu import read_gpus
+
+    report = read_gpus()
+    if not report.gpus:
+        raise PlanRefused(
+            f"no NVIDIA GPU was found here ({report.trouble})",
+            hint="name the host's profile with --profile (see `glm4-deploy profiles`); --profile cpu needs no GPU",
+        )
+    product = report.gpus[0].name
+    row = recognise(product)
+    for profile in profiles().values():
+        if row is not None and row.name in (profile.gpu, *profile.also) and profile.name != "seed":
+            typer.echo(f"profile {profile.name}: this host has {product}", err=True)
+            return profile.name
+    raise PlanRefused(
+        f"no profile is made for {product!r}", hint="choose the nearest with --profile (see `glm4-deploy profiles`)"
+    )

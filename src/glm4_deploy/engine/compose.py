@@ -72,8 +72,13 @@ def find_compose() -> tuple[str, ...]:
     """The words that call Compose v2 or newer: the docker plugin, else a `docker-compose` on PATH.
 
     Raises:
-        ComposeMissing: neither is there, or it is too old.
+        DockerMissing: no Docker client at all.
+        ComposeMissing: the client has no Compose, or one that is too old.
     """
+    if not (shutil.which("docker") or shutil.which("docker-compose")):
+        raise DockerMissing(
+            "no Docker client is on PATH", hint="install Docker Engine: https://docs.docker.com/engine/install/"
+        )
     seen = ""
     for command in (("docker", "compose"), ("docker-compose",)):
         if shutil.which(command[0]) is None:
