@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from unicodedata import category
 
 
 class Ending(StrEnum):
@@ -29,19 +30,35 @@ class Shape(StrEnum):
     SYMBOLS = "symbols"
 
 
+_ZERO_BYTES = re.compile("(?=.{60})A*\\n?A*", re.DOTALL)  # lines of base64 that hold zeros
+_ENUMERATOR = re.compile(r"\[\d+\]|\(\d+\)")
+_STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
 _STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w[_/]\w|\d\d:\d\d|^\s*[-+#*] ", re.MULTILINE)
 
 
 def shape_of(unit: str) -> Shape:
     """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script."""
-    sample = unit[:2000]
-    solid = sum(not char.isspace() for char in sample)
-    letters = sum(char.isalpha() for char in _EMPTY_WORD.sub("", sample))
+    if _ZERO_BYTES.fullmatch(unit):
+        return Shape.SYMBOLS
+    sample = _ENUMERATOR.sub("", unit[:2000])
+    solid = sum(not char.isspace() and char not in _STOPS for char in sample)
+    letters = sum(map(_is_letter, _EMPTY_WORD.sub("", sample)))
     if letters < 0.3 * solid or not letters:
         return Shape.SYMBOLS
     marks = len(_STRUCTURE.findall(sample))
-    return Shape.STRUCTURE if marks > 0.02 * len(sample) else Shape.PROSE
+    return Shape.STRUCTURE if marks > 0.02 * len(sample) or letters < 0.75 * solid else Shape.PROSE
+
+
+def _is_letter(char: str) -> bool:
+    # Vowel signs and the like are marks, not letters, but scripts are written with them.
+    return char.isalpha() or (char >= "\u0300" and category(char)[0] == "M")
+
+
+def is_verse(text: str) -> bool:
+    """Short lines throughout, as songs and poems have them."""
+    lines = [line for line in text[:4000].split("\n") if line.strip()]
+    return len(lines) >= 4 and sum(map(len, lines)) < 56 * len(lines)
 
 
 _WIDE = re.compile(

@@ -38,27 +38,27 @@ class Counting:
     step: int
 
 
-def counting(words: Words, first: int, tail: str, end: int) -> Iterator[Counting]:
-    """Tails that count, from the token `first` on, shortest unit first.
+def counting(words: Words, first: int, last: int, tail: str, end: int) -> Iterator[Counting]:
+    """Ways in which the tokens from `first` to before `last` end in a count, shortest unit first.
 
     tail: the text that holds these tokens, last character first; end: the offset at which it ends.
     """
-    turned = "".join(reversed(words.masks[first:]))
+    turned = "".join(reversed(words.masks[first:last]))
     for run in tail_runs(turned, reach=WORD_REACH):
-        begin = len(words.tokens) - run.length
+        begin = last - run.length
         unit = turned[run.length - run.period : run.length][::-1]
         if NUMERAL not in unit or run.repeats < 4:
             continue
         fields = [index for index, mask in enumerate(unit) if mask == NUMERAL]
-        columns = [words.tokens[begin + index :: run.period] for index in fields]
+        columns = [words.tokens[begin + index : last : run.period] for index in fields]
         kinds = [kind_of(column) for column in columns]
         if Field.DATA in kinds or Field.STEP not in kinds:
             continue
         values = _values(columns[kinds.index(Field.STEP)])
-        start, second = words.starts[begin], words.starts[begin + run.period]
+        start, second = words.start(begin), words.start(begin + run.period)
         yield Counting(
             start=start,
-            end=words.starts[-1] + len(words.tokens[-1]),
+            end=words.end(last - 1),
             unit=tail[end - second : end - start][::-1],
             period=run.period,
             copies=run.repeats,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from glm4_deploy.detect.context import Ending, Request, Shape, shape_of
+from glm4_deploy.detect.context import Ending, Request, Shape, is_verse, shape_of
 from glm4_deploy.detect.limits import NEAR
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.neardup import Likeness
@@ -19,7 +19,8 @@ def find_near_duplicate(found: Iterable[Likeness], text: Text, *, ending: Ending
 def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
     if item.tokens < NEAR.tokens or item.copies < NEAR.copies[ending]:
         return False
-    if shape_of(text.between(item.start, item.end)) is not Shape.PROSE:
+    sample = text.between(item.start, item.end)
+    if shape_of(sample) is not Shape.PROSE or (is_verse(sample) and item.copies < NEAR.verse_copies):
         return False
     if item.novelty and item.numerals >= 0.8:
         # Only numbers change: rows and records do that, and counters have a rule of their own.

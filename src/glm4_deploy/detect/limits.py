@@ -42,6 +42,7 @@ LOOPS = {
 }
 LONG_UNIT = 200
 
+WORD_HOPS = 4  # hops between two looks at the words
 WORDS = 16384  # tokens kept
 WORD_REACH = WORDS // 4
 
@@ -85,6 +86,7 @@ class Near:
     ceiling: float
     tokens: int
     copies: dict[Ending, float]
+    verse_copies: float
     short_unit: int
     long_unit: int
     few: float
@@ -97,6 +99,7 @@ NEAR = Near(
     ceiling=150,
     tokens=60,
     copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 3.5, Ending.CUT: 3},
+    verse_copies=24,
     short_unit=14,
     long_unit=24,
     few=0.05,
@@ -111,4 +114,7 @@ SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.
 NEWLINES = 64
 
 SALAD_WINDOW = 64  # tokens
-SALAD_MEAN = -3.0  # nats a token
+SALAD_MEAN = -2.0  # nats a token, over the whole text
+SALAD_WORST = -2.75  # over one window
+
+END_IDS = frozenset({151329, 151336, 151338})  # GLM-4: <|endoftext|>, <|user|>, <|observation|>

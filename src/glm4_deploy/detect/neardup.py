@@ -22,22 +22,26 @@ class Region:
     def __init__(self, cost: float) -> None:
         self._cost = cost
         self._score = 0.0
-        self._restart(0, 0)
+        self._restart(0)
 
-    def _restart(self, index: int, offset: int) -> None:
-        self.start, self.offset, self.length = index, offset, 0
+    def _restart(self, index: int) -> None:
+        self.start, self.length = index, 0
         self.new = self.numerals = 0
         self.lags: deque[int] = deque(maxlen=_KEPT)
         self.before_new: deque[str] = deque(maxlen=_KEPT)  # the token before each new one
         self.next_look = NEAR.tokens
 
-    def take(self, index: int, offset: int, token: str, before: str, lag: int) -> None:
+    @property
+    def busy(self) -> bool:
+        return self._score > 0
+
+    def take(self, index: int, token: str, before: str, lag: int) -> None:
         """Take one token; lag is the distance back to what covers it, 0 when it is new."""
         if self._score <= 0:
             if not lag:
                 return
             self._score = 0.0
-            self._restart(index, offset)
+            self._restart(index)
         self.length += 1
         if lag:
             self._score = min(self._score + 1, NEAR.ceiling)
@@ -81,41 +85,50 @@ class Shingles:
         self._next = 0  # index of the next token to take, from the beginning of the text
         self._matched_to = -1  # index of the last token of the last known shingle
         self._lag = 0
+        self._busy = False
         self.regions = tuple(Region(cost) for cost in NEAR.costs)
 
     def feed(self, words: Words) -> None:
         """Take the tokens that are new in `words`."""
-        tokens, starts = words.tokens, words.starts
-        for local in range(self._next - words.dropped, len(tokens)):
-            index = local + words.dropped
-            if local < SHINGLE - 1:
+        tokens = words.tokens
+        # A token can be judged once every shingle that holds it has been seen.
+        first = max(self._next - words.dropped, 0)
+        recent = tokens[first:]
+        shingles = zip(*(recent[back:] for back in range(SHINGLE)), strict=False)
+        index = first + words.dropped - 1
+        for index, shingle in enumerate(shingles, start=first + words.dropped):
+            matched = self._match(shingle, index)
+            if not matched and not self._busy and self._matched_to < index:
                 continue
-            self._match(tuple(tokens[local - SHINGLE + 1 : local + 1]), index)
-            # Every shingle that holds the token `back` has now been seen.
-            back = local - SHINGLE + 1
-            lag = self._lag if self._matched_to >= index - SHINGLE + 1 else 0
-            before = tokens[back - 1] if back else ""
+            lag = self._lag if self._matched_to >= index else 0
+            local = index - words.dropped
+            before = tokens[local - 1] if local else ""
+            self._busy = False
             for region in self.regions:
-                region.take(index - SHINGLE + 1, starts[back], tokens[back], before, lag)
-        self._next = words.dropped + len(tokens)
+                region.take(index, tokens[local], before, lag)
+                self._busy |= region.busy
+        self._next = index + 1
 
-    def _match(self, shingle: tuple[str, ...], index: int) -> None:
+    def _match(self, shingle: tuple[str, ...], index: int) -> bool:
+        """Whether the shingle that begins at `index` was seen before."""
         key = hash(shingle)
         seen = self._young.get(key)
         if seen is None:
             seen = self._old.get(key)
-        if seen is not None and index - seen >= SHINGLE and _telling(shingle):
-            self._matched_to, self._lag = index, index - seen
         self._young[key] = index
         if len(self._young) >= WORDS:
             self._old, self._young = self._young, {}
+        if seen is None or index - seen < SHINGLE or not _telling(shingle):
+            return False
+        self._matched_to, self._lag = index + SHINGLE - 1, index - seen
+        return True
 
     def looks(self, words: Words, *, all_: bool) -> list[Likeness]:
         """What the regions say that have grown by a quarter since the last look (all_: that are long enough)."""
         due = [region for region in self.regions if region.length >= (NEAR.tokens if all_ else region.next_look)]
         for region in due:
             region.next_look = region.length * 5 // 4
-        return [found for region in due if (found := _likeness(region, words)) is not None]
+        return [_likeness(region, words) for region in due]
 
 
 def _telling(shingle: tuple[str, ...]) -> bool:
@@ -125,12 +138,11 @@ def _telling(shingle: tuple[str, ...]) -> bool:
     return sum(word.isalpha() and (len(word) > 1 or word >= "\u0900") for word in shingle) >= SHINGLE // 2
 
 
-def _likeness(region: Region, words: Words) -> Likeness | None:
+def _likeness(region: Region, words: Words) -> Likeness:
     lag = median_low(region.lags)
-    first = region.start - lag - words.dropped
     return Likeness(
-        start=words.starts[first] if 0 <= first < len(words.starts) else region.offset,
-        end=words.starts[-1] + len(words.tokens[-1]),
+        start=words.start(region.start - lag - words.dropped),
+        end=words.end(len(words.tokens) - 1),
         tokens=region.length,
         lag=lag,
         novelty=region.new / region.length,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from glm4_deploy.detect.limits import NULL_LOGPROBS, SALAD_MEAN, SALAD_WINDOW, ZERO_IDS
+from glm4_deploy.detect.limits import END_IDS, NULL_LOGPROBS, SALAD_MEAN, SALAD_WINDOW, SALAD_WORST, ZERO_IDS
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 
 
@@ -17,10 +17,14 @@ class Numbers:
         self._counted = 0
         self._recent: list[float] = []
         self._worst = 0.0
+        self._ended = False
+        self.passed_end = False  # an end token came, and then another token
 
     def feed(self, token_ids: Iterable[int], logprobs: Iterable[float | None]) -> Finding | None:
         for token in token_ids:
             self._ids += 1
+            self.passed_end |= self._ended
+            self._ended = token in END_IDS
             self._zeros = self._zeros + 1 if token == 0 else 0
             self._all_zero &= token == 0
             if self._zeros >= ZERO_IDS:
@@ -57,11 +61,11 @@ class Numbers:
         if self._counted < 16:
             return None
         mean = self._sum / self._counted
-        worst = min(mean, self._worst)
-        if worst > SALAD_MEAN:
+        if mean > SALAD_MEAN and self._worst > SALAD_WORST:
             return None
-        why = f"mean logprob {worst:.1f} nats a token (a sane text stays above {SALAD_MEAN:.1f}): words without sense"
-        return degenerate(Verdict.SALAD, why, confidence=min(0.99, 0.6 + 0.1 * (SALAD_MEAN - worst)), start=0)
+        worst, limit = (mean, SALAD_MEAN) if mean <= SALAD_MEAN else (self._worst, SALAD_WORST)
+        why = f"mean logprob {worst:.1f} nats a token (a sane text stays above {limit:.1f}): words without sense"
+        return degenerate(Verdict.SALAD, why, confidence=round(min(0.99, 0.7 + 0.1 * (limit - worst)), 2), start=0)
 
     @staticmethod
     def _nan(why: str) -> Finding:

@@ -7,11 +7,12 @@ from itertools import islice
 from glm4_deploy.detect.context import Ending, request_of
 from glm4_deploy.detect.counters import counting, find_counter
 from glm4_deploy.detect.likeness import find_near_duplicate
-from glm4_deploy.detect.limits import HOP, WINDOW, WORDS
+from glm4_deploy.detect.limits import HOP, WINDOW, WORD_HOPS, WORDS
 from glm4_deploy.detect.loops import find_loop
 from glm4_deploy.detect.model import Finding, Verdict, clean, degenerate
 from glm4_deploy.detect.neardup import Shingles
 from glm4_deploy.detect.numbers import Numbers
+from glm4_deploy.detect.runaway import find_runaway
 from glm4_deploy.detect.text import Text
 from glm4_deploy.detect.words import Words
 
@@ -21,10 +22,11 @@ _BLOCKS = WINDOW // HOP
 class Stream:
     """Feed it chunks as they arrive; the verdict does not depend on where the chunks were cut.
 
-    Memory: the last WINDOW (65,536) characters; nothing else grows.
+    Memory: the last WINDOW (65,536) characters, at most 2 × WORDS (32,768) tokens of them, and as many hashes.
     """
 
     def __init__(self, *, prompt: str | None = None) -> None:
+        self._prompt = prompt
         self._request = request_of(prompt)
         self._numbers = Numbers()
         self._pending = ""
@@ -47,17 +49,32 @@ class Stream:
 
     def close(self, finish_reason: str | None = None) -> Finding:
         """The verdict on the whole, with how it ended."""
-        if self._found is not None:
-            return self._found
-        found = self._numbers.close()
-        if found is None and self._blank and not self._pending.strip():
-            found = _nothing(self._seen + len(self._pending))
-        if found is None:
-            self._words.finish(self._pending, self._seen)
-            self._shingles.feed(self._words)
-            found = self._look(_BLOCKS, self._pending, Ending.of(finish_reason)) or self._numbers.salad()
-        self._found = found or clean("the text goes on without repeating itself")
+        if self._found is None:
+            self._found = self._conclude(Ending.of(finish_reason)) or clean("the text goes on without repeating itself")
         return self._found
+
+    def _conclude(self, ending: Ending) -> Finding | None:
+        found = self._numbers.close()
+        if found is not None:
+            return found
+        if self._blank and not self._pending.strip():
+            return _nothing(self._seen + len(self._pending))
+        unread = self._tail(self._hops % WORD_HOPS)
+        self._words.finish(unread + self._pending, self._seen - len(unread))
+        self._shingles.feed(self._words)
+        end = self._seen + len(self._pending)
+        return (
+            self._look(_BLOCKS, self._pending, ending)
+            or self._look_at_words(_BLOCKS, self._pending, ending)
+            or find_runaway(
+                self._tail(_BLOCKS) + self._pending,
+                end,
+                ending=ending,
+                prompt=self._prompt,
+                passed_end=self._numbers.passed_end,
+            )
+            or self._numbers.salad()
+        )
 
     def _take(self, chunk: str) -> None:
         text = self._pending + chunk
@@ -65,32 +82,50 @@ class Stream:
         for start in range(0, full, HOP):
             if self._found is not None:
                 break
-            block = text[start : start + HOP]
-            self._turned.appendleft(block[::-1])
-            self._seen += HOP
-            self._hops += 1
-            self._blank = self._blank and block.isspace()
-            self._words.feed(block, self._seen - HOP)
-            self._shingles.feed(self._words)
-            # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
-            self._found = self._look(8 * (self._hops & -self._hops), "", Ending.RUNNING)
+            self._take_block(text[start : start + HOP])
         self._pending = text[full:]
 
+    def _take_block(self, block: str) -> None:
+        self._turned.appendleft(block[::-1])
+        self._seen += HOP
+        self._hops += 1
+        self._blank = self._blank and block.isspace()
+        # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
+        blocks = 8 * (self._hops & -self._hops)
+        self._found = self._look(blocks, "", Ending.RUNNING)
+        if self._found is None and self._hops % WORD_HOPS == 0:
+            self._words.feed(self._tail(WORD_HOPS), self._seen - WORD_HOPS * HOP)
+            self._shingles.feed(self._words)
+            self._found = self._look_at_words(blocks, "", Ending.RUNNING)
+
+    def _turned_tail(self, blocks: int) -> str:
+        return "".join(islice(self._turned, blocks))
+
+    def _tail(self, blocks: int) -> str:
+        return self._turned_tail(blocks)[::-1]
+
     def _look(self, blocks: int, rest: str, ending: Ending) -> Finding | None:
-        turned = rest[::-1] + "".join(islice(self._turned, min(blocks, _BLOCKS)))
-        end = self._seen + len(rest)
-        found = find_loop(turned, end=end, ending=ending, request=self._request)
-        if found is not None:
-            return found
+        turned = rest[::-1] + self._turned_tail(blocks)
+        return find_loop(turned, end=self._seen + len(rest), ending=ending, request=self._request)
+
+    def _look_at_words(self, blocks: int, rest: str, ending: Ending) -> Finding | None:
+        turned = rest[::-1] + self._turned_tail(blocks)
+        end, last = self._seen + len(rest), len(self._words.tokens)
         first = self._words.since(end - len(turned))
-        found = find_counter(counting(self._words, first, turned, end), ending=ending, request=self._request)
-        if found is not None:
-            return found
+        # The token limit may have cut the last word, which then differs from its earlier copies.
+        cut = ending is not Ending.RUNNING and last > 0 and self._words.tokens[-1].isalnum()
+        for to in (last, last - 1) if cut else (last,):
+            ways = counting(self._words, first, to, turned, end)
+            found = find_counter(ways, ending=ending, request=self._request)
+            if found is not None:
+                return found
         alike = self._shingles.looks(self._words, all_=ending is not Ending.RUNNING)
         if not alike:
             return None
-        tail = "".join(self._turned)
-        return find_near_duplicate(alike, Text((rest[::-1] + tail)[::-1], end), ending=ending, request=self._request)
+        text = Text(self._tail(_BLOCKS) + rest, end)
+        found = find_near_duplicate(alike, text, ending=ending, request=self._request)
+        # An exact loop of a long unit may be near, and not due yet: name it by what it is.
+        return found and (self._look(_BLOCKS, rest, ending) or found)
 
 
 def _nothing(length: int) -> Finding:

@@ -6,8 +6,11 @@ search for counters needs.
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_right
 from functools import lru_cache
+from itertools import islice
+from operator import itemgetter
+from string import ascii_letters
 from typing import Final
 
 NUMERAL: Final = "#"
@@ -46,7 +49,7 @@ def value_of(token: str) -> int | None:
         return _SPELT[lower]
     if len(token) > 1 and _ROMAN.fullmatch(token):
         return _roman(token)
-    return ord(lower) - 96 if len(token) == 1 and "a" <= lower <= "z" else None
+    return ord(lower) - 96 if len(token) == 1 and token in ascii_letters else None
 
 
 def _han(token: str) -> int:
@@ -76,7 +79,10 @@ def mask_of(token: str) -> str:
 
 
 class Words:
-    """The tokens of the last `most` to 2 × `most` of a stream that comes in blocks."""
+    """The tokens of the last `most` to 2 × `most` of a stream that comes in blocks.
+
+    Offsets are worked out when they are asked for, from the kept blocks: a sane text never needs one.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -84,41 +90,47 @@ class Words:
         self.dropped = 0  # tokens that are no longer kept
         self.tokens: list[str] = []
         self.masks: list[str] = []
-        self.starts: list[int] = []
+        self._texts: list[tuple[int, int, str]] = []  # (index of its first token from the beginning, offset, text)
 
     def feed(self, block: str, offset: int) -> None:
         """Take the next block, which begins at `offset` of the text; keep back a token that may go on."""
         text, base = self._carry + block, offset - len(self._carry)
-        taken = 0
-        for match in _TOKEN.finditer(text):
-            first, last = match.span()
-            if last == len(text) and last - first < _LONGEST:
-                break
-            self._add(match.group(), base + first)
-            taken = last
-        rest = text[taken:].lstrip()
-        self._carry = rest
+        found = _TOKEN.findall(text)
+        self._carry = ""
+        if found and text.endswith(found[-1]) and len(found[-1]) < _LONGEST:
+            self._carry = found.pop()
+        self._take(found, text[: len(text) - len(self._carry)], base)
         if len(self.tokens) >= 2 * self._most:
             self._drop(len(self.tokens) - self._most)
 
     def finish(self, rest: str, offset: int) -> None:
         """Take the end of the text."""
-        text, base = self._carry + rest, offset - len(self._carry)
-        for match in _TOKEN.finditer(text):
-            self._add(match.group(), base + match.start())
+        text = self._carry + rest
+        self._take(_TOKEN.findall(text), text, offset - len(self._carry))
         self._carry = ""
 
-    def since(self, offset: int) -> int:
-        """Index of the first kept token at or after an offset of the text."""
-        return bisect_left(self.starts, offset)
-
-    def _add(self, token: str, start: int) -> None:
-        self.tokens.append(token)
-        self.masks.append(mask_of(token))
-        self.starts.append(start)
+    def _take(self, found: list[str], text: str, base: int) -> None:
+        self._texts.append((self.dropped + len(self.tokens), base, text))
+        self.tokens += found
+        self.masks += map(mask_of, found)
 
     def _drop(self, count: int) -> None:
         self.dropped += count
         del self.tokens[:count]
         del self.masks[:count]
-        del self.starts[:count]
+        del self._texts[: bisect_right(self._texts, self.dropped, key=itemgetter(0)) - 1]
+
+    def since(self, offset: int) -> int:
+        """Index of a kept token at or before an offset of the text, by a block at most."""
+        place = max(bisect_right(self._texts, offset, key=itemgetter(1)) - 1, 0)
+        return max(self._texts[place][0] - self.dropped, 0) if self._texts else 0
+
+    def start(self, index: int) -> int:
+        """Offset of a kept token; a token that is no longer kept stands where the first kept one does."""
+        wanted = max(index, 0) + self.dropped
+        first, base, text = self._texts[bisect_right(self._texts, wanted, key=itemgetter(0)) - 1]
+        return base + next(islice(_TOKEN.finditer(text), wanted - first, None)).start()
+
+    def end(self, index: int) -> int:
+        """Offset just after a kept token."""
+        return self.start(index) + len(self.tokens[index])

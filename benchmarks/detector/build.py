@@ -1,0 +1,53 @@
+"""Builds the corpus into the cache: every family, split into development and test."""
+
+import importlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from zlib import crc32
+
+from benchmarks.detector import legit_made, legit_real, quoted, sick_made, songs  # noqa: F401 - they register families
+from benchmarks.detector.documents import DEGENERATE, LEGITIMATE, Document, Maker, Missing, cache, is_test, write
+from benchmarks.detector.legit_real import PACKAGES
+
+
+def build(*, install: bool = True) -> list[str]:
+    """Write development.jsonl and test.jsonl to the cache; returns what was skipped, by name, with the reason."""
+    if install:
+        install_packages()
+    importlib.import_module("benchmarks.detector.sick_engine")
+    skipped: list[str] = []
+    halves: dict[bool, list[Document]] = {False: [], True: []}
+    for families in (LEGITIMATE, DEGENERATE):
+        for name, maker in families.items():
+            try:
+                halves[is_test(name, families)] += _make(name, maker)
+            except Missing as error:
+                skipped.append(f"{name}: {error} is not on this machine")
+    for test, name in ((False, "development"), (True, "test")):
+        count = write(cache() / f"{name}.jsonl", halves[test])
+        print(f"{name}: {count} documents", file=sys.stderr)
+    (cache() / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+    return skipped
+
+
+def _make(name: str, maker: Maker) -> list[Document]:
+    return list(maker(random.Random(crc32(name.encode()))))
+
+
+def install_packages() -> None:
+    """Debian's packages that hold the texts, where this may install them; what is missing is skipped by name."""
+    dpkg = shutil.which("dpkg-query")
+    if not dpkg or not shutil.which("apt-get") or os.geteuid() != 0:
+        return
+    found = subprocess.run([dpkg, "-W", "-f", "${Package}\n"], capture_output=True, text=True, check=True)
+    wanted = sorted(set(PACKAGES) - set(found.stdout.split()))
+    if not wanted:
+        return
+    print(f"installing {' '.join(wanted)}", file=sys.stderr)
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "update", "-qq"], check=False, env=quiet, stdout=sys.stderr)
+    for package in wanted:
+        subprocess.run(["apt-get", "install", "-y", "-qq", package], check=False, env=quiet, stdout=sys.stderr)

@@ -1,0 +1,132 @@
+"""What the evaluation judges: documents in families, each with what is true of it and where it came from."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from zlib import crc32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One row. `start`: where the damage begins (None: all of it, or clean); `period`: its unit in characters.
+
+    expected: the verdicts that are right for it ("CLEAN" for a legitimate text). source: package or generator.
+    """
+
+    family: str
+    text: str
+    expected: tuple[str, ...]
+    source: str
+    prompt: str | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float | None, ...] | None = None
+    start: int | None = None
+    period: int | None = None
+
+    @property
+    def degenerate(self) -> bool:
+        return self.expected != ("CLEAN",)
+
+
+class Missing(Exception):
+    """A source is not on this machine; the report names the family as skipped."""
+
+
+Maker = Callable[[random.Random], Iterable[Document]]
+LEGITIMATE: dict[str, Maker] = {}
+DEGENERATE: dict[str, Maker] = {}
+
+
+def legitimate(name: str, source: str) -> Callable[[Callable[[random.Random], Iterable["Text"]]], None]:
+    """Register a family of good texts; its maker yields plain texts, framed here as answers."""
+
+    def register(maker: Callable[[random.Random], Iterable[Text]]) -> None:
+        LEGITIMATE[name] = lambda rng: (_frame(name, source, text, rng) for text in maker(rng))
+
+    return register
+
+
+def degenerate(name: str) -> Callable[[Maker], Maker]:
+    """Register a family of bad texts; its maker yields whole documents."""
+
+    def register(maker: Maker) -> Maker:
+        DEGENERATE[name] = maker
+        return maker
+
+    return register
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A good text. prompt: what asked for it, where that matters; whole: it must not be cut short."""
+
+    text: str
+    prompt: str | None = None
+    whole: bool = False
+
+
+def _frame(family: str, source: str, text: Text, rng: random.Random) -> Document:
+    """A good text as an engine would return it: mostly whole, one in four cut by the token limit, fields missing."""
+    body, finish = text.text, rng.choice(["stop", "stop", None])
+    if not text.whole and rng.random() < 0.25:
+        body = body[: max(int(len(body) * rng.uniform(0.5, 1)), 20)]
+        finish = rng.choice(["length", "length", None])
+    return Document(
+        family=family,
+        text=body,
+        expected=("CLEAN",),
+        source=source,
+        prompt=text.prompt,
+        finish_reason=finish,
+    )
+
+
+def is_test(family: str, families: Iterable[str]) -> bool:
+    """Half the families, by a checksum of their names: nobody chose which."""
+    ordered = sorted(families, key=lambda name: crc32(name.encode()))
+    return ordered.index(family) % 2 == 1
+
+
+def pieces(text: str, rng: random.Random, count: int, *, low: int = 500, high: int = 6000) -> Iterator[str]:
+    """Pieces of a long text that begin and end at line ends."""
+    for _ in range(count):
+        size = int(low * (high / low) ** rng.random())
+        start = rng.randrange(max(len(text) - size, 1))
+        start = text.find("\n", start) + 1
+        end = text.find("\n", start + size)
+        piece = text[start : end if end > 0 else len(text)]
+        if len(piece.strip()) > 100:
+            yield piece
+
+
+def cache() -> Path:
+    """Where corpora and tiny models lie, outside the tree."""
+    root = os.environ.get("GLM4_CACHE") or Path("~/.cache/glm4-deploy").expanduser()
+    path = Path(root) / "detector"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write(path: Path, documents: Iterable[Document]) -> int:
+    """JSONL through a temporary file; returns how many."""
+    count = 0
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as out:
+        for document in documents:
+            out.write(json.dumps(asdict(document)) + "\n")
+            count += 1
+    part.replace(path)
+    return count
+
+
+def read(path: Path) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as rows:
+        for row in rows:
+            fields = json.loads(row)
+            for name in ("expected", "token_ids", "logprobs"):
+                fields[name] = tuple(fields[name]) if fields[name] is not None else None
+            yield Document(**fields)
