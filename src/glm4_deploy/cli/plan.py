@@ -1,7 +1,250 @@
-"""`glm4-deploy plan`."""
+"""`glm4-deploy plan | doctor`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glm4_deploy.cli.options import Bind, Config, ImageTag, ModelDir, Port, ProfileName, SetOptions
+
+if TYPE_CHECKING:
+    from glm4_deploy.catalog.gpus import Gpu
+    from glm4_deploy.plan.memory_model import ModelShape
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
+
 
 def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
+    """Add plan and doctor."""
+    app.command()(plan)
+    app.command()(doctor)
+
+
+def plan(
+    gpu: Annotated[str | None, typer.Option(help="GPU by name: gb10, rtx-5090, h100 … [the one that is here]")] = None,
+    gpu_total_mib: Annotated[
+        float | None, typer.Option(min=1, help="Its memory, MiB, as nvidia-smi or cudaMemGetInfo tells.")
+    ] = None,
+    compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
+    unified: Annotated[
+        bool, typer.Option("--unified", help="With --gpu-total-mib: one memory for CPU and GPU.")
+    ] = False,
+    gpu_free_mib: Annotated[float | None, typer.Option(min=0, help="What is free on it now, MiB.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Take the model's shape from this directory.")] = None,
+    weights: Annotated[str, typer.Option(help="nvfp4 or bf16, without --checkpoint.")] = "nvfp4",
+    vllm: Annotated[str | None, typer.Option(help="vLLM version, for example 0.24.0.")] = None,
+    image_tag: Annotated[str | None, typer.Option(help="Image tag instead of --vllm. [26.01-py3]")] = None,
+    max_model_len: Annotated[int, typer.Option(min=1, help="Context, tokens.")] = 32768,
+    max_num_seqs: Annotated[int, typer.Option(min=1, max=65536, help="Requests served at once.")] = 64,
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16, fp8, fp8_e4m3 or fp8_e5m2.")] = "fp8",
+    gpu_memory_utilization: Annotated[
+        str, typer.Option(help="Fraction above 0 and at most 1; auto solves for it.")
+    ] = "auto",
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens a step. [vLLM's choice]")] = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No compilation, no CUDA graphs.")] = False,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, max=64, help="GPUs that one engine is split over.")] = 1,
+    host_reserve_gib: Annotated[float, typer.Option(min=0, help="Unified memory: what stays for the host.")] = 8.0,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Not a first start: the compile cache is filled.")
+    ] = False,
+    load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a GPU's memory will hold, before anything is started.
+
+    Example: glm4-deploy plan --gpu gb10 --for "64 users, 8k context"
+    """
+    from dataclasses import replace
+
+    from glm4_deploy.errors import PlanRefused
+    from glm4_deploy.plan.kernels import kernel_path
+    from glm4_deploy.plan.memory import Wish, estimate
+    from glm4_deploy.plan.memory_advice import advice
+    from glm4_deploy.plan.memory_load import parse_load
+    from glm4_deploy.plan.memory_solve import solve
+    from glm4_deploy.report.memory_plan import plan_text
+
+    wanted = parse_load(load) if load else None
+    wish = Wish(
+        gpu=_gpu(gpu, gpu_total_mib, compute_capability, unified),
+        model=_model(checkpoint, weights),
+        vllm=_version(vllm, image_tag),
+        gpu_memory_utilization=_fraction(gpu_memory_utilization) or 0.5,
+        max_model_len=(wanted and wanted.context) or max_model_len,
+        max_num_seqs=(wanted and wanted.requests) or max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_dtype=_dtype(kv_cache_dtype),
+        enforce_eager=enforce_eager,
+        tensor_parallel_size=tensor_parallel_size,
+        free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
+        first_start=not compiled,
+    )
+    solved = ""
+    if _fraction(gpu_memory_utilization) is None:
+        solution = solve(wish, host_reserve_gib=host_reserve_gib)
+        wish, solved = replace(wish, gpu_memory_utilization=solution.fraction), solution.reason
+    answer = estimate(wish)
+    kernel = kernel_path(wish.gpu.compute_capability, wish.model.weights, wish.vllm)
+    hints = advice(wish, answer, host_reserve_gib=host_reserve_gib)
+    if as_json:
+        from glm4_deploy.report.wire import dumps, to_wire
+
+        settings = {
+            "gpu": wish.gpu.label,
+            "vllm": ".".join(map(str, wish.vllm)),
+            "gpu_memory_utilization": wish.gpu_memory_utilization,
+            "solved": solved or None,
+            "max_model_len": wish.max_model_len,
+            "max_num_seqs": wish.max_num_seqs,
+            "kv_cache_dtype": wish.kv_cache_dtype,
+            "tensor_parallel_size": wish.tensor_parallel_size,
+        }
+        typer.echo(dumps({**settings, **to_wire(answer), "kernel_path": kernel, "advice": hints}))
+    else:
+        color = sys.stdout.isatty()
+        typer.echo(plan_text(wish, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
+    if not answer.fits:
+        raise PlanRefused(f"this cannot start on {wish.gpu.label}: {answer.refusal}", hint=answer.remedy)
+
+
+def _gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> "Gpu":
+    """The GPU that was named, or given by its figures, or that is here."""
+    from glm4_deploy.catalog.gpus import gpu_by_name, gpu_by_size, parse_capability
+    from glm4_deploy.errors import UsageError
+
+    if total_mib is not None:
+        if capability is None:
+            raise UsageError("--gpu-total-mib needs --compute-capability", hint="for example --compute-capability 12.0")
+        return gpu_by_size(total_mib, parse_capability(capability), unified=unified, label=name or "")
+    if name is not None:
+        return gpu_by_name(name)
+    if capability is not None or unified:
+        raise UsageError("--compute-capability and --unified need --gpu-total-mib", hint="or name the GPU with --gpu")
+    return _gpu_here()
+
+
+def _gpu_here() -> "Gpu":
+    from glm4_deploy.errors import UsageError
+    from glm4_deploy.facts.gpu import read_gpus
+    from glm4_deploy.facts.host import read_host
+    from glm4_deploy.plan.gpu_row import gpu_row
+
+    report = read_gpus()
+    row = gpu_row(report, read_host())
+    if row is None:
+        raise UsageError(
+            f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
+            hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
+        )
+    return row
+
+
+def _model(checkpoint: Path | None, weights: str) -> "ModelShape":
+    from glm4_deploy.errors import UsageError
+    from glm4_deploy.plan.memory_model import Weights, glm4_9b
+
+    if checkpoint is not None:
+        return _shape_of(checkpoint)
+    try:
+        return glm4_9b(Weights(weights))
+    except ValueError:
+        raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16") from None
+
+
+def _shape_of(directory: Path) -> "ModelShape":
+    """The model's shape and size from config.json and the headers of the shards."""
+    from glm4_deploy.checkpoint.shape import BadConfigError, model_shape, quantization_format
+    from glm4_deploy.errors import UsageError
+    from glm4_deploy.facts.checkpoint import read_checkpoint
+    from glm4_deploy.plan.memory_model import ModelShape, Weights
+
+    found = read_checkpoint(directory)
+    try:
+        shape = model_shape(found.config or {})
+    except BadConfigError as error:
+        raise UsageError(f"{directory}: {error}", hint="give a GLM-4 checkpoint's own directory") from None
+    size = sum(tensor.nbytes for shard in found.shards for tensor in shard.header.tensors)
+    if not size or not found.whole:
+        raise UsageError(f"{directory} holds no whole checkpoint", hint=f"glm4-deploy checkpoint verify {directory}")
+    return ModelShape(
+        name=directory.resolve().name,
+        weights=Weights.BF16 if quantization_format(found) is None else Weights.NVFP4,
+        checkpoint_bytes=size,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab=shape.vocab,
+        max_position=shape.max_positions,
+    )
+
+
+def _version(vllm: str | None, image_tag: str | None) -> tuple[int, ...]:
+    from glm4_deploy.catalog.images import default_tag, resolve_version
+    from glm4_deploy.errors import UsageError
+
+    if vllm and image_tag:
+        raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
+    return resolve_version(vllm or image_tag or default_tag())
+
+
+def _fraction(text: str) -> float | None:
+    from glm4_deploy.errors import UsageError
+
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UsageError(f"gpu_memory_utilization {text[:20]!r} is no fraction", hint="above 0 and at most 1, or auto")
+    return value
+
+
+def _dtype(text: str) -> str:
+    from glm4_deploy.errors import UsageError
+    from glm4_deploy.plan.memory_model import KV_BYTES
+
+    if text not in KV_BYTES:
+        raise UsageError(f"unknown kv_cache_dtype {text[:20]!r}", hint=f"one of {', '.join(KV_BYTES)}")
+    return text
+
+
+def doctor(
+    profile: ProfileName = None,
+    port: Port = None,
+    bind: Bind = None,
+    model_dir: ModelDir = None,
+    image_tag: ImageTag = None,
+    sets: SetOptions = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this host is and whether it can run the deployment. Read-only, and done within 3 s.
+
+    Verdicts: ready, slow (no FP4 arithmetic), blocked, unknown. Exit code 0 for ready and slow, 1 otherwise.
+
+    Example: glm4-deploy doctor --profile gb10 --json
+    """
+    from glm4_deploy.engine.doctor import look
+    from glm4_deploy.plan.doctor import Needs, Verdict, diagnose
+    from glm4_deploy.settings import load_settings
+
+    flags = {"profile": profile, "port": port, "bind": bind, "model_dir": model_dir, "image_tag": image_tag}
+    settings, row = load_settings(flags, file=config, sets=sets or ())
+    needs = Needs(settings=settings, profile=row)
+    diagnosis = diagnose(look(needs), needs)
+    if as_json:
+        from glm4_deploy.report.wire import dumps
+
+        typer.echo(dumps(diagnosis))
+    else:
+        from glm4_deploy.report.terminal import console, results_table
+
+        console().print(results_table(diagnosis.results))
+        typer.echo(f"\n{diagnosis.verdict}: for profile {row.name} ({row.summary})")
+    raise typer.Exit(0 if diagnosis.verdict in (Verdict.READY, Verdict.SLOW) else 1)

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from glm4_deploy.facts.docker import read_compose, read_docker
+from glm4_deploy.facts.docker import DockerFacts, read_compose, read_docker
 from glm4_deploy.facts.gather import gather
 from glm4_deploy.facts.gpu import read_gpus
 from glm4_deploy.facts.host import read_disk, read_host, read_port
@@ -25,19 +25,19 @@ def look(needs: Needs) -> Seen:
             "compose": read_compose,
             "port": partial(read_port, settings.bind, settings.port),
             "model_disk": partial(read_disk, Path(settings.model_dir)),
-            "docker_disk": partial(read_disk, Path("/var/lib/docker")),
             "checkpoint": partial(check_checkpoint, needs),
         },
         timeout=SECONDS,
     )
+    docker: DockerFacts | None = found.get("docker")
     return Seen(
         gpu=found.get("gpu"),
         host=found.get("host"),
-        docker=found.get("docker"),
+        docker=docker,
         compose=found.get("compose"),
         port=found.get("port"),
         model_disk=found.get("model_disk"),
-        docker_disk=found.get("docker_disk"),
+        docker_disk=read_disk(Path(docker.root)) if docker and docker.root else None,
         checkpoint=found.get("checkpoint"),
     )
 
