@@ -49,6 +49,7 @@ def plan(
         bool, typer.Option("--compiled", help="Not a first start: the compile cache is filled.")
     ] = False,
     load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
+    state_dir: Annotated[Path, typer.Option(help="Where earlier starts on this host are recorded.")] = Path(".glm4"),
     as_json: Json = False,
 ) -> None:
     """Say what a GPU's memory will hold, before anything is started.
@@ -80,6 +81,11 @@ def plan(
         free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
         first_start=not compiled,
     )
+    if gpu is None and gpu_total_mib is None:
+        from glm4_deploy.engine.observations import load as load_observations
+        from glm4_deploy.plan.memory_compare import sharpen
+
+        wish = sharpen(wish, load_observations(state_dir))
     solved = ""
     if _fraction(gpu_memory_utilization) is None:
         solution = solve(wish, host_reserve_gib=host_reserve_gib)
