@@ -9,7 +9,7 @@ import sys
 from zlib import crc32
 
 from benchmarks.detector import legit_made, legit_real, quoted, sick_made, songs  # noqa: F401 - they register families
-from benchmarks.detector.documents import DEGENERATE, LEGITIMATE, Document, Maker, Missing, cache, is_test, write
+from benchmarks.detector.documents import DEGENERATE, LEGITIMATE, Document, Maker, MissingError, cache, is_test, write
 from benchmarks.detector.legit_real import PACKAGES
 
 
@@ -24,7 +24,7 @@ def build(*, install: bool = True) -> list[str]:
         for name, maker in families.items():
             try:
                 halves[is_test(name, families)] += _make(name, maker)
-            except Missing as error:
+            except MissingError as error:
                 skipped.append(f"{name}: {error} is not on this machine")
     for test, name in ((False, "development"), (True, "test")):
         count = write(cache() / f"{name}.jsonl", halves[test])

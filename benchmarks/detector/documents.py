@@ -32,7 +32,7 @@ class Document:
         return self.expected != ("CLEAN",)
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A source is not on this machine; the report names the family as skipped."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.detector.documents import Missing, Text, legitimate, pieces
+from benchmarks.detector.documents import MissingError, Text, legitimate, pieces
 
 PACKAGES = [
     "adwaita-icon-theme",
@@ -39,7 +39,7 @@ def read(path: str | Path) -> str:
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        raise Missing(str(path)) from error
+        raise MissingError(str(path)) from error
     return (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf-8", "replace")
 
 
@@ -47,7 +47,7 @@ def some(pattern: str, rng: random.Random, count: int, *, least: int = 400) -> I
     """Pieces of `count` random files of a glob pattern."""
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not paths:
-        raise Missing(pattern)
+        raise MissingError(pattern)
     rng.shuffle(paths)
 
     def one_round() -> Iterator[str]:
@@ -150,7 +150,7 @@ def _(rng: random.Random) -> Iterator[Text]:
 
 def bible(passage: str) -> str:
     if not shutil.which("bible"):
-        raise Missing("bible-kjv")
+        raise MissingError("bible-kjv")
     done = subprocess.run(
         ["bible", "-l100", f"{passage}:1-200"], capture_output=True, text=True, check=True, timeout=30
     )
@@ -223,7 +223,7 @@ def fortunes(pattern: str, rng: random.Random, size: int = 12) -> Iterator[Text]
     ]
     cookies = [cookie.strip("\n") for path in sorted(paths) for cookie in read(path).split("\n%\n") if cookie.strip()]
     if not cookies:
-        raise Missing(f"fortunes {pattern}")
+        raise MissingError(f"fortunes {pattern}")
     for _ in range(EACH):
         start = rng.randrange(len(cookies))
         yield Text(text="\n\n".join(cookies[start : start + rng.randint(1, size)]))
@@ -257,7 +257,7 @@ def _(rng: random.Random) -> Iterator[Text]:
 def manual(language: str, rng: random.Random, count: int) -> Iterator[Text]:
     paths = sorted(glob.glob(f"/usr/share/man/{language}/man[1-8]/*.gz"))
     if not paths:
-        raise Missing(f"manual pages {language}")
+        raise MissingError(f"manual pages {language}")
     for path in rng.sample(paths, min(count, len(paths))):
         lines = [line for line in read(path).splitlines() if not line.startswith((".\\", "'\\"))]
         yield from texts(pieces("\n".join(lines), rng, 1))

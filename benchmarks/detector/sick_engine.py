@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detector.documents import Document, Missing, cache, degenerate
+from benchmarks.detector.documents import Document, MissingError, cache, degenerate
 
 ENGINES = Path("~/.cache/glm4-deploy").expanduser()
 
@@ -22,7 +22,7 @@ def rows(kind: str) -> Iterator[dict[str, Any]]:
     if not path.exists():
         pythons = sorted(ENGINES.glob("cpu-engine-*/bin/python"))
         if not pythons:
-            raise Missing("the CPU engine (scripts/cpu-engine.sh)")
+            raise MissingError("the CPU engine (scripts/cpu-engine.sh)")
         part = path.with_suffix(".part")
         print("generating with tiny random GLMs (about a minute)", file=sys.stderr)
         script = Path(__file__).with_name("generate.py")

@@ -171,9 +171,8 @@ def _(rng: random.Random) -> Iterator[Document]:
     """Spelt numbers, Roman and Chinese numerals, letters."""
     han = "一二三四五六七八九十"
     chinese = [*han[:10], *(f"十{d}" for d in han[:9]), *(f"{t}十{d}" for t in han[1:9] for d in ["", *han[:9]])]
-    roman = [
-        f"{t}{u}" for t in ("", "X", "XX", "XXX") for u in ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"]
-    ]
+    ones = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
+    roman = [f"{ten}{one}" for ten in ("", "X", "XX", "XXX") for one in ones][1:]
     for _ in range(EACH):
         say, kind = sentence(rng).strip(), rng.randrange(3)
         if kind == 0:

@@ -23,24 +23,27 @@ class Ending(StrEnum):
 
 
 class Shape(StrEnum):
-    """What a repeated unit is made of. Rows of numbers and markup repeat in good texts; prose hardly does."""
+    """What a repeated unit is made of. Rows of numbers and markup repeat in good texts; prose hardly does.
+
+    ZEROS: base64 of zero bytes, of which good files hold pages.
+    """
 
     PROSE = "prose"
     STRUCTURE = "structure"
     SYMBOLS = "symbols"
+    ZEROS = "zeros"
 
 
-_ZERO_BYTES = re.compile("(?=.{60})A*\\n?A*", re.DOTALL)  # lines of base64 that hold zeros
-_ENUMERATOR = re.compile(r"\[\d+\]|\(\d+\)")
+_ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
 _STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
-_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w[_/]\w|\d\d:\d\d|^\s*[-+#*] ", re.MULTILINE)
+_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|^\s*[-+#*] ", re.MULTILINE)
 
 
 def shape_of(unit: str) -> Shape:
     """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script."""
-    if _ZERO_BYTES.fullmatch(unit):
-        return Shape.SYMBOLS
+    if set(unit) <= {"A", "\n"}:
+        return Shape.ZEROS
     sample = _ENUMERATOR.sub("", unit[:2000])
     solid = sum(not char.isspace() and char not in _STOPS for char in sample)
     letters = sum(map(_is_letter, _EMPTY_WORD.sub("", sample)))
@@ -84,6 +87,10 @@ class Request:
     count: bool = False
     limit: int | None = None
 
+    def allows(self, copies: float) -> bool:
+        """Whether it asked for so many copies of the same; a few more than asked are forgiven."""
+        return self.repeat and (self.limit is None or copies <= 1.2 * self.limit + 2)
+
 
 _DENIED = re.compile(
     r"\b(?:don't|do not|never|without|avoid|no|not)\s+(?:\w+\s+)?repeat\w*|不要重复|不重复|勿重复", re.IGNORECASE
@@ -93,6 +100,9 @@ _REPEAT = re.compile(
     r"重复|反复|[0-9一二两三四五六七八九十百千]+\s*[遍次]",
     re.IGNORECASE,
 )
+_VERSE = re.compile(
+    r"\blyrics?\b|\bsongs?\b|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
+)
 _COUNT = re.compile(
     r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
     r"\b\d+\s*(?:-|–|to|through|until)\s*\d+\b|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
@@ -100,6 +110,7 @@ _COUNT = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d[\d,_]*")
+VERSE_COPIES = 30
 _SPELT = {"dozen": 12, "twenty": 20, "fifty": 50, "hundred": 100, "thousand": 1000, "百": 100, "千": 1000}
 
 
@@ -111,8 +122,8 @@ def request_of(prompt: str | None) -> Request:
     text = _DENIED.sub(" ", text)
     numbers = [int(digits) for raw in _NUMBER.findall(text) if len(digits := re.sub(r"\D", "", raw)) <= 9]
     numbers += [value for word, value in _SPELT.items() if word in text.lower()]
-    return Request(
-        repeat=bool(_REPEAT.search(text)),
-        count=bool(_COUNT.search(text)),
-        limit=max(numbers, default=None),
-    )
+    limit = max(numbers, default=None)
+    if _VERSE.search(text):
+        # Songs repeat themselves and count, but not for ever.
+        return Request(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
+    return Request(repeat=bool(_REPEAT.search(text)), count=bool(_COUNT.search(text)), limit=limit)

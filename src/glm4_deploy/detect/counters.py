@@ -10,7 +10,7 @@ from glm4_deploy.detect.context import Ending, Request, Shape, shape_of
 from glm4_deploy.detect.limits import COUNTERS, WORD_REACH
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import tail_runs
-from glm4_deploy.detect.words import NUMERAL, Words, value_of
+from glm4_deploy.detect.words import NUMERAL, Words, roman_of, value_of
 
 
 class Field(StrEnum):
@@ -81,7 +81,10 @@ def kind_of(column: Sequence[str]) -> Field:
 
 
 def _values(column: Sequence[str]) -> list[int]:
-    return [value for token in column if (value := value_of(token)) is not None]
+    # A lone I, V or X is a letter of the alphabet, unless its neighbours are Roman.
+    roman = any(len(token) > 1 and roman_of(token) is not None for token in column)
+    read = (roman_of(token) if roman else value_of(token) for token in column)
+    return [value for value in read if value is not None]
 
 
 def _mode(values: Sequence[int]) -> tuple[int, float]:
@@ -96,7 +99,7 @@ def find_counter(found: Iterator[Counting], *, ending: Ending, request: Request)
     """The first of these that nothing excuses."""
     for item in found:
         shape = shape_of(item.unit)
-        limit = COUNTERS[shape, ending]
+        limit = COUNTERS[Shape.SYMBOLS if shape is Shape.ZEROS else shape, ending]
         beyond = _beyond(item, request)
         if not beyond:
             if item.copies < limit.copies or item.end - item.start < limit.span:

@@ -11,9 +11,8 @@ from glm4_deploy.detect.text import Text
 
 def find_near_duplicate(found: Iterable[Likeness], text: Text, *, ending: Ending, request: Request) -> Finding | None:
     """The first of these that nothing excuses."""
-    if request.repeat:
-        return None
-    return next((_finding(item, text) for item in found if _is_loop(item, text, ending)), None)
+    loops = (item for item in found if _is_loop(item, text, ending) and not request.allows(item.copies))
+    return next((_finding(item, text) for item in loops), None)
 
 
 def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
@@ -24,7 +23,8 @@ def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
         return False
     if item.novelty and item.numerals >= 0.8:
         # Only numbers change: rows and records do that, and counters have a rule of their own.
-        return item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
+        few = item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
+        return few and (ending is Ending.CUT or item.copies >= NEAR.numeral_copies)
     if item.novelty <= NEAR.few:
         return True
     # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere.

@@ -39,6 +39,10 @@ LOOPS = {
     (Shape.SYMBOLS, Ending.STOPPED): Loop(640, 24, 10),
     (Shape.SYMBOLS, Ending.UNKNOWN): Loop(400, 16, 6),
     (Shape.SYMBOLS, Ending.CUT): Loop(200, 6, 4),
+    (Shape.ZEROS, Ending.RUNNING): Loop(4096, 24, 24),
+    (Shape.ZEROS, Ending.STOPPED): Loop(4096, 24, 24),
+    (Shape.ZEROS, Ending.UNKNOWN): Loop(400, 24, 24),
+    (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
 }
 LONG_UNIT = 200
 
@@ -87,6 +91,7 @@ class Near:
     tokens: int
     copies: dict[Ending, float]
     verse_copies: float
+    numeral_copies: float
     short_unit: int
     long_unit: int
     few: float
@@ -100,6 +105,7 @@ NEAR = Near(
     tokens=60,
     copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 3.5, Ending.CUT: 3},
     verse_copies=24,
+    numeral_copies=12,
     short_unit=14,
     long_unit=24,
     few=0.05,

@@ -40,7 +40,7 @@ def _loops(turned: str, end: int, ending: Ending, request: Request) -> Iterator[
             continue
         if unit == "!" and run.length >= BANGS:
             yield _collapse(run, end)
-        elif _is_loop(run, unit, ending) and not _asked(run, request):
+        elif _is_loop(run, unit, ending) and not request.allows(run.repeats):
             yield _loop(run, unit, end, ending)
 
 
@@ -49,12 +49,6 @@ def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
     weight = weight_of(unit)
     copies = limit.long if run.period * weight >= LONG_UNIT else limit.short
     return run.length * weight >= limit.span and run.repeats >= copies
-
-
-def _asked(run: Run, request: Request) -> bool:
-    if not request.repeat:
-        return False
-    return request.limit is None or run.repeats <= 1.2 * request.limit + 2
 
 
 def _loop(run: Run, unit: str, end: int, ending: Ending) -> Finding:

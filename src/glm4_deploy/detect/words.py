@@ -47,8 +47,8 @@ def value_of(token: str) -> int | None:
     lower = token.lower()
     if lower in _SPELT:
         return _SPELT[lower]
-    if len(token) > 1 and _ROMAN.fullmatch(token):
-        return _roman(token)
+    if len(token) > 1 and (roman := roman_of(token)) is not None:
+        return roman
     return ord(lower) - 96 if len(token) == 1 and token in ascii_letters else None
 
 
@@ -64,7 +64,10 @@ def _han(token: str) -> int:
     return total + digit
 
 
-def _roman(token: str) -> int:
+def roman_of(token: str) -> int | None:
+    """The value of a Roman numeral in capitals, None if it is none."""
+    if not _ROMAN.fullmatch(token):
+        return None
     values = [_ROMAN_VALUES[char] for char in token]
     after = [*values[1:], 0]
     return sum(-value if value < next_ else value for value, next_ in zip(values, after, strict=True))

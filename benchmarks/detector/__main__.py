@@ -1,0 +1,33 @@
+"""Builds the corpus (once), judges it, measures, and writes the tables of docs/detector.md.
+
+python -m benchmarks.detector                all of it
+python -m benchmarks.detector --rebuild      with the corpus built again
+python -m benchmarks.detector development    only that half, to the terminal; use it while changing thresholds
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks.detector import speed
+from benchmarks.detector.build import build
+from benchmarks.detector.documents import cache
+from benchmarks.detector.evaluate import report, write_report
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "detector.md"
+
+
+def main(arguments: list[str]) -> None:
+    if "--rebuild" in arguments or not (cache() / "test.jsonl").exists():
+        build()
+    if "development" in arguments:
+        print("\n".join(report("development")))
+        return
+    skipped = (cache() / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    lines = [*report("development"), *report("test")]
+    lines += ["Skipped for want of a source: " + ("; ".join(skipped) or "none") + ".", "", *speed.lines()]
+    write_report(lines, DOCUMENT)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
