@@ -95,3 +95,44 @@ class Report:
     engine: tuple[Fact, ...] = field(default=())
     settings: tuple[Fact, ...] = field(default=())
     perplexity: tuple[Measure, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """Milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchLevel:
+    """One load of `vllm bench serve`. rates are per second; goodput: requests within the SLO a second, None without."""
+
+    concurrency: int
+    requests: int
+    failed: int
+    seconds: float
+    ttft: Quantiles
+    tpot: Quantiles
+    output_tokens_per_s: float
+    requests_per_s: float
+    goodput: float | None = None
+    broken: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """A row a concurrency. Comparable with another one only where model, lengths and generator are the same."""
+
+    form: int = 1
+    base_url: str
+    model: str
+    started: str
+    input_len: int
+    output_len: int
+    levels: tuple[BenchLevel, ...]
+    verdict: Status
+    exit_code: int
+    engine: tuple[Fact, ...] = field(default=())

@@ -24,8 +24,9 @@ Names = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add smoke."""
+    """Add smoke and bench."""
     app.command()(smoke)
+    app.command()(bench)
 
 
 def smoke(
@@ -73,6 +74,39 @@ def smoke(
     if save_baseline is not None:
         _save(report, save_baseline)
     raise typer.Exit(report.exit_code)
+
+
+def bench(
+    base_url: BaseUrl = None,
+    model: Model = None,
+    api_key_file: KeyFile = None,
+    concurrency: Annotated[str, typer.Option(help="Requests at once, a load each.")] = "1,4,16,64",
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    container: Annotated[str | None, typer.Option(help="Run the generator inside this container.")] = None,
+    python: Annotated[str | None, typer.Option(help="Run the generator by this Python, which has vLLM.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The model's directory as the generator sees it. [as served]")
+    ] = None,
+    slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/smoke.md).")] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
+    ] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="An earlier --json to compare with.")] = None,
+) -> None:
+    """Load a running engine through vLLM's own generator: TTFT, TPOT, throughput, goodput.
+
+    Without --container and --python the generator runs beside the engine that `up` started here. Exit codes: 0 all
+    limits kept (or none given), 1 a limit broken or a request failed, 2 usage, 3 not reachable, 4 not the engine.
+
+    Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
+    """
+    from glm4_deploy.cli.bench import Where, run_bench
+
+    where = Where(container=container, python=python, tokenizer=tokenizer)
+    target = make_target(base_url, model, api_key_file, 120.0, None)
+    levels = _levels(concurrency)
+    raise typer.Exit(run_bench(target, where, levels, (input_len, output_len), slo=slo, json_=json_, compare=compare))
 
 
 def make_target(
@@ -191,6 +225,16 @@ def _choice(value: str, known: list[str]) -> str:
     near = get_close_matches(value, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
     raise UsageError(f"no suite is named {value[:40]!r}", hint=hint)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    """`1,4,16,64`."""
+    from glm4_deploy.errors import UsageError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+        raise UsageError(f"not a list of concurrencies: {text[:40]!r}", hint="write it like 1,4,16,64")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def _suites(suites: "frozenset[Suite]") -> str:

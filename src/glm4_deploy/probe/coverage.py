@@ -8,6 +8,7 @@ from glm4_deploy.probe.registry import Check
 from glm4_deploy.result import Result, Status
 from glm4_deploy.samples import Fact
 
+MODEL_PATH = "model path"  # as the engine sees it
 NAMED = 12  # skipped checks are named up to this many; the table has them all
 
 
@@ -34,6 +35,7 @@ def engine_facts(probe: Probe) -> tuple[Fact, ...]:
         ("model", served.model),
         ("vLLM", served.version),
         ("owned by", served.owned_by),
+        (MODEL_PATH, served.path),
         ("context length", f"{served.max_model_len} tokens" if served.max_model_len else None),
     )
     return tuple(Fact(name=name, value=str(value) if value else "not told") for name, value in known)

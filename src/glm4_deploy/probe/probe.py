@@ -31,6 +31,7 @@ class Served:
     max_model_len: int | None = None
     version: str | None = None
     owned_by: str | None = None
+    path: str | None = None
     extras: bool = True
 
     @property

@@ -67,6 +67,7 @@ async def identity(probe: Probe) -> Result:
     served = probe.served
     served.model = str(model["id"])
     served.owned_by = model.get("owned_by")
+    served.path = model.get("root") if isinstance(model.get("root"), str) else None
     length = model.get("max_model_len")
     served.max_model_len = length if isinstance(length, int) else probe.target.max_model_len
     _check_version(served.version, probe.target.vllm_version)

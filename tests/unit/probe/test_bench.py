@@ -1,0 +1,99 @@
+"""`bench`: the words for vLLM's generator, and its result read back (a recorded one: tests/data/bench)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm4_deploy.cli.bench import read_report
+from glm4_deploy.errors import ExtraMissing, UsageError
+from glm4_deploy.probe.bench import Load, in_container, read_level, run
+from glm4_deploy.probe.slo import Goodput, Slo
+from glm4_deploy.report.bench import print_bench
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.result import Status
+from glm4_deploy.samples import BenchReport
+
+DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
+LOAD = Load(base_url="http://h:1", model="m", tokenizer="/m", concurrency=(1, 16))
+
+
+@pytest.fixture
+def raw() -> Any:
+    return json.loads(DATA.read_text())
+
+
+def report(raw: Any, slo: Slo | None = None) -> BenchReport:
+    return BenchReport(
+        base_url="http://h:1",
+        model="m",
+        started="2026-01-01T00:00:00+00:00",
+        input_len=128,
+        output_len=64,
+        levels=(read_level(raw, slo),),
+        verdict=Status.OK,
+        exit_code=0,
+    )
+
+
+def test_a_real_result_is_read(raw: Any) -> None:
+    level = read_level(raw, None)
+    assert (level.concurrency, level.requests, level.failed) == (4, 8, 0)
+    assert round(level.output_tokens_per_s, 1) == 367.7
+    assert (round(level.ttft.p95, 1), round(level.tpot.p50, 2)) == (253.8, 8.82)
+    assert level.broken == ()
+
+
+def test_limits_are_judged(raw: Any) -> None:
+    slo = Slo(ttft_p95_ms=200, output_tokens_per_s=400, goodput=Goodput(ttft_ms=1, tpot_ms=1))
+    broken = read_level({**raw, "request_goodput": 1.0, "completed": 7}, slo).broken
+    said = " | ".join(broken)
+    for words in ("1 of 8 requests failed", "ttft p95 254 ms (limit 200)", "368 tokens/s (limit 400)", "goodput 17%"):
+        assert words in said
+
+
+def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
+    words = LOAD.words(Slo(goodput=Goodput(ttft_ms=500, tpot_ms=50)))
+    pairs = [(level[level.index("--max-concurrency") + 1], level[level.index("--num-prompts") + 1]) for level in words]
+    assert pairs == [("16", "16"), ("1", "8"), ("16", "64")]
+    assert all("ttft:500" in level and "--ignore-eos" in level for level in words)
+
+
+def test_the_key_is_never_an_argument() -> None:
+    assert in_container("c") == ["docker", "exec", "-i", "-e", "OPENAI_API_KEY", "c", "python3"]
+    assert not any("sk-" in word for level in LOAD.words(None) for word in level)
+
+
+def test_a_python_without_vllm_says_so() -> None:
+    import sys
+
+    with pytest.raises(ExtraMissing):
+        run([sys.executable], LOAD, slo=None, key=None, on_level=print)
+    with pytest.raises(ExtraMissing):
+        run(["/no/such/python"], LOAD, slo=None, key=None, on_level=print)
+
+
+def test_a_comparison_reads_what_was_written(raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(dumps(report(raw)))
+    earlier = read_report(path, (128, 64))
+    assert earlier == report(raw)
+    print_bench(report({**raw, "output_throughput": 2 * raw["output_throughput"]}), earlier)
+    assert "x 2.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"form": 1}', "\x00"])
+def test_a_file_that_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        read_report(path, (128, 64))
+
+
+def test_other_lengths_have_no_ratio(raw: Any, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(dumps(report(raw)))
+    with pytest.raises(UsageError) as caught:
+        read_report(path, (512, 128))
+    assert "128 tokens in and 64 out" in caught.value.message
