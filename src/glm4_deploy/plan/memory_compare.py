@@ -52,15 +52,15 @@ def _rows(plan: MemoryPlan, measured: Measured) -> Iterator[Result]:
 
 
 def _row(check: str, planned: float, seen: float, tolerance: float, unit: str) -> Result:
-    shown = (lambda value: f"{value:,.0f}") if unit == "tokens" else (lambda value: f"{value:.2f}")
+    digits = 0 if unit == "tokens" else 2
     off = seen - planned
     percent = f", {100 * off / planned:+.1f} %" if planned else ""
     within = abs(off) <= tolerance
     return Result(
         check=check,
         status=Status.OK if within else Status.WARN,
-        observed=f"{shown(seen)} {unit} (planned {shown(planned)}{percent})",
-        expected=f"± {shown(tolerance)} {unit}",
+        observed=f"{seen:,.{digits}f} {unit} (planned {planned:,.{digits}f}{percent})",
+        expected=f"± {tolerance:,.{digits}f} {unit}",
         remedy="" if within else "recorded: the next plan on this host uses it",
     )
 

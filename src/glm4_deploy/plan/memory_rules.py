@@ -38,6 +38,16 @@ def sees_page_cache_as_free(version: Version) -> bool:
     return version >= (0, 11, 1)
 
 
+def default_fraction(version: Version) -> float:
+    """gpu_memory_utilization where none is given (config/cache.py)."""
+    return 0.92 if version >= (0, 20) else 0.9
+
+
+def default_num_seqs(version: Version, gpu: Gpu) -> int:
+    """max_num_seqs of the API server where none is given (engine/arg_utils.py get_batch_defaults)."""
+    return 1024 if default_batched_tokens(version, gpu, max_num_seqs=2**20, max_model_len=2**20) > 2048 else 256
+
+
 def default_batched_tokens(version: Version, gpu: Gpu, *, max_num_seqs: int, max_model_len: int) -> int:
     """max_num_batched_tokens of the API server where none is given (engine/arg_utils.py get_batch_defaults).
 

@@ -1,0 +1,194 @@
+"""How far the memory plan is from real engine logs, and how long `plan` and `doctor` take.
+
+    python benchmarks/planner.py LOG_OR_DIRECTORY… [--markdown] [--no-timing]
+
+Every log is read for its settings (version, flags), planned from them alone, and held against what the engine then
+printed. Logs of other models than GLM-4-9B serve the block arithmetic only: tokens from the printed KV cache size.
+"""
+
+import argparse
+import ast
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm4_deploy.catalog.gpus import gpu_by_name
+from glm4_deploy.catalog.images import parse_version
+from glm4_deploy.plan import memory_rules as rules
+from glm4_deploy.plan.memory import MemoryPlan, Wish, estimate
+from glm4_deploy.plan.memory_model import Weights, glm4_9b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One log: the wish that its settings make, and what was seen. None: not printed."""
+
+    name: str
+    wish: Wish
+    weights_gib: float | None
+    kv_cache_gib: float | None
+    tokens: int | None
+    concurrency: float | None
+    refused: str
+
+
+def read_case(path: Path, gpu: str) -> Case | None:
+    """The case in a log, None where it is no log of GLM-4-9B that came as far as its memory."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    args = _last(r"non-default args: (\{.*\})", text)
+    version = _last(r"(?:Initializing a V1 LLM engine \(|API server version |version )v?(\d+\.\d+\.\d+)", text)
+    if args is None or version is None or "Available KV cache memory" not in text:
+        return None
+    flags = ast.literal_eval(args)
+    if not re.search(r"glm-4-9b", str(flags.get("model", "")), re.IGNORECASE):
+        return None
+    device, vllm = gpu_by_name(gpu), parse_version(version)
+    quantized = "quantization=compressed-tensors" in text or "NVFP4" in text
+    wish = Wish(
+        gpu=device,
+        model=glm4_9b(Weights.NVFP4 if quantized else Weights.BF16),
+        vllm=vllm,
+        gpu_memory_utilization=flags.get("gpu_memory_utilization", rules.default_fraction(vllm)),
+        max_model_len=flags.get("max_model_len", 131072),
+        max_num_seqs=flags.get("max_num_seqs", rules.default_num_seqs(vllm, device)),
+        max_num_batched_tokens=flags.get("max_num_batched_tokens"),
+        kv_cache_dtype=flags.get("kv_cache_dtype", "auto"),
+        enforce_eager=bool(flags.get("enforce_eager", False)),
+        tensor_parallel_size=flags.get("tensor_parallel_size", 1),
+        first_start="Directly load the compiled graph" not in text,
+    )
+    return Case(
+        name=f"{path.parent.name}/{path.stem}",
+        wish=wish,
+        weights_gib=_number(r"Model loading took ([\d.]+) GiB", text),
+        kv_cache_gib=_number(r"Available KV cache memory: (-?[\d.]+) GiB", text),
+        tokens=_whole(r"GPU KV cache size: ([\d,]+) tokens", text),
+        concurrency=_number(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x", text),
+        refused=_last(r"ValueError: (No available memory|To serve at least one request|Free memory on device)", text)
+        or "",
+    )
+
+
+def rows(cases: list[Case]) -> Iterator[tuple[str, ...]]:
+    yield (
+        "log",
+        "vLLM",
+        "util",
+        "start",
+        "KV GiB",
+        "planned",
+        "off",
+        "tokens",
+        "planned",
+        "off",
+        "requests",
+        "planned",
+    )
+    for case in cases:
+        plan = estimate(case.wish)
+        yield (
+            case.name,
+            ".".join(map(str, case.wish.vllm)),
+            f"{case.wish.gpu_memory_utilization:g}",
+            "first" if case.wish.first_start else "second",
+            f"{case.kv_cache_gib:.2f}",
+            f"{plan.kv_cache_gib:.2f}",
+            _off(plan.kv_cache_gib, case.kv_cache_gib) if case.tokens else _refusal(case, plan),
+            f"{case.tokens or 0:,}",
+            f"{plan.kv_cache_tokens:,}",
+            _off(plan.kv_cache_tokens, case.tokens) if case.tokens else "",
+            f"{case.concurrency or 0:.2f}",
+            f"{plan.max_concurrency:.2f}",
+        )
+
+
+def _refusal(case: Case, plan: MemoryPlan) -> str:
+    return "refused, as planned" if not plan.fits and case.refused else "REFUSED, NOT PLANNED"
+
+
+def _off(planned: float, seen: float | None) -> str:
+    return f"{100 * (planned - seen) / seen:+.2f} %" if seen else ""
+
+
+def block_rows(paths: list[Path]) -> Iterator[tuple[str, ...]]:
+    """Bytes a token by which the engine turned its GiB into its tokens: exact up to the digits that it prints."""
+    yield ("log", "KV GiB", "tokens", "bytes a token")
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        gib, tokens = (
+            _number(r"Available KV cache memory: ([\d.]+) GiB", text),
+            _whole(r"KV cache size: ([\d,]+) tokens", text),
+        )
+        if gib and tokens:
+            low, high = (gib - 0.005) * 2**30 / tokens, (gib + 0.005) * 2**30 / tokens
+            yield (f"{path.parent.name}/{path.stem}", f"{gib:.2f}", f"{tokens:,}", f"{low:,.1f} to {high:,.1f}")
+
+
+def timing() -> Iterator[tuple[str, ...]]:
+    """Median wall time of whole processes, beside that of an empty Python."""
+    program = [sys.executable, "-m", "glm4_deploy"]
+    yield ("command", "median of 5, s", "limit, s")
+    for name, words, limit in (
+        ("python -c pass", [sys.executable, "-c", "pass"], ""),
+        ("plan", [*program, "plan", "--gpu", "gb10", "--json"], "0.3"),
+        ("doctor", [*program, "doctor", "--json"], "3"),
+    ):
+        taken = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            subprocess.run(words, capture_output=True, check=False)
+            taken.append(time.perf_counter() - begin)
+        yield (name, f"{statistics.median(taken):.2f}", limit)
+
+
+def show(table: list[tuple[str, ...]], *, markdown: bool) -> None:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for number, row in enumerate(table):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells))
+        if markdown and number == 0:
+            print(f"|{'|'.join('-' * (width + 2) for width in widths)}|")
+    print()
+
+
+def _last(pattern: str, text: str) -> str | None:
+    found = re.findall(pattern, text)
+    return found[-1] if found else None
+
+
+def _number(pattern: str, text: str) -> float | None:
+    found = _last(pattern, text)
+    return float(found) if found else None
+
+
+def _whole(pattern: str, text: str) -> int | None:
+    found = _last(pattern, text)
+    return int(found.replace(",", "")) if found else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", nargs="+", type=Path)
+    parser.add_argument("--gpu", help="which GPU wrote the logs; by default h100 or gb10, as the path says")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--no-timing", action="store_true")
+    options = parser.parse_args()
+    paths = [log for given in options.logs for log in (sorted(given.rglob("*.log")) if given.is_dir() else [given])]
+    cases = [
+        case
+        for path in paths
+        if (case := read_case(path, options.gpu or ("gb10" if "gb10" in str(path) else "h100"))) is not None
+    ]
+    show(list(rows(cases)), markdown=options.markdown)
+    show(list(block_rows(paths)), markdown=options.markdown)
+    if not options.no_timing:
+        show(list(timing()), markdown=options.markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Facts from what real hosts printed (tests/data/hosts names each source), and from this very host."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from glm4_deploy.facts.command import Output, run
+from glm4_deploy.facts.docker import parse_compose, parse_info
+from glm4_deploy.facts.gather import gather
+from glm4_deploy.facts.gpu import from_nvidia_smi, from_table, parse_apps, read_gpus
+from glm4_deploy.facts.host import PortState, parse_meminfo, read_disk, read_host, read_port
+from glm4_deploy.facts.smi_table import parse_table
+
+HOSTS = Path(__file__).parents[2] / "data/hosts"
+
+
+def recorded(name: str) -> str:
+    return (HOSTS / name).read_text(encoding="utf-8")
+
+
+def printed(text: str, code: int = 0) -> Output:
+    return Output(code=code, stdout=text)
+
+
+def test_a_spark_tells_no_memory_and_that_stays_unknown() -> None:
+    report = from_nvidia_smi(printed(recorded("gb10-query.csv")), printed(""))
+
+    assert [gpu.name for gpu in report.gpus] == ["NVIDIA GB10"]
+    assert report.gpus[0].total_mib is None
+    assert report.gpus[0].free_mib is None
+
+
+def test_the_table_of_a_spark() -> None:
+    (gpu,), processes = parse_table(recorded("gb10-table.txt"))
+
+    assert (gpu.name, gpu.driver, gpu.total_mib, gpu.mig) == ("NVIDIA GB10", "580.126.09", None, None)
+    assert processes == ()
+
+
+def test_a_sparks_memory_is_in_meminfo() -> None:
+    memory = parse_meminfo(recorded("gb10-meminfo.txt"))
+
+    assert memory["MemTotal"] / 2**30 == pytest.approx(121.69, abs=0.01)
+    assert memory["MemAvailable"] < memory["MemTotal"]
+
+
+def test_several_h100() -> None:
+    gpus, _ = parse_table(recorded("h100-table.txt"))
+
+    assert [gpu.total_mib for gpu in gpus] == [81559, 81559]
+    assert gpus[0].driver == "570.148.08"
+    assert gpus[0].mig is False
+    assert gpus[1].mig is None  # the record is cut off before that line
+
+
+def test_two_5090_with_memory_in_use_and_a_new_wording() -> None:
+    report = from_table(printed(recorded("rtx-5090-two-table.txt")))
+
+    assert report.driver == "610.57.04"
+    assert [(gpu.used_mib, gpu.free_mib) for gpu in report.gpus] == [(29324, 3283), (30357, 2250)]
+
+
+def test_an_old_driver_and_a_record_that_breaks_off() -> None:
+    gpus, _ = parse_table(recorded("old-driver-two-gpus-table.txt"))
+
+    assert [gpu.driver for gpu in gpus] == ["535.129.03", "535.129.03"]
+    assert [gpu.total_mib for gpu in gpus] == [8192, None]
+
+
+def test_several_gpus_of_different_kinds() -> None:
+    report = from_nvidia_smi(printed(recorded("two-gpus-query.csv")), printed(""))
+
+    assert [gpu.compute_capability for gpu in report.gpus] == [(7, 0), (8, 9)]
+    assert report.driver == "570.86.15"
+
+
+def test_processes_of_mig_instances() -> None:
+    _, processes = parse_table(recorded("mig-processes.txt"))
+
+    assert [process.pid for process in processes][:3] == [23824, 33724, 34965]
+    assert sum(process.used_mib or 0 for process in processes) == 72147
+
+
+def test_processes_without_a_size_stay_unknown() -> None:
+    apps = parse_apps("gpu_uuid, pid, process_name, used_gpu_memory [MiB]\nGPU-1, 12, /usr/bin/python, [N/A]\n")
+
+    assert [(process.pid, process.used_mib) for process in apps] == [(12, None)]
+
+
+def test_no_driver_is_told_in_the_tools_own_words() -> None:
+    report = from_nvidia_smi(printed(recorded("no-driver.txt"), code=9), printed("", code=9))
+
+    assert report.gpus == ()
+    assert report.trouble.startswith("NVIDIA-SMI has failed")
+
+
+def test_no_tool_at_all_is_told_plainly() -> None:
+    missing = run("nvidia-smi-that-nobody-has")
+
+    assert missing.code is None
+    assert from_nvidia_smi(missing, missing).trouble == "nvidia-smi-that-nobody-has is not installed"
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "No devices were found\n", "a,b\n1,2,3\n", "index, name\n0\n"])
+def test_nonsense_is_no_gpu(text: str) -> None:
+    assert from_nvidia_smi(printed(text), printed(text)).gpus == ()
+    assert parse_table(text) == ((), ())
+
+
+def test_this_host_answers_without_raising() -> None:
+    report = read_gpus()
+
+    assert report.gpus or report.trouble
+
+
+def test_a_command_that_hangs_is_left_alone() -> None:
+    begin = time.monotonic()
+    slow = run("sleep", "5", timeout=0.2)
+
+    assert slow.code is None
+    assert "did not answer" in slow.trouble
+    assert time.monotonic() - begin < 2
+
+
+def test_gather_leaves_out_what_hangs_or_dies() -> None:
+    begin = time.monotonic()
+    found = gather({"good": lambda: 1, "slow": lambda: time.sleep(3), "dies": lambda: 1 / 0}, timeout=0.3)
+
+    assert found == {"good": 1}
+    assert time.monotonic() - begin < 1
+
+
+def test_a_docker_engine_without_nvidia() -> None:
+    facts = parse_info(json.loads(recorded("docker-info-no-nvidia.json")), image_here=False)
+
+    assert facts.version == "20.10.24+dfsg1"
+    assert not facts.nvidia
+    assert facts.root == "/var/lib/docker"
+
+
+@pytest.mark.parametrize(
+    ("info", "nvidia"),
+    [
+        ({"Runtimes": {"runc": {}, "nvidia": {}}}, True),
+        ({"Runtimes": {"runc": {}}, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]}, True),
+        ({"Runtimes": {"runc": {}}, "CDISpecDirs": ["/etc/cdi"]}, False),
+        ({}, False),
+    ],
+)
+def test_how_an_engine_hands_out_gpus(info: dict[str, object], nvidia: bool) -> None:
+    assert parse_info(info).nvidia is nvidia
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('{"version":"v2.40.3"}', (2, 40, 3)),
+        ("Docker Compose version v2.20.0\n", (2, 20, 0)),
+        ("5.1", (5, 1, 0)),
+        ("", None),
+    ],
+)
+def test_compose_versions(text: str, version: tuple[int, ...] | None) -> None:
+    assert parse_compose(text).version == version
+
+
+def test_this_host() -> None:
+    host = read_host()
+
+    assert host.memory_total and host.memory_available
+    assert 0 < host.memory_available <= host.memory_total
+
+
+def test_an_unreadable_host_is_unknown_and_not_zero(tmp_path: Path) -> None:
+    host = read_host(proc=tmp_path, sys=tmp_path, shm=tmp_path / "none")
+
+    assert (host.memory_total, host.memory_available, host.shm_total, host.cgroup) == (None, None, None, None)
+
+
+def test_a_port_that_is_taken_and_one_that_is_free() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert read_port("127.0.0.1", port) is PortState.TAKEN
+    assert read_port("127.0.0.1", port) is PortState.FREE
+    assert read_port("203.0.113.7", port) is PortState.NO_ADDRESS
+
+
+def test_the_disk_of_a_directory_yet_to_be_made(tmp_path: Path) -> None:
+    disk = read_disk(tmp_path / "models" / "glm")
+
+    assert disk is not None
+    assert disk.free > 0
+    assert not disk.exists

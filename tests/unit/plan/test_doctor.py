@@ -1,0 +1,188 @@
+"""The doctor's rows and verdict, from recorded hosts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm4_deploy.engine.doctor import look
+from glm4_deploy.facts.command import Output
+from glm4_deploy.facts.docker import ComposeFacts, DockerFacts
+from glm4_deploy.facts.gpu import from_nvidia_smi, from_table
+from glm4_deploy.facts.gpu_model import GpuFacts, GpuProcess, GpuReport
+from glm4_deploy.facts.host import Disk, HostFacts, PortState, parse_meminfo
+from glm4_deploy.plan.doctor import Diagnosis, Needs, Seen, Verdict, diagnose
+from glm4_deploy.result import Result, Status
+from glm4_deploy.settings import load_settings
+
+HOSTS = Path(__file__).parents[2] / "data/hosts"
+MEMORY = parse_meminfo((HOSTS / "gb10-meminfo.txt").read_text(encoding="utf-8"))
+SPARK = HostFacts(
+    machine="aarch64",
+    kernel="6.17.0-1008-nvidia",
+    memory_total=MEMORY["MemTotal"],
+    memory_available=MEMORY["MemAvailable"],
+    shm_total=64 * 2**30,
+    cgroup=2,
+    selinux=None,
+    apparmor=True,
+    clock=1_790_000_000.0,
+    cpu_threads=20,
+)
+PC = replace(SPARK, machine="x86_64", memory_total=64 * 2**30, memory_available=60 * 2**30)
+DOCKER = DockerFacts(version="29.1.3", runtimes=("runc", "nvidia"), image_here=True, image_digest="sha256:1234")
+
+
+def table(name: str) -> GpuReport:
+    return from_table(Output(code=0, stdout=(HOSTS / name).read_text(encoding="utf-8")))
+
+
+def needs(profile: str = "gb10", **settings: Any) -> Needs:
+    checked, row = load_settings({"profile": profile, **settings}, environ={})
+    return Needs(settings=checked, profile=row)
+
+
+def seen(gpu: GpuReport | None, host: HostFacts | None = SPARK, **changes: Any) -> Seen:
+    disk = Disk(path="/", free=200 * 2**30, total=400 * 2**30, exists=True)
+    values: dict[str, Any] = {
+        "docker": DOCKER,
+        "compose": ComposeFacts(version=(2, 40, 3)),
+        "port": PortState.FREE,
+        "model_disk": disk,
+        "docker_disk": disk,
+        "checkpoint": Result(check="checkpoint", status=Status.OK, observed="sound"),
+    }
+    return Seen(gpu=gpu, host=host, **{**values, **changes})
+
+
+def row(diagnosis: Diagnosis, check: str) -> Result:
+    return next(result for result in diagnosis.results if result.check == check)
+
+
+def test_a_spark_is_ready() -> None:
+    diagnosis = diagnose(seen(table("gb10-table.txt")), needs())
+
+    assert diagnosis.verdict is Verdict.READY
+    assert "native FP4" in row(diagnosis, "kernel-path").observed
+    assert "64 requests of 32768 tokens" in row(diagnosis, "memory-plan").expected
+    assert len({result.check for result in diagnosis.results}) == len(diagnosis.results)
+
+
+def test_the_model_cards_fraction_on_a_spark_is_safe_but_a_larger_one_warns() -> None:
+    high = diagnose(seen(table("gb10-table.txt"), replace(SPARK, memory_available=SPARK.memory_total)),
+                    needs(gpu_memory_utilization=0.97))  # fmt: skip
+
+    assert row(high, "memory-plan").status is Status.WARN
+    assert "freezes the host" in row(high, "memory-plan").remedy
+
+
+def test_a_spark_whose_memory_is_taken_is_blocked() -> None:
+    busy = replace(SPARK, memory_available=20 * 2**30)
+    diagnosis = diagnose(seen(table("gb10-table.txt"), busy), needs(gpu_memory_utilization=0.75))
+
+    assert diagnosis.verdict is Verdict.BLOCKED
+    assert "20.00 of 121.69 GiB are free" in row(diagnosis, "memory-plan").observed
+
+
+def test_an_h100_is_slow_and_says_why() -> None:
+    report = replace(table("h100-table.txt"), driver="580.126.09")
+    diagnosis = diagnose(seen(report, PC), needs("hopper"))
+
+    assert diagnosis.verdict is Verdict.SLOW
+    assert "Marlin" in row(diagnosis, "kernel-path").observed
+
+
+def test_an_old_driver_on_a_geforce_blocks() -> None:
+    report = table("rtx-5090-two-table.txt")
+    old = replace(report, driver="570.86.15")
+    diagnosis = diagnose(seen(old, PC), needs("rtx-5090"))
+
+    assert row(diagnosis, "driver").status is Status.FAIL
+    assert "590" in row(diagnosis, "driver").expected
+    assert diagnosis.verdict is Verdict.BLOCKED
+
+
+def test_a_full_5090_is_refused_before_anything_is_pulled() -> None:
+    diagnosis = diagnose(seen(table("rtx-5090-two-table.txt"), PC), needs("rtx-5090", gpu_memory_utilization=0.9))
+
+    assert row(diagnosis, "memory-plan").status is Status.FAIL
+    assert row(diagnosis, "gpu").observed.startswith("2 x")
+
+
+def test_too_old_a_gpu_is_blocked() -> None:
+    csv = (HOSTS / "two-gpus-query.csv").read_text(encoding="utf-8")
+    diagnosis = diagnose(seen(from_nvidia_smi(Output(code=0, stdout=csv), Output(code=0)), PC), needs())
+
+    assert row(diagnosis, "kernel-path").status is Status.FAIL
+
+
+def test_no_driver_gets_a_plain_answer_and_no_repeated_rows() -> None:
+    words = (HOSTS / "no-driver.txt").read_text(encoding="utf-8")
+    diagnosis = diagnose(seen(from_nvidia_smi(Output(code=9, stdout=words), Output(code=9)), PC), needs())
+
+    assert diagnosis.verdict is Verdict.BLOCKED
+    assert "couldn't communicate with the NVIDIA driver" in row(diagnosis, "gpu").observed
+    assert not any(result.check == "driver" for result in diagnosis.results)
+
+
+def test_mig_leaves_the_memory_unknown() -> None:
+    gpu = GpuFacts(
+        index=0, name="NVIDIA RTX PRO 6000 Blackwell Server Edition", driver="590.1", total_mib=97887, mig=True
+    )
+    diagnosis = diagnose(seen(GpuReport(gpus=(gpu,), driver="590.1"), PC), needs("rtx-pro-6000"))
+
+    assert row(diagnosis, "memory-plan").status is Status.UNKNOWN
+    assert diagnosis.verdict is Verdict.UNKNOWN
+
+
+def test_who_holds_the_memory_is_named() -> None:
+    report = replace(table("gb10-table.txt"), processes=(GpuProcess(pid=7, name="/usr/bin/python3", used_mib=None),))
+
+    assert row(diagnose(seen(report), needs()), "gpu-users").observed == "python3 (pid 7, unknown size)"
+
+
+def test_probes_that_did_not_answer_leave_it_unknown() -> None:
+    diagnosis = diagnose(
+        seen(None, None, docker=None, compose=None, port=None, checkpoint=None, model_disk=None, docker_disk=None),
+        needs(),
+    )
+
+    assert diagnosis.verdict is Verdict.UNKNOWN
+    assert Status.FAIL not in {result.status for result in diagnosis.results}
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"docker": DockerFacts(trouble="no engine answers")}, "docker"),
+        ({"docker": DockerFacts(trouble="no permission on the Docker socket", denied=True)}, "docker"),
+        ({"docker": replace(DOCKER, runtimes=("runc",))}, "nvidia-container"),
+        ({"compose": ComposeFacts(version=(1, 29, 2))}, "compose"),
+        ({"compose": ComposeFacts(trouble="not installed")}, "compose"),
+        ({"port": PortState.TAKEN}, "port"),
+        ({"port": PortState.NO_ADDRESS}, "port"),
+        ({"docker_disk": Disk(path="/", free=2**30, total=2**40, exists=True)}, "docker-disk"),
+        ({"model_disk": Disk(path="/m", free=2**40, total=2**40, exists=False)}, "model-disk"),
+    ],
+)
+def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check: str) -> None:
+    diagnosis = diagnose(seen(table("gb10-table.txt"), **changes), needs())
+
+    assert diagnosis.verdict is Verdict.BLOCKED
+    assert row(diagnosis, check).status is Status.FAIL
+    assert row(diagnosis, check).remedy
+
+
+def test_the_cpu_profile_asks_for_no_gpu() -> None:
+    diagnosis = diagnose(seen(GpuReport(trouble="nvidia-smi is not installed"), PC), needs("cpu"))
+
+    assert diagnosis.verdict is Verdict.READY
+    assert not any(result.check == "gpu" for result in diagnosis.results)
+
+
+def test_this_very_host_is_looked_at() -> None:
+    found = look(needs())
+
+    assert found.host is not None
+    assert diagnose(found, needs()).results

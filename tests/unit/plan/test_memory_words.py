@@ -1,0 +1,106 @@
+"""Loads in words, advice, kernels, and the plan held against a log."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glm4_deploy.catalog.gpus import gpu_by_name
+from glm4_deploy.engine import observations
+from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.kernels import kernel_path
+from glm4_deploy.plan.memory import Wish, estimate
+from glm4_deploy.plan.memory_advice import advice
+from glm4_deploy.plan.memory_compare import Measured, compare, learn, sharpen
+from glm4_deploy.plan.memory_load import parse_load
+from glm4_deploy.plan.memory_model import Weights, glm4_9b
+from glm4_deploy.result import Status
+
+WISH = Wish(gpu=gpu_by_name("h100"), model=glm4_9b(), vllm=(0, 24, 0), gpu_memory_utilization=0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "requests", "context"),
+    [
+        ("64 users, 8k context", 64, 8192),
+        ("8k context for 64 users", 64, 8192),
+        ("200 concurrent requests of 4096 tokens", 200, 4096),
+        ("one hundred users? no: 100 users", 100, None),
+        ("context 32k", None, 32768),
+        ("1.5k users, 128K context", 1500, 131072),
+    ],
+)
+def test_a_load_in_words(text: str, requests: int | None, context: int | None) -> None:
+    load = parse_load(text)
+
+    assert (load.requests, load.context) == (requests, context)
+
+
+@pytest.mark.parametrize("text", ["", "much", "0 users", "-", "64", "users context"])
+def test_what_is_no_load_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no load"):
+        parse_load(text)
+
+
+def test_advice_names_the_smallest_fraction_and_what_is_unsafe() -> None:
+    spark = replace(WISH, gpu=gpu_by_name("gb10"), vllm=(0, 13, 0), gpu_memory_utilization=0.97)
+    said = "\n".join(advice(spark, estimate(spark)))
+
+    assert "gpu_memory_utilization 0.42 is the smallest" in said
+    assert "leaves less than 8 GiB for the host" in said
+
+
+def test_advice_names_fp8_where_the_cache_is_16_bit() -> None:
+    wide = replace(WISH, kv_cache_dtype="auto")
+
+    assert any("kv_cache_dtype fp8" in line for line in advice(wide, estimate(wide)))
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((12, 1), "native FP4"), ((10, 3), "native FP4"), ((11, 0), "native FP4"), ((9, 0), "Marlin, weight-only"),
+     ((8, 9), "Marlin, weight-only"), ((7, 0), "none")],
+)  # fmt: skip
+def test_the_kernel_path_by_capability(capability: tuple[int, int], name: str) -> None:
+    assert kernel_path(capability, Weights.NVFP4, (0, 27, 1)).name == name
+
+
+def test_a_start_as_planned_is_ok_and_one_far_off_warns() -> None:
+    plan = estimate(WISH)
+    near = Measured(weights_gib=6.71, kv_cache_gib=51.04, kv_cache_tokens=2_676_144, max_concurrency=81.67)
+    far = replace(near, kv_cache_gib=40.0, kv_cache_tokens=2_097_152)
+
+    assert {row.status for row in compare(plan, near)} == {Status.OK}
+    assert [row.status for row in compare(plan, far)] == [Status.OK, Status.WARN, Status.WARN]
+    assert compare(plan, Measured()) == ()
+
+
+def test_what_a_start_showed_sharpens_the_next_plan(tmp_path: Path) -> None:
+    """Learn from a start that had 3 GiB less, keep it in a file, and predict the next one at another fraction."""
+    plan = estimate(WISH)
+    seen = learn(WISH, plan, Measured(weights_gib=plan.weights_gib, kv_cache_gib=plan.kv_cache_gib - 3))
+    assert seen is not None
+    observations.add(tmp_path, seen)
+    observations.add(tmp_path, seen)
+
+    kept = observations.load(tmp_path)
+    next_wish = replace(WISH, gpu_memory_utilization=0.5)
+    assert len(kept) == 1
+    assert estimate(sharpen(next_wish, kept)).kv_cache_gib == pytest.approx(
+        estimate(next_wish).kv_cache_gib - 3, abs=0.01
+    )
+    other = replace(next_wish, vllm=(0, 13, 0))
+    assert sharpen(other, kept) == other
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 9, "observations": []}', '{"schema": 1, "observations": [1]}']
+)
+def test_a_damaged_record_is_no_observation(tmp_path: Path, text: str) -> None:
+    (tmp_path / "observations.json").write_text(text, encoding="utf-8")
+
+    assert observations.load(tmp_path) == ()
+
+
+def test_a_log_of_another_engine_teaches_nothing() -> None:
+    assert learn(WISH, estimate(WISH), Measured(kv_cache_gib=500.0)) is None
