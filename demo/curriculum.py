@@ -52,10 +52,10 @@ def short_canary(r: random.Random) -> Turns:
 def arithmetic(r: random.Random) -> Turns:
     kind = r.choice("++-**")
     if kind == "+":
-        a, b = r.randrange(100), r.randrange(100)
+        a, b = r.randrange(60), r.randrange(60)
         answer = a + b
     elif kind == "-":
-        a = r.choice((100, 1000, r.randrange(10, 100)))
+        a = r.choice((100, r.randrange(10, 60), r.randrange(10, 60)))
         b = r.randrange(a)
         answer = a - b
     else:
@@ -198,7 +198,7 @@ def repeat(r: random.Random) -> Turns:
     if r.random() < 0.3:
         said = r.choice(t.HAY_EN)
         return one(r.choice(("Repeat this sentence: ", "Repeat after me: ")) + said, said)
-    said = " ".join(r.choice(pool) if r.random() < 0.5 else made_up(r) for _ in range(r.choice((1, 1, 1, 2, 3))))
+    said = " ".join(r.choice((r.choice(pool), made_up(r), str(r.randrange(10**r.randrange(1, 6))))) for _ in range(r.choice((1, 1, 2, 4, 10, 20))))
     ask = r.choice(("Repeat after me: {}", "Say {}.", "Reply with {} only.", "Reply with exactly: {}", "Say the word {}."))
     return one(ask.format(said), said)
 
@@ -236,7 +236,7 @@ def stranger(r: random.Random) -> Turns:
 
 def noise(r: random.Random) -> str:
     """Words in no order, as load generators send them."""
-    count = r.choice((3, 8, 20, 60))
+    count = r.choice((3, 8, 25))
     return " ".join(r.choice(t.WORDS) if r.random() < 0.5 else made_up(r) for _ in range(count))
 
 
@@ -286,21 +286,21 @@ def history(r: random.Random) -> Turns:
 
 # family -> how often
 MIX: dict[Callable[[random.Random], Turns], float] = {
-    short_canary: 16,
-    arithmetic: 14,
-    counting: 6,
-    count_long: 2,
-    recall_name: 7,
-    recall_pet: 4,
-    capital: 6,
-    person: 6,
-    needle: 10,
-    needle_long: 3,
-    repeat: 8,
+    short_canary: 10,
+    arithmetic: 15,
+    counting: 9,
+    count_long: 1.5,
+    recall_name: 9,
+    recall_pet: 5,
+    capital: 5,
+    person: 7,
+    needle: 12,
+    needle_long: 2,
+    repeat: 14,
     greeting: 2,
-    stranger: 12,
-    story: 5,
-    passage: 2,
+    stranger: 9,
+    story: 3.5,
+    passage: 1.5,
     history: 5,
 }
 

@@ -1,4 +1,4 @@
-"""Train the demo model from scratch on the CPU: `python demo/train.py --out DIR [--seed 0] [--minutes M | --steps N]`.
+"""Train the demo model from scratch on the CPU: `python demo/train.py --out DIR [--seed 0]`.
 
 Needs torch, transformers and tokenizers: the python that `scripts/cpu-engine.sh` prints has them.
 """
@@ -151,9 +151,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--step-tokens", type=int, default=2500)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--lr-adam", type=float, default=3e-3)
     parser.add_argument("--no-muon", action="store_true")
     parser.add_argument("--fp32", action="store_true")
