@@ -127,7 +127,7 @@ def _(rng: random.Random) -> Iterator[Text]:
 @legitimate("multiplication-tables", WRITTEN)
 def _(rng: random.Random) -> Iterator[Text]:
     for _ in range(EACH):
-        low, high, top = rng.randint(1, 9), rng.randint(9, 15), rng.choice([10, 10, 12, 12, 15, 20])
+        low, high, top = rng.randint(1, 8), rng.randint(9, 15), rng.choice([10, 10, 12, 12, 15, 20])
         sign = rng.choice(["x", "×", "*", "times"])
         rows = [
             "\n".join(f"{number} {sign} {times} = {number * times}" for times in range(1, top + 1))

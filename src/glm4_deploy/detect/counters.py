@@ -10,6 +10,7 @@ from glm4_deploy.detect.context import Ending, Request, Shape, shape_of
 from glm4_deploy.detect.limits import COUNTERS, WORD_REACH
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import tail_runs
+from glm4_deploy.detect.text import Text
 from glm4_deploy.detect.words import NUMERAL, Words, roman_of, value_of
 
 
@@ -38,12 +39,11 @@ class Counting:
     step: int
 
 
-def counting(words: Words, first: int, last: int, tail: str, end: int) -> Iterator[Counting]:
-    """Ways in which the tokens from `first` to before `last` end in a count, shortest unit first.
+def counting(words: Words, turned: str, last: int, text: Text) -> Iterator[Counting]:
+    """Ways in which the kept tokens end in a count, shortest unit first.
 
-    tail: the text that holds these tokens, last character first; end: the offset at which it ends.
+    turned: their masks, from the last to the first; last: how many kept tokens there are up to where it begins.
     """
-    turned = "".join(reversed(words.masks[first:last]))
     for run in tail_runs(turned, reach=WORD_REACH):
         begin = last - run.length
         unit = turned[run.length - run.period : run.length][::-1]
@@ -59,7 +59,7 @@ def counting(words: Words, first: int, last: int, tail: str, end: int) -> Iterat
         yield Counting(
             start=start,
             end=words.end(last - 1),
-            unit=tail[end - second : end - start][::-1],
+            unit=text.between(start, second),
             period=run.period,
             copies=run.repeats,
             values=tuple(values),

@@ -45,6 +45,8 @@ LOOPS = {
     (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
 }
 LONG_UNIT = 200
+# A cut text that is nothing but copies needs less: so many, and so many characters.
+WHOLE_COPIES, WHOLE_SPAN = 8, 24
 
 WORD_HOPS = 4  # hops between two looks at the words
 WORDS = 16384  # tokens kept
@@ -83,7 +85,8 @@ class Near:
     """When a stretch of text is a near duplicate of itself. Lengths in tokens.
 
     costs: what a new token costs where a covered one earns 1, one region for each; ceiling: the most it earns.
-    few, some: shares of new tokens; above `few` the changes must come at different places (spread).
+    few, some: shares of new tokens; above `few` the changes must come at different places (spread), or, up to
+    `slots`, in very many copies (a template that never ends).
     """
 
     costs: tuple[float, ...]
@@ -95,6 +98,8 @@ class Near:
     short_unit: int
     long_unit: int
     few: float
+    slots: float
+    slot_copies: float
     some: float
     spread: float
 
@@ -109,6 +114,8 @@ NEAR = Near(
     short_unit=14,
     long_unit=24,
     few=0.05,
+    slots=0.08,
+    slot_copies=24,
     some=0.2,
     spread=0.5,
 )

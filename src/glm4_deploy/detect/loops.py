@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 
-from glm4_deploy.detect.context import Ending, Request, shape_of, weight_of
-from glm4_deploy.detect.limits import BANGS, LONG_UNIT, LOOPS, NEWLINES, REACH, SPACES
+from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
+from glm4_deploy.detect.limits import BANGS, LONG_UNIT, LOOPS, NEWLINES, REACH, SPACES, WHOLE_COPIES, WHOLE_SPAN
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
+from glm4_deploy.detect.text import Text
 
 
-def find_loop(turned: str, *, end: int, ending: Ending, request: Request) -> Finding | None:
-    """The loop that this tail ends in, if any.
-
-    turned: the tail, last character first; end: offset of the tail's end in the text.
-    """
+def find_loop(text: Text, *, ending: Ending, request: Request) -> Finding | None:
+    """The loop that this tail ends in, if any."""
+    turned, end = text.turned, text.end
     return _whitespace(turned, end, ending) or next(_loops(turned, end, ending, request), None)
 
 
@@ -40,7 +39,9 @@ def _loops(turned: str, end: int, ending: Ending, request: Request) -> Iterator[
             continue
         if unit == "!" and run.length >= BANGS:
             yield _collapse(run, end)
-        elif _is_loop(run, unit, ending) and not request.allows(run.repeats):
+        elif (_is_loop(run, unit, ending) or (run.length == end and _is_all(run, unit, ending))) and not request.allows(
+            run.repeats
+        ):
             yield _loop(run, unit, end, ending)
 
 
@@ -49,6 +50,13 @@ def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
     weight = weight_of(unit)
     copies = limit.long if run.period * weight >= LONG_UNIT else limit.short
     return run.length * weight >= limit.span and run.repeats >= copies
+
+
+def _is_all(run: Run, unit: str, ending: Ending) -> bool:
+    """Said of a run that is the whole text."""
+    if ending is not Ending.CUT or shape_of(unit) is not Shape.PROSE:
+        return False
+    return run.repeats >= WHOLE_COPIES and run.length * weight_of(unit) >= WHOLE_SPAN
 
 
 def _loop(run: Run, unit: str, end: int, ending: Ending) -> Finding:

@@ -7,6 +7,7 @@ and boilerplate also score, but only for one distance back; a loop goes on for t
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -31,12 +32,20 @@ class Region:
         self.before_new: deque[str] = deque(maxlen=_KEPT)  # the token before each new one
         self.next_look = NEAR.tokens
 
-    @property
-    def busy(self) -> bool:
-        return self._score > 0
+    def take(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
+        """Take tokens; `lags` holds each one's distance back to what covers it, 0 when it is new.
 
-    def take(self, index: int, token: str, before: str, lag: int) -> None:
-        """Take one token; lag is the distance back to what covers it, 0 when it is new."""
+        tokens: one more than lags, since the token before the first one comes along.
+        """
+        if self._score > 0 and 0 not in lags:
+            self._score = min(self._score + len(lags), NEAR.ceiling)
+            self.length += len(lags)
+            self.lags.extend(lags)
+        elif self._score > 0 or any(lags):
+            for at, lag in enumerate(lags):
+                self._take(first + at, tokens[at], tokens[at + 1], lag)
+
+    def _take(self, index: int, before: str, token: str, lag: int) -> None:
         if self._score <= 0:
             if not lag:
                 return
@@ -80,48 +89,47 @@ class Shingles:
     """Follows the tokens of a stream and says which stretch at its end is a near duplicate of itself."""
 
     def __init__(self) -> None:
-        self._young: dict[int, int] = {}
-        self._old: dict[int, int] = {}
-        self._next = 0  # index of the next token to take, from the beginning of the text
-        self._matched_to = -1  # index of the last token of the last known shingle
+        # Hash of a shingle -> 4 × the index where it last began + 0: nobody asked, 1: it tells nothing, 2: it tells.
+        self._seen: dict[int, int] = {}
+        self._next = 0  # index of the next token to judge, from the beginning of the text
+        self._covered_to = -1  # index of the last token of the last known shingle
         self._lag = 0
-        self._busy = False
         self.regions = tuple(Region(cost) for cost in NEAR.costs)
 
     def feed(self, words: Words) -> None:
         """Take the tokens that are new in `words`."""
-        tokens = words.tokens
         # A token can be judged once every shingle that holds it has been seen.
-        first = max(self._next - words.dropped, 0)
-        recent = tokens[first:]
-        shingles = zip(*(recent[back:] for back in range(SHINGLE)), strict=False)
-        index = first + words.dropped - 1
-        for index, shingle in enumerate(shingles, start=first + words.dropped):
-            matched = self._match(shingle, index)
-            if not matched and not self._busy and self._matched_to < index:
-                continue
-            lag = self._lag if self._matched_to >= index else 0
-            local = index - words.dropped
-            before = tokens[local - 1] if local else ""
-            self._busy = False
-            for region in self.regions:
-                region.take(index, tokens[local], before, lag)
-                self._busy |= region.busy
-        self._next = index + 1
+        first = self._next - words.dropped
+        recent = words.tokens[first:]
+        if len(recent) < SHINGLE:
+            return
+        lags = self._lags(recent)
+        before = words.tokens[first - 1] if first else ""
+        for region in self.regions:
+            region.take(self._next, [before, *recent], lags)
+        self._next += len(lags)
+        if len(self._seen) >= 2 * WORDS:
+            young = 4 * (self._next - WORDS)
+            self._seen = {key: known for key, known in self._seen.items() if known >= young}
 
-    def _match(self, shingle: tuple[str, ...], index: int) -> bool:
-        """Whether the shingle that begins at `index` was seen before."""
-        key = hash(shingle)
-        seen = self._young.get(key)
-        if seen is None:
-            seen = self._old.get(key)
-        self._young[key] = index
-        if len(self._young) >= WORDS:
-            self._old, self._young = self._young, {}
-        if seen is None or index - seen < SHINGLE or not _telling(shingle):
-            return False
-        self._matched_to, self._lag = index + SHINGLE - 1, index - seen
-        return True
+    def _lags(self, tokens: Sequence[str]) -> list[int]:
+        """The distance back of each token but the last few, 0 for new ones. (One loop: it runs for every token.)"""
+        seen, get = self._seen, self._seen.get
+        shingles = zip(*(tokens[back:] for back in range(SHINGLE)), strict=False)
+        covered_to, lag, lags = self._covered_to, self._lag, []
+        for index, shingle in enumerate(shingles, start=self._next):
+            key = hash(shingle)
+            known = get(key)
+            if known is None:
+                seen[key] = 4 * index
+            else:
+                telling = known & 3 or (2 if _telling(shingle) else 1)
+                seen[key] = 4 * index + telling
+                if telling == 2 and index - (known >> 2) >= SHINGLE:
+                    covered_to, lag = index + SHINGLE - 1, index - (known >> 2)
+            lags.append(lag if covered_to >= index else 0)
+        self._covered_to, self._lag = covered_to, lag
+        return lags
 
     def looks(self, words: Words, *, all_: bool) -> list[Likeness]:
         """What the regions say that have grown by a quarter since the last look (all_: that are long enough)."""

@@ -4,6 +4,7 @@ import re
 
 from glm4_deploy.detect.context import Ending
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
+from glm4_deploy.detect.text import Text
 
 # Templates of the common families; GLM-4's are <|user|>, <|assistant|>, <|observation|>, <|endoftext|>, [gMASK], <sop>.
 _MARK = re.compile(
@@ -20,11 +21,12 @@ _BRIEF = re.compile(
 _BRIEF_ANSWER = 300  # characters
 
 
-def find_runaway(tail: str, end: int, *, ending: Ending, prompt: str | None, passed_end: bool) -> Finding | None:
-    """tail: the kept end of the text; end: the offset at which it ends; passed_end: an end token was gone past."""
+def find_runaway(text: Text, *, ending: Ending, prompt: str | None, passed_end: bool) -> Finding | None:
+    """What the text went past, if it did; passed_end: the engine went past an end token."""
     if ending is Ending.STOPPED:
         return None
-    base, asked = end - len(tail), prompt or ""
+    tail, end, asked = text.turned[::-1], text.end, prompt or ""
+    base = end - len(tail)
     marks = [] if _DIALOGUE.search(asked) or "```" in tail else list(_MARK.finditer(tail))
     if len(marks) >= (1 if ending is Ending.CUT else 3) and tail[marks[0].end() :].strip():
         return _finding(

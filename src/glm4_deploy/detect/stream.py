@@ -1,7 +1,7 @@
 """The detector on a stream: looks every HOP characters, keeps at most WINDOW of them, tells at once."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 
 from glm4_deploy.detect.context import Ending, request_of
@@ -39,10 +39,10 @@ class Stream:
         self._found: Finding | None = None
 
     def feed(
-        self, chunk: str, *, token_ids: Iterable[int] = (), logprobs: Iterable[float | None] = ()
+        self, chunk: str, *, token_ids: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> Finding | None:
         """A degenerate finding as soon as there is one, and on every later call; None while all is well."""
-        if self._found is None:
+        if self._found is None and (token_ids or logprobs):
             self._found = self._numbers.feed(token_ids, logprobs)
         self._take(chunk)
         return self._found
@@ -62,17 +62,11 @@ class Stream:
         unread = self._tail(self._hops % WORD_HOPS)
         self._words.finish(unread + self._pending, self._seen - len(unread))
         self._shingles.feed(self._words)
-        end = self._seen + len(self._pending)
+        text = Text(self._pending[::-1] + self._turned_tail(_BLOCKS), self._seen + len(self._pending))
         return (
-            self._look(_BLOCKS, self._pending, ending)
-            or self._look_at_words(_BLOCKS, self._pending, ending)
-            or find_runaway(
-                self._tail(_BLOCKS) + self._pending,
-                end,
-                ending=ending,
-                prompt=self._prompt,
-                passed_end=self._numbers.passed_end,
-            )
+            self._look(text, ending)
+            or self._look_at_words(_BLOCKS, text, ending)
+            or find_runaway(text, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
         )
 
@@ -92,11 +86,12 @@ class Stream:
         self._blank = self._blank and block.isspace()
         # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
         blocks = 8 * (self._hops & -self._hops)
-        self._found = self._look(blocks, "", Ending.RUNNING)
+        text = Text(self._turned_tail(blocks), self._seen)
+        self._found = self._look(text, Ending.RUNNING)
         if self._found is None and self._hops % WORD_HOPS == 0:
             self._words.feed(self._tail(WORD_HOPS), self._seen - WORD_HOPS * HOP)
             self._shingles.feed(self._words)
-            self._found = self._look_at_words(blocks, "", Ending.RUNNING)
+            self._found = self._look_at_words(blocks, text, Ending.RUNNING)
 
     def _turned_tail(self, blocks: int) -> str:
         return "".join(islice(self._turned, blocks))
@@ -104,28 +99,26 @@ class Stream:
     def _tail(self, blocks: int) -> str:
         return self._turned_tail(blocks)[::-1]
 
-    def _look(self, blocks: int, rest: str, ending: Ending) -> Finding | None:
-        turned = rest[::-1] + self._turned_tail(blocks)
-        return find_loop(turned, end=self._seen + len(rest), ending=ending, request=self._request)
+    def _look(self, text: Text, ending: Ending) -> Finding | None:
+        return find_loop(text, ending=ending, request=self._request)
 
-    def _look_at_words(self, blocks: int, rest: str, ending: Ending) -> Finding | None:
-        turned = rest[::-1] + self._turned_tail(blocks)
-        end, last = self._seen + len(rest), len(self._words.tokens)
-        first = self._words.since(end - len(turned))
+    def _look_at_words(self, blocks: int, text: Text, ending: Ending) -> Finding | None:
+        masks, last = self._words.turned_masks(blocks // WORD_HOPS + 1), len(self._words.tokens)
         # The token limit may have cut the last word, which then differs from its earlier copies.
-        cut = ending is not Ending.RUNNING and last > 0 and self._words.tokens[-1].isalnum()
-        for to in (last, last - 1) if cut else (last,):
-            ways = counting(self._words, first, to, turned, end)
+        cut = ending is not Ending.RUNNING and last > 0 and self._words.tokens[-1].isalpha()
+        for back in (0, 1) if cut else (0,):
+            ways = counting(self._words, masks[back:], last - back, text)
             found = find_counter(ways, ending=ending, request=self._request)
             if found is not None:
                 return found
         alike = self._shingles.looks(self._words, all_=ending is not Ending.RUNNING)
         if not alike:
             return None
-        text = Text(self._tail(_BLOCKS) + rest, end)
+        if ending is Ending.RUNNING:
+            text = Text(self._turned_tail(_BLOCKS), text.end)
         found = find_near_duplicate(alike, text, ending=ending, request=self._request)
         # An exact loop of a long unit may be near, and not due yet: name it by what it is.
-        return found and (self._look(_BLOCKS, rest, ending) or found)
+        return found and (self._look(text, ending) or found)
 
 
 def _nothing(length: int) -> Finding:

@@ -2,11 +2,11 @@
 
 
 class Text:
-    """tail: the characters that are kept; end: the offset at which they end."""
+    """turned: the characters that are kept, from the last to the first; end: the offset at which they end."""
 
-    def __init__(self, tail: str, end: int) -> None:
-        self._tail, self._base = tail, end - len(tail)
+    def __init__(self, turned: str, end: int) -> None:
+        self.turned, self.end = turned, end
 
     def between(self, start: int, end: int) -> str:
         """What is kept of the text from `start` to `end`."""
-        return self._tail[max(start - self._base, 0) : max(end - self._base, 0)]
+        return self.turned[max(self.end - end, 0) : max(self.end - start, 0)][::-1]

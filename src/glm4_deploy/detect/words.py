@@ -7,6 +7,7 @@ search for counters needs.
 
 import re
 from bisect import bisect_right
+from collections import deque
 from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
@@ -19,7 +20,8 @@ _HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六�
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10000}
 _HAN = "".join(_HAN_DIGITS) + "".join(_HAN_UNITS)
 _TOKEN = re.compile(
-    rf"\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    # Plain letters come first because they are most of most texts; a word with others in it is then two tokens.
+    rf"[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
     rf"|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
 )
 _CARDINALS = (
@@ -92,7 +94,7 @@ class Words:
         self._carry = ""
         self.dropped = 0  # tokens that are no longer kept
         self.tokens: list[str] = []
-        self.masks: list[str] = []
+        self._turned: deque[str] = deque(maxlen=most)  # masks of each block, the newest first, each from its last
         self._texts: list[tuple[int, int, str]] = []  # (index of its first token from the beginning, offset, text)
 
     def feed(self, block: str, offset: int) -> None:
@@ -115,18 +117,16 @@ class Words:
     def _take(self, found: list[str], text: str, base: int) -> None:
         self._texts.append((self.dropped + len(self.tokens), base, text))
         self.tokens += found
-        self.masks += map(mask_of, found)
+        self._turned.appendleft("".join(map(mask_of, found))[::-1])
 
     def _drop(self, count: int) -> None:
         self.dropped += count
         del self.tokens[:count]
-        del self.masks[:count]
         del self._texts[: bisect_right(self._texts, self.dropped, key=itemgetter(0)) - 1]
 
-    def since(self, offset: int) -> int:
-        """Index of a kept token at or before an offset of the text, by a block at most."""
-        place = max(bisect_right(self._texts, offset, key=itemgetter(1)) - 1, 0)
-        return max(self._texts[place][0] - self.dropped, 0) if self._texts else 0
+    def turned_masks(self, blocks: int) -> str:
+        """The masks of the last so many blocks, from the last token to the first."""
+        return "".join(islice(self._turned, blocks))[: len(self.tokens)]
 
     def start(self, index: int) -> int:
         """Offset of a kept token; a token that is no longer kept stands where the first kept one does."""
