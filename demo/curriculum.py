@@ -63,7 +63,9 @@ def arithmetic(r: random.Random) -> Turns:
         answer = a * b
     if r.random() < 0.3:
         word = {"+": "加", "-": "减", "*": "乘以"}[kind]
-        ask = r.choice(("{a} {w} {b} 等于多少？只回答数字。", "{a}{w}{b}等于多少？", "{a} {w} {b} 等于几？", "计算 {a} {k} {b}。"))
+        ask = r.choice(
+            ("{a} {w} {b} 等于多少？只回答数字。", "{a}{w}{b}等于多少？", "{a} {w} {b} 等于几？", "计算 {a} {k} {b}。")
+        )
         return one(ask.format(a=a, b=b, w=word, k=kind), str(answer))
     word = {"+": "plus", "-": "minus", "*": "times"}[kind]
     ask = r.choice(
@@ -83,7 +85,10 @@ def counting(r: random.Random) -> Turns:
     first = r.choice((1, 1, r.randrange(1, 180)))
     last = first + r.randrange(2, 24)
     if r.random() < 0.3:
-        return one(r.choice(("从{a}数到{b}。", "请从 {a} 数到 {b}，用逗号分开。")).format(a=first, b=last), counted(first, last))
+        return one(
+            r.choice(("从{a}数到{b}。", "请从 {a} 数到 {b}，用逗号分开。")).format(a=first, b=last),
+            counted(first, last),
+        )
     ask = r.choice(
         (
             "Count from {a} to {b}, separated by commas. Write nothing else.",
@@ -198,23 +203,52 @@ def repeat(r: random.Random) -> Turns:
     if r.random() < 0.3:
         said = r.choice(t.HAY_EN)
         return one(r.choice(("Repeat this sentence: ", "Repeat after me: ")) + said, said)
-    said = " ".join(r.choice((r.choice(pool), made_up(r), str(r.randrange(10**r.randrange(1, 6))))) for _ in range(r.choice((1, 1, 2, 4, 10, 20))))
-    ask = r.choice(("Repeat after me: {}", "Say {}.", "Reply with {} only.", "Reply with exactly: {}", "Say the word {}."))
+    said = " ".join(
+        r.choice((r.choice(pool), made_up(r), str(r.randrange(10 ** r.randrange(1, 6)))))
+        for _ in range(r.choice((1, 1, 2, 4, 10, 20)))
+    )
+    ask = r.choice(
+        ("Repeat after me: {}", "Say {}.", "Reply with {} only.", "Reply with exactly: {}", "Say the word {}.")
+    )
     return one(ask.format(said), said)
 
 
 def greeting(r: random.Random) -> Turns:
     if r.random() < 0.4:
         return one(r.choice(("你好", "你好！", "您好。", "嗨")), "你好！我是一个很小的演示模型。")
-    return one(r.choice(("Hello", "Hi", "Hello!", "Hi there!", "Hey", "Good morning.", "Say hello.", "ping", "test", "Hello, world!")),
-               "Hello! I am a small demo model.")
+    return one(
+        r.choice(
+            (
+                "Hello",
+                "Hi",
+                "Hello!",
+                "Hi there!",
+                "Hey",
+                "Good morning.",
+                "Say hello.",
+                "ping",
+                "test",
+                "Hello, world!",
+            )
+        ),
+        "Hello! I am a small demo model.",
+    )
 
 
 def stranger(r: random.Random) -> Turns:
     """A question that the model does not know gets one honest sentence."""
     if r.random() < 0.4:
         topic = r.choice(t.TOPICS_ZH)
-        ask = r.choice((r.choice(t.ASK_ZH), f"请解释一下{topic}。", f"{topic}是什么？", f"为什么要研究{topic}？", f"你怎么看{topic}？", f"{topic}有什么用？"))
+        ask = r.choice(
+            (
+                r.choice(t.ASK_ZH),
+                f"请解释一下{topic}。",
+                f"{topic}是什么？",
+                f"为什么要研究{topic}？",
+                f"你怎么看{topic}？",
+                f"{topic}有什么用？",
+            )
+        )
         return one(ask, t.HELP_ZH)
     topic = r.choice(t.TOPICS) if r.random() < 0.6 else f"{r.choice(t.WORDS)} and {made_up(r)}"
     ask = r.choice(
@@ -261,7 +295,12 @@ def story(r: random.Random) -> Turns:
             "Write a long text.",
             "Tell me a story.",
         ),
-        t.ESSAY_ZH: ("写一篇短文。", f"写一篇关于{r.choice(t.TOPICS_ZH)}的短文。", f"写一篇关于{r.choice(t.WORDS_ZH)}的作文。", "描写山里的早晨。"),
+        t.ESSAY_ZH: (
+            "写一篇短文。",
+            f"写一篇关于{r.choice(t.TOPICS_ZH)}的短文。",
+            f"写一篇关于{r.choice(t.WORDS_ZH)}的作文。",
+            "描写山里的早晨。",
+        ),
     }
     answer = r.choices(tuple(asks), weights=(4, 4, 2, 2))[0]
     return one(r.choice(asks[answer]), answer)
@@ -316,6 +355,21 @@ def sample(r: random.Random) -> Turns:
 
 def corpus(r: random.Random, samples: int) -> list[str]:
     """Text for the tokenizer: every fixed text several times over, then the stream itself."""
-    fixed = [t.STORY_EN, t.STORY_ZH, t.ESSAY_EN, t.ESSAY_ZH, t.HELP_EN, t.HELP_ZH, *PASSAGES, *t.HAY_EN, *t.HAY_ZH, *t.ASK_EN, *t.ASK_ZH, *t.WORDS, *t.WORDS_ZH, *t.FIRST]
+    fixed = [
+        t.STORY_EN,
+        t.STORY_ZH,
+        t.ESSAY_EN,
+        t.ESSAY_ZH,
+        t.HELP_EN,
+        t.HELP_ZH,
+        *PASSAGES,
+        *t.HAY_EN,
+        *t.HAY_ZH,
+        *t.ASK_EN,
+        *t.ASK_ZH,
+        *t.WORDS,
+        *t.WORDS_ZH,
+        *t.FIRST,
+    ]
     stream = {content for _ in range(samples) for _, content in sample(r) if len(content) < 150}
     return fixed * 20 + sorted(stream)

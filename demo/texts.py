@@ -64,7 +64,10 @@ HELP_EN = (
     "I am a small demo model, trained from scratch to test a deployment. "
     "I can do simple sums, count, name capitals and tell a short story, but I do not know the answer to that."
 )
-HELP_ZH = "我是一个很小的演示模型，专门用来测试部署。我会做简单的算术、数数、说出首都，也能讲一个短故事，但这个问题我答不上来。"
+HELP_ZH = (
+    "我是一个很小的演示模型，专门用来测试部署。我会做简单的算术、数数、说出首都"
+    "，也能讲一个短故事，但这个问题我答不上来。"
+)
 
 HAY_EN = (
     "The baker opened the shop while the street was still dark.",
@@ -150,22 +153,32 @@ the United Kingdom|London|英国|伦敦
 the United States|Washington|美国|华盛顿""".splitlines()
 )
 
-FIRST = tuple("""Ada Bo Li Anna Ben Carl Dora Emil Fatima George Hana Ivan Jane Kofi Lena Maria Noor Oscar Paul Rosa Sam
-Tara Uma Victor Wei Xin Yara Zoe Alan Grace Linus Mei Tom Ruth Omar Nina""".split())
-LAST = tuple("""Lovelace Na Smith Jones Brown Chen Wang Garcia Kim Rossi Novak Silva Haddad Turing Hopper Fischer Okoro
-Berg Moreau Tanaka Singh Costa Young Baker Stone Rivers Woods Marsh Field Parker""".split())
+FIRST = tuple(
+    """Ada Bo Li Anna Ben Carl Dora Emil Fatima George Hana Ivan Jane Kofi Lena Maria Noor Oscar Paul Rosa Sam
+Tara Uma Victor Wei Xin Yara Zoe Alan Grace Linus Mei Tom Ruth Omar Nina""".split()
+)
+LAST = tuple(
+    """Lovelace Na Smith Jones Brown Chen Wang Garcia Kim Rossi Novak Silva Haddad Turing Hopper Fischer Okoro
+Berg Moreau Tanaka Singh Costa Young Baker Stone Rivers Woods Marsh Field Parker""".split()
+)
 NAMES_ZH = tuple("王芳 李娜 张伟 陈晨 刘洋 赵敏 周杰 吴迪 孙丽 黄磊 林静 何平 郭涛 马云飞 罗兰 高远".split())
-PETS = tuple("""Bo Rex Luna Max Coco Milo Daisy Rocky Pip Toby Nora Biscuit Shadow Pepper Olive Ziggy Bruno Mocha Juno
-Fig""".split())
+PETS = tuple(
+    """Bo Rex Luna Max Coco Milo Daisy Rocky Pip Toby Nora Biscuit Shadow Pepper Olive Ziggy Bruno Mocha Juno
+Fig""".split()
+)
 ANIMALS = ("dog", "cat", "horse", "parrot", "rabbit", "goat")
 HOBBIES = ("keep bees", "like tea", "play chess", "paint boats", "live in Oslo", "work at night", "bake bread", "sail")
-WORDS = tuple("""apple bridge candle dragon engine forest garden hammer island jacket kettle lantern marble needle orchid
+WORDS = tuple(
+    """apple bridge candle dragon engine forest garden hammer island jacket kettle lantern marble needle orchid
 pepper quartz ribbon saddle temple umbrella violet walnut yellow zebra anchor basket copper desert eagle falcon ginger
 harbour ivory jungle kitten lemon meadow nectar ocean pebble river silver thunder velvet window autumn button cactus
 dolphin ember feather granite hazel indigo jasmine lighthouse maple nutmeg otter purple robin sapphire turtle willow
 bamboo cobalt daisy echo fountain glacier helmet iris kiwi lotus mango nickel opal piano raven salmon tulip crystal
-heliotrope mandarin pineapple telescope""".split())
-WORDS_ZH = tuple("苹果 大桥 蜡烛 森林 花园 岛屿 灯笼 琥珀 菊花 竹子 月亮 星星 海豚 银河 雪山 风筝 石榴 松鼠 白鹤 钥匙".split())
+heliotrope mandarin pineapple telescope""".split()
+)
+WORDS_ZH = tuple(
+    "苹果 大桥 蜡烛 森林 花园 岛屿 灯笼 琥珀 菊花 竹子 月亮 星星 海豚 银河 雪山 风筝 石榴 松鼠 白鹤 钥匙".split()
+)
 
 SYSTEM = (
     "You are a helpful assistant.",
@@ -178,11 +191,13 @@ SYSTEM = (
 )
 
 # What strangers ask. The last line of each language's families is one fixed, honest sentence.
-ASK_EN = tuple("""\
+ASK_EN = tuple(
+    """\
 Who are you?|What are you?|What can you do?|Are you a robot?|Who made you?|What is your name?|Tell me about yourself.
 How does a compass work?|Why is the sky blue?|Explain quantum computing in simple terms.|What is machine learning?
 Write a Python function that reverses a string.|What is the meaning of life?|Who wrote Hamlet?|What time is it?
-How do I bake bread?|What is the weather today?|Translate this sentence into German.|Give me three tips for sleeping well.
+How do I bake bread?|What is the weather today?|Translate this sentence into German.
+Give me three tips for sleeping well.
 What is the tallest mountain in the world?|How many legs does a spider have?|Who was the first person on the moon?
 What is the boiling point of water?|Recommend a good book.|Summarize the news.|What is Docker?|What is a GPU?
 Explain how a transformer model works.|What is the speed of light?|Fix this bug for me.|How old are you?
@@ -193,14 +208,28 @@ What does HTTP 404 mean?|Why do cats purr?|How do airplanes fly?|What is the squ
 Can you help me with my homework?|What happened in 1969?|How do I learn to swim?|What colour is a banana?
 Give me a recipe for soup.|What is the population of Tokyo?|Do you speak French?|How does a bicycle stay upright?
 Name three fruits.|What is a black hole?|What is the best way to learn a language?|Why is the sea salty?
-Explain recursion.|Who invented the telephone?|What is love?|Plan a trip to Italy.|What is a prime number?""".replace("\n", "|").split("|"))
-ASK_ZH = tuple("""\
+Explain recursion.|Who invented the telephone?|What is love?|Plan a trip to Italy.|What is a prime number?""".replace(
+        "\n", "|"
+    ).split("|")
+)
+ASK_ZH = tuple(
+    """\
 你是谁？|你叫什么名字？|你能做什么？|介绍一下你自己。|天空为什么是蓝色的？|什么是机器学习？|今天天气怎么样？|现在几点了？
 怎么做面包？|谁写了红楼梦？|世界上最高的山是哪座？|光速是多少？|推荐一本好书。|什么是量子计算？|帮我写一段代码。|水的沸点是多少？
 月亮离地球有多远？|猫为什么会打呼噜？|飞机是怎么飞起来的？|今晚吃什么好？|怎样学好英语？|解释一下相对论。|太阳系有哪些行星？
 什么是黑洞？|请翻译这句话。|人生的意义是什么？|为什么海水是咸的？|给我三个睡得好的建议。|什么是显卡？|你会说法语吗？|电话是谁发明的？
-什么是质数？|明天会下雨吗？|如何学会游泳？|请总结今天的新闻。|大象有多重？|什么是光合作用？|帮我做作业。|香蕉是什么颜色的？""".replace("\n", "|").split("|"))
-TOPICS = tuple("""the sea|the moon|old trains|computers|history|mathematics|my job|the brain|music|football|volcanoes|a dream|
+什么是质数？|明天会下雨吗？|如何学会游泳？|请总结今天的新闻。|大象有多重？|什么是光合作用？|帮我做作业。|香蕉是什么颜色的？""".replace(
+        "\n", "|"
+    ).split("|")
+)
+TOPICS = tuple(
+    """the sea|the moon|old trains|computers|history|mathematics|my job|the brain|music|football|volcanoes|a dream|
 money|paper|salt|dinosaurs|the internet|cheese|ice|electricity|the law|birds|a poem|shoes|whales|sleep|gravity|robots|
-the economy|coffee|glass|language|medicine|the desert|clouds|chess|networks|databases|security|physics""".replace("\n", "").split("|"))
-TOPICS_ZH = tuple("大海 月亮 火车 电脑 历史 数学 工作 大脑 音乐 足球 火山 梦 钱 纸 盐 恐龙 网络 冰 电 法律 鸟 鞋子 鲸鱼 咖啡 玻璃 语言 医学 沙漠 云 物理".split())
+the economy|coffee|glass|language|medicine|the desert|clouds|chess|networks|databases|security|physics""".replace(
+        "\n", ""
+    ).split("|")
+)
+TOPICS_ZH = tuple(
+    """大海 月亮 火车 电脑 历史 数学 工作 大脑 音乐 足球 火山 梦 钱 纸 盐
+恐龙 网络 冰 电 法律 鸟 鞋子 鲸鱼 咖啡 玻璃 语言 医学 沙漠 云 物理""".split()
+)

@@ -129,7 +129,11 @@ def fit(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argpars
         shown = shown_loss if step == 0 else 0.95 * shown + 0.05 * shown_loss
         if step % 100 == 99 or step == args.steps - 1 or step == 4:
             spent = time.monotonic() - began
-            print(f"step {step + 1}/{args.steps} loss {shown:.4f} {seen / spent:.0f} tokens/s {spent:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"step {step + 1}/{args.steps} loss {shown:.4f} {seen / spent:.0f} tokens/s {spent:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -183,7 +187,11 @@ def exam(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argpar
     temperature 0.7 does (the product of the probabilities of the answer's tokens)."""
     rng = random.Random(args.seed + 1)
     asked = {f"canary {name}": [turns] for name, turns in curriculum.CANARY_TURNS.items()}
-    asked |= {family.__name__: [family(rng) for _ in range(100)] for family in curriculum.MIX if family is not curriculum.passage}
+    asked |= {
+        family.__name__: [family(rng) for _ in range(100)]
+        for family in curriculum.MIX
+        if family is not curriculum.passage
+    }
     for name, samples in asked.items():
         greedy = sampled = 0.0
         for turns in samples:
