@@ -45,8 +45,8 @@ def plan(
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No compilation, no CUDA graphs.")] = False,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, max=64, help="GPUs that one engine is split over.")] = 1,
     host_reserve_gib: Annotated[float, typer.Option(min=0, help="Unified memory: what stays for the host.")] = 8.0,
-    compiled: Annotated[
-        bool, typer.Option("--compiled", help="Not a first start: the compile cache is filled.")
+    first_start: Annotated[
+        bool, typer.Option("--first-start", help="Nothing is compiled yet: compiling takes KV cache away once.")
     ] = False,
     load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
     state_dir: Annotated[Path, typer.Option(help="Where earlier starts on this host are recorded.")] = Path(".glm4"),
@@ -79,7 +79,7 @@ def plan(
         enforce_eager=enforce_eager,
         tensor_parallel_size=tensor_parallel_size,
         free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
-        first_start=not compiled,
+        first_start=first_start,
     )
     if gpu is None and gpu_total_mib is None:
         from glm4_deploy.engine.observations import load as load_observations

@@ -17,16 +17,17 @@ from glm4_deploy.plan.memory_refusal import refusal
 # Loaded over stored bytes: rotary cache, scales laid out anew, rounding of the allocator. Measured with vLLM 0.24:
 # 6.71 of 6.587 GiB (Marlin), 17.56 of 17.509 GiB.
 LOADED = {Weights.NVFP4: 6.71 / 6.587, Weights.BF16: 17.56 / 17.509}
-# What is neither weights nor activations: cuBLAS and kernel code. 0.18 GiB fits every log of an H100.
-OVERHEAD = 0.18 * GIB
+# What is neither weights nor activations: cuBLAS and kernel code. 0.18 GiB fits every log of an H100 with 0.24; public
+# logs say 0.02 to 0.07 GiB for 0.10 to 0.13 and 0.16 to 0.30 GiB for 0.27 and later.
+OVERHEAD = {(0, 27): 0.26 * GIB, (0, 14): 0.18 * GIB, (0, 0): 0.06 * GIB}
 # While compiled code is tuned on a first start, the tuner holds a copy of its widest input (gate and up) and a buffer
 # to flush the L2 cache with. Fits the logs: 0.47 GiB more than a start with a filled compile cache, at 8192 tokens.
 TUNER_BUFFER = 0.05 * GIB
 # On unified memory vLLM takes the fall of MemAvailable for its own: the engine's processes and compile workers count.
-# 2.3 GiB fits the one log at hand (GB10, 0.13, another model); it varies with what else the host does.
-UNIFIED_OVERHEAD = 2.3 * GIB
-# Each further rank brings NCCL's buffers. An estimate: no log of several GPUs is at hand.
-RANK_OVERHEAD = 0.6 * GIB
+# 2.0 GiB fits the one log at hand (GB10, 0.13, another model); it varies with what else the host does.
+UNIFIED_OVERHEAD = 2.0 * GIB
+# NCCL's buffers of several ranks: 1.38 GiB in all in one public log (two H200, vLLM 0.11).
+RANK_OVERHEAD = 1.2 * GIB
 # Bytes of one captured graph as the engine estimates them and as they turn out; measured 0.11 and 0.16 GiB for 30
 # graphs of NVFP4, 0.15 and 0.20 for bf16 (0.24). A graph costs at least a MiB.
 GRAPH_ESTIMATED = {Weights.NVFP4: 3.75 * MIB, Weights.BF16: 5.1 * MIB}
@@ -40,7 +41,7 @@ class Wish:
     gpu_memory_utilization: fraction of the GPU's total.
     max_num_batched_tokens: None leaves it to vLLM.
     free_bytes: what is free on the GPU now; None where it is not known.
-    first_start: no compiled code is cached yet; compiling raises the profiled peak, a second start has more KV cache.
+    first_start: no compiled code is cached yet; compiling raises the profiled peak, later starts have more KV cache.
     overhead_bytes: measured on this host before (engine observations); None takes the table's.
     """
 
@@ -55,7 +56,7 @@ class Wish:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
     free_bytes: int | None = None
-    first_start: bool = True
+    first_start: bool = False
     overhead_bytes: float | None = None
 
     @property
@@ -165,17 +166,26 @@ def activation_bytes(wish: Wish) -> float:
     hidden_states = 3 if wish.enforce_eager else 4
     ffn = model.ffn / wish.tensor_parallel_size
     layer = tokens * 2 * (3 * ffn + hidden_states * model.hidden)
-    if wish.first_start and not wish.enforce_eager:
-        layer += tokens * 2 * 2 * ffn + TUNER_BUFFER
+    if wish.first_start:
+        layer += compiling_bytes(wish)
     logits = rows * model.vocab * rules.sampler_bytes_per_logit(wish.vllm, rows)
     return max(layer, tokens * 2 * model.hidden + logits)
+
+
+def compiling_bytes(wish: Wish) -> float:
+    """What compiling on a first start adds to the peak; 0 with enforce_eager."""
+    if wish.enforce_eager:
+        return 0.0
+    return wish.batched_tokens * 2 * 2 * wish.model.ffn / wish.tensor_parallel_size + TUNER_BUFFER
 
 
 def overhead_bytes(wish: Wish) -> float:
     if wish.overhead_bytes is not None:
         return wish.overhead_bytes
-    base = UNIFIED_OVERHEAD if wish.gpu.unified else OVERHEAD
-    return base + (RANK_OVERHEAD if wish.tensor_parallel_size > 1 else 0)
+    of_version = next(size for since, size in OVERHEAD.items() if wish.vllm >= since)
+    base = UNIFIED_OVERHEAD if wish.gpu.unified else of_version
+    state = rules.counted_state_bytes(wish.vllm, wish.max_num_seqs, wish.model.vocab)
+    return base + state + (RANK_OVERHEAD if wish.tensor_parallel_size > 1 else 0)
 
 
 def graph_bytes(wish: Wish, each: dict[Weights, float]) -> float:
@@ -197,6 +207,8 @@ def uses_flashinfer(wish: Wish) -> bool:
 def error_range_bytes(wish: Wish) -> float:
     """How far off the KV cache may be; the sum of what is not known."""
     unknown = 0.12 * GIB  # spread of repeated starts, rounding of what the logs print
+    if not wish.first_start:
+        unknown += compiling_bytes(wish)  # this may be a first start after all
     if not wish.gpu.exact:
         unknown += 0.009 * wish.gpu.total_bytes * wish.gpu_memory_utilization
     if wish.gpu.unified and wish.overhead_bytes is None:
@@ -210,7 +222,7 @@ def error_range_bytes(wish: Wish) -> float:
 
 def measured(wish: Wish) -> bool:
     """Whether logs of this architecture and a near version were at hand: Hopper with vLLM 0.24."""
-    return wish.gpu.compute_capability == (9, 0) and (0, 20) <= wish.vllm[:2] <= (0, 26)
+    return wish.gpu.compute_capability == (9, 0) and (0, 20) <= wish.vllm[:2] <= (0, 24)
 
 
 def reasons(wish: Wish) -> list[str]:
@@ -224,6 +236,12 @@ def reasons(wish: Wish) -> list[str]:
         f"KV cache: {wish.model.kv_token_bytes(wish.kv_cache_dtype, wish.tensor_parallel_size):,} bytes a token, exact",
     ]
     if not wish.enforce_eager:
+        less = compiling_bytes(wish) / GIB
+        lines.append(
+            "a first start, which compiles"
+            if wish.first_start
+            else f"a start with a filled compile cache; the first has about {less:.2f} GiB less KV cache (seen with 0.24)"
+        )
         lines.append(f"CUDA graphs {counted} the KV cache in this version; their size is an estimate")
     if wish.gpu.unified:
         lines.append("overhead: on unified memory it includes the engine's processes; known from one log only")

@@ -89,13 +89,32 @@ def graph_count(sizes: tuple[int, ...], max_num_seqs: int) -> int:
     return len(sizes) + sum(1 for size in sizes if size <= max_num_seqs)
 
 
-def sampler_bytes_per_logit(version: Version, rows: int) -> int:
-    """Peak bytes for each logit of the sampler's dummy run (v1/sample/ops/topk_topp_sampler.py).
+def runner_v2(version: Version) -> bool:
+    """Whether a dense model runs on model runner V2 (config/vllm.py use_v2_model_runner)."""
+    return version >= (0, 25)
 
-    bf16 and fp32 logits are alive (2 + 4). Sorting adds values, 64 bit indices and as much scratch (24); from 0.17 a
-    Triton kernel filters in place for 8 rows and more, and softmax and noise add 8.
+
+def sampler_bytes_per_logit(version: Version, rows: int) -> int:
+    """Peak bytes for each logit of the sampler's dummy run.
+
+    To 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64 bit indices with scratch: 38,
+    measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 + 4, and 8 for
+    softmax and noise (v1/sample/ops/topk_topp_sampler.py). Runner V2 samples without filters
+    (v1/worker/gpu/model_runner.py _dummy_sampler_run), from 0.33 with all of them: 36, an estimate from one log.
     """
-    return 14 if version >= (0, 17) and rows >= 8 else 30
+    if version >= (0, 33):
+        return 36
+    if runner_v2(version):
+        return 6
+    return 14 if version >= (0, 17) and rows >= 8 else 38
+
+
+def counted_state_bytes(version: Version, rows: int, vocab: int) -> float:
+    """Counts of the penalties that runner V2 keeps for each sequence (v1/worker/gpu/sample/penalties.py).
+
+    They are there before the weights, so vLLM counts them from 0.27 on only, when it began to measure all that is used.
+    """
+    return rows * vocab * 4.125 if version >= (0, 27) else 0.0
 
 
 def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
