@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -106,12 +106,17 @@ def plan(
             "kv_cache_dtype": wish.kv_cache_dtype,
             "tensor_parallel_size": wish.tensor_parallel_size,
         }
-        typer.echo(dumps({**settings, **to_wire(answer), "kernel_path": kernel, "advice": hints}))
+        typer.echo(dumps({**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints}))
     else:
         color = sys.stdout.isatty()
         typer.echo(plan_text(wish, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
     if not answer.fits:
         raise PlanRefused(f"this cannot start on {wish.gpu.label}: {answer.refusal}", hint=answer.remedy)
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    """MiB are the finest that a plan can tell."""
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> "Gpu":

@@ -240,7 +240,7 @@ def reasons(wish: Wish) -> list[str]:
         lines.append(
             "a first start, which compiles"
             if wish.first_start
-            else f"a start with a filled compile cache; the first has about {less:.2f} GiB less KV cache (seen with 0.24)"
+            else f"a start with a filled compile cache; the first has about {less:.2f} GiB less (seen with 0.24)"
         )
         lines.append(f"CUDA graphs {counted} the KV cache in this version; their size is an estimate")
     if wish.gpu.unified:
