@@ -27,4 +27,4 @@ trap 'say "Stopping"; glm4-deploy down --state-dir "$state"' EXIT
 say "glm4-deploy up"
 glm4-deploy up "${wish[@]}" "${how[@]}" --state-dir "$state"
 say "glm4-deploy smoke --suite quick"
-glm4-deploy smoke --state-dir "$state" --suite quick
+glm4-deploy smoke --base-url "http://127.0.0.1:${PORT:-18080}" --model glm-4-9b-chat --suite quick

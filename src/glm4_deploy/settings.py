@@ -37,6 +37,11 @@ def _env_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _restart_text(value: object) -> object:
+    """YAML 1.1 reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
 def _flag_text(value: object) -> object:
     """An engine flag that takes JSON may be written as YAML."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
@@ -78,7 +83,7 @@ class Settings(BaseModel):
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
     shm_size: Size = Field("8gb", description="size of /dev/shm, a ceiling")
     ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
-    restart: Literal["no", "on-failure", "unless-stopped", "always"] = Field(
+    restart: Annotated[Literal["no", "on-failure", "unless-stopped", "always"], BeforeValidator(_restart_text)] = Field(
         "unless-stopped", description="restart policy"
     )
     start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
@@ -189,12 +194,8 @@ def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """A value written on one line, read as YAML would read it; what YAML refuses stays text."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return text if value is None and text not in ("null", "~") else value
+    """A value written on one line: pydantic reads numbers and truth values, and YAML would take `no` for one."""
+    return None if text == "null" else text
 
 
 def _flag_scalar(text: str) -> Any:

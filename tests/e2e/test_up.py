@@ -40,6 +40,15 @@ def networks(project: str) -> list[str]:
     return done.stdout.split()
 
 
+def wait_for(seen: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Until it is seen; a process that ends first, or a minute, is a failure."""
+    deadline = time.monotonic() + 60
+    while not seen():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 class Stale(http.server.BaseHTTPRequestHandler):
     """A server of another model that was left on the port: healthy, and not the one that was started."""
 
@@ -137,8 +146,7 @@ def test_an_engine_killed_while_it_starts_is_noticed_at_once(kit: Kit, override:
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not containers(kit.project) or not inspect(kit.project)["State"]["Running"]:
-            time.sleep(0.2)
+        wait_for(lambda: bool(containers(kit.project)) and inspect(kit.project)["State"]["Running"], process)
         time.sleep(3)
         subprocess.run(["docker", "kill", kit.project], check=True, capture_output=True)
         killed = time.monotonic()
@@ -170,8 +178,7 @@ def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(ki
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not (kit.directory / ".glm4/engine.log").exists():
-            time.sleep(0.05)
+        wait_for((kit.directory / ".glm4/engine.log").exists, process)
         with stale_server(kit.port):
             _, err = process.communicate(timeout=200)
     assert process.returncode == 4, err
@@ -183,8 +190,7 @@ def test_an_interrupted_up_says_what_it_leaves(kit: Kit, cpu_python: str) -> Non
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not (kit.directory / ".glm4/engine.pid").exists():
-            time.sleep(0.05)
+        wait_for((kit.directory / ".glm4/engine.pid").exists, process)
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -19,6 +19,13 @@ def test_flags_stand_above_environment_above_file_above_profile(tmp_path: Path) 
     assert settings.env == {"A": "1", "B": "x"}
 
 
+def test_a_bare_no_is_the_restart_policy(tmp_path: Path) -> None:
+    file = tmp_path / "glm4.yaml"
+    file.write_text("restart: no\n")
+    assert load_settings(file=file, environ={})[0].restart == "no"
+    assert load_settings(environ={}, sets=["restart=no"])[0].restart == "no"
+
+
 def test_without_any_wish_the_seed_profile_is_taken() -> None:
     settings, profile = load_settings(environ={})
     assert profile.name == settings.profile == "seed"
@@ -45,7 +52,7 @@ def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
         (["env.1X=1"], {}, "env.1X"),
         (["args.UPPER=1"], {}, "args.UPPER"),
         (["shm_size=lots"], {}, "shm_size"),
-        (['model_dir="a\\nb"'], {}, "model_dir"),
+        (["model_dir=a\nb"], {}, "model_dir"),
         (["nonsense"], {}, "KEY=VALUE"),
         (["deep.er=1"], {}, "deep"),
         (["profile=gb1"], {}, "gb1"),
