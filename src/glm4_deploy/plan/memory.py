@@ -122,9 +122,10 @@ def estimate(wish: Wish) -> MemoryPlan:
         counted += workspace  # allocated while the first full graph is profiled
     available = requested - weights_bytes(wish) - activation_bytes(wish) - overhead_bytes(wish) - counted
     blocks = max(0, int(available // wish.block_bytes))
-    refused = refusal(wish, available)
-    started = refused is None
     actual = graph_bytes(wish, GRAPH_ACTUAL)
+    outside = max(0.0, actual + workspace - counted)
+    refused = refusal(wish, available, outside)
+    started = refused is None
     return MemoryPlan(
         requested_gib=requested / GIB,
         total_gib=wish.gpu.total_bytes / GIB,
@@ -134,7 +135,7 @@ def estimate(wish: Wish) -> MemoryPlan:
         graph_gib=actual / GIB,
         graph_counted_gib=counted / GIB,
         workspace_gib=workspace / GIB,
-        outside_gib=max(0.0, actual + workspace - counted) / GIB,
+        outside_gib=outside / GIB,
         kv_cache_gib=available / GIB,
         kv_cache_tokens=rules.capacity_tokens(wish.vllm, blocks, wish.max_model_len) if started else 0,
         kv_cache_blocks=blocks,

@@ -25,7 +25,7 @@ def _advice(wish: Wish, plan: MemoryPlan, reserve: float) -> Iterator[str]:
     if fraction > ceiling + 1e-9:
         why = f"{reserve:g} GiB for the host" if wish.gpu.unified else "room for what lies outside of the request"
         yield f"{fraction:g} leaves less than {why}: {ceiling:g} is the most that is safe"
-    if plan.kv_cache_blocks:
+    if plan.fits:
         each = longest_context(plan, wish, requests=wish.max_num_seqs)
         one = longest_context(plan, wish, requests=1)
         yield f"longest context: {one:,} tokens for one request, {each:,} for each of {wish.max_num_seqs} at once"

@@ -16,15 +16,34 @@ class Refusal:
     remedy: str
 
 
-def refusal(wish: "Wish", available: float) -> Refusal | None:
-    """None where the engine starts. `available` is the KV cache's share in bytes, negative where there is none."""
+# What is never free: the CUDA context (78.66 of 79.19 GiB are free on an idle H100); on unified memory the system too
+# (MemAvailable of an idle DGX Spark: 113 of 121.69 GiB, headless somewhat more).
+CONTEXT = 0.5 * GIB
+SYSTEM = 5 * GIB
+
+
+def refusal(wish: "Wish", available: float, outside: float) -> Refusal | None:
+    """None where the engine starts.
+
+    Args:
+        available: the KV cache's share in bytes, negative where there is none.
+        outside: bytes that the engine takes beyond its request.
+    """
     return (
         _model_limits(wish)
         or _batch_limits(wish)
         or _free_memory(wish)
         or _no_room(available)
         or _too_long(wish, available)
+        or _beyond(wish, outside)
     )
+
+
+def free_bytes(wish: "Wish") -> float:
+    """What is free: as told, else as on an idle machine."""
+    if wish.free_bytes is not None:
+        return wish.free_bytes
+    return wish.gpu.total_bytes - (SYSTEM if wish.gpu.unified else CONTEXT)
 
 
 def _model_limits(wish: "Wish") -> Refusal | None:
@@ -58,13 +77,25 @@ def _batch_limits(wish: "Wish") -> Refusal | None:
 
 
 def _free_memory(wish: "Wish") -> Refusal | None:
-    wanted = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization)
-    if wish.free_bytes is None or wish.free_bytes >= wanted:
+    wanted, free = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization), free_bytes(wish)
+    if free >= wanted:
         return None
+    known = "only" if wish.free_bytes is not None else "even on an idle machine only about"
     return Refusal(
-        message=f"only {wish.free_bytes / GIB:.2f} of {wish.gpu.total_bytes / GIB:.2f} GiB are free,"
+        message=f"{known} {free / GIB:.2f} of {wish.gpu.total_bytes / GIB:.2f} GiB are free,"
         f" less than the {wanted / GIB:.2f} GiB of gpu_memory_utilization {wish.gpu_memory_utilization:g}",
         remedy="decrease gpu_memory_utilization, or end the other users of this memory",
+    )
+
+
+def _beyond(wish: "Wish", outside: float) -> Refusal | None:
+    """What the request does not cover ends in an out-of-memory error once the KV cache is made."""
+    wanted = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization) + outside
+    if wish.gpu.unified or wanted <= free_bytes(wish):
+        return None
+    return Refusal(
+        message=f"CUDA graphs and workspace need {outside / GIB:.2f} GiB beyond the request, and so much is not free",
+        remedy="decrease gpu_memory_utilization or max_num_seqs",
     )
 
 

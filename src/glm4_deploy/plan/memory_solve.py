@@ -8,7 +8,7 @@ from glm4_deploy.plan.memory_model import GIB
 from glm4_deploy.plan.memory_rules import BLOCK_TOKENS
 
 HOST_RESERVE_GIB = 8.0  # unified memory: what stays for the host; below it freezes and hard resets were reported
-CONTEXT_GIB = 0.6  # the CUDA context and a display, outside of what vLLM requests
+CONTEXT_GIB = 0.6  # the CUDA context and what a display may take, outside of what vLLM requests
 HIGHEST_FRACTION = 0.95
 STEP = 0.01
 

@@ -140,6 +140,23 @@ def test_memory_that_others_hold_refuses_the_start() -> None:
     assert "decrease gpu_memory_utilization" in plan.remedy
 
 
+@pytest.mark.parametrize(
+    ("gpu", "fraction", "fits"), [("h100", 0.99, True), ("h100", 1.0, False), ("gb10", 0.99, False)]
+)
+def test_the_whole_memory_is_never_free(gpu: str, fraction: float, fits: bool) -> None:
+    plan = estimate(wish(gpu, gpu_memory_utilization=fraction))
+
+    assert plan.fits is fits
+    assert fits or "even on an idle machine" in plan.refusal
+
+
+def test_graphs_outside_of_the_request_refuse_a_full_card() -> None:
+    plan = estimate(wish("rtx-5080", "0.13.0", gpu_memory_utilization=0.96))
+
+    assert not plan.fits
+    assert "beyond the request" in plan.refusal
+
+
 @pytest.mark.parametrize(("ranks", "fits"), [(1, True), (2, True), (4, True), (8, False), (3, False)])
 def test_ranks_of_this_model(ranks: int, fits: bool) -> None:
     plan = estimate(wish("b200", "0.27.1", tensor_parallel_size=ranks))
