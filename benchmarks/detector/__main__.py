@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(report("development")))
         return
     skipped = (cache() / "skipped.txt").read_text(encoding="utf-8").splitlines()
-    lines = [*report("development"), *report("test")]
+    lines = [*report("development"), *report("test"), *report("confirmation")]
     lines += ["Skipped for want of a source: " + ("; ".join(skipped) or "none") + ".", "", *speed.lines()]
     write_report(lines, DOCUMENT)
     print("\n".join(lines))

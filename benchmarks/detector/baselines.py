@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from benchmarks.detector.documents import Document
 
 _TOKEN = re.compile(r"\s?[^\W\d_]{1,6}|\d|\s+|[^\w\s]|_")
@@ -30,22 +31,29 @@ def vllm_step(ids: Sequence[object], most: int, least: int, count: int) -> bool:
     return False
 
 
-def vllm(most: int, least: int, count: int) -> Callable[[Document], bool]:
-    def judge(document: Document) -> bool:
-        ids = [*map(hash, tokens(document))]
-        return any(vllm_step(ids[max(0, to - most * count) : to], most, least, count) for to in range(1, len(ids) + 1))
+def repeats(ids: Sequence[object], most: int, least: int, count: int, every: int = 1) -> bool:
+    """Whether `count` blocks of one length come in a row and end at a multiple of `every` tokens (or at the end)."""
+    codes = np.array([hash(token) for token in ids], dtype=np.int64)
+    size = len(codes)
+    for length in range(least, min(most, size // count) + 1):
+        same = codes[length:] == codes[:-length]
+        # How many equalities in a row end at each token.
+        at = np.arange(1, len(same) + 1)
+        run = at - np.maximum.accumulate(np.where(same, 0, at))
+        ends = np.flatnonzero(run >= (count - 1) * length) + length + 1
+        if np.any((ends % every == 0) | (ends == size)):
+            return True
+    return False
 
-    return judge
+
+def vllm(most: int, least: int, count: int) -> Callable[[Document], bool]:
+    """vLLM's rule after every token of a document: the same as `vllm_step` at each, at once."""
+    return lambda document: repeats(tokens(document), most, least, count)
 
 
 def llama_cpp(document: Document) -> bool:
     """llama.cpp #26039: a tail of 16 to 1024 tokens that comes four times, looked for every 16 tokens."""
-    ids = [*map(hash, tokens(document))]
-    for to in [*range(64, len(ids), 16), len(ids)]:
-        for length in range(16, min(1024, to // 4) + 1):
-            if ids[to - 1] == ids[to - 1 - length] and ids[to - 3 * length : to] == ids[to - 4 * length : to - length]:
-                return True
-    return False
+    return repeats(tokens(document), 1024, 16, 4, every=16)
 
 
 def gemini_cli(document: Document) -> bool:

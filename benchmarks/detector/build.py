@@ -8,7 +8,7 @@ import subprocess
 import sys
 from zlib import crc32
 
-from benchmarks.detector import legit_made, legit_real, quoted, sick_made, songs  # noqa: F401 - they register families
+from benchmarks.detector import late, legit_made, legit_real, quoted, sick_made, songs  # noqa: F401 - they register families
 from benchmarks.detector.documents import DEGENERATE, LEGITIMATE, Document, Maker, MissingError, cache, is_test, write
 from benchmarks.detector.legit_real import PACKAGES
 
@@ -19,16 +19,17 @@ def build(*, install: bool = True) -> list[str]:
         install_packages()
     importlib.import_module("benchmarks.detector.sick_engine")
     skipped: list[str] = []
-    halves: dict[bool, list[Document]] = {False: [], True: []}
+    halves: dict[str, list[Document]] = {"development": [], "test": [], "confirmation": []}
     for families in (LEGITIMATE, DEGENERATE):
+        early = [name for name in families if not name.startswith("late-")]
         for name, maker in families.items():
+            half = "confirmation" if name not in early else "test" if is_test(name, early) else "development"
             try:
-                halves[is_test(name, families)] += _make(name, maker)
+                halves[half] += _make(name, maker)
             except MissingError as error:
                 skipped.append(f"{name}: {error} is not on this machine")
-    for test, name in ((False, "development"), (True, "test")):
-        count = write(cache() / f"{name}.jsonl", halves[test])
-        print(f"{name}: {count} documents", file=sys.stderr)
+    for half, documents in halves.items():
+        print(f"{half}: {write(cache() / f'{half}.jsonl', documents)} documents", file=sys.stderr)
     (cache() / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
     return skipped
 

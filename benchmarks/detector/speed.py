@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.detector.baselines import vllm_step
 from benchmarks.detector.documents import cache, read
+
 from glm4_deploy.detect import Stream, scan
 from glm4_deploy.detect.limits import REACH
 

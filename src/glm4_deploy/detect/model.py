@@ -1,6 +1,6 @@
 """What the detector says: one finding a document."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -78,3 +78,9 @@ def degenerate(
         confidence=confidence,
         why=why,
     )
+
+
+def with_repeats(found: Finding, repeats: float) -> Finding:
+    """The same finding when the run has grown; its sentence ends with the new number."""
+    told = found.why.split(";")[0]
+    return replace(found, repeats=round(repeats, 2), why=f"{told}; in the end {repeats:.4g} times")

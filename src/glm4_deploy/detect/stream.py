@@ -6,6 +6,7 @@ from itertools import islice
 
 from glm4_deploy.detect.context import Ending, request_of
 from glm4_deploy.detect.counters import counting, find_counter
+from glm4_deploy.detect.growth import Growth
 from glm4_deploy.detect.likeness import find_near_duplicate
 from glm4_deploy.detect.limits import HOP, WINDOW, WORD_HOPS, WORDS
 from glm4_deploy.detect.loops import find_loop
@@ -37,6 +38,7 @@ class Stream:
         self._words = Words(WORDS)
         self._shingles = Shingles()
         self._found: Finding | None = None
+        self._growth: Growth | None = None
 
     def feed(
         self, chunk: str, *, token_ids: Sequence[int] = (), logprobs: Sequence[float | None] = ()
@@ -49,6 +51,8 @@ class Stream:
 
     def close(self, finish_reason: str | None = None) -> Finding:
         """The verdict on the whole, with how it ended."""
+        if self._growth is not None:
+            return self._growth.finding()
         if self._found is None:
             self._found = self._conclude(Ending.of(finish_reason)) or clean("the text goes on without repeating itself")
         return self._found
@@ -75,9 +79,15 @@ class Stream:
         full = len(text) - len(text) % HOP
         for start in range(0, full, HOP):
             if self._found is not None:
+                full = start
                 break
             self._take_block(text[start : start + HOP])
-        self._pending = text[full:]
+        if self._found is None:
+            self._pending = text[full:]
+            return
+        self._pending = ""
+        if self._growth is not None:
+            self._growth.take(text[full:])
 
     def _take_block(self, block: str) -> None:
         self._turned.appendleft(block[::-1])
@@ -88,6 +98,8 @@ class Stream:
         blocks = 8 * (self._hops & -self._hops)
         text = Text(self._turned_tail(blocks), self._seen)
         self._found = self._look(text, Ending.RUNNING)
+        if self._found is not None and self._found.period:
+            self._growth = Growth(self._found, text)
         if self._found is None and self._hops % WORD_HOPS == 0:
             self._words.feed(self._tail(WORD_HOPS), self._seen - WORD_HOPS * HOP)
             self._shingles.feed(self._words)

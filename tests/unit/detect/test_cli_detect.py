@@ -1,0 +1,69 @@
+"""`glm4-deploy detect` as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "glm4_deploy", "detect", *arguments], input=stdin, capture_output=True, check=False
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_rows_in_json_and_the_exit_code(tmp_path: Path) -> None:
+    rows = [{"text": "Paris."}, {"text": "again " * 80, "finish_reason": "length"}, {"text": "ok\u2028", "mine": 1}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    done = run(str(file), "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["verdict"] for row in found] == ["CLEAN", "EXACT_LOOP", "CLEAN"]
+    assert found[1]["degenerate"] is True
+    assert set(found[1]) == {"verdict", "degenerate", "start", "unit", "period", "repeats", "confidence", "why"}
+    assert done.returncode == 1
+
+
+def test_plain_text_from_a_pipe() -> None:
+    assert run(stdin=b"A short answer.\nNothing more.").returncode == 0
+    assert run("-", stdin=b"").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"text": "ok"}\n{"text"', "line 2"),
+        ('{"text": 1}', '"text" must be a string'),
+        ('{"text": "ok"}\n[]', "not a JSON object"),
+        ('{"text": "ok", "logprobs": ["x"]}', "logprobs"),
+        ('{"text": "ok", "token_ids": [true]}', "token_ids"),
+    ],
+)
+def test_a_bad_row_gives_one_clear_error(text: str, told: str) -> None:
+    done = run("--json", stdin=text.encode())
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    done = run(str(tmp_path / "none.txt"))
+    assert done.returncode == 2
+    assert "none.txt" in done.stderr
+
+
+def test_no_control_character_reaches_the_terminal() -> None:
+    hostile = "\x1b[31m\u202e\ud800x " * 90
+    row = json.dumps({"text": hostile}).encode()
+    for arguments in ((), ("--json",)):
+        done = run(*arguments, stdin=row)
+        assert done.returncode == 1
+        assert all(char == "\n" or char.isprintable() for char in done.stdout)
+    assert json.loads(run("--json", stdin=row).stdout)["unit"] in hostile * 2
+
+
+def test_broken_bytes_are_read() -> None:
+    assert run(stdin=b"caf\xe9 \xff\xfe fine").returncode == 0

@@ -1,0 +1,112 @@
+"""What the detector says of whole documents."""
+
+import random
+
+import pytest
+
+from glm4_deploy.detect import Verdict, scan
+
+PROSE = (
+    "The lighthouse stood at the end of the long stone pier. Every evening the keeper climbed the stairs, lit the lamp "
+    "and wrote the weather in his book. Ships passed in the dark, and none of them knew his name. "
+)
+LITANY = "\n".join(f"Saint {name}, pray for us." for name in ("Peter", "Paul", "Andrew", "James", "John", "Thomas"))
+MULTIPLICATION = "\n".join(f"7 x {times} = {7 * times}" for times in range(1, 13))
+JSON = "[" + ", ".join(f'{{"id": {n}, "email": "user{n}@example.com"}}' for n in range(1, 60)) + "]"
+BOTTLES = "\n".join(f"{n} green bottles hanging on the wall,\nAnd if one should fall," for n in range(10, 0, -1))
+BASE64 = "f0VMRgIBAQ" + "A" * 900 + "MACHgAAQ=="
+COUNT = ", ".join(map(str, range(1, 501)))
+STEPS = "\n".join(f"Step {n}: Check the cable and try again." for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        (PROSE, {}),
+        (PROSE, {"finish_reason": "length"}),
+        (LITANY, {"finish_reason": "stop"}),
+        (MULTIPLICATION, {}),
+        (JSON, {}),
+        (BOTTLES, {"finish_reason": "stop"}),
+        (BASE64, {"finish_reason": "stop"}),
+        (COUNT, {}),
+        (COUNT, {"prompt": "Count from 1 to 500.", "finish_reason": "length"}),
+        ("hello " * 50, {"prompt": "Repeat hello 50 times."}),
+        ("好" * 100, {"prompt": "请把“好”重复100遍"}),
+        ("-" * 80, {}),
+        ("Hahahahahahaha! " + "=" * 60, {"finish_reason": "stop"}),
+        ("Paris.", {"logprobs": [None, -0.1, -0.2], "token_ids": [5, 0, 9]}),
+        (PROSE, {"logprobs": [-0.6] * 60}),
+        ("The template writes <|user|> and then <|assistant|>.", {"finish_reason": "stop"}),
+    ],
+)
+def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
+    found = scan(text, **fields)  # type: ignore[arg-type]
+    assert (found.verdict, found.start, found.period, found.repeats) == (Verdict.CLEAN, None, None, None), found.why
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "verdict", "start"),
+    [
+        ("", {}, Verdict.EMPTY, 0),
+        (" \n\t\u3000", {}, Verdict.WHITESPACE, 0),
+        ('{"a": 1' + "\n" * 300, {}, Verdict.WHITESPACE, 7),
+        ("Sure" + "!" * 64, {}, Verdict.NAN_COLLAPSE, 4),
+        ("", {"logprobs": [None]}, Verdict.NAN_COLLAPSE, 0),
+        ("", {"logprobs": [float("nan")] * 3}, Verdict.NAN_COLLAPSE, 0),
+        ("<unk>" * 30, {"token_ids": [0] * 30}, Verdict.NAN_COLLAPSE, 0),
+        (PROSE + "\n" + "again and " * 40, {}, Verdict.EXACT_LOOP, len(PROSE) + 1),
+        (PROSE * 4, {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
+        ("灯塔立在海边。" * 40, {}, Verdict.EXACT_LOOP, 0),
+        (" is" * 10, {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
+        ("hello " * 500, {"prompt": "Repeat hello 50 times."}, Verdict.EXACT_LOOP, 0),
+        ("no " * 200, {"prompt": "Do not repeat yourself."}, Verdict.EXACT_LOOP, 0),
+        (STEPS, {}, Verdict.COUNTER_LOOP, 0),
+        (STEPS, {"prompt": "List the steps to mend my router."}, Verdict.COUNTER_LOOP, 0),
+        (", ".join(map(str, range(1, 1400))), {"finish_reason": "length"}, Verdict.COUNTER_LOOP, 0),
+        (", ".join(map(str, range(1, 900))), {"prompt": "Count from 1 to 100."}, Verdict.COUNTER_LOOP, 0),
+        ("\n".join(f"第{n}步：检查电缆，然后重试。" for n in range(1, 30)), {}, Verdict.COUNTER_LOOP, 0),
+        ("xq zv lamp " * 9, {"logprobs": [-7.5] * 30}, Verdict.SALAD, 0),
+        ("Blue.<|user|>\nAnd now?<|assistant|>\nGreen.", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 5),
+        (PROSE + "Then", {"finish_reason": "length", "token_ids": [5, 151336, 7]}, Verdict.RUNAWAY_NO_STOP, None),
+        (PROSE * 2, {"finish_reason": "length", "prompt": "Answer in one word."}, Verdict.RUNAWAY_NO_STOP, 0),
+    ],
+)
+def test_bad_texts_are_named(text: str, fields: dict[str, object], verdict: Verdict, start: int | None) -> None:
+    found = scan(text, **fields)  # type: ignore[arg-type]
+    assert (found.verdict, found.start) == (verdict, start), found.why
+    assert found.degenerate
+    assert 0 < found.confidence <= 1
+    assert found.why
+
+
+def test_near_duplicates() -> None:
+    rng = random.Random(1)
+    words = PROSE.split()
+    copies = []
+    for _ in range(8):
+        copy = list(words)
+        copy[rng.randrange(len(copy))] = rng.choice(["river", "stone", "window"])
+        copies.append(" ".join(copy))
+    found = scan("\n\n".join(copies))
+    assert found.verdict is Verdict.NEAR_DUPLICATE
+    assert found.period == pytest.approx(len(PROSE), rel=0.2)
+    assert found.start == 0
+
+
+def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
+    found = scan("Well. " + "the lamp is lit, " * 30)
+    assert found.period == len("the lamp is lit, ")
+    assert sorted(found.unit) == sorted("the lamp is lit, ")
+    assert found.repeats == pytest.approx(30, abs=0.5)
+    assert "30" in found.why
+
+
+def test_ten_million_letters_and_a_hostile_text_do_no_harm() -> None:
+    assert scan("a" * 10_000_000).verdict is Verdict.EXACT_LOOP
+    assert scan("\0" * 100_000).degenerate
+    # Every suffix of a Fibonacci word recurs: the worst that a search for periods can be given.
+    one, two = "a", "ab"
+    while len(two) < 60_000:
+        one, two = two, two + one
+    scan(two)

@@ -1,0 +1,73 @@
+"""The detector on a stream: chunks, promptness, bounded memory."""
+
+import sys
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm4_deploy.detect import Stream, Verdict, scan
+from glm4_deploy.detect.limits import WINDOW, WORDS
+
+ANYTHING = st.text(st.characters(codec=None), max_size=400)
+FINISH = st.sampled_from(["stop", "length", None])
+
+
+@settings(max_examples=60, deadline=None)
+@given(ANYTHING, ANYTHING, st.integers(0, 60), st.lists(st.integers(1, 300), max_size=20), FINISH)
+def test_chunks_never_change_the_verdict(
+    head: str, unit: str, copies: int, cuts: list[int], finish: str | None
+) -> None:
+    text = head + unit * copies
+    stream, rest = Stream(), text
+    for size in cuts:
+        stream.feed(rest[:size])
+        rest = rest[size:]
+    stream.feed(rest)
+    assert stream.close(finish) == scan(text, finish_reason=finish)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(codec=None), min_size=1, max_size=200), FINISH)
+def test_a_planted_loop_is_found(unit: str, finish: str | None) -> None:
+    found = scan("It began well. " + unit * (8200 // len(unit)), finish_reason=finish)
+    assert found.degenerate
+    assert found.start is not None
+    # The loop may reach back into what came before it by a coincidence of characters.
+    assert found.start <= len("It began well. ") + len(unit)
+
+
+def test_it_tells_at_once_and_goes_on_telling() -> None:
+    stream = Stream()
+    assert stream.feed("A good beginning. ") is None
+    fed = 0
+    while stream.feed("the same again, ") is None:
+        fed += 1
+        assert fed < 24
+    assert stream.feed("anything") is not None
+    assert stream.close("stop").verdict is Verdict.EXACT_LOOP
+
+
+def test_nan_is_told_from_numbers_alone() -> None:
+    stream = Stream()
+    assert stream.feed("", token_ids=[0] * 8) is None
+    found = stream.feed("", token_ids=[0] * 8)
+    assert found is not None
+    assert found.verdict is Verdict.NAN_COLLAPSE
+
+
+def test_an_asked_for_loop_is_let_go_up_to_what_was_asked() -> None:
+    stream = Stream(prompt='Write "I will not talk in class." 100 times.')
+    for _ in range(100):
+        assert stream.feed("I will not talk in class.\n") is None
+    assert not stream.close("stop").degenerate
+
+
+def test_memory_is_bounded() -> None:
+    stream = Stream()
+    for number in range(60_000):
+        stream.feed(f"{number * number % 7919} birds flew over {number * 31 % 1009} hills. ")
+    kept = sum(map(len, stream._turned))
+    assert kept <= WINDOW
+    assert len(stream._words.tokens) <= 2 * WORDS
+    assert len(stream._shingles._seen) <= 2 * WORDS + 1000
+    assert sys.getsizeof(stream._pending) < 1000
