@@ -24,13 +24,16 @@ def register(app: typer.Typer) -> None:
 def plan(
     gpu: Annotated[str | None, typer.Option(help="GPU by name: gb10, rtx-5090, h100 … [the one that is here]")] = None,
     gpu_total_mib: Annotated[
-        float | None, typer.Option(min=1, help="Its memory, MiB, as nvidia-smi or cudaMemGetInfo tells.")
+        float | None,
+        typer.Option(min=2048, max=10_000_000, help="Its memory, MiB, as nvidia-smi or cudaMemGetInfo tells."),
     ] = None,
     compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
     unified: Annotated[
         bool, typer.Option("--unified", help="With --gpu-total-mib: one memory for CPU and GPU.")
     ] = False,
-    gpu_free_mib: Annotated[float | None, typer.Option(min=0, help="What is free on it now, MiB.")] = None,
+    gpu_free_mib: Annotated[
+        float | None, typer.Option(min=0, max=10_000_000, help="What is free on it now, MiB.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Take the model's shape from this directory.")] = None,
     weights: Annotated[str, typer.Option(help="nvfp4 or bf16, without --checkpoint.")] = "nvfp4",
     vllm: Annotated[str | None, typer.Option(help="vLLM version, for example 0.24.0.")] = None,
@@ -44,7 +47,9 @@ def plan(
     max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens a step. [vLLM's choice]")] = None,
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No compilation, no CUDA graphs.")] = False,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, max=64, help="GPUs that one engine is split over.")] = 1,
-    host_reserve_gib: Annotated[float, typer.Option(min=0, help="Unified memory: what stays for the host.")] = 8.0,
+    host_reserve_gib: Annotated[
+        float, typer.Option(min=0, max=1000, help="Unified memory: what stays for the host.")
+    ] = 8.0,
     first_start: Annotated[
         bool, typer.Option("--first-start", help="Nothing is compiled yet: compiling takes KV cache away once.")
     ] = False,
@@ -90,7 +95,9 @@ def plan(
     if _fraction(gpu_memory_utilization) is None:
         solution = solve(wish, host_reserve_gib=host_reserve_gib)
         wish, solved = replace(wish, gpu_memory_utilization=solution.fraction), solution.reason
-    answer = estimate(wish)
+        answer = solution.plan
+    else:
+        answer = estimate(wish)
     kernel = kernel_path(wish.gpu.compute_capability, wish.model.weights, wish.vllm)
     hints = advice(wish, answer, host_reserve_gib=host_reserve_gib)
     if as_json:

@@ -36,7 +36,7 @@ def _what_if(wish: Wish, plan: MemoryPlan) -> Iterator[str]:
     short = plan.max_concurrency < wish.max_num_seqs
     if wish.kv_cache_dtype in ("auto", "bfloat16", "float16"):
         fp8 = estimate(replace(wish, kv_cache_dtype="fp8"))
-        yield f"with kv_cache_dtype fp8: {fp8.kv_cache_tokens:,} tokens instead of {plan.kv_cache_tokens:,}"
+        yield f"with kv_cache_dtype fp8: {fp8.kv_cache_tokens:,} tokens of KV cache"
     if short and plan.max_num_batched_tokens > 2048:
         small = estimate(replace(wish, max_num_batched_tokens=max(2048, wish.max_num_seqs)))
         gained = small.kv_cache_gib - plan.kv_cache_gib
@@ -49,5 +49,5 @@ def _what_if(wish: Wish, plan: MemoryPlan) -> Iterator[str]:
             f"with max_num_seqs {served}: every request has its whole context;"
             f" {wish.max_num_seqs} of them would need {load_bytes(wish) / GIB:.1f} GiB of KV cache"
         )
-    if short and wish.tensor_parallel_size == 1 and not wish.gpu.unified:
+    if short and plan.fits and wish.tensor_parallel_size == 1 and not wish.gpu.unified:
         yield "with a second GPU: a second engine (data parallel) doubles the requests"

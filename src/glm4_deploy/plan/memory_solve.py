@@ -44,13 +44,24 @@ def solve(wish: Wish, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> Solution
             return Solution(fraction=fraction, serves=True, certain=True, plan=plan, reason=reason)
     fraction, plan = plans[-1]
     why = f"the most that leaves {host_reserve_gib:g} GiB to the host" if wish.gpu.unified else "the most that is safe"
-    if plan.fits and plan.kv_cache_gib >= needed:
+    if not plan.fits:
+        reason = f"{why}, and it does not start there"
+        return Solution(fraction=fraction, serves=False, certain=False, plan=_at_ceiling(plan), reason=reason)
+    if plan.kv_cache_gib >= needed:
         reason = f"{why}; {_load(wish)} just fit"
         return Solution(fraction=fraction, serves=True, certain=False, plan=plan, reason=reason)
     reason = (
         f"{why}; {plan.max_concurrency:.1f} of {wish.max_num_seqs} requests of {wish.max_model_len} tokens fit at once"
     )
     return Solution(fraction=fraction, serves=False, certain=False, plan=plan, reason=reason)
+
+
+def _at_ceiling(plan: MemoryPlan) -> MemoryPlan:
+    """The engine's own remedy is another fraction; where none is left to try, it is less context or more memory."""
+    if "gpu_memory_utilization" not in plan.remedy:
+        return plan
+    shorter = f"decrease max_model_len to {plan.longest_context} or less, or " if plan.longest_context else ""
+    return replace(plan, remedy=f"{shorter}end the other users of this memory, or use a GPU that has more of it")
 
 
 def at(wish: Wish, fraction: float) -> MemoryPlan:

@@ -185,6 +185,15 @@ def test_a_16_gb_card_serves_what_it_can() -> None:
     assert "of 64 requests of 32768 tokens fit at once" in best.reason
 
 
+def test_where_no_fraction_is_left_the_remedy_is_not_another_fraction() -> None:
+    full = solve(wish("rtx-5080", "0.13.0", weights="bf16"))
+    tight = solve(wish("rtx-5080", "0.13.0", max_model_len=131072, kv_cache_dtype="auto", max_num_seqs=512))
+
+    assert not full.plan.fits
+    assert full.plan.remedy == "end the other users of this memory, or use a GPU that has more of it"
+    assert tight.plan.fits or tight.plan.remedy.startswith("decrease max_model_len to")
+
+
 def test_a_host_keeps_eight_gib_unless_asked() -> None:
     spark = wish("gb10", "0.13.0", max_num_seqs=400)
     kept = solve(spark)

@@ -70,7 +70,9 @@ def test_what_cannot_start_is_said_on_stdout_and_refused() -> None:
         ("--gpu", "gb10", "--vllm", "0.13.0", "--image-tag", "26.01"),
         ("--gpu", "gb10", "--for", "many"),
         ("--gpu", "gb10", "--max-model-len", "0"),
-        ("--gpu-total-mib", "9", "--compute-capability", "twelve"),
+        ("--gpu-total-mib", "16303", "--compute-capability", "twelve"),
+        ("--gpu-total-mib", "inf", "--compute-capability", "9.0"),
+        ("--gpu-total-mib", "1", "--compute-capability", "9.0"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
