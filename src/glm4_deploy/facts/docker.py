@@ -37,7 +37,7 @@ class DockerFacts:
         return "nvidia" in self.runtimes or any(device.startswith("nvidia.com/gpu") for device in self.cdi_devices)
 
 
-def read_docker(image: str, *, timeout: float = 2.0) -> DockerFacts:
+def read_docker(image: str, *, timeout: float = 1.8) -> DockerFacts:
     """Ask the engine, and for the image. Does not raise."""
     import docker
     from docker.errors import DockerException, ImageNotFound
@@ -91,7 +91,7 @@ class ComposeFacts:
     trouble: str = ""
 
 
-def read_compose(*, timeout: float = 2.0) -> ComposeFacts:
+def read_compose(*, timeout: float = 1.8) -> ComposeFacts:
     """Ask `docker compose version`."""
     output = run("docker", "compose", "version", "--format", "json", timeout=timeout)
     if not output.ok:

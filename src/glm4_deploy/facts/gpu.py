@@ -18,15 +18,16 @@ APPS = "gpu_uuid,pid,process_name,used_gpu_memory"
 UNKNOWN = frozenset({"", "[n/a]", "n/a", "[not supported]", "not supported", "[unknown error]", "[gpu requires reset]"})
 
 
-def read_gpus(*, timeout: float = 2.0) -> GpuReport:
+def read_gpus(*, timeout: float = 1.8) -> GpuReport:
     """Ask NVML, and nvidia-smi where NVML cannot be loaded. Does not raise."""
     report = _from_nvml()
     if report.gpus:
         return report
-    smi = from_nvidia_smi(
-        run("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,nounits", timeout=timeout),
-        run("nvidia-smi", f"--query-compute-apps={APPS}", "--format=csv,nounits", timeout=timeout),
-    )
+    gpus = run("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,nounits", timeout=timeout)
+    apps = Output(code=None)
+    if gpus.ok:
+        apps = run("nvidia-smi", f"--query-compute-apps={APPS}", "--format=csv,nounits", timeout=timeout)
+    smi = from_nvidia_smi(gpus, apps)
     if not smi.gpus and "not a valid field" in smi.trouble:
         # A driver that does not know a column of the query still prints its table.
         smi = from_table(run("nvidia-smi", timeout=timeout))
