@@ -12,6 +12,7 @@ class Output:
     stdout: str = ""
     stderr: str = ""
     trouble: str = ""
+    timed_out: bool = False
 
     @property
     def ok(self) -> bool:
@@ -33,7 +34,7 @@ def run(*arguments: str, timeout: float = 2.0) -> Output:
     except FileNotFoundError:
         return Output(code=None, trouble=f"{arguments[0]} is not installed")
     except subprocess.TimeoutExpired:
-        return Output(code=None, trouble=f"{arguments[0]} did not answer within {timeout:g} s")
+        return Output(code=None, trouble=f"{arguments[0]} did not answer within {timeout:g} s", timed_out=True)
     except OSError as error:
         return Output(code=None, trouble=f"{arguments[0]} cannot be run: {error.strerror}")
     return Output(code=done.returncode, stdout=done.stdout, stderr=done.stderr)

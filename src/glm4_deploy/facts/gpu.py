@@ -39,7 +39,7 @@ def read_gpus(*, timeout: float = 1.8) -> GpuReport:
 def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
     """What the two queries (csv with its header line) say. Pure."""
     if not gpus.ok:
-        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus))
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus), answered=not gpus.timed_out)
     rows = parse_gpus(gpus.stdout)
     if not rows:
         return GpuReport(source="nvidia-smi", trouble=_trouble(gpus) or "nvidia-smi lists no GPU")

@@ -33,10 +33,14 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReport:
-    """All of it. `trouble` says, in words for a person, why nothing or not everything could be read."""
+    """All of it. `trouble` says, in words for a person, why nothing or not everything could be read.
+
+    answered: False where the driver's tool hung: then no GPU listed does not mean that there is none.
+    """
 
     gpus: tuple[GpuFacts, ...] = ()
     processes: tuple[GpuProcess, ...] = ()
     driver: str | None = None
     source: str = ""
     trouble: str = ""
+    answered: bool = True

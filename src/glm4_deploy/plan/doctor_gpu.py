@@ -24,6 +24,16 @@ def gpu_rows(seen: Seen, needs: Needs) -> Iterator[Result]:
     if seen.gpu is None:
         yield unanswered("gpu", "an NVIDIA GPU")
         return
+    if not seen.gpu.answered:
+        yield Result(
+            check="gpu",
+            status=Status.UNKNOWN,
+            observed=seen.gpu.trouble,
+            expected="an NVIDIA GPU",
+            reason="the driver's tool hangs",
+            remedy="run nvidia-smi by hand; where it hangs, look for `NVRM` in `sudo dmesg` and reboot",
+        )
+        return
     if not seen.gpu.gpus:
         yield Result(
             check="gpu",

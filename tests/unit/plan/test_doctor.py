@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from glm4_deploy.engine.doctor import look
-from glm4_deploy.facts.command import Output
+from glm4_deploy.facts.command import Output, run
 from glm4_deploy.facts.docker import ComposeFacts, DockerFacts
 from glm4_deploy.facts.gpu import from_nvidia_smi, from_table
 from glm4_deploy.facts.gpu_model import GpuFacts, GpuProcess, GpuReport
@@ -124,6 +124,14 @@ def test_no_driver_gets_a_plain_answer_and_no_repeated_rows() -> None:
     assert diagnosis.verdict is Verdict.BLOCKED
     assert "couldn't communicate with the NVIDIA driver" in row(diagnosis, "gpu").observed
     assert not any(result.check == "driver" for result in diagnosis.results)
+
+
+def test_a_driver_that_hangs_is_unknown_and_not_absent() -> None:
+    hung = run("sleep", "9", timeout=0.1)
+    diagnosis = diagnose(seen(from_nvidia_smi(hung, hung), PC), needs())
+
+    assert row(diagnosis, "gpu").status is Status.UNKNOWN
+    assert diagnosis.verdict is Verdict.UNKNOWN
 
 
 def test_mig_leaves_the_memory_unknown() -> None:
