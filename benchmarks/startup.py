@@ -1,6 +1,6 @@
 """Wall time of the light commands as ratios to `python -c pass`, and what they must not import.
 
-    .venv/bin/python benchmarks/startup.py
+.venv/bin/python benchmarks/startup.py
 """
 
 import statistics

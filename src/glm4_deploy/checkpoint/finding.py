@@ -9,6 +9,7 @@ from glm4_deploy.result import Evidence, Result, Status
 
 Rule: TypeAlias = Callable[[Checkpoint, Target], Result]
 SHOWN = 3
+WHY = "why"  # the evidence that says what a finding means for this engine
 
 
 def ok(check: str, observed: str) -> Result:
@@ -33,16 +34,15 @@ def bad(
     expected: str = "",
     items: Sequence[str] = (),
 ) -> Result:
-    """A warning or failure. `why` says what it means for this engine; `items` are all the places, as evidence."""
-    evidence = (Evidence(name="places", text="\n".join(items)),) if items else ()
+    """A warning or failure. `why` says what it means for this engine; `items` are all the places. Both are evidence."""
+    places = (Evidence(name="places", text="\n".join(items)),) if items else ()
     return Result(
         check=check,
         status=status,
         observed=observed,
         expected=expected,
         remedy=remedy,
-        reason=why,
-        evidence=evidence,
+        evidence=(Evidence(name=WHY, text=why), *places),
     )
 
 

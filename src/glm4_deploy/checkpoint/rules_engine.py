@@ -63,7 +63,7 @@ def gate_up(checkpoint: Checkpoint, target: Target) -> Result:
     return ok("gate-up", f"{how}: {target.label} loads it")
 
 
-def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, QuantizationArgs) of each place in quantization_config that has them."""
     groups = settings.get("config_groups")
     for name, group in groups.items() if isinstance(groups, dict) else ():

@@ -1,18 +1,22 @@
 """Judge a checkpoint for one engine: every rule once, each giving one finding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from glm4_deploy.catalog.images import Version
 from glm4_deploy.checkpoint import rules_chat, rules_engine, rules_files, rules_tensors
 from glm4_deploy.checkpoint.finding import Rule, bad
+from glm4_deploy.checkpoint.manifest import check_or_write, covered, digest_file
+from glm4_deploy.checkpoint.scan import findings, scan
 from glm4_deploy.checkpoint.shape import parameters, quantization_format
 from glm4_deploy.checkpoint.target import default_version, target
-from glm4_deploy.facts.checkpoint import Checkpoint, read_checkpoint
+from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
 from glm4_deploy.result import Result, Status, verdict
 
-RULES: tuple[Rule, ...] = rules_files.RULES + rules_tensors.RULES + rules_engine.RULES + rules_chat.RULES
+# Whether the bytes are whole and of one model, whatever engine is to load them; then what depends on the engine.
+OF_THE_BYTES: tuple[Rule, ...] = rules_files.RULES + rules_tensors.RULES
+RULES: tuple[Rule, ...] = OF_THE_BYTES + rules_engine.RULES + rules_chat.RULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,8 @@ def verify(
     engine = target(vllm or default_version())
     checkpoint = read_checkpoint(directory)
     results = [rule(checkpoint, engine) for rule in RULES]
+    if full or manifest:
+        results += _read_all(checkpoint, manifest, progress, damaged=_failed(results[: len(OF_THE_BYTES)]))
     results += _changed(checkpoint)
     return Report(
         directory=str(directory),
@@ -77,9 +83,39 @@ def verify(
     )
 
 
+def _failed(results: Iterable[Result]) -> bool:
+    return any(result.status is Status.FAIL for result in results)
+
+
+def _read_all(
+    checkpoint: Checkpoint, manifest: Path | None, progress: Callable[[int, int], None] | None, *, damaged: bool
+) -> list[Result]:
+    """The rows that take every byte of the shards; with `manifest` every byte of the other files too."""
+    total = sum(shard.file.size for shard in checkpoint.shards)
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    tally, digests = scan(checkpoint, digest=manifest is not None, progress=step)
+    rows = list(findings(tally))
+    if manifest is None:
+        return rows
+    for file in covered(checkpoint, manifest):
+        if file.name not in digests:
+            try:
+                digests[file.name] = digest_file(file)
+            except OSError:
+                damaged = True  # told by the row files-readable
+    return [*rows, check_or_write(manifest, digests, damaged=damaged or _failed(rows))]
+
+
 def _changed(checkpoint: Checkpoint) -> list[Result]:
-    """Files that changed size while they were read: somebody writes here."""
-    changed = [repr(file.name) for file in checkpoint.files if not _same(file.path, file.size)]
+    """Files that changed while they were read: somebody writes here."""
+    changed = changed_files(checkpoint)
     if not changed:
         return []
     return [
@@ -94,8 +130,14 @@ def _changed(checkpoint: Checkpoint) -> list[Result]:
     ]
 
 
-def _same(path: Path, size: int) -> bool:
+def changed_files(checkpoint: Checkpoint) -> list[str]:
+    """Files that are no longer as they were when the directory was read (size, time of change), quoted."""
+    return [repr(file.name) for file in checkpoint.files if not _same(file)]
+
+
+def _same(file: File) -> bool:
     try:
-        return path.stat().st_size == size
+        status = file.path.stat()
     except OSError:
         return False
+    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime)

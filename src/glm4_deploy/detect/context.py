@@ -37,7 +37,7 @@ class Shape(StrEnum):
 _ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
 _STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
-_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|^\s*[-+#*] ", re.MULTILINE)
+_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d", re.MULTILINE)
 
 
 def shape_of(unit: str) -> Shape:

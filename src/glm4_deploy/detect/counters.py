@@ -27,7 +27,8 @@ class Counting:
     """A tail of the text that is the same but for its numerals.
 
     start: offset of its first copy; unit: the text of one copy; period: tokens in it; copies: how many there are.
-    values: the numbers of its first counting field, as far as they could be read.
+    values: the numbers of its first counting field, as far as they could be read; step: from one to the next.
+    whole: its last copy lacks no word.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Counting:
     copies: float
     values: tuple[int, ...]
     step: int
+    whole: bool
 
 
 def counting(words: Words, turned: str, last: int, text: Text) -> Iterator[Counting]:
@@ -64,6 +66,9 @@ def counting(words: Words, turned: str, last: int, text: Text) -> Iterator[Count
             copies=run.repeats,
             values=tuple(values),
             step=_mode(values)[0],
+            whole=not any(
+                token.isalnum() for token in words.tokens[last - run.period : last - run.length % run.period]
+            ),
         )
 
 
@@ -126,14 +131,17 @@ def _asked(item: Counting, shape: Shape, request: Request) -> bool:
     return allowed is None or item.copies <= allowed or max(map(abs, item.values)) <= allowed
 
 
+_ENDS = frozenset({12, 24, 26, 31, 52, 99, 365, 366})  # hours, letters, days, weeks; besides tens and powers of two
+
+
 def _over(item: Counting, shape: Shape, ending: Ending) -> bool:
     """It came to a natural end: down to 0 or 1, or (where it is no prose) up to a round number."""
-    if ending in (Ending.RUNNING, Ending.CUT):
+    if ending in (Ending.RUNNING, Ending.CUT) or not item.whole:
         return False
     last = item.values[-1]
     if item.step < 0 and last in (0, 1):
         return True
-    return shape is not Shape.PROSE and (last % 10 == 0 or last in (12, 24, 26, 31, 52, 99))
+    return shape is not Shape.PROSE and (last % 10 == 0 or last & (last - 1) == 0 or last in _ENDS)
 
 
 def _finding(item: Counting, ending: Ending, *, beyond: bool) -> Finding:

@@ -10,8 +10,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from glm4_deploy.errors import ModelMissing
 from glm4_deploy.facts.checkpoint_header import LFS_MAGIC, Header, HeaderFault, LfsPointer, Tensor, read_header
@@ -63,12 +64,16 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A regular file of the directory itself. `size` in bytes, `allocated` the bytes on disk (less where sparse)."""
+    """A regular file of the directory itself.
+
+    size: in bytes; allocated: bytes on disk (less where sparse); mtime: nanoseconds since 1970; mode: permission bits.
+    """
 
     name: str
     path: Path
     size: int
     allocated: int
+    mtime: int
     mode: int
     link: Link
 
@@ -172,7 +177,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     )
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading; never hangs on a pipe or device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -252,6 +257,7 @@ class _Reader:
             path=path,
             size=status.st_size,
             allocated=status.st_blocks * 512,
+            mtime=status.st_mtime_ns,
             mode=stat.S_IMODE(status.st_mode),
             link=link,
         )

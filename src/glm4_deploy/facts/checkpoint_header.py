@@ -6,7 +6,7 @@ tensor to dtype, shape and [begin, end) within the data; the ranges cover the da
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -42,7 +42,7 @@ DTYPE_BITS: Mapping[str, int] = {
 }
 
 
-class HeaderFault(ValueError):  # noqa: N818 (a fault of the file, told as a finding; not an error of ours)
+class HeaderFault(ValueError):
     """Why a file is not a whole safetensors file, in one phrase for the user."""
 
 
@@ -108,8 +108,14 @@ def parse_header(raw: bytes, *, size: int, shard: str) -> Header:
         document = parse_object(raw)
     except MalformedJsonError as error:
         raise HeaderFault(f"bad header: {error}") from None
+    if not _encodable(document):
+        raise HeaderFault("bad header: a name that is not Unicode text")
     metadata = document.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if (
+        not isinstance(metadata, dict)
+        or not all(isinstance(value, str) for value in metadata.values())
+        or not _encodable([*metadata, *metadata.values()])
+    ):
         raise HeaderFault("bad header: __metadata__ is not a map of strings")
     data_start = 8 + len(raw)
     tensors = sorted(
@@ -138,6 +144,15 @@ def _tensor(name: str, entry: Any, *, shard: str, data_start: int) -> Tensor:
     if bits != nbytes * 8:
         raise HeaderFault(f"bad header: tensor {shown} of {dtype} {shape} needs {bits / 8:g} bytes, has {nbytes}")
     return Tensor(name=name, dtype=dtype, shape=tuple(shape), shard=shard, start=data_start + offsets[0], nbytes=nbytes)
+
+
+def _encodable(names: Iterable[str]) -> bool:
+    """JSON can name half a surrogate pair, which no file or terminal can."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _naturals(value: Any) -> bool:

@@ -30,7 +30,7 @@ REMEDY = {
 }
 
 
-class Trouble(Exception):  # noqa: N818 (it is the verdict on an answer; `TroubleError` would say less)
+class Trouble(Exception):
     """No usable answer came. `partial` is what had arrived (untrusted text)."""
 
     def __init__(self, kind: Kind, detail: str, *, partial: str = "") -> None:
@@ -44,7 +44,7 @@ class Trouble(Exception):  # noqa: N818 (it is the verdict on an answer; `Troubl
         return REMEDY[self.kind]
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The server answered with an error status: its own words, shortened."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
