@@ -50,7 +50,7 @@ lint: $(READY) ## Style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 unit: $(READY) ## Unit tests alone
 	@$(BIN)/pytest tests/unit $(ARGS)

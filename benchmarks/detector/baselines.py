@@ -89,8 +89,8 @@ def whisper(document: Document) -> bool:
 def gopher(document: Document) -> bool:
     """Gopher's repetition rules: duplicate lines and paragraphs, top and duplicate n-grams of words."""
     text = document.text
-    for parts, most in ((text.split("\n\n"), 0.3), (text.split("\n"), 0.3)):
-        parts = [part for part in parts if part.strip()]
+    for between, most in (("\n\n", 0.3), ("\n", 0.3)):
+        parts = [part for part in text.split(between) if part.strip()]
         if len(parts) > 1 and 1 - len(set(parts)) / len(parts) > most:
             return True
     words = text.split()

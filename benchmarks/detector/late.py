@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 
 from benchmarks.detector.documents import Document, MissingError, Text, cache, degenerate, legitimate
 from benchmarks.detector.sick_made import filled, opening, paragraph, sentence
@@ -67,7 +67,7 @@ def _(rng: random.Random) -> Iterator[Text]:
             row, lines = [1], []
             for _ in range(size + 4):
                 lines.append(" ".join(map(str, row)))
-                row = [1, *(a + b for a, b in zip(row, row[1:], strict=False)), 1]
+                row = [1, *(a + b for a, b in pairwise(row)), 1]
             text = "\n".join(lines)
         else:
             text = " + ".join(f"x^{power}/{power}!" for power in range(1, size + 8)) + " + ..."

@@ -47,10 +47,8 @@ def filled(family: str, rng: random.Random, head: str, copies: Iterator[str], pe
     """A head and then copies until the token limit, which cuts anywhere."""
     size = size or rng.choice([1200, 2400, 4800, 8000])
     body = ""
-    made = 0
-    for copy in copies:
+    for made, copy in enumerate(copies, 1):
         body += copy
-        made += 1
         if made >= least and len(body) >= size:
             break
     # The cut falls within the last copy.
@@ -204,9 +202,13 @@ def _(rng: random.Random) -> Iterator[Document]:
             [
                 lambda n, noun=noun: f"In version 1.{n} we fixed the {noun}, and version 1.{n + 1} will fix it again. ",
                 lambda n, noun=noun: f"The {noun} number {n} is next to the {noun} number {n + 1}.\n",
-                lambda n, noun=noun: f"In the year {1900 + n} the {noun} was {adjective}. ",
-                lambda n, noun=noun: f"{n}. The {noun} is {adjective}.\n   - It is {adjective} because of item {n}.\n",
-                lambda n, noun=noun: f"## Chapter {n}\n\nThe {noun} opens and the {adjective} day begins.\n\n",
+                lambda n, noun=noun, adjective=adjective: f"In the year {1900 + n} the {noun} was {adjective}. ",
+                lambda n, noun=noun, adjective=adjective: (
+                    f"{n}. The {noun} is {adjective}.\n   - It is {adjective} because of item {n}.\n"
+                ),
+                lambda n, noun=noun, adjective=adjective: (
+                    f"## Chapter {n}\n\nThe {noun} opens and the {adjective} day begins.\n\n"
+                ),
             ]
         )
         yield filled("counter-multi", rng, opening(rng), map(copies, count(1)), None,

@@ -3,14 +3,14 @@
 import os
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from glm4_deploy.errors import DeployError
 
 # Typer carries its own Click; this is the base of its usage errors, whichever Click that is.
-ClickException = typer.BadParameter.__mro__[2]
+ClickException: Any = typer.BadParameter.__mro__[2]
 # Nothing here uses Pydantic plugins; looking for them reads the metadata of every installed package (30 ms).
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
@@ -54,8 +54,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except ClickException as error:
-        error.show()  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+        error.show()
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader (head, less) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
