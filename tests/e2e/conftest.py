@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.kit import ROOT, Kit
+from e2e.engine import Engine, engine
+from e2e.kit import MODEL, ROOT, Kit
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,13 @@ def override(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("image") / "override.yaml"
     subprocess.run([ROOT / "scripts/cpu-image.sh", file], check=True, capture_output=True)
     return file
+
+
+@pytest.fixture(scope="session")
+def healthy(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One real engine with the demo model, for every test that only asks it things: leave it as you found it."""
+    with engine(cpu_python, MODEL, tmp_path_factory.mktemp("healthy") / "engine.log") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
