@@ -5,6 +5,7 @@ The layers are merged here rather than by pydantic-settings: its import alone co
 """
 
 import difflib
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from glm4_deploy.catalog.profiles import Profile, profiles
 from glm4_deploy.errors import UsageError
@@ -42,6 +43,14 @@ def _restart_text(value: object) -> object:
     return "no" if value is False else value
 
 
+def _ip_address(value: str) -> str:
+    """An address as it is written shortest; a name would be resolved by the Docker engine, or not at all."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError("not an IPv4 or IPv6 address") from None
+
+
 def _flag_text(value: object) -> object:
     """An engine flag that takes JSON may be written as YAML."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
@@ -62,8 +71,8 @@ class Settings(BaseModel):
     container_name: Name = Field("glm4-9b-fp4", description="container name")
     image_repository: Text = Field("nvcr.io/nvidia/vllm", description="image without its tag")
     image_tag: Text = Field("26.01-py3", description="image tag")
-    bind: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]+$")] = Field(
-        "127.0.0.1", description="host address that the port is published on"
+    bind: Annotated[str, AfterValidator(_ip_address)] = Field(
+        "127.0.0.1", description="host address that the port is published on, IPv4 or IPv6"
     )
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
@@ -225,5 +234,6 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     dotted = ".".join([key, *path[1:2]]) if key in ("env", "args") else key
     field = Settings.model_fields.get(key)
     meaning = f"{key}: {field.description}" if field and field.description else ""
-    where, value, said = origin.get(key, "settings"), str(first["input"])[:60], first["msg"]
+    where, value = origin.get(key, "settings"), str(first["input"])[:60]
+    said = first["msg"].removeprefix("Value error, ")
     return UsageError(f"{where}: {dotted} = {value!r}: {said[0].lower()}{said[1:]}", hint=meaning)

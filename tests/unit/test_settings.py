@@ -52,6 +52,8 @@ def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
         (["env.1X=1"], {}, "env.1X"),
         (["args.UPPER=1"], {}, "args.UPPER"),
         (["shm_size=lots"], {}, "shm_size"),
+        (["bind=300.1.1.1"], {}, "bind"),
+        (["bind=localhost"], {}, "IPv4 or IPv6"),
         (["model_dir=a\nb"], {}, "model_dir"),
         (["nonsense"], {}, "KEY=VALUE"),
         (["deep.er=1"], {}, "deep"),
