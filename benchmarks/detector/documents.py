@@ -60,6 +60,16 @@ def degenerate(name: str) -> Callable[[Maker], Maker]:
     return register
 
 
+def legitimate_rows(name: str) -> Callable[[Maker], Maker]:
+    """Register a family of good texts whose maker yields whole documents."""
+
+    def register(maker: Maker) -> Maker:
+        LEGITIMATE[name] = maker
+        return maker
+
+    return register
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
     """A good text. prompt: what asked for it, where that matters; whole: it must not be cut short."""

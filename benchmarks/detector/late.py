@@ -1,11 +1,13 @@
 """Families written after the thresholds were frozen and the test half had been seen once: the confirmation set."""
 
-import json
 import random
 from collections.abc import Iterator
 from itertools import count, pairwise
+from typing import Any
 
-from benchmarks.detector.documents import Document, MissingError, Text, cache, degenerate, legitimate
+from benchmarks.detector import vllm_rows
+from benchmarks.detector.documents import Document, Text, degenerate, legitimate, legitimate_rows
+from benchmarks.detector.sick_engine import loop_of
 from benchmarks.detector.sick_made import filled, opening, paragraph, sentence
 from benchmarks.detector.wordstock import ADJECTIVES, CITIES, NAMES, NOUNS, VERBS
 
@@ -170,47 +172,57 @@ def _(rng: random.Random) -> Iterator[Document]:
         yield filled("late-near-drift", rng, opening(rng), drift(), None, verdicts="NEAR_DUPLICATE", least=6)
 
 
-def demo(kind: str) -> Iterator[dict[str, object]]:
-    path = cache() / f"vllm-{kind}.jsonl"
-    if not path.exists():
-        raise MissingError(f"{path.name} (generate_vllm.py, the CPU engine and the demo model)")
-    with path.open(encoding="utf-8") as rows:
-        yield from map(json.loads, rows)
-
-
-def _answer(family: str, row: dict[str, object], expected: tuple[str, ...]) -> Document:
+def _answer(family: str, row: dict[str, Any], expected: str, rng: random.Random) -> Document:
+    """As a user sees it: always with the logprobs (salad cannot be told without), half the time with the ids."""
     return Document(
         family=family,
-        expected=expected,
+        expected=tuple(expected.split()),
         source=f"vLLM on the CPU, demo model, {row['kind']}",
-        **{name: row[name] for name in ("text", "prompt", "finish_reason")},  # type: ignore[arg-type]
-        token_ids=tuple(row["token_ids"]),  # type: ignore[arg-type]
-        logprobs=tuple(row["logprobs"]),  # type: ignore[arg-type]
+        text=row["text"],
+        prompt=row["prompt"],
+        finish_reason=row["finish_reason"],
+        token_ids=tuple(row["token_ids"]) if rng.random() < 0.5 else None,
+        logprobs=tuple(row["logprobs"]),
     )
 
 
-def register_demo() -> None:
-    """The families of the demo model and its twins; each must have been asked for by generate_vllm.py."""
-    from benchmarks.detector.documents import DEGENERATE, LEGITIMATE
-
-    def family(name: str, kind: str, expected: tuple[str, ...], cut_only: bool) -> None:
-        def make(_rng: random.Random) -> Iterator[Document]:
-            for row in demo(kind):
-                if not cut_only or row["finish_reason"] == "length":
-                    yield _answer(name, row, expected)
-
-        (LEGITIMATE if expected == ("CLEAN",) else DEGENERATE)[name] = make
-
-    family("late-vllm-healthy", "healthy", ("CLEAN",), False)
-    family("late-vllm-noise", "noise", ("SALAD", "EXACT_LOOP", "NEAR_DUPLICATE", "RUNAWAY_NO_STOP"), True)
-    family("late-vllm-nan", "nan", ("NAN_COLLAPSE",), False)
-    family("late-vllm-random", "loops", ("SALAD", "EXACT_LOOP", "NEAR_DUPLICATE"), True)
-    family(
-        "late-vllm-missing-eos",
-        "missing-eos",
-        ("RUNAWAY_NO_STOP", "EXACT_LOOP", "NEAR_DUPLICATE", "COUNTER_LOOP"),
-        True,
-    )
+@legitimate_rows("late-vllm-healthy")
+def _(rng: random.Random) -> Iterator[Document]:
+    """Its answers that end by themselves; one that runs to the limit at a high temperature may truly be broken."""
+    for row in vllm_rows.rows("healthy"):
+        if row["finish_reason"] == "stop":
+            yield _answer("late-vllm-healthy", row, "CLEAN", rng)
 
 
-register_demo()
+@degenerate("late-vllm-nan")
+def _(rng: random.Random) -> Iterator[Document]:
+    for row in vllm_rows.rows("nan"):
+        yield _answer("late-vllm-nan", row, "NAN_COLLAPSE", rng)
+
+
+@degenerate("late-vllm-noise")
+def _(rng: random.Random) -> Iterator[Document]:
+    for row in vllm_rows.rows("noise"):
+        if row["finish_reason"] == "length":
+            yield _answer("late-vllm-noise", row, "SALAD EXACT_LOOP NEAR_DUPLICATE RUNAWAY_NO_STOP", rng)
+
+
+@degenerate("late-vllm-random-greedy")
+def _(rng: random.Random) -> Iterator[Document]:
+    for row in vllm_rows.rows("loops"):
+        if row["temperature"] == 0 and loop_of(row["token_ids"]):
+            yield _answer("late-vllm-random-greedy", row, "EXACT_LOOP SALAD", rng)
+
+
+@degenerate("late-vllm-random-sampled")
+def _(rng: random.Random) -> Iterator[Document]:
+    for row in vllm_rows.rows("loops"):
+        if row["temperature"] > 0:
+            yield _answer("late-vllm-random-sampled", row, "SALAD", rng)
+
+
+@degenerate("late-vllm-missing-eos")
+def _(rng: random.Random) -> Iterator[Document]:
+    for row in vllm_rows.rows("missing-eos"):
+        if row["finish_reason"] == "length":
+            yield _answer("late-vllm-missing-eos", row, "RUNAWAY_NO_STOP EXACT_LOOP NEAR_DUPLICATE COUNTER_LOOP", rng)

@@ -40,8 +40,16 @@ _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f
 _STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d", re.MULTILINE)
 
 
+_ROW = 64
+
+
 def shape_of(unit: str) -> Shape:
-    """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script."""
+    """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script.
+
+    A short unit is judged by a row of its copies, so that it does not matter where in it the first one begins.
+    """
+    if len(unit) < _ROW:
+        unit *= _ROW // max(len(unit), 1) + 1
     if set(unit) <= {"A", "\n"}:
         return Shape.ZEROS
     sample = _ENUMERATOR.sub("", unit[:2000])

@@ -98,6 +98,10 @@ class Stream:
         blocks = 8 * (self._hops & -self._hops)
         text = Text(self._turned_tail(blocks), self._seen)
         self._found = self._look(text, Ending.RUNNING)
+        if self._found is not None and self._found.start == text.begin:
+            # It fills what was looked at: look at all that is kept for where it begins.
+            text = Text(self._turned_tail(_BLOCKS), self._seen)
+            self._found = self._look(text, Ending.RUNNING) or self._found
         if self._found is not None and self._found.period:
             self._growth = Growth(self._found, text)
         if self._found is None and self._hops % WORD_HOPS == 0:

@@ -13,6 +13,7 @@ from itertools import islice
 from operator import itemgetter
 from string import ascii_letters
 from typing import Final
+from zlib import crc32
 
 NUMERAL: Final = "#"
 _LONGEST = 64  # characters of one token: what is longer comes in pieces, so that a cut text needs little kept back
@@ -77,10 +78,15 @@ def roman_of(token: str) -> int | None:
 
 @lru_cache(maxsize=8192)
 def mask_of(token: str) -> str:
-    """One character: NUMERAL, or one that stands for the token (two tokens share one about once in a million)."""
+    """One character: NUMERAL, or one that stands for the token (two words share one about once in a million).
+
+    By a checksum, not by hash(): the verdict must be the same in every process.
+    """
     if value_of(token) is not None or token.isdecimal():
         return NUMERAL
-    return chr(0x100 + hash(token) % 0xD000) if len(token) == 1 else chr(0xE000 + hash(token) % 0x102000)
+    if len(token) == 1:
+        return token if token != NUMERAL else "\ue000"
+    return chr(0x10000 + crc32(token.encode("utf-8", "surrogatepass")) % 0x100000)
 
 
 class Words:

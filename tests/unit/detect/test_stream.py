@@ -2,7 +2,7 @@
 
 import sys
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glm4_deploy.detect import Stream, Verdict, scan
@@ -27,6 +27,7 @@ def test_chunks_never_change_the_verdict(
 
 
 @settings(max_examples=60, deadline=None)
+@example("FALSE", "stop")  # a word that stands for no value, and whose rotations are words
 @given(st.text(st.characters(codec=None), min_size=1, max_size=200), FINISH)
 def test_a_planted_loop_is_found(unit: str, finish: str | None) -> None:
     found = scan("It began well. " + unit * (8200 // len(unit)), finish_reason=finish)
