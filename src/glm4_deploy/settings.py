@@ -56,6 +56,14 @@ def _flag_text(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
+def _split(value: object) -> object:
+    """`watch,gateway` on one line, as an environment variable or a flag gives it."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        return value
+    return tuple(dict.fromkeys(part.strip() for word in words for part in word.split(",") if part.strip()))
+
+
 EnvText = Annotated[Text, BeforeValidator(_env_text)]
 FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_text)]
 
@@ -96,6 +104,9 @@ class Settings(BaseModel):
         "unless-stopped", description="restart policy"
     )
     start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
+    extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
+        (), description="services beside the engine: names of templates/services"
+    )
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
     args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
 

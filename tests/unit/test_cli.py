@@ -166,7 +166,11 @@ def test_a_second_up_is_told_who_holds_the_lock(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
-    for name in ("render", "up", "down", "status", "logs", "smoke", "plan", "doctor", "diagnose", "detect"):
+    from glm4_deploy.cli.app import app
+
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert {"render", "up", "smoke", "plan", "detect"} <= names
+    for name in sorted(names - {"profiles", "version"}):  # these two have nothing to choose
         done = kit(name, "--help", cwd=tmp_path)
         assert done.returncode == 0, name
         assert "Example" in done.stdout, name

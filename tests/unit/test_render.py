@@ -9,11 +9,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import FileSystemLoader
+from typer.testing import CliRunner
 
 from glm4_deploy.catalog.profiles import profiles
+from glm4_deploy.cli.app import app
 from glm4_deploy.cli.options import make_deployment
-from glm4_deploy.errors import UsageError
-from glm4_deploy.render.compose import compose_file, scalar
+from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.files import write_text
+from glm4_deploy.render.compose import COMPOSE, compose_file, rendered, scalar
+from glm4_deploy.render.templates import environment
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "tests/data/model-card/compose.yaml"
@@ -146,3 +151,55 @@ def test_a_flag_that_contradicts_a_setting_is_refused() -> None:
 def test_the_mistaken_variable_is_told() -> None:
     warnings = make_deployment({}, sets=["env.TRITON_TXAS_PATH=/x"]).warnings
     assert any("TRITON_PTXAS_PATH" in warning for warning in warnings)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A template folder of the test's own, beside the kit's: it holds the extra `side` with a file and a volume."""
+    folder = tmp_path / "services"
+    (folder / "side").mkdir(parents=True)
+    (folder / "side.yaml.j2").write_text(
+        '{% set volumes = ["side-data"] %}\n'
+        "  side:\n    image: x\n    profiles: [side]\n    command: [{{ d.served_model_name | y }}]\n"
+        "    volumes: [./side/side.conf:/side.conf:ro, side-data:/data]\n"
+    )
+    (folder / "side/side.conf.j2").write_text("port {{ d.port }}\n")
+    loader = environment().loader
+    assert isinstance(loader, FileSystemLoader)
+    monkeypatch.setattr(loader, "searchpath", [*loader.searchpath, str(tmp_path)])
+    return tmp_path
+
+
+def test_an_extra_is_one_template_with_its_files_and_volumes(beside: Path, compose: list[str]) -> None:
+    plain = rendered(make_deployment({"profile": "cpu", "port": 9000}))
+    files = rendered(make_deployment({"profile": "cpu", "port": 9000, "extras": ["side"]}, sets=["project=p"]))
+    assert list(plain) == [COMPOSE]
+    assert files["side/side.conf"] == "port 9000\n"
+    for name, text in files.items():
+        write_text(beside / "out" / name, text)
+    done = subprocess.run(
+        [*compose, "-f", beside / "out" / COMPOSE, "--profile", "*", "config", "--format", "json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)
+    assert config["services"]["side"]["command"] == ["glm-4-9b-chat"]
+    assert set(config["volumes"]) == {"cache", "side-data"}
+
+
+def test_an_extra_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="'nosuch'"):
+        render(extras=["nosuch"])
+
+
+def test_render_writes_and_checks_the_files_beside(beside: Path) -> None:
+    out = beside / "deploy"
+    out.mkdir()
+    runner, words = CliRunner(), ["render", "--profile", "cpu", "--with", "side", "-o", str(out)]
+    assert runner.invoke(app, words).exit_code == 0
+    assert (out / COMPOSE).is_file()
+    assert runner.invoke(app, [*words, "--check"]).exit_code == 0
+    (out / "side/side.conf").write_text("changed\n")
+    drifted = runner.invoke(app, [*words, "--check"])
+    assert isinstance(drifted.exception, Judged)
+    assert "side.conf" in str(drifted.exception)

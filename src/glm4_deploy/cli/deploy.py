@@ -20,6 +20,7 @@ from glm4_deploy.cli.options import (
     ServedModelName,
     SetOptions,
     ShmSize,
+    With,
     make_deployment,
     profile_of_this_host,
 )
@@ -53,6 +54,7 @@ def up(
     kv_cache_dtype: KvCacheDtype = None,
     shm_size: ShmSize = None,
     image_tag: ImageTag = None,
+    extras: With = None,
     sets: SetOptions = None,
     config: Config = None,
     runner: Annotated[

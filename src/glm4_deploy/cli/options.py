@@ -22,6 +22,10 @@ MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests served at once. [
 KvCacheDtype = Annotated[str | None, typer.Option(help="auto, fp8, fp8_e4m3, fp8_e5m2 or bfloat16. [fp8]")]
 ShmSize = Annotated[str | None, typer.Option(help="Size of /dev/shm, for example 8gb.")]
 ImageTag = Annotated[str | None, typer.Option(help="Image tag. [26.01-py3]")]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="NAME,…", help="Services beside the engine (see docs/architecture.md)."),
+]
 SetOptions = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; may be given again."),

@@ -1,5 +1,6 @@
 """`glm4-deploy render` and `glm4-deploy profiles`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from glm4_deploy.cli.options import (
     ServedModelName,
     SetOptions,
     ShmSize,
+    With,
     make_deployment,
 )
 
@@ -41,9 +43,12 @@ def render(
     kv_cache_dtype: KvCacheDtype = None,
     shm_size: ShmSize = None,
     image_tag: ImageTag = None,
+    extras: With = None,
     sets: SetOptions = None,
     config: Config = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write here instead of to stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this file or directory instead of to stdout.")
+    ] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
 ) -> None:
@@ -52,38 +57,55 @@ def render(
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-    from glm4_deploy.render.compose import compose_file
+    from glm4_deploy.render.compose import COMPOSE, rendered
 
     deployment = make_deployment(flags, sets=sets or (), config=config)
-    text = compose_file(deployment)
+    files = rendered(deployment)
     for warning in deployment.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if diff is not None or check:
-        _compare(text, diff or output, check=check)
+        _compare(_placed(files, diff or output), check=check)
     elif output is not None:
         from glm4_deploy.files import write_text
 
-        write_text(output, text)
-        typer.echo(f"wrote {output}", err=True)
+        for path, text in _placed(files, output).items():
+            write_text(path, text)
+            typer.echo(f"wrote {path}", err=True)
     else:
-        typer.echo(text, nl=False)
+        typer.echo(files[COMPOSE], nl=False)
+        for name in list(files)[1:]:
+            typer.echo(f"the file above mounts ./{name}: -o DIRECTORY writes both", err=True)
 
 
 _NOT_SETTINGS = frozenset({"sets", "config", "output", "diff", "check"})
 
 
-def _compare(text: str, file: Path | None, *, check: bool) -> None:
+def _placed(files: Mapping[str, str], where: Path | None) -> dict[Path, str]:
+    """Where each file goes: the compose file to `where`, or into it; the others beside it."""
+    from glm4_deploy.errors import UsageError
+    from glm4_deploy.render.compose import COMPOSE
+
+    if where is None:
+        raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
+    main = where / COMPOSE if where.is_dir() else where
+    return {main if name == COMPOSE else main.parent / name: text for name, text in files.items()}
+
+
+def _compare(files: Mapping[Path, str], *, check: bool) -> None:
     import difflib
 
-    from glm4_deploy.errors import Judged, UsageError
+    from glm4_deploy.errors import Judged
     from glm4_deploy.files import read_text
 
-    if file is None:
-        raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
-    lines = list(difflib.unified_diff(_lines(read_text(file)), _lines(text), str(file), "rendered"))
-    typer.echo("".join(lines), nl=False)
-    if lines and check:
-        raise Judged(f"{file} has drifted from what these settings render", hint=f"render again with -o {file}")
+    drifted = []
+    for path, text in files.items():
+        lines = list(difflib.unified_diff(_lines(read_text(path)), _lines(text), str(path), "rendered"))
+        typer.echo("".join(lines), nl=False)
+        drifted += [path] if lines else []
+    if drifted and check:
+        first = next(iter(files))
+        shown = ", ".join(map(str, drifted))
+        raise Judged(f"{shown} has drifted from what these settings render", hint=f"render again with -o {first}")
 
 
 def _lines(text: str) -> list[str]:

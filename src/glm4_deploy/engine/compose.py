@@ -13,6 +13,8 @@ from typing import Any
 from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken
 
 MINIMUM = (2, 20)
+# Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
+EVERY_PROFILE = ("--profile", "*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Compose:
 
     def _argv(self, *words: str) -> tuple[str, ...]:
         files = [word for file in self.files for word in ("--file", str(file))]
-        return (*self.command, "--project-name", self.project, "--ansi", "never", *files, *words)
+        return (*self.command, "--project-name", self.project, "--ansi", "never", *EVERY_PROFILE, *files, *words)
 
     def _run(self, *words: str) -> str:
         argv = self._argv(*words)

@@ -21,7 +21,7 @@ from glm4_deploy.facts.enginelog import EngineFacts
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.deployment import Deployment
 from glm4_deploy.probe import Suite, Target, run_suite
-from glm4_deploy.render.compose import compose_file
+from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.result import Result, Status, verdict
 
 
@@ -57,9 +57,9 @@ def compose_runner(deployment: Deployment, overrides: tuple[Path, ...], director
             raise UsageError(f"no override file at {override}", hint="check the path given with --override")
     command = find_compose()
     connect()
-    rendered = directory / "compose.yaml"
-    write_text(rendered, compose_file(absolute(deployment)))
-    files = (rendered, *overrides)
+    for name, text in rendered(absolute(deployment)).items():
+        write_text(directory / name, text)
+    files = (directory / COMPOSE, *overrides)
     return ComposeRunner(
         compose=Compose(project=deployment.project, files=files, command=command), service=deployment.service
     )

@@ -72,6 +72,7 @@ class Deployment:
     reasons: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     memory: MemoryPlan | None
+    extras: tuple[str, ...] = ()
 
     @property
     def base_url(self) -> str:
@@ -138,6 +139,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         reasons=tuple(profile.reasons.items()),
         warnings=tuple(_warnings(settings, profile, fraction)),
         memory=fraction.plan,
+        extras=settings.extras,
     )
 
 
