@@ -1,7 +1,117 @@
-"""`glm4-deploy diagnose`."""
+"""`glm4-deploy diagnose`: what an engine's log says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from glm4_deploy.facts.enginelog import EngineFacts, LogFinding, LogReader
+
+STATE = Path(".glm4")
+# The keys of --json; `progress` is for people alone.
+FACTS = (
+    "version",
+    "engine",
+    "kernel",
+    "native_fp4",
+    "attention_backend",
+    "kv_cache_dtype",
+    "weights_gib",
+    "kv_cache_gib",
+    "kv_cache_tokens",
+    "max_concurrency",
+    "compile_s",
+    "graph_gib",
+    "ready_s",
+    "phase",
+)
+KEYS = ("id", "severity", "line", "cause", "fix", "source", "count")
+LAST_LINES = 5
+WIDTH = 400
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command()(diagnose)
+
+
+def diagnose(
+    file: Annotated[str | None, typer.Argument(help="A log file, or - for standard input.", show_default=False)] = None,
+    container: Annotated[str | None, typer.Option("--container", help="A container's name or id.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    state_dir: Annotated[Path, typer.Option("--state-dir", help="Where `up` kept its record.")] = STATE,
+) -> None:
+    """Read an engine's log: which path it took, how far it came, what went wrong and what to do, root cause first.
+
+    Without an argument: this deployment's engine if it runs, else the log of its last failed start. Any log of vLLM
+    0.9 or newer will do, with or without Docker's timestamps. Exit 0: no failure found. 1: one found. 2: no log.
+
+    Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
+    """
+    from glm4_deploy.errors import UsageError
+
+    if file is not None and container is not None:
+        raise UsageError("both a file and --container", hint="name one of them")
+    if file is None and container is None:
+        from glm4_deploy.engine.diagnose import diagnose_deployment
+
+        source, reader = diagnose_deployment(state_dir)
+    elif container is not None:
+        from glm4_deploy.engine.diagnose import diagnose_container
+
+        source, reader = diagnose_container(container)
+    else:
+        from glm4_deploy.facts.logfile import read_file
+
+        source, reader = read_file(file or "-")
+    if json_:
+        from glm4_deploy.report.wire import dumps
+
+        typer.echo(dumps(wire(reader)))
+    else:
+        typer.echo("\n".join(_text(source, reader)))
+    if any(row.severity in ("fatal", "error") for row in reader.findings):
+        raise typer.Exit(1)
+
+
+def wire(reader: "LogReader") -> dict[str, object]:
+    """The facts and, under `findings`, the findings: the JSON of this command."""
+    facts: dict[str, object] = {name: getattr(reader.facts, name) for name in FACTS}
+    return {**facts, "findings": [{key: getattr(row, key) for key in KEYS} for row in reader.findings]}
+
+
+def _text(source: str, reader: "LogReader") -> "list[str]":
+    facts, findings = reader.facts, reader.findings
+    rows = [f"read {source}: {reader.lines} lines" + (f", {reader.starts} starts" if reader.starts > 1 else "")]
+    rows += [f"{name:18} {_shown(facts, name)}" for name in FACTS]
+    for row in findings:
+        rows += ["", *_finding(row)]
+    bad = sum(row.severity in ("fatal", "error") for row in findings)
+    rows.append("")
+    if bad:
+        first = findings[0]
+        return [*rows, f"root cause: {first.id}: {first.cause}", f"do this:    {first.fix}"]
+    if facts.phase == "ready":
+        return [*rows, "no failure found; it came up"]
+    rows.append(f"no failure found, and it did not come up: the log ends in the phase `{facts.phase}`. Its last lines:")
+    return [*rows, *(f"  | {line[:WIDTH]}" for line in reader.tail(LAST_LINES))]
+
+
+def _shown(facts: "EngineFacts", name: str) -> str:
+    value = getattr(facts, name)
+    if name == "phase" and facts.progress:
+        return f"{value} ({facts.progress})"
+    return "not told" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _finding(row: "LogFinding") -> "list[str]":
+    seen = f"line {row.number}" if row.number else "container"
+    times = f", seen {row.count} times" if row.count > 1 else ""
+    return [
+        f"{row.severity:5} {row.id} ({seen}{times})",
+        f"  | {row.line[:WIDTH]}",
+        f"  cause:  {row.cause}",
+        f"  fix:    {row.fix}",
+        f"  source: {row.source}",
+    ]

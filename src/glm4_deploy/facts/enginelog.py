@@ -1,20 +1,25 @@
-"""A first reader of an engine's log: facts, phase, the last lines that matter."""
+"""An engine's log, read as it comes: what the engine is and did, how far it came, and what went wrong and why.
 
-import re
+Pure: it is fed lines or bytes and opens nothing. Memory does not grow with the log.
+"""
+
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from glm4_deploy.catalog.signatures import Signature, signatures
+from glm4_deploy.facts import enginefacts
+from glm4_deploy.facts.enginefacts import EngineFacts, Phase
+from glm4_deploy.facts.logline import Line, decode, parse, visible
+from glm4_deploy.facts.traceback import Raised, Tracebacks
 
-class Phase(StrEnum):
-    STARTING = "starting"
-    CONFIG = "config"
-    WEIGHTS = "weights"
-    COMPILE = "compile"
-    KV_CACHE = "kv_cache"
-    GRAPHS = "graphs"
-    ROUTES = "routes"
-    READY = "ready"
+__all__ = ["EngineFacts", "LogFinding", "LogReader", "Phase", "Severity"]
+
+TAIL_LINES = 200
+LONGEST_LINE = 64 * 1024
+LONGEST_QUOTE = 1000
+MOST_GENERIC = 10
 
 
 class Severity(StrEnum):
@@ -25,51 +30,202 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineFacts:
-    version: str | None = None
-    kernel: str | None = None
-    native_fp4: bool | None = None
-    kv_cache_dtype: str | None = None
-    kv_cache_tokens: int | None = None
-    phase: Phase = Phase.STARTING
-    progress: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
+    """line: as it stands in the log, without control characters. number: of that line, from 1. count: how often it
+    was seen. wrapper: it only reports that something else failed."""
+
     id: str
     severity: Severity
     line: str
     cause: str
     fix: str
+    source: str = ""
+    wrapper: bool = False
+    count: int = 1
+    number: int = 0
 
 
 class LogReader:
+    """Feed it every line; `facts` and `findings` are up to date after each.
+
+    A log may hold several starts (a container that restarts): the facts are those of the last one, the findings those
+    of all.
+    """
+
     def __init__(self) -> None:
         self.facts = EngineFacts()
-        self.findings: tuple[LogFinding, ...] = ()
-        self.fatal: LogFinding | None = None
-        self._tail: deque[str] = deque(maxlen=200)
+        self.starts = 0
+        self.lines = 0
+        self._findings: dict[str, LogFinding] = {}
+        self._tail: deque[str | bytes] = deque(maxlen=TAIL_LINES)
+        self._tracebacks = Tracebacks()
+        self._generic = 0
+        self._ended = False
+        self._forget_start()
+
+    def _forget_start(self) -> None:
+        self._size: float | None = None
+        self._clock: tuple[float, float] | None = None
+        self._stamp: tuple[float, float] | None = None
+
+    @property
+    def findings(self) -> tuple[LogFinding, ...]:
+        """Failures first in the order of their lines, then warnings, then information, at last the wrappers."""
+        return tuple(sorted(self._findings.values(), key=_rank))
+
+    @property
+    def fatal(self) -> LogFinding | None:
+        """The first finding after which the engine cannot come up or go on; causes before wrappers."""
+        return next((row for row in self.findings if row.severity is Severity.FATAL), None)
+
+    @property
+    def watching(self) -> bool:
+        """Whether every line matters now: a traceback is open, or the log has just begun."""
+        return self._tracebacks.any_open or self.lines < TAIL_LINES
 
     def feed(self, line: str) -> None:
-        self._tail.append(line)
-        for pattern, phase in PHASES:
-            if pattern in line:
-                self.facts = replace(self.facts, phase=phase)
-        if match := re.search(r"version (\d+\.\d+\S*)", line):
-            self.facts = replace(self.facts, version=match[1])
-        if match := re.search(r"GPU KV cache size: ([\d,]+)", line):
-            self.facts = replace(self.facts, kv_cache_tokens=int(match[1].replace(",", "")))
+        """One line; carriage returns (progress bars, CRLF) part it further."""
+        self.lines += 1
+        for part in line.split("\r"):
+            self._take(part)
 
     def tail(self, count: int) -> tuple[str, ...]:
-        return tuple(self._tail)[-count:]
+        """The last lines, at most 200."""
+        lines = list(self._tail)[-count:]
+        return tuple(line if isinstance(line, str) else visible(decode(line)).rstrip() for line in lines)
+
+    def skip(self, lines: Sequence[bytes]) -> None:
+        """Count lines that nothing can be read from."""
+        self.lines += len(lines)
+        self._tail.extend(lines[-TAIL_LINES:])
+
+    def _take(self, raw: str) -> None:
+        shown = visible(raw[:LONGEST_LINE]).rstrip()
+        if not shown:
+            return
+        self._tail.append(shown)
+        line = parse(shown)
+        self._begin(line)
+        self._time(line)
+        before = self.facts
+        self._learn(line.text)
+        if self.facts.phase is Phase.READY and before.phase is not Phase.READY:
+            self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
+        raised = self._tracebacks.feed((line.process, line.place), line.text)
+        if not self._match(line, shown) and raised is not None:
+            self._unknown(raised, line, shown)
+
+    def _begin(self, line: Line) -> None:
+        """A new start shows by its banner, once the one before went past its own."""
+        if not any(literal in line.text for literal in enginefacts.BOOT):
+            return
+        if self.starts and not self._ended and self.facts.phase in (Phase.STARTING, Phase.CONFIG):
+            return
+        if not self.starts and self.facts.phase is Phase.STARTING and not self._ended:
+            self.starts = 1
+            return
+        self.starts += 1
+        self._ended = False
+        self.facts = EngineFacts()
+        self._forget_start()
+
+    def _time(self, line: Line) -> None:
+        if line.clock is not None:
+            first, last = self._clock or (line.clock, line.clock)
+            self._clock = (first, line.clock if line.clock > last or first - line.clock > 15e6 else last)
+        if line.stamp is not None:
+            first, last = self._stamp or (line.stamp, line.stamp)
+            self._stamp = (first, max(last, line.stamp))
+
+    def _ready_seconds(self) -> float | None:
+        """By the engine's own clock, or by Docker's where the engine writes none."""
+        span = self._clock or self._stamp
+        if span is None or span[0] == span[1]:
+            return None
+        seconds = span[1] - span[0]
+        year = 366 * 86400.0
+        return round(seconds if seconds >= 0 else seconds + year, 1)
+
+    def _learn(self, text: str) -> None:
+        self.facts = enginefacts.learn(self.facts, text)
+        self._size = enginefacts.checkpoint_size(text) or self._size
+        seen = enginefacts.progress(text, self._size)
+        if seen is not None and seen[0] is self.facts.phase:
+            self.facts = replace(self.facts, progress=seen[1])
+
+    def _match(self, line: Line, shown: str) -> bool:
+        """Whether a signature knows this line."""
+        known = False
+        for row in signatures():
+            if any(literal in line.text for literal in row.has) and row.regex.search(line.text):
+                severity = _heard(row, line.level)
+                if severity is None:
+                    continue
+                known = True
+                self.add(_finding(row, severity, shown, self.lines))
+                if row.id == "not-native-fp4":
+                    self.facts = replace(self.facts, native_fp4=False)
+        return known
+
+    def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
+        """An exception that no signature knows: quoted, with the place that raised it."""
+        key = f"unknown-exception {raised.line[:200]}"
+        if key not in self._findings:
+            if self._generic >= MOST_GENERIC:
+                return
+            self._generic += 1
+        at = f"{raised.file}:{raised.number}" if raised.file else "a place that the log does not name"
+        self.add(
+            LogFinding(
+                id="unknown-exception",
+                severity=Severity.WARN if line.level in _QUIET else Severity.ERROR,
+                line=shown[:LONGEST_QUOTE],
+                cause=f"an exception that no signature knows, raised at {at}",
+                fix="read the lines around it; search vLLM's issues for its words and that file",
+                source=f"traceback, raised at {at}",
+                number=self.lines,
+            ),
+            key,
+        )
+
+    def add(self, finding: LogFinding, key: str = "") -> None:
+        """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays."""
+        self._ended |= finding.severity is Severity.FATAL
+        old = self._findings.get(key or finding.id)
+        if old is None or _GRAVITY[finding.severity] < _GRAVITY[old.severity]:
+            count = 1 if old is None else old.count + 1
+            self._findings[key or finding.id] = replace(finding, count=count)
+        else:
+            self._findings[key or finding.id] = replace(old, count=old.count + 1)
 
 
-PHASES = (
-    ("non-default args", Phase.CONFIG),
-    ("Starting to load model", Phase.WEIGHTS),
-    ("Loading weights took", Phase.COMPILE),
-    ("KV cache size", Phase.KV_CACHE),
-    ("Starting vLLM", Phase.ROUTES),
-    ("Application startup complete", Phase.READY),
-)
+_GRAVITY = {Severity.FATAL: 0, Severity.ERROR: 1, Severity.WARN: 2, Severity.INFO: 3}
+_QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
+
+
+def _rank(finding: LogFinding) -> tuple[bool, int, int]:
+    return finding.wrapper, max(_GRAVITY[finding.severity], 1), finding.number
+
+
+def _heard(row: Signature, level: str) -> Severity | None:
+    """How grave a match is on a line of that level; None: not to be believed (a logged prompt may quote anything)."""
+    severity = Severity(row.severity)
+    if severity in (Severity.FATAL, Severity.ERROR):
+        if level in ("DEBUG", "INFO"):
+            return None
+        if level == "WARNING":
+            return Severity.WARN
+    return severity
+
+
+def _finding(row: Signature, severity: Severity, shown: str, number: int) -> LogFinding:
+    return LogFinding(
+        id=row.id,
+        severity=severity,
+        line=shown[:LONGEST_QUOTE],
+        cause=row.cause,
+        fix=row.fix,
+        source=row.source,
+        wrapper=row.wrapper,
+        number=number,
+    )

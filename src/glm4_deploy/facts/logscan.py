@@ -1,0 +1,83 @@
+"""A whole log, of any size, through a LogReader: most of its lines are never looked at closely.
+
+A log of hundreds of megabytes says the same few things again and again, with other numbers. So every line is reduced
+to its shape (each digit a 0); a shape that holds no literal which any fact, phase or signature needs is remembered,
+and its lines are counted and passed over. That loses nothing: the literals are reduced in the same way.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from glm4_deploy.catalog.signatures import signatures
+from glm4_deploy.facts.enginefacts import literals
+from glm4_deploy.facts.enginelog import LONGEST_LINE, LogReader
+from glm4_deploy.facts.logline import ANSI, decode
+from glm4_deploy.facts.traceback import START
+
+COMMON = ("Error", "error", "ailed")
+MOST_SHAPES = 1 << 14
+MOST_BYTES = 1 << 20
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_ANSI = re.compile(ANSI.pattern.encode("ascii"))
+
+
+@cache
+def _needles() -> tuple[bytes, ...]:
+    """One of these is in the shape of every line that may matter. The common ones make most of the others needless."""
+    words = {START, *COMMON, *literals(), *(word for row in signatures() for word in row.has)}
+    shapes = {word.encode().translate(_DIGITS) for word in words}
+    return tuple(sorted(one for one in shapes if not any(other in one for other in shapes - {one})))
+
+
+def read(reader: LogReader, chunks: Iterable[bytes]) -> LogReader:
+    """Feed the reader a stream of bytes, cut anywhere. UTF-16 (a file that PowerShell wrote) becomes readable too."""
+    dull: set[bytes] = set()
+    for block in _blocks(chunks):
+        lines = block.split(b"\n")
+        shapes = block.translate(_DIGITS).split(b"\n")
+        new = set(shapes) - dull
+        telling = _telling(new)
+        dull |= new - telling
+        if not telling and not reader.watching:
+            reader.skip(lines)
+        else:
+            _look(reader, lines, shapes, telling)
+        if len(dull) > MOST_SHAPES or sum(map(len, new)) > MOST_BYTES:
+            dull.clear()
+    return reader
+
+
+def _telling(shapes: set[bytes]) -> set[bytes]:
+    text = b"\n".join(shapes)
+    found = [needle for needle in _needles() if needle in text]
+    return {shape for shape in shapes if any(needle in shape for needle in found)} if found else set()
+
+
+def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: set[bytes]) -> None:
+    """Line by line: those that may tell something, and all of them while a traceback is open."""
+    for line, shape in zip(lines, shapes, strict=True):
+        if shape in telling or reader.watching:
+            reader.feed(decode(line))
+        else:
+            reader.skip((line,))
+
+
+def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, the last newline taken off; a line beyond the limit is cut."""
+    rest = b""
+    for chunk in chunks:
+        block, newline, tail = _plain(chunk).rpartition(b"\n")
+        if newline:
+            yield rest + block
+            rest = tail
+        elif len(rest) < LONGEST_LINE:
+            rest += tail
+    if rest:
+        yield rest
+
+
+def _plain(chunk: bytes) -> bytes:
+    if b"\0" in chunk:
+        chunk = chunk.replace(b"\0", b"")
+    return _ANSI.sub(b"", chunk) if b"\x1b" in chunk else chunk
