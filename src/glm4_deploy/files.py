@@ -32,6 +32,23 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         ) from error
 
 
+def ensure_writable(path: Path) -> None:
+    """Whether `write_text` will find a place, asked before long work; nothing is left behind.
+
+    Raises:
+        StorageError: a directory, or one that is missing (and cannot be made) or not writable.
+    """
+    hint = "check the directory, its owner and free space"
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: it is a directory", hint="name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
 def read_text(path: Path) -> str:
     """The file's text.
 

@@ -47,8 +47,10 @@ def smoke(
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, for CI.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, for CI; - is stdout.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained page; - is stdout.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show every check and what it proves, and stop.")] = False,
 ) -> None:
     """Ask a running engine, and judge what it answers.
@@ -58,6 +60,7 @@ def smoke(
 
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """
+    from glm4_deploy.cli.outputs import Outputs
     from glm4_deploy.probe import Suite
     from glm4_deploy.report.terminal import print_checks
 
@@ -67,12 +70,12 @@ def smoke(
         print_checks((check.id, _suites(check.suites), check.seconds, check.proves) for check in CHECKS.values())
         return
     chosen = _choice(suite, [str(name) for name in Suite])
+    outputs = Outputs(json=json_, junit=junit, html=html, baseline=save_baseline)
+    outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, max_model_len)
     options = _options(slo, baseline)
     report = _run(target, Suite(chosen), options, tuple(only or ()), tuple(skip or ()), duration)
-    _write(report, json_, junit, html)
-    if save_baseline is not None:
-        _save(report, save_baseline)
+    outputs.write(report)
     raise typer.Exit(report.exit_code)
 
 
@@ -172,37 +175,6 @@ def _run(
                 on_result=live.ended,
             )
         )
-
-
-def _write(report: "Report", json_: Path | None, junit: Path | None, html: Path | None) -> None:
-    from glm4_deploy.files import write_text
-    from glm4_deploy.report.wire import dumps
-
-    if json_ is not None and str(json_) == "-":
-        typer.echo(dumps(report))
-    else:
-        from glm4_deploy.report.terminal import print_report
-
-        print_report(report)
-        if json_ is not None:
-            write_text(json_, dumps(report) + "\n")
-    if junit is not None:
-        from glm4_deploy.report.junit import to_junit
-
-        write_text(junit, to_junit(report))
-    if html is not None:
-        from glm4_deploy.report.html import to_html
-
-        write_text(html, to_html(report))
-
-
-def _save(report: "Report", path: Path) -> None:
-    from glm4_deploy.probe import baseline
-
-    if report.exit_code:
-        typer.echo(f"no baseline stored: this run is {report.verdict}; store one on a day when all is well", err=True)
-    else:
-        baseline.write(path, report)
 
 
 def _options(slo: Path | None, stored: Path | None) -> "Options":

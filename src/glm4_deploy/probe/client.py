@@ -92,6 +92,11 @@ class Client:
         auth = {"authorization": f"Bearer {key}"} if key else {}
         return await self._whole("GET", path, None, timeout_s, auth=auth)
 
+    async def post_as(self, path: str, body: dict[str, Any], key: str | None) -> Reply:
+        """POST with another key than the configured one, or with none."""
+        auth = {"authorization": f"Bearer {key}"} if key else {}
+        return await self._whole("POST", path, body, self.timeout_s, auth=auth)
+
     async def ask_whole(self, path: str, body: dict[str, Any], *, limit_s: float) -> Answer:
         """A chat completion that is not streamed."""
         reply = await self._whole("POST", path, body, limit_s, auth=self._auth)
@@ -160,7 +165,8 @@ class Client:
         except TimeoutError as error:
             raise raw.timed_out() from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Trouble(Kind.UNREACHABLE, f"{self.root}: {shorten(str(error)) or 'no connection'}") from error
+            kind = Kind.TLS if "SSL:" in str(error) else Kind.UNREACHABLE
+            raise Trouble(kind, f"{self.root}: {shorten(str(error)) or 'no connection'}") from error
         except httpx.RemoteProtocolError as error:
             raise Trouble(Kind.TRUNCATED if raw.chunks else Kind.RESET, shorten(str(error))) from error
         except httpx.DecodingError as error:

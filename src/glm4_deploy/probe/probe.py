@@ -25,13 +25,14 @@ GREEDY: Mapping[str, Any] = {"temperature": 0}
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """What the server has told of itself. None: not asked yet, or it does not say."""
+    """What the server has told of itself. None: not asked yet, or it does not say. started: epoch seconds."""
 
     model: str | None = None
     max_model_len: int | None = None
     version: str | None = None
     owned_by: str | None = None
     path: str | None = None
+    started: float | None = None
     extras: bool = True
 
     @property

@@ -53,7 +53,7 @@ async def run_suite(
     report = Report(
         suite=suite,
         base_url=target.root,
-        model=run.probe.served.model or target.model,
+        model=run.probe.served.model,
         started=begun.isoformat(timespec="seconds"),
         seconds=time.perf_counter() - clock,
         results=results,
@@ -115,7 +115,7 @@ class _Run:
         self.on_result = on_result
         self.results: list[Result] = []
         self.failed: dict[str, str] = {}  # check: the check at the root of it
-        self.hung: str | None = None
+        self.over: str | None = None  # why nothing more is asked
         self.error: DeployError | None = None
 
     async def one(self, entry: Check) -> None:
@@ -124,8 +124,8 @@ class _Run:
             self.on_start(entry.id)
         start = time.perf_counter()
         blocked = [self.failed[need] for need in entry.needs if need in self.failed]
-        if self.hung:
-            result = skipped(f"the engine hung in {self.hung}")
+        if self.over:
+            result = skipped(self.over)
         elif blocked:
             result = skipped(f"needs {blocked[0]}, which did not pass")
         else:
@@ -147,6 +147,8 @@ class _Run:
         except Trouble as trouble:
             if trouble.kind in {Kind.HANG, Kind.SLOW}:
                 return await self._stuck(entry, trouble)
+            if trouble.kind in {Kind.RESET, Kind.TRUNCATED, Kind.UNREACHABLE} and await self._gone():
+                self.over = f"the engine went away in {entry.id}: nothing answers any more"
             return _failed(trouble)
         except Refused as refused:
             return fail(str(refused), "HTTP 200", remedy="read the engine's log at this moment")
@@ -169,9 +171,17 @@ class _Run:
                 "try again when the load is gone, or raise --timeout",
             )
         if trouble.kind is Kind.HANG:
-            self.hung = entry.id
+            self.over = f"the engine hung in {entry.id}"
         still = f"; its token counter stood still for {watched_s:.3g} s" if None not in tokens else ""
         return _failed(trouble, still)
+
+    async def _gone(self) -> bool:
+        """Whether nothing answers any more: one connection may be cut for its own reasons."""
+        try:
+            await self.probe.client.get("/health")
+        except Trouble as trouble:
+            return trouble.kind in {Kind.RESET, Kind.UNREACHABLE}
+        return False
 
     def exit_code(self) -> int:
         """0 only for a pass; what could not be judged is no pass (docs/smoke.md, "Exit codes")."""

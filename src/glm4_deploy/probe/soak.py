@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from glm4_deploy.errors import Unreachable
+from glm4_deploy.probe.coverage import NOT_TOLD, STARTED, covered
 from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.registry import CHECKS
 from glm4_deploy.probe.run import run_suite
 from glm4_deploy.probe.target import Target
 from glm4_deploy.result import Result, Status, verdict
@@ -26,7 +28,7 @@ class Tally:
     first: str = ""
 
     def add(self, result: Result, number: int, after_s: float) -> None:
-        self.rounds += 1
+        self.rounds += result.status is not Status.SKIPPED
         self.bad += result.status in {Status.FAIL, Status.UNKNOWN}
         if self.worst is None or WORST.index(result.status) < WORST.index(self.worst.status):
             self.worst = result
@@ -65,6 +67,7 @@ async def soak(
     degenerate: list[Sample] = []
     number = 0
     report: Report | None = None
+    starts: set[str] = set()
     while report is None or (time.monotonic() - begin < seconds and report.exit_code != Unreachable.exit_code):
         try:
             latest = await run_suite(
@@ -81,13 +84,23 @@ async def soak(
                 raise
             break
         number += 1
-        for result in latest.results:
+        starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_TOLD}
+        for result in (*latest.results, *_restarts(starts)):
             tallies.setdefault(result.check, Tally()).add(result, number, time.monotonic() - begin)
         degenerate += [sample for sample in latest.samples if sample.finding and sample.finding.degenerate]
         report = _merge(report, latest, tallies, degenerate[:KEPT], time.monotonic() - begin)
         if on_round:
             on_round(number, report.seconds, report.verdict)
     return replace(report, covered=f"{number} rounds in {clock(report.seconds)}. {report.covered}")
+
+
+def _restarts(starts: set[str]) -> tuple[Result, ...]:
+    """An engine that Docker restarts answers soundly again a minute later: only its start tells."""
+    if len(starts) < 2:
+        return ()
+    remedy = "read the log of the engine's last life: `docker logs`, and `glm4-deploy diagnose`"
+    seen = f"the engine started {len(starts)} times: {', '.join(sorted(starts))}"
+    return (Result(check="restarts", status=Status.FAIL, observed=seen, expected="one start", remedy=remedy),)
 
 
 def _merge(
@@ -102,6 +115,7 @@ def _merge(
         results=results,
         verdict=verdict(results),
         exit_code=max(latest.exit_code, before.exit_code if before else 0),
+        covered=covered(results, CHECKS),
         samples=(*degenerate, *(sample for sample in latest.samples if sample not in degenerate)),
     )
 

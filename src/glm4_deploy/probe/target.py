@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from glm4_deploy.errors import UsageError
 
+API_PATHS = ("/completions", "/models", "/health", "/metrics")
+
 
 class Secret(Protocol):
     """pydantic's SecretStr, or anything that hides its value the same way."""
@@ -51,6 +53,8 @@ class Target:
             raise UsageError("the base URL carries a user name or a password", hint="give a key with --api-key-file")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise UsageError(f"base URL {url[:80]!r} is not an http(s) address", hint=hint)
+        if parts.path.endswith(API_PATHS):
+            raise UsageError(f"base URL {url[:80]!r} is one address of the API", hint="leave off what follows the port")
         return url
 
     @property

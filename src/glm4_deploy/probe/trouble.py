@@ -6,6 +6,7 @@ from enum import StrEnum
 class Kind(StrEnum):
     UNREACHABLE = "unreachable"
     RESET = "reset"
+    TLS = "tls"
     HANG = "hang"
     SLOW = "slow"
     TRUNCATED = "truncated"
@@ -18,6 +19,7 @@ class Kind(StrEnum):
 
 REMEDY = {
     Kind.UNREACHABLE: "start the engine, or give its address with --base-url; `glm4-deploy status` shows what runs",
+    Kind.TLS: "give http:// where the server speaks no TLS; name a private authority with SSL_CERT_FILE",
     Kind.RESET: "read the engine's log: it died or a proxy cut the connection",
     Kind.HANG: "read the engine's log; restart it if its token counter stands still",
     Kind.SLOW: "look for other load on the engine; raise --timeout if this machine is known to be slow",

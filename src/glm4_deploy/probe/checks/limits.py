@@ -6,7 +6,7 @@ from glm4_deploy.probe.probe import CHAT, Probe
 from glm4_deploy.probe.registry import QUICK, Stage, check
 from glm4_deploy.probe.trouble import Refused
 from glm4_deploy.probe.words import shorten
-from glm4_deploy.result import Result
+from glm4_deploy.result import Result, Status
 
 CUT = 8
 NO_LENGTH = "the server does not tell its context length: give it with --max-model-len"
@@ -56,7 +56,10 @@ async def overflow(probe: Probe) -> Result:
 async def max_tokens_limit(probe: Probe) -> Result:
     if probe.room is None:
         return skipped(NO_LENGTH)
-    return await _refused(probe, list(named("add").messages), probe.room + 1, f"max_tokens {probe.room + 1}")
+    result = await _refused(probe, list(named("add").messages), probe.room + 1, f"max_tokens {probe.room + 1}")
+    if result.status is Status.WARN:  # llama.cpp, Ollama: generation merely ends where the context does
+        return skipped("this server takes any max_tokens and ends where its context does")
+    return result
 
 
 async def _refused(probe: Probe, messages: list[dict[str, str]], tokens: int, what: str) -> Result:

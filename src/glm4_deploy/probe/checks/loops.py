@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm4_deploy.probe.canaries import Canary, family
-from glm4_deploy.probe.outcome import fail, ok
+from glm4_deploy.probe.outcome import fail, ok, warn
 from glm4_deploy.probe.probe import GREEDY, SAMPLED, Probe
 from glm4_deploy.probe.registry import FULL, GATE, SOAK, Stage, check
 from glm4_deploy.probe.together import together
@@ -16,6 +16,9 @@ LOOP = (
     "do not serve it as it is: check the end tokens and the chat template first, then the checkpoint and the NVFP4 "
     "kernel; `glm4-deploy detect --help` explains the finding"
 )
+
+SHORT = 32  # tokens: a story of four hundred words has ten times as many
+TERSE = "a story was asked for: read the answer; an end token that comes at once is damage too"
 
 
 @check(
@@ -63,7 +66,12 @@ async def _free_texts(probe: Probe, tokens: int, ways: list[Mapping[str, Any]]) 
     if bad:
         words = f"{len(bad)} of {len(samples)} texts: {fault_of(bad[0])}"
         return fail(words, expected, ("prompt", bad[0].prompt), ("answer", bad[0].answer), remedy=LOOP)
-    return ok(f"{len(samples)} texts of {min(lengths)} to {max(lengths)} tokens, no loop found", expected)
+    seen = f"{len(samples)} texts of {min(lengths)} to {max(lengths)} tokens, no loop found"
+    if min(lengths) < SHORT:
+        shortest = min(samples, key=lambda sample: len(sample.answer))
+        evidence = (("prompt", shortest.prompt), ("answer", shortest.answer))
+        return warn(f"{seen}: too short to show one: {quote(shortest.answer)}", expected, *evidence, remedy=TERSE)
+    return ok(seen, expected)
 
 
 async def _one(probe: Probe, canary: Canary, tokens: int, way: Mapping[str, Any]) -> Sample:

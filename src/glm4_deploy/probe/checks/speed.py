@@ -1,5 +1,6 @@
 """Speed as a user feels it: time to first token, time per token, tokens per second; a verdict only against an SLO."""
 
+import math
 import time
 
 from glm4_deploy.probe.answer import Answer
@@ -7,7 +8,7 @@ from glm4_deploy.probe.canaries import named
 from glm4_deploy.probe.outcome import fail, ok, unknown
 from glm4_deploy.probe.probe import SAMPLED, Probe
 from glm4_deploy.probe.registry import QUICK, SOAK, Stage, check
-from glm4_deploy.probe.slo import Slo
+from glm4_deploy.probe.slo import Goodput, Slo
 from glm4_deploy.probe.stats import milliseconds, percentile
 from glm4_deploy.probe.together import together
 from glm4_deploy.result import Result
@@ -46,6 +47,8 @@ async def speed(probe: Probe) -> Result:
     slo = probe.options.slo
     if slo is None:
         return ok(seen, "no SLO given")
+    if slo.goodput is not None:
+        seen += f", goodput {_good(slo.goodput, timings)} of {len(timings)}"
     broken = _broken(slo, timings, ttft, tpot, tokens / seconds)
     if broken:
         remedy = "compare with `glm4-deploy bench`; look for other load, and for the kernel named in the engine's log"
@@ -63,6 +66,14 @@ def _spread(values: list[float]) -> str:
     return f"p50 {shown[0]} p95 {shown[1]} p99 {shown[2]}"
 
 
+def _good(limits: Goodput, timings: list[Timing]) -> int:
+    """How many answers kept both limits; one without a token kept none."""
+    return sum(
+        (timing.ttft or math.inf) * 1000 <= limits.ttft_ms and (timing.tpot or 0) * 1000 <= limits.tpot_ms
+        for timing in timings
+    )
+
+
 def _broken(slo: Slo, timings: list[Timing], ttft: list[float], tpot: list[float], rate: float) -> list[str]:
     """Each limit that is not kept, with the value seen."""
     found = []
@@ -75,10 +86,7 @@ def _broken(slo: Slo, timings: list[Timing], ttft: list[float], tpot: list[float
     if slo.output_tokens_per_s is not None and rate < slo.output_tokens_per_s:
         found.append(f"{rate:.1f} tokens/s (limit {slo.output_tokens_per_s:g})")
     if slo.goodput is not None:
-        good = sum(
-            (timing.ttft or 1e9) * 1000 <= slo.goodput.ttft_ms and (timing.tpot or 0) * 1000 <= slo.goodput.tpot_ms
-            for timing in timings
-        )
+        good = _good(slo.goodput, timings)
         if good < slo.goodput.share * len(timings):
             found.append(f"goodput {good} of {len(timings)} (limit {slo.goodput.share:.0%})")
     return found

@@ -2,7 +2,7 @@
 
 import re
 
-from glm4_deploy.probe.canaries import family, named
+from glm4_deploy.probe.canaries import Canary, family, named
 from glm4_deploy.probe.outcome import fail, ok, skipped
 from glm4_deploy.probe.probe import Probe
 from glm4_deploy.probe.registry import QUICK, SOAK, Stage, check
@@ -20,6 +20,8 @@ EOS = (
     "the engine does not know the model's end tokens: eos_token_id in generation_config.json must be "
     "[151329, 151336, 151338] for GLM-4; `glm4-deploy checkpoint` checks and mends it"
 )
+
+SENSELESS = "the answer is wrong too: see `numbers` and `arithmetic` first, then the end tokens (eos_token_id)"
 
 
 @check(
@@ -39,8 +41,15 @@ async def stops(probe: Probe) -> Result:
             return fail(seen, "no template token in any answer", ("answer", answer.text), remedy=EOS)
         if answer.finish_reason != "stop":
             seen = f"{canary.id}: {answer.timing.tokens} tokens, then {answer.finish_reason}: {quote(answer.text)}"
-            return fail(seen, "a short answer that ends by itself", ("answer", answer.text), remedy=EOS)
+            # A right answer that goes on is what missing end tokens look like ("42", then "6 乘以 …").
+            remedy = EOS if _begins_right(canary, answer.text) else SENSELESS
+            return fail(seen, "a short answer that ends by itself", ("answer", answer.text), remedy=remedy)
     return await _run_past(probe)
+
+
+def _begins_right(canary: Canary, text: str) -> bool:
+    head = text[:40].casefold()
+    return any(want.casefold() in head for want in canary.contains)
 
 
 async def _run_past(probe: Probe) -> Result:
