@@ -28,6 +28,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1024)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -68,6 +70,21 @@ EnvText = Annotated[Text, BeforeValidator(_env_text)]
 FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_text)]
 
 
+class Kubernetes(BaseModel):
+    """Wishes that only the targets `kubernetes` and `helm-values` have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    namespace: DnsName = Field("default", description="namespace of every object")
+    model_claim: DnsName | None = Field(None, description="claim that holds the model; empty: model_dir of the node")
+    storage_class: DnsName | None = Field(None, description="storage class of the cache; empty: the cluster's default")
+    cache_size: Quantity = Field("20Gi", description="claim for compiled kernels")
+    api_key_secret: DnsName | None = Field(None, description="Secret whose entry `api-key` is the engine's key")
+    max_replicas: int | None = Field(None, ge=2, le=1024, description="KEDA adds engines up to here; empty: no KEDA")
+    prometheus_url: Text = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
+    kit_image: Text = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
+
+
 class Settings(BaseModel):
     """Every wish with its unit and range. Unknown keys are refused."""
 
@@ -97,6 +114,7 @@ class Settings(BaseModel):
         "auto", description="fraction of the GPU's memory, above 0 and at most 1, or auto: solved by the planner"
     )
     tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split over")
+    data_parallel_size: int = Field(1, ge=1, le=64, description="copies of the model that one engine runs, a GPU each")
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
     shm_size: Size = Field("8gb", description="size of /dev/shm, a ceiling")
     ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
@@ -109,6 +127,10 @@ class Settings(BaseModel):
     )
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
     args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
+    replicas: int = Field(1, ge=1, le=1024, description="engines, each on its own GPUs")
+    kubernetes: Kubernetes = Field(
+        default_factory=lambda: Kubernetes.model_validate({}), description="for the Kubernetes targets alone"
+    )
 
 
 def load_settings(
@@ -208,8 +230,12 @@ def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
             layer.setdefault("env", {})[name] = text
         elif group == "args":
             layer.setdefault("args", {})[name.removeprefix("--").replace("_", "-")] = _flag_scalar(text)
+        elif group == "kubernetes":
+            layer.setdefault("kubernetes", {})[name.replace("-", "_")] = _scalar(text)
         else:
-            raise UsageError(f"--set {key!r}: unknown group {group!r}", hint="use env.NAME=… or args.FLAG=…")
+            raise UsageError(
+                f"--set {key!r}: unknown group {group!r}", hint="use env.NAME=…, args.FLAG=… or kubernetes.KEY=…"
+            )
     return layer
 
 
@@ -242,7 +268,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     first = error.errors(include_url=False, include_context=False)[0]
     path = [str(part) for part in first["loc"]]
     key = path[0] if path else "settings"
-    dotted = ".".join([key, *path[1:2]]) if key in ("env", "args") else key
+    dotted = ".".join([key, *path[1:2]]) if key in ("env", "args", "kubernetes") else key
     field = Settings.model_fields.get(key)
     meaning = f"{key}: {field.description}" if field and field.description else ""
     where, value = origin.get(key, "settings"), str(first["input"])[:60]

@@ -9,6 +9,7 @@ import typer
 from glm4_deploy.cli.options import (
     Bind,
     Config,
+    DataParallelSize,
     GpuMemoryUtilization,
     ImageTag,
     KvCacheDtype,
@@ -20,6 +21,7 @@ from glm4_deploy.cli.options import (
     ServedModelName,
     SetOptions,
     ShmSize,
+    TensorParallelSize,
     With,
     make_deployment,
     profile_of_this_host,
@@ -55,6 +57,8 @@ def up(
     shm_size: ShmSize = None,
     image_tag: ImageTag = None,
     extras: With = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    data_parallel_size: DataParallelSize = None,
     sets: SetOptions = None,
     config: Config = None,
     runner: Annotated[

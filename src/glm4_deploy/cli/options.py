@@ -1,13 +1,16 @@
 """The options that render and up share, and the one way from options to a deployment."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from glm4_deploy.catalog.profiles import Profile
     from glm4_deploy.plan.deployment import Deployment
+    from glm4_deploy.settings import Settings
 
 ProfileName = Annotated[str | None, typer.Option("--profile", help="Host profile (see `glm4-deploy profiles`).")]
 Port = Annotated[int | None, typer.Option(help="Host port. [profile: 8080]")]
@@ -22,6 +25,9 @@ MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests served at once. [
 KvCacheDtype = Annotated[str | None, typer.Option(help="auto, fp8, fp8_e4m3, fp8_e5m2 or bfloat16. [fp8]")]
 ShmSize = Annotated[str | None, typer.Option(help="Size of /dev/shm, for example 8gb.")]
 ImageTag = Annotated[str | None, typer.Option(help="Image tag. [26.01-py3]")]
+TensorParallelSize = Annotated[int | None, typer.Option(help="GPUs that one engine is split over: 1, 2 or 4. [1]")]
+DataParallelSize = Annotated[int | None, typer.Option(help="Copies of the model in one engine, a GPU each. [1]")]
+Replicas = Annotated[int | None, typer.Option(help="Engines, each on its own GPUs. [1]")]
 With = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="NAME,…", help="Services beside the engine (see docs/architecture.md)."),
@@ -40,6 +46,26 @@ def make_deployment(
     config: Path | None = None,
     default_profile: Callable[[], str] = lambda: "seed",
 ) -> "Deployment":
+    """Options → settings → plan; see `make_wish`."""
+    return make_wish(flags, sets=sets, config=config, default_profile=default_profile).deployment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What was asked for, the profile that it was laid over, and the plan that came of it."""
+
+    settings: "Settings"
+    profile: "Profile"
+    deployment: "Deployment"
+
+
+def make_wish(
+    flags: Mapping[str, Any],
+    *,
+    sets: Iterable[str] = (),
+    config: Path | None = None,
+    default_profile: Callable[[], str] = lambda: "seed",
+) -> Wish:
     """Options → settings → plan.
 
     Raises:
@@ -50,7 +76,8 @@ def make_deployment(
     from glm4_deploy.settings import load_settings
 
     settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
-    return deploy(settings, profile, choose_fraction(settings, profile))
+    deployment = deploy(settings, profile, choose_fraction(settings, profile))
+    return Wish(settings=settings, profile=profile, deployment=deployment)
 
 
 def profile_of_this_host() -> str:

@@ -9,6 +9,7 @@ import typer
 from glm4_deploy.cli.options import (
     Bind,
     Config,
+    DataParallelSize,
     GpuMemoryUtilization,
     ImageTag,
     KvCacheDtype,
@@ -17,11 +18,13 @@ from glm4_deploy.cli.options import (
     ModelDir,
     Port,
     ProfileName,
+    Replicas,
     ServedModelName,
     SetOptions,
     ShmSize,
+    TensorParallelSize,
     With,
-    make_deployment,
+    make_wish,
 )
 
 
@@ -44,6 +47,10 @@ def render(
     shm_size: ShmSize = None,
     image_tag: ImageTag = None,
     extras: With = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    data_parallel_size: DataParallelSize = None,
+    replicas: Replicas = None,
+    target: Annotated[str, typer.Option(help="compose, kubernetes, helm-values or quadlet.")] = "compose",
     sets: SetOptions = None,
     config: Config = None,
     output: Annotated[
@@ -52,16 +59,16 @@ def render(
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
 ) -> None:
-    """Print the Compose file: same input, same bytes. It runs without this tool.
+    """Print the Compose file (or another target's): same input, same bytes. It runs without this tool.
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-    from glm4_deploy.render.compose import COMPOSE, rendered
+    from glm4_deploy.render.targets import render_target
 
-    deployment = make_deployment(flags, sets=sets or (), config=config)
-    files = rendered(deployment)
-    for warning in deployment.warnings:
+    wish = make_wish(flags, sets=sets or (), config=config)
+    files = render_target(target, wish.deployment, wish.settings, wish.profile)
+    for warning in wish.deployment.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if diff is not None or check:
         _compare(_placed(files, diff or output), check=check)
@@ -72,23 +79,24 @@ def render(
             write_text(path, text)
             typer.echo(f"wrote {path}", err=True)
     else:
-        typer.echo(files[COMPOSE], nl=False)
-        for name in list(files)[1:]:
-            typer.echo(f"the file above mounts ./{name}: -o DIRECTORY writes both", err=True)
+        main, *others = files
+        typer.echo(files[main], nl=False)
+        for name in others:
+            typer.echo(f"{name} belongs beside {main}: -o DIRECTORY writes both", err=True)
 
 
-_NOT_SETTINGS = frozenset({"sets", "config", "output", "diff", "check"})
+_NOT_SETTINGS = frozenset({"target", "sets", "config", "output", "diff", "check"})
 
 
 def _placed(files: Mapping[str, str], where: Path | None) -> dict[Path, str]:
-    """Where each file goes: the compose file to `where`, or into it; the others beside it."""
+    """Where each file goes: the first to `where`, or into it; the others beside it."""
     from glm4_deploy.errors import UsageError
-    from glm4_deploy.render.compose import COMPOSE
 
     if where is None:
         raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
-    main = where / COMPOSE if where.is_dir() else where
-    return {main if name == COMPOSE else main.parent / name: text for name, text in files.items()}
+    first = next(iter(files))
+    main = where / first if where.is_dir() else where
+    return {main if name == first else main.parent / name: text for name, text in files.items()}
 
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:

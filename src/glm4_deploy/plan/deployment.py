@@ -38,6 +38,11 @@ class Flag:
     value: str | None
     note: str = ""
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """As the engine's command line has it."""
+        return (f"--{self.name}",) if self.value is None else (f"--{self.name}", self.value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
@@ -85,13 +90,7 @@ class Deployment:
     @property
     def argv(self) -> tuple[str, ...]:
         """The engine's command line inside the container."""
-        return (*self.program, *(word for flag in self.flags for word in _words(flag)))
-
-
-def _words(flag: Flag) -> Iterator[str]:
-    yield f"--{flag.name}"
-    if flag.value is not None:
-        yield flag.value
+        return (*self.program, *(word for flag in self.flags for word in flag.words))
 
 
 def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployment:
@@ -128,7 +127,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         max_model_len=settings.max_model_len,
         ipc_host=settings.ipc == "host",
         shm_size=settings.shm_size,
-        gpus=settings.tensor_parallel_size if profile.engine == "nvcr" else 0,
+        gpus=settings.tensor_parallel_size * settings.data_parallel_size if profile.engine == "nvcr" else 0,
         hardened=profile.name != "seed",
         read_only=profile.engine == "cpu",
         restart=settings.restart,
@@ -183,6 +182,8 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
         flags.append(Flag(name="max-num-batched-tokens", value=str(settings.max_num_batched_tokens)))
     if settings.tensor_parallel_size > 1:
         flags.append(Flag(name="tensor-parallel-size", value=str(settings.tensor_parallel_size)))
+    if settings.data_parallel_size > 1:
+        flags.append(Flag(name="data-parallel-size", value=str(settings.data_parallel_size)))
     if settings.enforce_eager:
         flags.append(Flag(name="enforce-eager", value=None, note=reasons.get("enforce_eager", "")))
     named = {flag.name: flag for flag in flags}

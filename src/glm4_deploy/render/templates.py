@@ -37,3 +37,11 @@ def environment() -> Environment:
     )
     made.filters["y"] = scalar
     return made
+
+
+def source(name: str) -> str:
+    """A template's own text, not rendered."""
+    made = environment()
+    if made.loader is None:
+        raise FileNotFoundError(name)
+    return made.loader.get_source(made, name)[0]

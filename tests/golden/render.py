@@ -1,0 +1,44 @@
+"""The golden files of the targets other than Compose, and the wishes that they are rendered from.
+
+python -m tests.golden.render        # write them anew (make compose)
+"""
+
+from pathlib import Path
+
+from glm4_deploy.plan.deployment import deploy
+from glm4_deploy.plan.fraction import choose_fraction
+from glm4_deploy.render.targets import render_target
+from glm4_deploy.settings import load_settings
+
+HERE = Path(__file__).parent
+SHARED = ("replicas=3", "kubernetes.api_key_secret=glm4-key", "kubernetes.model_claim=models")
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "kubernetes-b200": ("kubernetes", ("profile=b200",)),
+    "kubernetes-three": (
+        "kubernetes",
+        ("profile=b200", "kubernetes.namespace=llm", "kubernetes.max_replicas=6", *SHARED),
+    ),
+    "helm-values-b200": ("helm-values", ("profile=b200",)),
+    "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),
+    "quadlet-gb10": ("quadlet", ("profile=gb10",)),
+    "quadlet-cpu": ("quadlet", ("profile=cpu", "bind=::1", "env.NOTE=50% of $HOME")),
+}
+
+
+def render_case(name: str) -> dict[Path, str]:
+    """Path → text of one case."""
+    target, sets = CASES[name]
+    settings, profile = load_settings(environ={}, sets=sets)
+    deployment = deploy(settings, profile, choose_fraction(settings, profile))
+    return {HERE / name / file: text for file, text in render_target(target, deployment, settings, profile).items()}
+
+
+def main() -> None:
+    for name in CASES:
+        for path, text in render_case(name).items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

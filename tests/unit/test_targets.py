@@ -1,0 +1,154 @@
+"""Kubernetes, the chart's values and Quadlet: golden, parsed again, and checked by what the field checks them with."""
+
+import http.server
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.deployment import deploy
+from glm4_deploy.plan.fraction import choose_fraction
+from glm4_deploy.render.targets import TARGETS, render_target, unit_word
+from glm4_deploy.settings import load_settings
+from golden.render import CASES, HERE, render_case
+
+ROOT = Path(__file__).parents[2]
+LIVENESS = ROOT / "templates/targets/liveness.py"
+
+
+def files(target: str, *sets: str) -> dict[str, str]:
+    settings, profile = load_settings(environ={}, sets=sets)
+    return dict(render_target(target, deploy(settings, profile, choose_fraction(settings, profile)), settings, profile))
+
+
+def objects(text: str) -> dict[str, Any]:
+    return {item["kind"]: item for item in yaml.safe_load_all(text)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_files_have_not_drifted(name: str) -> None:
+    made = render_case(name)
+    assert made == {path: path.read_text() for path in (HERE / name).iterdir()}, "run `make compose`"
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.35", "1.37"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("kubernetes")])
+def test_kubernetes_accepts_each_object(name: str, version: str) -> None:
+    for text in render_case(name).values():
+        for item in yaml.safe_load_all(text):
+            if item["kind"] != "ScaledObject":  # KEDA's own kind: no schema of it is to be had here
+                kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_kubernetes_runs_the_same_words_as_compose_and_keeps_the_entrypoint() -> None:
+    service = next(iter(yaml.safe_load(files("compose", "profile=b200")["compose.yaml"])["services"].values()))
+    pod = objects(files("kubernetes", "profile=b200")["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    (engine,) = pod["containers"]
+    assert "command" not in engine
+    assert engine["args"] == service["command"]
+    assert {row["name"]: row["value"] for row in engine["env"]} == service["environment"]
+    assert engine["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_key_is_named_and_never_written() -> None:
+    made = files("kubernetes", "kubernetes.api_key_secret=glm4-key")
+    pod = objects(made["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    source = {row["name"]: row for row in pod["containers"][0]["env"]}["VLLM_API_KEY"]
+    assert source["valueFrom"]["secretKeyRef"] == {"name": "glm4-key", "key": "api-key"}
+    assert (
+        "--api-key-file" in objects(made["smoke-job.yaml"])["Job"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    )
+
+
+def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
+    def strategy(*sets: str) -> Any:
+        return objects(files("kubernetes", "profile=b200", *sets)["kubernetes.yaml"])["Deployment"]["spec"]["strategy"]
+
+    assert strategy() == {"type": "Recreate"}
+    assert strategy("replicas=3")["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "wish"),
+    [
+        ("kubernetes", "bind=0.0.0.0"),
+        ("kubernetes", "restart=no"),
+        ("kubernetes", "extras=watch"),
+        ("helm-values", "port=9000"),
+        ("helm-values", "kubernetes.max_replicas=4"),
+        ("quadlet", "replicas=2"),
+        ("quadlet", "kubernetes.namespace=x"),
+        ("compose", "replicas=2"),
+    ],
+)
+def test_a_wish_without_a_form_is_refused_by_name(target: str, wish: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        files(target, wish)
+    assert wish.split("=")[0].split(".")[0] in caught.value.message
+    assert target in caught.value.message
+    assert caught.value.hint
+
+
+def test_every_refusal_names_a_setting() -> None:
+    fields = set(type(load_settings(environ={})[0]).model_fields)
+    assert all(set(target.refuses) <= fields for target in TARGETS.values())
+
+
+@pytest.mark.parametrize("value", ["a b", 'say "hi"', "50%", "$HOME", "back\\slash", "", "plain"])
+def test_a_word_of_a_unit_comes_out_as_it_went_in(value: str) -> None:
+    quoted = unit_word(value)
+    assert shlex.split(quoted) == [value.replace("%", "%%").replace("$", "$$")]
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    """Stands for an engine's /metrics, in vLLM's form: only the numbers that the probe reads."""
+
+    running: ClassVar[float] = 0
+    tokens: ClassVar[float] = 0
+
+    def do_GET(self) -> None:
+        body = (
+            f'vllm:num_requests_running{{engine="0"}} {self.running}\n'
+            f'vllm:generation_tokens_total{{engine="0",model_name="a b"}} {self.tokens}\n'
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metrics() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_liveness_probe_tells_hanging_from_busy_and_from_idle(metrics: int, tmp_path: Path) -> None:
+    def alive(running: float, tokens: float) -> bool:
+        Metrics.running, Metrics.tokens = running, tokens
+        words = [sys.executable, LIVENESS, str(metrics), "0", tmp_path / "state.json"]
+        return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+    assert alive(0, 5), "idle"
+    assert alive(0, 5), "still idle"
+    assert alive(3, 10), "busy: tokens moved"
+    assert not alive(3, 10), "requests run and nothing moves"
+    assert alive(3, 11), "it goes on"
+    dead = subprocess.run(
+        [sys.executable, LIVENESS, "1", "0", tmp_path / "state.json"], check=False, capture_output=True, text=True
+    )
+    assert (dead.returncode, "no metrics" in dead.stdout) == (1, True)
