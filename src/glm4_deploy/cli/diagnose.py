@@ -94,7 +94,10 @@ def _text(source: str, reader: "LogReader") -> "list[str]":
         return [*rows, f"root cause: {first.id}: {first.cause}", f"do this:    {first.fix}"]
     if facts.phase == "ready":
         return [*rows, "no failure found; it came up"]
-    rows.append(f"no failure found, and it did not come up: the log ends in the phase `{facts.phase}`. Its last lines:")
+    if not reader.starts:
+        rows.append("no failure found, and no start of an engine: is this the beginning of the log? Its last lines:")
+    else:
+        rows.append(f"no failure found, but it is not up: the log ends in the phase `{facts.phase}`. Its last lines:")
     return [*rows, *(f"  | {line[:WIDTH]}" for line in reader.tail(LAST_LINES))]
 
 

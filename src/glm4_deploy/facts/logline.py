@@ -21,6 +21,11 @@ _LEVEL = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?::\s+|\s+((?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?)"
     r" \[?([\w./<>-]+:\d+)\](?: |$))"
 )
+# FlashInfer's `- WARNING - x.py:1 - ` and PyTorch's `[W1123 14:42:43.1 x.cpp:2] `.
+_OTHER_LEVEL = re.compile(
+    r"- (DEBUG|INFO|WARNING|ERROR|CRITICAL) - |\[?([WEIF])\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]{1,200}\] ?"
+)
+_LETTERS = {"W": "WARNING", "E": "ERROR", "I": "INFO", "F": "CRITICAL"}
 MOST_PREFIXES = 8
 
 
@@ -62,6 +67,9 @@ def parse(text: str) -> Line:
         at = match.end()
     level = _LEVEL.match(text, at)
     if level is None:
+        if other := _OTHER_LEVEL.match(text, at):
+            named = other[1] or _LETTERS[other[2]]
+            return Line(text[other.end() :], process=process, level=named, stamp=stamp)
         return Line(text[at:], process=process, stamp=stamp)
     return Line(
         text[level.end() :],
