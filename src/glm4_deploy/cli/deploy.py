@@ -24,6 +24,7 @@ from glm4_deploy.cli.options import (
     TensorParallelSize,
     With,
     make_deployment,
+    make_wish,
     profile_of_this_host,
 )
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from glm4_deploy.cli.progress import Progress
     from glm4_deploy.engine.runner import Runner
     from glm4_deploy.engine.state import Record
+    from glm4_deploy.engine.up import Candidate
     from glm4_deploy.plan.deployment import Deployment
+    from glm4_deploy.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the rendered file and the record are kept.")]
@@ -69,24 +72,27 @@ def up(
         list[Path] | None, typer.Option("--override", help="A Compose file laid over the rendered one.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [start_period]")] = None,
+    no_rollback: Annotated[
+        bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start in spite of a faulty checkpoint.")] = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
     """Render, start, wait through the phases, and gate: green only when this container serves this model sanely.
 
+    What passes is recorded as a release. What fails is stopped, and the last good release is put back and gated too.
+
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    from glm4_deploy.cli.deploying import deploying, tell
     from glm4_deploy.cli.progress import Progress
-    from glm4_deploy.engine import up as engine
-    from glm4_deploy.engine.lock import hold
-    from glm4_deploy.engine.runner import ComposeRunner
-    from glm4_deploy.errors import Judged
-    from glm4_deploy.report.wire import dumps
-    from glm4_deploy.result import Status
+    from glm4_deploy.engine.deploy import Deployment
+    from glm4_deploy.engine.up import preflight
 
-    deployment = make_deployment(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
+    wish = make_wish(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
+    settings, deployment = wish.settings, wish.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
     for flag in deployment.flags:
@@ -94,53 +100,43 @@ def up(
             progress.note(f"--{flag.name} {flag.value or ''}: {flag.note}")
     for warning in deployment.warnings:
         progress.note(f"warning: {warning}")
-    with hold(state_dir, "up"):
-        chosen = _runner(deployment, runner, tuple(override or ()), state_dir, progress)
-        engine.preflight(deployment, chosen, force=force, note=progress.note)
-        if isinstance(chosen, ComposeRunner):
-            engine.pull(chosen, deployment, progress.note)
-        seconds = timeout if timeout is not None else float(deployment.start_period)
-        try:
-            outcome = engine.up(deployment, chosen, directory=state_dir, timeout=seconds, listener=progress)
-        except KeyboardInterrupt:
-            progress.note("interrupted: the engine is left as it is (see `glm4-deploy status`; end it with `down`)")
-            raise
-    if json_:
-        typer.echo(dumps(outcome))
-    else:
-        progress.table(outcome.results)
-        typer.echo(f"{deployment.base_url}/v1 serves {deployment.served_model_name!r}: {outcome.verdict}")
-    if outcome.verdict in (Status.FAIL, Status.UNKNOWN):
-        failed = next((row for row in outcome.results if row.status in (Status.FAIL, Status.UNKNOWN)), None)
-        what = f"{failed.check}: {failed.observed or failed.reason}" if failed else "nothing could be judged"
-        log = state_dir / "failed.log"
-        raise Judged(
-            f"the engine came up but did not pass: {what}",
-            hint=f"it is stopped and its log is kept: glm4-deploy diagnose {log}",
-        )
+    with deploying(state_dir, "up", progress):
+        candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
+        candidate = preflight(candidate, state_dir, force=force, note=progress.note)
+        work = Deployment(state_dir, progress, timeout=timeout)
+        outcome, error = work.run(candidate, what="up", rollback=not no_rollback)
+    tell(outcome, error, progress, json_=json_)
 
 
-_NOT_SETTINGS = frozenset({"sets", "config", "runner", "override", "timeout", "force", "state_dir", "json_"})
+_NOT_SETTINGS = frozenset(
+    {"sets", "config", "runner", "override", "timeout", "no_rollback", "force", "state_dir", "json_"}
+)
 
 
-def _runner(
-    deployment: "Deployment", wished: str, overrides: tuple[Path, ...], state_dir: Path, progress: "Progress"
-) -> "Runner":
-    from glm4_deploy.engine import up as engine
+def _candidate(
+    settings: "Settings",
+    deployment: "Deployment",
+    wished: str,
+    overrides: tuple[Path, ...],
+    state_dir: Path,
+    progress: "Progress",
+) -> "Candidate":
+    from glm4_deploy.engine.up import compose_candidate, process_candidate
     from glm4_deploy.errors import ComposeMissing, DockerMissing, UsageError
 
     if wished not in ("compose", "process", "auto"):
         raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
     if wished == "process" and deployment.engine != "cpu":
         raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
+    wish = settings.model_dump(mode="json")
     if wished != "process":
         try:
-            return engine.compose_runner(deployment, overrides, state_dir)
+            return compose_candidate(deployment, overrides, state_dir, wish)
         except (DockerMissing, ComposeMissing) as error:
             if wished == "compose" or deployment.engine != "cpu":
                 raise
             progress.note(f"no Docker ({error.message}): the same plan runs as a local process")
-    return engine.process_runner(deployment, state_dir, os.environ.get("GLM4_CPU_PYTHON"))
+    return process_candidate(deployment, state_dir, os.environ.get("GLM4_CPU_PYTHON"), wish)
 
 
 def down(
@@ -155,6 +151,7 @@ def down(
 
     Example: glm4-deploy down
     """
+    from glm4_deploy.engine.journal import forget
     from glm4_deploy.engine.lock import hold
     from glm4_deploy.report.wire import dumps
 
@@ -164,6 +161,7 @@ def down(
         record, runner = _recorded(state_dir)
         before = runner.state()
         runner.remove(volumes=volumes)
+        forget(state_dir)
     if json_:
         typer.echo(dumps({"project": record.project, "was_running": before.running, "removed_volumes": volumes}))
     else:
@@ -179,7 +177,7 @@ def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
     from glm4_deploy.errors import Judged
 
     record, runner = _recorded(state_dir)
-    found = look(record, runner)
+    found = look(record, runner, state_dir)
     if json_:
         from glm4_deploy.report.wire import dumps
 
@@ -232,13 +230,7 @@ def version(json_: Json = False) -> None:
 def _recorded(state_dir: Path) -> tuple["Record", "Runner"]:
     """What this directory brought up last, or else what its settings name."""
     from glm4_deploy.engine import state
-    from glm4_deploy.engine.compose import Compose, find_compose
-    from glm4_deploy.engine.process import ProcessRunner
-    from glm4_deploy.engine.runner import ComposeRunner
+    from glm4_deploy.engine.up import runner_of
 
     record = state.load(state_dir) or state.expected(make_deployment({}))
-    if record.runner == "process":
-        return record, ProcessRunner(deployment=None, directory=state_dir, python=None)
-    files = tuple(path for name in record.files if (path := Path(name)).is_file())
-    compose = Compose(project=record.project, files=files, command=find_compose())
-    return record, ComposeRunner(compose=compose, service=record.service)
+    return record, runner_of(record, state_dir)

@@ -3,11 +3,17 @@
 import sys
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from glm4_deploy.cli.bars import Bars, in_words
 from glm4_deploy.facts.enginelog import EngineFacts
 from glm4_deploy.result import Result
 
+if TYPE_CHECKING:
+    from glm4_deploy.engine.images import PullState
+
 WIDTH = 100
+LINE_SECONDS = 10.0  # between two lines of one phase where lines cannot be rewritten
 
 
 class Progress:
@@ -16,19 +22,35 @@ class Progress:
     def __init__(self) -> None:
         self._begin = time.monotonic()
         self._live = sys.stderr.isatty()
+        self._bars = Bars()
         self._phase = ""
+        self._expected = ""
+        self._shown_at = 0.0
 
     def note(self, text: str) -> None:
         self._line(text)
 
+    def expect(self, ready_seconds: float | None) -> None:
+        """What earlier starts on this host took, from start to ready."""
+        self._expected = f" of about {ready_seconds:.0f} s" if ready_seconds else ""
+
+    def pull(self, state: "PullState") -> None:
+        """The layers of an image on their way: bars on a terminal, else a line now and then."""
+        if self._live:
+            self._bars.show(state)
+        elif time.monotonic() - self._shown_at >= LINE_SECONDS or state.done == len(state.layers):
+            self._shown_at = time.monotonic()
+            self._line(f"{'image':12}{in_words(state)}")
+
     def phase(self, facts: EngineFacts, seconds: float) -> None:
+        self._bars.close()
         phase = str(facts.phase)
-        detail = f"  {facts.progress}" if facts.progress else ""
-        if phase != self._phase:
-            self._phase = phase
-            self._line(f"{phase:12}{detail}")
+        shown = f"{phase:12}{seconds:6.1f} s{self._expected}" + (f"  {facts.progress}" if facts.progress else "")
+        if phase != self._phase or (not self._live and time.monotonic() - self._shown_at >= LINE_SECONDS):
+            self._phase, self._shown_at = phase, time.monotonic()
+            self._line(shown)
         elif self._live:
-            self._write(f"\r{self._stamp()}{phase:12}{detail}"[:WIDTH].ljust(WIDTH))
+            self._write(f"\r{self._stamp()}{shown}"[:WIDTH].ljust(WIDTH))
 
     def check_started(self, check: str) -> None:
         if self._live:
@@ -47,6 +69,7 @@ class Progress:
         return f"{time.monotonic() - self._begin:7.1f} s  "
 
     def _line(self, text: str) -> None:
+        self._bars.close()
         clear = "\r" + " " * WIDTH + "\r" if self._live else ""
         self._write(f"{clear}{self._stamp()}{text}\n")
 

@@ -15,16 +15,22 @@ from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, Dock
 MINIMUM = (2, 20)
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
 EVERY_PROFILE = ("--profile", "*")
+GONE = r"Cannot connect to the Docker daemon|docker daemon running|error during connect|connection reset|\bEOF$"
+LIMIT_SECONDS = 300  # creating, starting and stopping take seconds; images are pulled before, with their own progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compose:
-    """One Compose project: its name, its files in the order they are merged, its profiles and environment."""
+    """One Compose project: its name, its files in the order they are merged, its environment.
+
+    directory: what relative paths in the files are relative to; None: the first file's own.
+    """
 
     project: str
     files: tuple[Path, ...] = ()
     command: tuple[str, ...] = ("docker", "compose")
     environment: Mapping[str, str] = field(default_factory=dict)
+    directory: Path | None = None
 
     def config(self) -> None:
         """Check the files.
@@ -48,9 +54,10 @@ class Compose:
     def down(self, *, volumes: bool = False, seconds: int = 30) -> None:
         self._run("down", "--remove-orphans", "--timeout", str(seconds), *(["--volumes"] if volumes else []))
 
-    def pull_command(self) -> tuple[str, ...]:
-        """The words that pull the images, for a caller that shows compose's own progress."""
-        return self._argv("pull", "--policy", "missing")
+    def config_hash(self, service: str) -> str:
+        """Compose's digest of a service, as it stands on the container that was made from it; '' if it tells none."""
+        words = self._run("config", "--hash", service).split()
+        return words[-1] if words else ""
 
     def logs_command(self, *, follow: bool, tail: str) -> tuple[str, ...]:
         """The words that show the log, for a caller that hands its terminal over."""
@@ -58,13 +65,27 @@ class Compose:
 
     def _argv(self, *words: str) -> tuple[str, ...]:
         files = [word for file in self.files for word in ("--file", str(file))]
+        if self.directory is not None:
+            files += ["--project-directory", str(self.directory)]
         return (*self.command, "--project-name", self.project, "--ansi", "never", *EVERY_PROFILE, *files, *words)
 
     def _run(self, *words: str) -> str:
         argv = self._argv(*words)
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", env={**os.environ, **self.environment}, check=False
-        )
+        try:
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, **self.environment},
+                check=False,
+                timeout=LIMIT_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise DockerMissing(
+                f"docker compose {words[0]} did not come back within {LIMIT_SECONDS} s",
+                hint="the Docker engine hangs: see `journalctl -u docker`, restart it",
+            ) from None
         if done.returncode != 0:
             raise _failure(words[0], done.stderr)
         return done.stdout
@@ -108,7 +129,7 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
         return PortTaken(_cap(last), hint="choose another with --port, or stop what holds it (ss -ltnp)")
     if "permission denied" in text and "docker.sock" in text:
         return DockerDenied("no permission on the Docker socket", hint="add yourself to the group docker, or use sudo")
-    if re.search(r"Cannot connect to the Docker daemon|docker daemon running", text):
+    if re.search(GONE, text):
         return DockerMissing("no Docker engine answers", hint="start it: sudo systemctl start docker")
     return ComposeFailed(f"docker compose {action}: {_cap(last)}", details=lines[-6:-1], hint=_hint(text))
 

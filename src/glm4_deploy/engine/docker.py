@@ -1,19 +1,22 @@
 """The Docker engine through its SDK: what a container is, its log as it comes, its events."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import docker
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+import requests
+from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 
 from glm4_deploy.errors import DockerDenied, DockerMissing
 
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
+HASH_LABEL = "com.docker.compose.config-hash"
+GONE = "the Docker engine stopped answering"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,8 @@ class ContainerState:
     """What the engine says of a container. `started_at` is seconds since the epoch, 0 before its first start.
 
     health: healthy, unhealthy, starting, or None where the container has no health check.
-    exit_code: of the last run, None while it runs.
+    exit_code: of the last run, None while it runs. pid: on the host, 0 while it does not run.
+    config_hash: Compose's own digest of the service that it was made from.
     """
 
     id: str
@@ -35,6 +39,8 @@ class ContainerState:
     oom_killed: bool
     health: str | None
     ports: tuple[str, ...]
+    pid: int = 0
+    config_hash: str = ""
 
     @property
     def running(self) -> bool:
@@ -61,6 +67,19 @@ def connect(*, timeout: float = 20) -> docker.DockerClient:
     return client
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Whatever the SDK raises when the engine goes away in the middle becomes one error.
+
+    Raises:
+        DockerMissing
+    """
+    try:
+        yield
+    except (DockerException, requests.RequestException, OSError) as error:
+        raise DockerMissing(f"{GONE}: {type(error).__name__}", hint="start it: sudo systemctl start docker") from error
+
+
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
     while error is not None:
         if isinstance(error, kind) or any(isinstance(part, kind) for part in error.args):
@@ -73,18 +92,20 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 def find_container(client: docker.DockerClient, project: str, service: str) -> Container | None:
     """The container of a Compose service, running or not; None where there is none."""
-    found = client.containers.list(
-        all=True, filters={"label": [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={service}"]}
-    )
+    with answering():
+        found = client.containers.list(
+            all=True, filters={"label": [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={service}"]}
+        )
     return found[0] if found else None
 
 
 def state_of(container: Container) -> ContainerState | None:
     """A fresh look at a container; None where it is gone."""
-    try:
-        container.reload()
-    except NotFound:
-        return None
+    with answering():
+        try:
+            container.reload()
+        except NotFound:
+            return None
     attributes: dict[str, Any] = container.attrs
     state = attributes["State"]
     running = state["Status"] in ("running", "paused")
@@ -100,6 +121,8 @@ def state_of(container: Container) -> ContainerState | None:
         oom_killed=bool(state.get("OOMKilled")),
         health=state.get("Health", {}).get("Status"),
         ports=tuple(_published(attributes)),
+        pid=int(state.get("Pid") or 0),
+        config_hash=str((attributes["Config"].get("Labels") or {}).get(HASH_LABEL, "")),
     )
 
 
@@ -119,9 +142,9 @@ def _epoch(text: str) -> float:
 
 
 def log_lines(container: Container, *, since: float, follow: bool) -> Iterator[str]:
-    """The log from a moment (epoch seconds) on, line by line, Docker's timestamps in front; with `follow` as long as
-    the container runs."""
-    stream = container.logs(stream=True, follow=follow, timestamps=True, since=int(since))
+    """The log from a moment (epoch seconds, 0: all) on, line by line, Docker's timestamps in front; with `follow` as
+    long as the container runs."""
+    stream = container.logs(stream=True, follow=follow, timestamps=True, since=int(since) or None)
     rest = b""
     for chunk in stream:
         rest += chunk
@@ -137,11 +160,3 @@ def events(client: docker.DockerClient, container_id: str) -> Iterator[str]:
     with suppress(APIError, DockerException, ValueError, OSError):
         for event in client.events(filters={"container": container_id}, decode=True):
             yield str(event.get("Action", ""))
-
-
-def image_present(client: docker.DockerClient, reference: str) -> bool:
-    try:
-        client.images.get(reference)
-    except ImageNotFound:
-        return False
-    return True

@@ -1,14 +1,27 @@
 """What can be known before anything is started: each blocker ends in its own error."""
 
 import errno
+import hashlib
 import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from glm4_deploy.engine.runner import RunState
-from glm4_deploy.errors import ModelMissing, PortTaken, UsageError
-from glm4_deploy.plan.deployment import Deployment
+from glm4_deploy.checkpoint.verify import verify
+from glm4_deploy.engine.release import Service
+from glm4_deploy.errors import CheckpointRefused, ModelMissing, PortTaken, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Which checkpoint it is. fingerprint: of its configuration, headers and sizes; stamp: of sizes and times of
+    change, so that weights which were replaced by others of the same shape do not pass unseen."""
+
+    fingerprint: str | None
+    stamp: str | None
 
 
 def check_model_directory(directory: Path) -> None:
@@ -26,10 +39,39 @@ def check_model_directory(directory: Path) -> None:
         raise ModelMissing(f"{directory} holds no config.json, so it is no checkpoint", hint=hint)
 
 
-def check_port(deployment: Deployment, running: RunState) -> None:
-    """Raises PortTaken where something else than this deployment's own running engine holds the address."""
-    if running.running:
-        return  # its own container or process holds the port; compose itself tells where that is not so
+def check_checkpoint(service: Service, *, force: bool, note: Callable[[str], None]) -> Weights:
+    """The checkpoint, judged for the engine that is to load it.
+
+    Raises:
+        ModelMissing, CheckpointRefused
+    """
+    directory = Path(service.model_dir)
+    check_model_directory(directory)
+    report = verify(directory, vllm=service.vllm)
+    details = [f"{result.check}: {result.observed}" for result in report.failures]
+    if details and not force:
+        raise CheckpointRefused(
+            f"the checkpoint at {directory} has {len(details)} fault(s) that this engine would not survive",
+            details=details,
+            hint=f"{report.failures[0].remedy or 'mend it: glm4-deploy checkpoint repair'}; "
+            "--force starts it all the same",
+        )
+    for line in details:
+        note(f"forced past: {line}")
+    return Weights(fingerprint=report.fingerprint, stamp=stamp(directory))
+
+
+def stamp(directory: Path) -> str | None:
+    """A digest of the names, sizes and times of change in a directory; None where it cannot be read."""
+    with suppress(OSError):
+        rows = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if not path.name.startswith(".")]
+        text = "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in rows)
+        return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
+    return None
+
+
+def check_port(deployment: Service) -> None:
+    """Raises PortTaken where something holds the address. Not to be asked where this deployment's own engine does."""
     family = socket.AF_INET6 if ":" in deployment.bind else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -29,7 +29,11 @@ class ProcessRunner:
         self._log = directory / "engine.log"
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Started:
+    def keeps(self) -> bool:
+        """Never: a process carries no record of what it was started from."""
+        return False
+
+    def start(self, *, fresh: bool = False) -> Started:
         """Start the engine, after ending one that this directory still holds.
 
         Raises:
@@ -66,6 +70,7 @@ class ProcessRunner:
             started=started,
             exit_code=None if running else code,
             detail=f"process {started.id.partition(':')[0]} {'running' if running else 'ended'}",
+            pid=int(started.id.partition(":")[0]) if running else 0,
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:

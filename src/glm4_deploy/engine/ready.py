@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
+from glm4_deploy.engine.loading import Meter
 from glm4_deploy.engine.runner import Runner, RunState, Started, died
 from glm4_deploy.errors import DeployError, EngineTimeout, WrongEngine
-from glm4_deploy.facts.enginelog import EngineFacts, LogReader
+from glm4_deploy.facts.enginelog import EngineFacts, LogFinding, LogReader, Phase
 from glm4_deploy.result import Result, Status
 
 DRAIN_SECONDS = 2.0
@@ -23,6 +24,7 @@ PROOF_SECONDS = 8.0
 # common on virtual machines, so it can tell yesterday's server from today's, not this minute's.
 CLOCK_TOLERANCE_SECONDS = 60.0
 TAIL_LINES = 8
+LINE_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Boot:
     ) -> None:
         self.reader = LogReader()
         self.log: list[str] = []
+        self.phases: dict[str, float] = {}
         self._runner = runner
         self._started = started
         self._base_url = base_url
@@ -57,6 +60,9 @@ class Boot:
         self._logs_requests = logs_requests
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=100_000)
         self._seen: tuple[object, object] = (None, None)
+        self._meter = Meter()
+        self._read = ""
+        self._out_of_memory = False
         self._begin = time.monotonic()
         self._nonce = secrets.token_hex(8)
         self._nonce_seen = False
@@ -87,7 +93,7 @@ class Boot:
                 elapsed = time.monotonic() - self._begin
                 if ended or self.reader.fatal is not None or elapsed >= next_state:
                     next_state = elapsed + STATE_POLL_SECONDS
-                    self._check_alive()
+                    self._read = self._meter.look(self._check_alive().pid) if self._loading else ""
                 if elapsed >= next_health:
                     next_health = elapsed + HEALTH_POLL_SECONDS
                     if _healthy(client, self._base_url):
@@ -99,6 +105,10 @@ class Boot:
                         details=self.reader.tail(TAIL_LINES),
                         hint="see why with: glm4-deploy diagnose; allow more with --timeout",
                     )
+
+    @property
+    def _loading(self) -> bool:
+        return self.reader.facts.phase in (Phase.STARTING, Phase.CONFIG, Phase.WEIGHTS)
 
     def prove_identity(self) -> Result:
         """Tie the address to this start: a request with a one-time word must appear in this engine's own log.
@@ -167,10 +177,14 @@ class Boot:
                 ended |= self._take(item)
                 item = self._items.get_nowait()
         facts = self.reader.facts
+        if facts.phase is Phase.WEIGHTS and self._read:
+            facts = replace(facts, progress=", ".join(filter(None, (facts.progress, self._read))))
         seen = (facts.phase, facts.progress)
         if seen != self._seen:
             self._seen = seen
-            self._on_phase(facts, time.monotonic() - self._begin)
+            elapsed = time.monotonic() - self._begin
+            self.phases.setdefault(str(facts.phase), round(elapsed, 1))
+            self._on_phase(facts, elapsed)
         return ended
 
     def _take(self, item: _Item) -> bool:
@@ -179,13 +193,20 @@ class Boot:
             self._nonce_seen |= self._nonce in item.text
             self.reader.feed(item.text)
             return False
+        self._out_of_memory |= item.text == "oom"
         return item.source == "line-end" or item.text in ("die", "oom", "kill", "restart", "destroy")
 
-    def _check_alive(self) -> None:
+    def _check_alive(self) -> RunState:
+        """The state of this start, which runs.
+
+        Raises:
+            EngineDied: it does not, it restarted, the kernel killed a part of it, or its log tells of its end.
+        """
         state = self._runner.state()
         same = state.started is not None and state.started.id == self._started.id
-        if state.running and same and state.restarts == self._restarts and self.reader.fatal is None:
-            return
+        well = self.reader.fatal is None and not self._out_of_memory
+        if state.running and same and state.restarts == self._restarts and well:
+            return state
         self._drain()
         raise self._death(state)
 
@@ -197,14 +218,25 @@ class Boot:
 
     def _death(self, state: RunState) -> DeployError:
         state = state if not state.running else self._runner.state()
-        cause = next((finding for finding in self.reader.findings if finding.severity in ("fatal", "error")), None)
+        cause = next(iter(serious(self.reader)), None)
         return died(
-            state,
+            replace(state, oom_killed=state.oom_killed or self._out_of_memory),
             phase=str(self.reader.facts.phase),
             cause=cause.cause if cause else "",
             fix=cause.fix if cause else "",
-            tail=self.reader.tail(TAIL_LINES),
+            tail=lines_that_matter(self.reader),
         )
+
+
+def serious(reader: LogReader) -> tuple[LogFinding, ...]:
+    """What the log holds that may have ended the engine, the root cause first."""
+    return tuple(finding for finding in reader.findings if finding.severity in ("fatal", "error"))
+
+
+def lines_that_matter(reader: LogReader) -> tuple[str, ...]:
+    """The lines of the serious findings; where there are none, the end of the log."""
+    found = [finding.line.strip()[:LINE_CHARACTERS] for finding in serious(reader)[:TAIL_LINES]]
+    return tuple(dict.fromkeys(found)) or reader.tail(TAIL_LINES)
 
 
 def _healthy(client: httpx.Client, base_url: str) -> bool:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from docker.models.containers import Container
 
 from glm4_deploy.engine.compose import Compose
 from glm4_deploy.engine.docker import connect, events, find_container, log_lines, state_of
+from glm4_deploy.engine.images import find_image
 from glm4_deploy.errors import ComposeFailed, DeployError, EngineDied
 
 
@@ -31,6 +33,7 @@ class RunState:
     restarts: int = 0
     health: str | None = None
     detail: str = ""
+    pid: int = 0
 
 
 class Runner(Protocol):
@@ -38,7 +41,8 @@ class Runner(Protocol):
 
     @property
     def kind(self) -> str: ...
-    def start(self) -> Started: ...
+    def keeps(self) -> bool: ...
+    def start(self, *, fresh: bool = False) -> Started: ...
     def state(self) -> RunState: ...
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]: ...
     def events(self) -> Iterator[str]: ...
@@ -55,21 +59,38 @@ class ComposeRunner:
         self._compose = compose
         self._service = service
         self._client = connect()
+        self._fresh_id = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
         return self._compose.files
 
-    def start(self) -> Started:
+    def keeps(self) -> bool:
+        """Whether what runs was made from these very files and this very image, so that `start` would keep it."""
+        container = self._container()
+        state = state_of(container) if container else None
+        if state is None or not state.running:
+            return False
+        image = find_image(self._client, self.image)
+        same_image = image is not None and image.id == state.image_id
+        return same_image and state.config_hash == self._compose.config_hash(self._service)
+
+    def start(self, *, fresh: bool = False) -> Started:
         """Create and start the container, or keep the one that already runs these very settings.
+
+        A container that does not run is made anew, so that its log holds one start alone.
+
+        Args:
+            fresh: make it anew even so.
 
         Raises:
             ComposeFailed, PortTaken: with nothing left behind that was not there before.
         """
         self._compose.config()
         before = self._container()
+        recreate = fresh or not self.keeps()
         try:
-            self._compose.up()
+            self._compose.up(recreate=recreate)
         except DeployError:
             if before is None:
                 # Compose leaves a created container and a network behind when the engine refuses to start it.
@@ -81,6 +102,7 @@ class ComposeRunner:
                 f"docker compose made no container for the service {self._service}",
                 hint="look at the files with: docker compose config",
             )
+        self._fresh_id = started.id if recreate else ""
         return started
 
     def state(self) -> RunState:
@@ -96,18 +118,34 @@ class ComposeRunner:
             restarts=state.restarts,
             health=state.health,
             detail=f"{state.name} ({state.image}) {state.status}",
+            pid=state.pid,
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
         container = self._container()
-        return log_lines(container, since=since, follow=follow) if container else iter(())
+        if container is None:
+            return iter(())
+        # All of a container that was made for this start is of this start; asking by time would lose it all where the
+        # clock is set back in the middle.
+        return log_lines(container, since=0 if container.id == self._fresh_id else since, follow=follow)
 
     def events(self) -> Iterator[str]:
         container = self._container()
         return events(connect(timeout=24 * 3600), str(container.id)) if container else iter(())
 
-    def pull_command(self) -> tuple[str, ...]:
-        return self._compose.pull_command()
+    @property
+    def image(self) -> str:
+        """The image that the merged files name: an override may have changed it."""
+        return str(self.model["services"].get(self._service, {}).get("image", ""))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The merged, interpolated Compose model.
+
+        Raises:
+            ComposeFailed
+        """
+        return self._compose.config_json()
 
     def stop(self) -> None:
         self._compose.stop()
@@ -122,9 +160,12 @@ class ComposeRunner:
 def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, ...]) -> EngineDied:
     """The one sentence for an engine that went away, whatever kept it."""
     how = "restarted by itself" if state.restarts else "stopped"
+    if state.running and not state.restarts:
+        how = "cannot come up any more"
     code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
     if state.oom_killed or state.exit_code == 137:
-        cause = cause or "killed from outside, most often by the kernel for want of memory"
+        killer = "by the kernel" if state.oom_killed else "from outside, most often by the kernel"
+        cause = cause or f"killed {killer} for want of memory"
         fix = fix or "give the host more room: a smaller --gpu-memory-utilization or --max-model-len"
     why = f": {cause}" if cause else ""
     return EngineDied(

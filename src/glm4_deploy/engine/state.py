@@ -15,7 +15,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The deployment that `status`, `logs`, `smoke` and `down` mean when they are told nothing else."""
+    """The deployment that `status`, `logs`, `smoke` and `down` mean when they are told nothing else.
+
+    release: the id of what runs, once it was judged and recorded.
+    """
 
     schema: int = SCHEMA
     runner: str
@@ -30,6 +33,7 @@ class Record:
     started_at: float
     verdict: str = "unknown"
     ready_seconds: float | None = None
+    release: str = ""
 
 
 def save(record: Record, directory: Path = DIRECTORY) -> None:

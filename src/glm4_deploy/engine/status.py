@@ -4,9 +4,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 
+from glm4_deploy.engine.journal import in_words
 from glm4_deploy.engine.runner import Runner
 from glm4_deploy.engine.state import Record
 from glm4_deploy.facts.enginelog import EngineFacts, LogReader
@@ -14,7 +16,10 @@ from glm4_deploy.facts.enginelog import EngineFacts, LogReader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One look. `models` is None where /v1/models did not answer; `why` says what keeps it from being up."""
+    """One look. `models` is None where /v1/models did not answer; `why` says what keeps it from being up.
+
+    deployment: an `up` or `rollback` that is at work or was cut off, in one sentence; '' for none.
+    """
 
     up: bool
     why: str
@@ -28,6 +33,8 @@ class Seen:
     models: tuple[str, ...] | None
     expected_model: str
     last_verdict: str
+    release: str
+    deployment: str
     engine: EngineFacts
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -39,6 +46,9 @@ class Seen:
         yield "address", f"{self.base_url}/v1"
         yield "models", ", ".join(self.models) if self.models else "no answer"
         yield "last gate", self.last_verdict
+        yield "release", self.release or "-"
+        if self.deployment:
+            yield "deployment", self.deployment
         facts = self.engine
         native = {True: "native FP4", False: "not native FP4", None: "native FP4 unknown"}[facts.native_fp4]
         yield "vLLM", facts.version or "unknown"
@@ -46,8 +56,8 @@ class Seen:
         yield "KV cache", f"{facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
 
 
-def look(record: Record, runner: Runner) -> Seen:
-    """Take one look; never starts or changes anything."""
+def look(record: Record, runner: Runner, directory: Path) -> Seen:
+    """Take one look; never starts or changes anything. What a killed deployment left unjudged is not up."""
     state = runner.state()
     models = _models(record.base_url) if state.running else None
     reader = LogReader()
@@ -63,6 +73,9 @@ def look(record: Record, runner: Runner) -> Seen:
         why = f"{record.base_url} serves {', '.join(models)}, not {record.model}"
     elif state.health == "unhealthy":
         why = "its health check fails"
+    deployment, unjudged = in_words(directory)
+    if unjudged and not why:
+        why = deployment
     return Seen(
         up=not why,
         why=why,
@@ -78,6 +91,8 @@ def look(record: Record, runner: Runner) -> Seen:
         models=models,
         expected_model=record.model,
         last_verdict=record.verdict,
+        release=record.release,
+        deployment=deployment,
         engine=reader.facts,
     )
 

@@ -1,72 +1,104 @@
-"""render → start → ready → proof → smoke: green only when this container serves this model and speaks sanely."""
+"""A wish made ready to be deployed: its files written, its runner chosen, refused where it can be refused now."""
 
-import asyncio
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from glm4_deploy.checkpoint.verify import verify
 from glm4_deploy.engine import state
 from glm4_deploy.engine.compose import Compose, find_compose
-from glm4_deploy.engine.docker import connect, image_present
-from glm4_deploy.engine.preflight import check_model_directory, check_port
+from glm4_deploy.engine.docker import connect
+from glm4_deploy.engine.preflight import Weights, check_checkpoint, check_port
 from glm4_deploy.engine.process import ProcessRunner
-from glm4_deploy.engine.ready import Boot
+from glm4_deploy.engine.redact import secrets_in, without_secrets
+from glm4_deploy.engine.release import Service
 from glm4_deploy.engine.runner import ComposeRunner, Runner
-from glm4_deploy.errors import CheckpointRefused, DeployError, ImageMissing, UsageError
-from glm4_deploy.facts.enginelog import EngineFacts
-from glm4_deploy.files import write_text
+from glm4_deploy.engine.store import Files
+from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.deployment import Deployment
-from glm4_deploy.probe import Suite, Target, run_suite
 from glm4_deploy.render.compose import COMPOSE, rendered
-from glm4_deploy.result import Result, Status, verdict
-
-
-class Listener(Protocol):
-    """Told of progress; prints nothing to stdout."""
-
-    def note(self, text: str) -> None: ...
-    def phase(self, facts: EngineFacts, seconds: float) -> None: ...
-    def check_started(self, check: str) -> None: ...
-    def check_done(self, result: Result) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What `up` found. ready_seconds: from start to /health; gate_seconds: from there to the verdict."""
+class Candidate:
+    """What is to run next. settings: what made it, no secrets; restores: the release that it puts back."""
 
-    verdict: Status
-    results: tuple[Result, ...]
-    facts: EngineFacts
-    record: state.Record
-    ready_seconds: float
-    gate_seconds: float
+    service: Service
+    runner: Runner
+    files: Files
+    settings: Mapping[str, Any]
+    weights: Weights | None = None
+    restores: str = ""
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Values that must not be kept with the log."""
+        if not isinstance(self.runner, ComposeRunner):
+            return frozenset()
+        services = self.runner.model.get("services", {}).values()
+        return frozenset().union(*(secrets_in(service.get("environment") or {}) for service in services))
 
 
-def compose_runner(deployment: Deployment, overrides: tuple[Path, ...], directory: Path) -> ComposeRunner:
-    """Write the rendered file and a runner for it.
+def compose_candidate(
+    deployment: Deployment, overrides: tuple[Path, ...], directory: Path, settings: Mapping[str, Any]
+) -> Candidate:
+    """Write the rendered file and copies of the overrides; what is started is what is recorded.
 
     Raises:
-        ComposeMissing, DockerMissing, DockerDenied, UsageError, StorageError
+        ComposeMissing, ComposeFailed, DockerMissing, DockerDenied, UsageError, StorageError
     """
     for override in overrides:
         if not override.is_file():
             raise UsageError(f"no override file at {override}", hint="check the path given with --override")
-    command = find_compose()
-    connect()
-    for name, text in rendered(absolute(deployment)).items():
-        write_text(directory / name, text)
-    files = (directory / COMPOSE, *overrides)
-    return ComposeRunner(
-        compose=Compose(project=deployment.project, files=files, command=command), service=deployment.service
+    copies = {f"override-{number}.yaml": read_text(path) for number, path in enumerate(overrides, 1)}
+    texts = {**rendered(absolute(deployment)), **copies}
+    files = Files(texts=texts, compose=(COMPOSE, *copies))
+    runner = compose_runner(deployment.project, deployment.service, files, directory)
+    return Candidate(
+        service=service_of(deployment, "compose", runner.image),
+        runner=runner,
+        files=files,
+        settings=without_secrets(settings),
     )
 
 
-def process_runner(deployment: Deployment, directory: Path, python: str | None) -> ProcessRunner:
-    return ProcessRunner(deployment=deployment, directory=directory, python=python)
+def process_candidate(
+    deployment: Deployment, directory: Path, python: str | None, settings: Mapping[str, Any]
+) -> Candidate:
+    return Candidate(
+        service=service_of(deployment, "process", ""),
+        runner=ProcessRunner(deployment=deployment, directory=directory, python=python),
+        files=Files(texts={}, compose=()),
+        settings=without_secrets(settings),
+    )
+
+
+def compose_runner(
+    project: str, service: str, files: Files, directory: Path, *, kept: Path | None = None
+) -> ComposeRunner:
+    """A runner over files written into the state directory; `kept` holds copies to use where that is full.
+
+    Raises:
+        ComposeMissing, DockerMissing, DockerDenied, StorageError
+    """
+    command = find_compose()
+    connect()
+    place = directory
+    try:
+        for name, text in files.texts.items():
+            write_text(directory / name, text)
+    except StorageError:
+        if kept is None:
+            raise
+        place = kept
+    compose = Compose(
+        project=project,
+        files=tuple(place / name for name in files.compose),
+        command=command,
+        directory=directory.resolve(),
+    )
+    return ComposeRunner(compose=compose, service=service)
 
 
 def absolute(deployment: Deployment) -> Deployment:
@@ -75,124 +107,50 @@ def absolute(deployment: Deployment) -> Deployment:
     return replace(deployment, model_source=str(source if source.is_absolute() else Path.cwd() / source))
 
 
-def preflight(deployment: Deployment, runner: Runner, *, force: bool, note: Callable[[str], None]) -> None:
-    """Everything that can be refused before something is started.
-
-    Raises:
-        ModelMissing, CheckpointRefused, PortTaken, ImageMissing
-    """
-    directory = Path(deployment.model_dir)
-    check_model_directory(directory)
-    _check_checkpoint(directory, deployment, force=force, note=note)
-    check_port(deployment, runner.state())
-
-
-def _check_checkpoint(directory: Path, deployment: Deployment, *, force: bool, note: Callable[[str], None]) -> None:
-    failed = verify(directory, vllm=deployment.vllm).failures
-    if not failed:
-        return
-    details = [f"{result.check}: {result.observed}" for result in failed]
-    if not force:
-        raise CheckpointRefused(
-            f"the checkpoint at {directory} has {len(failed)} fault(s) that this engine would not survive",
-            details=details,
-            hint=f"{failed[0].remedy or 'mend it: glm4-deploy checkpoint repair'}; --force starts it all the same",
-        )
-    for line in details:
-        note(f"forced past: {line}")
-
-
-def pull(runner: ComposeRunner, deployment: Deployment, note: Callable[[str], None]) -> None:
-    """Fetch the image where it is not here, with compose's own progress on stderr.
-
-    Raises:
-        ImageMissing
-    """
-    if image_present(connect(), deployment.image):
-        return
-    note(f"pulling {deployment.image}")
-    done = subprocess.run(runner.pull_command(), stdout=sys.stderr, check=False)
-    if done.returncode != 0:
-        raise ImageMissing(
-            f"the image {deployment.image} is not here and could not be pulled",
-            hint="check the tag, the network and `docker login`; see compose's own words above",
-        )
-
-
-def up(deployment: Deployment, runner: Runner, *, directory: Path, timeout: float, listener: Listener) -> Outcome:
-    """Start, wait, prove, gate. What fails its start or its gate is stopped; its log is kept.
-
-    Raises:
-        EngineDied, EngineTimeout, WrongEngine, ComposeFailed, PortTaken, Unreachable
-    """
-    started = runner.start()
-    listener.note(f"started {runner.kind} {started.id[:12]}")
-    boot = Boot(runner, started, deployment.base_url, listener.phase, logs_requests=_logs_requests(deployment))
-    try:
-        ready_seconds = boot.wait_ready(timeout)
-        proof = boot.prove_identity()
-        listener.check_done(proof)
-        report = asyncio.run(
-            run_suite(
-                _target(deployment),
-                suite=Suite.GATE,
-                on_start=listener.check_started,
-                on_result=listener.check_done,
-            )
-        )
-        boot.check()
-    except DeployError:
-        _keep_log(boot, directory)
-        runner.stop()
-        raise
-    results = (proof, *report.results)
-    outcome = Outcome(
-        verdict=verdict(results),
-        results=results,
-        facts=boot.reader.facts,
-        record=_record(deployment, runner, started.id, started.started_at, ready_seconds, verdict(results)),
-        ready_seconds=ready_seconds,
-        gate_seconds=report.seconds,
-    )
-    if outcome.verdict in (Status.FAIL, Status.UNKNOWN):
-        _keep_log(boot, directory)
-        runner.stop()
-    state.save(outcome.record, directory)
-    return outcome
-
-
-def _logs_requests(deployment: Deployment) -> bool:
+def service_of(deployment: Deployment, runner: str, image: str) -> Service:
     quiet = {"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"}
-    return quiet.isdisjoint(flag.name for flag in deployment.flags)
-
-
-def _target(deployment: Deployment) -> Target:
-    """No start time is given: prove_identity() has tied the address to this start by something better than clocks."""
-    return Target(
-        base_url=deployment.base_url, model=deployment.served_model_name, max_model_len=deployment.max_model_len
-    )
-
-
-def _record(
-    deployment: Deployment, runner: Runner, identity: str, started_at: float, ready_seconds: float, found: Status
-) -> state.Record:
-    files = tuple(str(path) for path in runner.files) if isinstance(runner, ComposeRunner) else ()
-    return state.Record(
-        runner=runner.kind,
+    return Service(
+        runner=runner,
         project=deployment.project,
         service=deployment.service,
         profile=deployment.profile,
         base_url=deployment.base_url,
+        bind=deployment.bind,
+        port=deployment.port,
         model=deployment.served_model_name,
+        model_dir=str(Path.cwd() / deployment.model_dir),
         max_model_len=deployment.max_model_len,
-        files=files,
-        id=identity,
-        started_at=started_at,
-        verdict=found,
-        ready_seconds=round(ready_seconds, 1),
+        start_period=deployment.start_period,
+        logs_requests=quiet.isdisjoint(flag.name for flag in deployment.flags),
+        image=image,
+        vllm=deployment.vllm,
     )
 
 
-def _keep_log(boot: Boot, directory: Path) -> None:
-    """The log of a start that failed, where `glm4-deploy diagnose` can read it after the container is gone."""
-    write_text(directory / "failed.log", "\n".join(boot.log) + "\n")
+def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Callable[[str], None]) -> Candidate:
+    """Everything that can be refused before something is started; the candidate with what its checkpoint is.
+
+    Raises:
+        ModelMissing, CheckpointRefused, PortTaken
+    """
+    weights = check_checkpoint(candidate.service, force=force, note=note)
+    if not _own_port(candidate, directory):
+        check_port(candidate.service)
+    return replace(candidate, weights=weights)
+
+
+def _own_port(candidate: Candidate, directory: Path) -> bool:
+    """Whether the port is held by what this directory runs now, and so will be free once that is stopped."""
+    record = state.load(directory)
+    if record is None:
+        return candidate.runner.state().running  # started by plain Compose, or by an `up` that was killed early
+    return record.base_url == candidate.service.base_url and runner_of(record, directory).state().running
+
+
+def runner_of(record: state.Record, directory: Path) -> Runner:
+    """The runner of what is on record."""
+    if record.runner == "process":
+        return ProcessRunner(deployment=None, directory=directory, python=None)
+    files = tuple(path for name in record.files if (path := Path(name)).is_file())
+    compose = Compose(project=record.project, files=files, command=find_compose(), directory=directory.resolve())
+    return ComposeRunner(compose=compose, service=record.service)

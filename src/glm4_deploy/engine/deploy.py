@@ -1,0 +1,304 @@
+"""Replace what runs by a candidate, judge it, record it; where it fails, put the last good release back and judge that.
+
+Nothing that runs is touched before the files are written, room for the record is taken and the image is here. From
+then on the journal says how far it went, so that a kit that is killed leaves no riddle.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from glm4_deploy import __version__
+from glm4_deploy.engine import state
+from glm4_deploy.engine.bringup import Listener, Seen, bring_up, stop
+from glm4_deploy.engine.docker import connect
+from glm4_deploy.engine.images import find_image, pull
+from glm4_deploy.engine.journal import Journal, Stage
+from glm4_deploy.engine.outcome import (
+    Outcome,
+    left_alone,
+    outcome,
+    rollback_failed,
+    rolled_back,
+    trouble,
+    unrecorded,
+    with_restored,
+)
+from glm4_deploy.engine.redact import redact
+from glm4_deploy.engine.release import Image, Release, content_of
+from glm4_deploy.engine.restore import candidate_of, check
+from glm4_deploy.engine.runner import ComposeRunner
+from glm4_deploy.engine.store import Draft, Store, capped
+from glm4_deploy.engine.up import Candidate, runner_of
+from glm4_deploy.errors import DeployError, DockerMissing, StorageError
+from glm4_deploy.files import write_text
+from glm4_deploy.report.wire import dumps, to_wire
+
+DOCKER_BACK_SECONDS = 60.0
+BOOT_LOG, REPORT = "boot.log", "smoke.json"
+
+
+class Deployment:
+    """One `up` or `rollback` in one state directory. The caller holds its lock."""
+
+    def __init__(self, directory: Path, listener: Listener, *, timeout: float | None) -> None:
+        self.store = Store(directory)
+        self._directory = directory
+        self._listener = listener
+        self._timeout = timeout
+
+    def run(self, candidate: Candidate, *, what: str, rollback: bool) -> tuple[Outcome, DeployError | None]:
+        """Deploy the candidate; the error is what the command ends in.
+
+        Raises:
+            StorageError, ImageMissing, DockerMissing: before anything was touched.
+        """
+        journal = self._open_journal(what)
+        draft: Draft | None = None
+        try:
+            draft = self.store.draft(candidate.files)
+            journal.stage(Stage.PULL)
+            image = self._image(candidate)
+            kept = candidate.runner.keeps()
+        except BaseException:
+            if draft is not None:
+                draft.discard()
+            journal.end()
+            raise
+        first = self._attempt(candidate, image, draft, journal, fresh=False, kept=kept)
+        result, error = first
+        if error is not None and not result.good:
+            result, error = self._after_failure(candidate, image, first, journal, rollback=rollback)
+        journal.end()
+        return result, error
+
+    def _open_journal(self, what: str) -> Journal:
+        good = self.store.last_good()
+        return Journal(self._directory, what, good.id if good else "")
+
+    def _image(self, candidate: Candidate) -> Image | None:
+        """The image that the candidate names, fetched where it is not here."""
+        if not isinstance(candidate.runner, ComposeRunner):
+            return None
+        reference = candidate.runner.image
+        found = find_image(connect(), reference)
+        if found is None:
+            self._listener.note(f"pulling {reference}")
+            pull(reference, self._listener.pull)
+            found = find_image(connect(), reference)
+        return found
+
+    def _attempt(
+        self,
+        candidate: Candidate,
+        image: Image | None,
+        draft: Draft | None,
+        journal: Journal,
+        *,
+        fresh: bool,
+        kept: bool,
+        stage: Stage | None = None,
+    ) -> tuple[Outcome, DeployError | None]:
+        """Stop what is in the way, start, gate, record. Nothing raises but an interrupt."""
+        begin = time.monotonic()
+        seen = Seen()
+        try:
+            if not kept:
+                journal.stage(stage or Stage.STOP)
+                self._stop_old(candidate)
+            journal.stage(stage or Stage.START)
+            runs = self._id_of_kept(candidate, image) if kept else ""
+            with suppress(StorageError):
+                state.save(_record(candidate, Seen(), runs), self._directory)
+            self._listener.expect(self._expected(candidate))
+            seen = bring_up(
+                candidate.service,
+                candidate.runner,
+                timeout=self._timeout if self._timeout is not None else float(candidate.service.start_period),
+                listener=self._listener,
+                fresh=fresh,
+                on_ready=lambda: journal.stage(stage or Stage.GATE),
+            )
+        except DeployError as error:
+            seen.error = error
+        took = time.monotonic() - begin
+        journal.stage(stage or Stage.RECORD)
+        name, unkept = self._keep(candidate, image, draft, seen, kept=kept)
+        good = seen.error is None
+        if not good:
+            self._listener.note(f"failed after {took:.1f} s: {seen.error.message if seen.error else ''}")
+            stop(candidate.runner, self._listener)
+        record = _record(candidate, seen, name)
+        try:
+            state.save(record if good else replace(record, release=""), self._directory)
+        except StorageError as error:
+            unkept = unkept or error
+        result = outcome(seen, record, kept=kept, seconds=took)
+        if unkept is not None:
+            self._listener.note(f"not recorded: {unkept.message}")
+            if good:
+                return replace(result, error=trouble(unrecorded(unkept))), unrecorded(unkept)
+        return result, seen.error
+
+    def _stop_old(self, candidate: Candidate) -> None:
+        """What this directory runs now, under whatever name, makes room: one GPU holds one engine."""
+        record = state.load(self._directory)
+        service = candidate.service
+        mine = (service.runner, service.project, service.service)
+        if record is not None and (record.runner, record.project, record.service) != mine:
+            before = runner_of(record, self._directory)
+            if before.state().started is not None:
+                self._listener.note(f"stopping {before.state().detail}")
+                before.remove()
+        now = candidate.runner.state()
+        if now.running:
+            self._listener.note(f"stopping {now.detail}")
+            candidate.runner.stop()
+
+    def _keep(
+        self, candidate: Candidate, image: Image | None, draft: Draft | None, seen: Seen, *, kept: bool
+    ) -> tuple[str, DeployError | None]:
+        """Record what was seen: its release's id, and what kept it from being recorded."""
+        secrets = candidate.secrets if seen.started else frozenset()
+        log = redact(capped(seen.log), secrets)
+        if seen.error is not None and seen.log:
+            with suppress(StorageError):  # where `glm4-deploy diagnose` looks; the release holds it too
+                write_text(self._directory / "failed.log", log)
+        before = self._id_of_kept(candidate, image) if kept and seen.error is None else ""
+        if draft is None or before:
+            if draft is not None:
+                draft.discard()
+            return before, None
+        release = _release(self.store.next_id(), candidate, image, draft, seen)
+        report = redact(dumps({"verdict": seen.verdict, "results": seen.results, "findings": seen.findings}), secrets)
+        try:
+            draft.publish(release, {BOOT_LOG: log, REPORT: report + "\n"})
+        except StorageError as error:
+            return "", error
+        self.store.prune()
+        return release.id, None
+
+    def _id_of_kept(self, candidate: Candidate, image: Image | None) -> str:
+        """The release that runs already, where the candidate is the same; '' where it was never judged good."""
+        record = state.load(self._directory)
+        content = _content(candidate, image)
+        mine = (one for one in self.store.releases() if record is not None and one.id == record.release)
+        return next((one.id for one in mine if one.good and one.content == content), "")
+
+    def _after_failure(
+        self,
+        candidate: Candidate,
+        image: Image | None,
+        first: tuple[Outcome, DeployError | None],
+        journal: Journal,
+        *,
+        rollback: bool,
+    ) -> tuple[Outcome, DeployError]:
+        failed, error = first
+        assert error is not None  # noqa: S101  # the caller's condition, for the type checker
+        # What was just started from scratch and failed is not worth a second start; what ran and fell ill is.
+        good = self.store.last_good(but="" if failed.kept else _content(candidate, image))
+        if good is None or not rollback:
+            return failed, left_alone(error, good.id if good else "")
+        self._listener.note(f"putting release {good.id} back")
+        journal.stage(Stage.RESTORE)
+        try:
+            if isinstance(error, DockerMissing):
+                self._await_docker()
+            put_back, second = self._restore(good, candidate, journal)
+        except DeployError as trouble_again:
+            return failed, rollback_failed(error, good.id, trouble_again)
+        whole = with_restored(failed, put_back)
+        if not put_back.good:
+            return whole, rollback_failed(error, good.id, second or error)
+        return whole, rolled_back(error, put_back)
+
+    def _restore(self, good: Release, failed: Candidate, journal: Journal) -> tuple[Outcome, DeployError | None]:
+        if (failed.service.project, failed.service.runner) != (good.service.project, good.service.runner):
+            failed.runner.remove()  # its log is kept, and its container's name may be the one that is needed
+        candidate = candidate_of(good, self.store, self._directory, self._listener.pull)
+        candidate = check(candidate, good, self._directory, force=False, note=self._listener.note)
+        draft: Draft | None = None
+        try:
+            draft = self.store.draft(candidate.files)
+        except StorageError as error:
+            self._listener.note(f"going on without a record: {error.message}")
+        image = self._image(candidate)
+        return self._attempt(candidate, image, draft, journal, fresh=True, kept=False, stage=Stage.RESTORE)
+
+    def _await_docker(self) -> None:
+        """A restarted engine is back within seconds.
+
+        Raises:
+            DockerMissing, DockerDenied
+        """
+        deadline = time.monotonic() + DOCKER_BACK_SECONDS
+        self._listener.note(f"the Docker engine does not answer: waiting for it, {DOCKER_BACK_SECONDS:.0f} s at most")
+        while True:
+            try:
+                connect(timeout=5)
+                return
+            except DockerMissing:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def _expected(self, candidate: Candidate) -> float | None:
+        """Seconds that the last good starts of this service took: their median, None where there are none."""
+        same = [
+            release.ready_seconds
+            for release in self.store.releases()[-10:]
+            if release.good and release.ready_seconds and release.service.model_dir == candidate.service.model_dir
+        ]
+        return sorted(same)[len(same) // 2] if same else None
+
+
+def _content(candidate: Candidate, image: Image | None) -> str:
+    return content_of(candidate.files.kept(), image, _fingerprint(candidate), candidate.settings)
+
+
+def _fingerprint(candidate: Candidate) -> str | None:
+    return candidate.weights.fingerprint if candidate.weights else None
+
+
+def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
+    service = candidate.service
+    files = candidate.runner.files if isinstance(candidate.runner, ComposeRunner) else ()
+    return state.Record(
+        runner=service.runner,
+        project=service.project,
+        service=service.service,
+        profile=service.profile,
+        base_url=service.base_url,
+        model=service.model,
+        max_model_len=service.max_model_len,
+        files=tuple(str(path) for path in files),
+        id=seen.started.id if seen.started else "",
+        started_at=seen.started.started_at if seen.started else 0.0,
+        verdict=seen.verdict,
+        ready_seconds=seen.ready_seconds,
+        release=release,
+    )
+
+
+def _release(name: str, candidate: Candidate, image: Image | None, draft: Draft, seen: Seen) -> Release:
+    return Release(
+        id=name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        kit=__version__,
+        verdict=seen.verdict,
+        reason=redact(seen.error.message) if seen.error else "",
+        restores=candidate.restores,
+        service=candidate.service,
+        image=image,
+        fingerprint=_fingerprint(candidate),
+        stamp=candidate.weights.stamp if candidate.weights else None,
+        files=draft.files,
+        settings=dict(candidate.settings),
+        engine=to_wire(seen.facts),
+        phases=dict(seen.phases),
+        ready_seconds=seen.ready_seconds,
+        gate_seconds=seen.gate_seconds,
+    )
