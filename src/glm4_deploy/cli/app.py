@@ -15,7 +15,17 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 # Each module has register(app) and imports nothing heavy at its top. Add a command group by adding its name.
-GROUPS = ("render", "deploy", "releases", "smoke", "plan", "diagnose", "checkpoint", "detect")
+GROUPS = (
+    "render",
+    "deploy",
+    "releases",
+    "smoke",
+    "plan",
+    "diagnose",
+    "checkpoint",
+    "detect",
+    "fleet",
+)
 
 app = typer.Typer(
     name="glm4-deploy",

@@ -1,0 +1,178 @@
+"""Many endpoints, asked side by side: addresses of an inventory, some behind SSH. Nothing is installed there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+
+from glm4_deploy.errors import DeployError, Unreachable, UsageError
+from glm4_deploy.files import read_text
+from glm4_deploy.probe.run import run_suite
+from glm4_deploy.probe.target import Target
+from glm4_deploy.result import Result, Status, verdict
+from glm4_deploy.samples import Report, Suite
+
+TUNNEL_S = 20.0
+HINT = "for example:\n  hosts:\n    spark-1: {base_url: http://10.0.0.5:8080}\n    spark-2: {ssh: ops@spark-2}"
+Destination = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", max_length=255)]
+
+
+class Host(BaseModel):
+    """One endpoint. With `ssh` (user@host or a name of ssh_config) base_url is as seen on that host."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str = "http://127.0.0.1:8080"
+    ssh: Destination | None = None
+    model: str | None = None
+    api_key_file: Path | None = None
+
+
+class Inventory(BaseModel):
+    """hosts: name → endpoint; model: the served name expected of each that names none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hosts: Annotated[dict[str, Host], Field(min_length=1, max_length=10_000)]
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one host said. report: None where it could not be asked at all; row: the line of the table."""
+
+    host: str
+    row: Result
+    report: Report | None
+
+
+def read_inventory(path: Path) -> Inventory:
+    """Read the YAML of an inventory. Paths of key files are relative to it.
+
+    Raises:
+        UsageError: no such file, no YAML, an unknown key or a wrong value; it names the place.
+    """
+    try:
+        content = yaml.safe_load(read_text(path))
+        inventory = Inventory.model_validate(content if content is not None else {})
+    except (yaml.YAMLError, RecursionError):
+        raise UsageError(f"{path} is not valid YAML", hint=HINT) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UsageError(f"{path}: {where}: {first['msg']}", hint=HINT) from None
+    for name, host in inventory.hosts.items():
+        try:
+            _ = Target(base_url=host.base_url).root
+        except UsageError as error:
+            raise UsageError(f"{path}: hosts.{name}: {error.message}", hint=error.hint) from None
+    return inventory
+
+
+async def ask_fleet(
+    inventory: Inventory,
+    *,
+    suite: Suite,
+    only: tuple[str, ...] = (),
+    keys_from: Path,
+    at_once: int = 8,
+    on_answer: Callable[[Answer], None] | None = None,
+) -> tuple[Answer, ...]:
+    """Run the suite against every host, at most `at_once` at a time; in the inventory's order.
+
+    A host that cannot be asked is a failed row, never an exception: the others are asked all the same.
+    """
+    places = asyncio.Semaphore(at_once)
+
+    async def one(name: str, host: Host) -> Answer:
+        async with places:
+            answer = await _ask(name, host, inventory.model, suite, only, keys_from)
+        if on_answer:
+            on_answer(answer)
+        return answer
+
+    return tuple(await asyncio.gather(*(one(name, host) for name, host in inventory.hosts.items())))
+
+
+async def _ask(
+    name: str, host: Host, model: str | None, suite: Suite, only: tuple[str, ...], keys_from: Path
+) -> Answer:
+    try:
+        key = SecretStr(read_text(keys_from / host.api_key_file)) if host.api_key_file else None
+        async with _reached(host) as base_url:
+            target = Target(base_url=base_url, model=host.model or model, api_key=key)
+            report = await run_suite(target, suite=suite, only=only)
+    except DeployError as error:
+        row = Result(check=name, status=Status.FAIL, observed=error.message, remedy=error.hint)
+        return Answer(host=name, row=row, report=None)
+    return Answer(host=name, row=_row(name, report), report=report)
+
+
+def _row(name: str, report: Report) -> Result:
+    judged = [row for row in report.results if row.status is not Status.SKIPPED]
+    bad = [row for row in judged if row.status in {Status.FAIL, Status.UNKNOWN}]
+    first = f"{bad[0].check}: {bad[0].observed or bad[0].reason}" if bad else ""
+    version = next((fact.value for fact in report.engine if fact.name == "vLLM" and fact.value[:1].isdigit()), None)
+    what = f"{report.model or 'no model'}{f', vLLM {version}' if version else ''}"
+    return Result(
+        check=name,
+        status=verdict(report.results),
+        observed=first or f"{what}: {len(judged)} checks, no failure seen",
+        remedy=bad[0].remedy if bad else "",
+        seconds=report.seconds,
+    )
+
+
+@asynccontextmanager
+async def _reached(host: Host) -> AsyncIterator[str]:
+    """The address to ask: the host's own, or the near end of an SSH tunnel that lasts as long as the block."""
+    if host.ssh is None:
+        yield host.base_url
+        return
+    parts = urlsplit(Target(base_url=host.base_url).root)
+    far = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        near = f"127.0.0.1:{free.getsockname()[1]}"
+    words = ["ssh", "-N", "-T", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "ConnectTimeout=10"]
+    pipe = asyncio.subprocess.PIPE
+    try:
+        tunnel = await asyncio.create_subprocess_exec(
+            *words, "-L", f"{near}:{far}", "--", host.ssh, stdin=asyncio.subprocess.DEVNULL, stderr=pipe
+        )
+    except OSError as error:
+        raise UsageError("ssh is not installed here", hint="install an OpenSSH client") from error
+    try:
+        await _open(near, tunnel, host.ssh)
+        yield f"{parts.scheme}://{near}{parts.path}"
+    finally:
+        with suppress(ProcessLookupError):
+            tunnel.terminate()
+        await tunnel.wait()
+
+
+async def _open(near: str, tunnel: asyncio.subprocess.Process, destination: str) -> None:
+    """Wait until the tunnel takes connections.
+
+    Raises:
+        Unreachable: ssh ended (with its own words), or it did not come up in time.
+    """
+    hint = f"try it by hand: ssh -o BatchMode=yes {destination} true"
+    address, _, port = near.partition(":")
+    for _ in range(int(TUNNEL_S / 0.1)):
+        if tunnel.returncode is not None:
+            said = (await tunnel.stderr.read()).decode(errors="replace").strip() if tunnel.stderr else ""
+            raise Unreachable(f"ssh {destination}: {said.splitlines()[-1] if said else 'it ended'}", hint=hint)
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(address, int(port))
+            writer.close()
+            return
+        await asyncio.sleep(0.1)
+    raise Unreachable(f"ssh {destination}: no tunnel after {TUNNEL_S:.0f} s", hint=hint)
