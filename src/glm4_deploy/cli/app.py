@@ -25,6 +25,7 @@ GROUPS = (
     "checkpoint",
     "detect",
     "fleet",
+    "bundle",
 )
 
 app = typer.Typer(

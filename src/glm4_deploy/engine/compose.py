@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken
+import yaml
+
+from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken, UsageError
+from glm4_deploy.files import read_text
 
 MINIMUM = (2, 20)
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
@@ -152,3 +155,19 @@ def _cap(line: str, limit: int = 300) -> str:
 def flags_of(files: Sequence[Path]) -> str:
     """`-f A -f B`, for a sentence that tells a user what to type."""
     return " ".join(f"-f {file}" for file in files)
+
+
+def images_of(files: Sequence[Path]) -> tuple[str, ...]:
+    """The images that the services of Compose files name, without asking Compose.
+
+    Raises:
+        UsageError: a file that is no Compose file.
+    """
+    found: dict[str, None] = {}
+    for file in files:
+        try:
+            services = yaml.safe_load(read_text(file))["services"]
+            found |= {str(service["image"]): None for service in services.values() if "image" in service}
+        except (yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError):
+            raise UsageError(f"{file} is no Compose file", hint="make one: glm4-deploy render -o FILE") from None
+    return tuple(found)

@@ -1,0 +1,85 @@
+"""`glm4-deploy bundle create | verify | load`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Directory = Annotated[Path, typer.Argument(help="The bundle.")]
+Signers = Annotated[
+    Path | None, typer.Option(help="An allowed_signers file of OpenSSH: the signature must be by one of them.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    group = typer.Typer(no_args_is_help=True, help="Carry a deployment to a host without a network.")
+    for command in (create, verify, load):
+        group.command()(command)
+    app.add_typer(group, name="bundle")
+
+
+def create(
+    files: Annotated[list[Path], typer.Argument(help="Rendered Compose files; their images go in.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to make, or to go on with.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint directory to take along.")] = None,
+    wheels: Annotated[bool, typer.Option(help="Take this kit and what it needs, for this Python.")] = True,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="An SSH private key that signs it.")] = None,
+) -> None:
+    """Put images, wheels, compose files and a checkpoint into one directory, with checksums.
+
+    A call that was cut off goes on where it stopped.
+
+    Example: glm4-deploy bundle create compose.yaml --checkpoint /models/glm-4-9b-chat-hf-nvfp4 -o bundle
+    """
+    from glm4_deploy.engine.bundle import create as make
+    from glm4_deploy.engine.compose import images_of
+
+    for path in (*files, *((sign,) if sign else ())):
+        _must_be(path, path.is_file(), "file")
+    if checkpoint is not None:
+        _must_be(checkpoint, checkpoint.is_dir(), "directory")
+    make(
+        output,
+        files=files,
+        images=images_of(files),
+        checkpoint=checkpoint,
+        wheels=wheels,
+        key=sign,
+        note=_note,
+    )
+    typer.echo(f"{output}: whole. There: glm4-deploy bundle load {output.name}, or docker load -i each of images/")
+
+
+def verify(directory: Directory, signers: Signers = None) -> None:
+    """Hold every file against its checksum, and the signature against the signers. Exit 1 where one differs.
+
+    Example: glm4-deploy bundle verify bundle --signers allowed_signers
+    """
+    from glm4_deploy.engine.bundle import verify as check
+
+    images = check(directory, signers=signers, note=_note)
+    typer.echo(f"{directory}: whole, {len(images)} image(s){', signed' if signers else ', signature not asked for'}")
+
+
+def load(directory: Directory, signers: Signers = None) -> None:
+    """Verify, then load the images into this host's Docker engine. No network is used.
+
+    Example: glm4-deploy bundle load bundle --signers allowed_signers
+    """
+    from glm4_deploy.engine.bundle import load as bring
+
+    for image in bring(directory, signers=signers, note=_note):
+        typer.echo(f"{image.reference} {image.id[:19]}")
+    typer.echo(f"next: put {directory}/checkpoint where the compose file mounts it; docker compose -f … up -d")
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _must_be(path: Path, true: bool, kind: str) -> None:
+    from glm4_deploy.errors import UsageError
+
+    if not true:
+        raise UsageError(f"{path} is no {kind}", hint="check the path")
