@@ -8,6 +8,11 @@ from glm4_deploy.errors import StorageError, UsageError
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write all of it or nothing, as UTF-8. Raises StorageError."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write all of it or nothing: a temporary file beside the target, flushed to disk, then renamed.
 
     Raises:
@@ -17,8 +22,8 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(mode)

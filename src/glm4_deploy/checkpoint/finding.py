@@ -9,6 +9,7 @@ from glm4_deploy.result import Evidence, Result, Status
 
 Rule: TypeAlias = Callable[[Checkpoint, Target], Result]
 SHOWN = 3
+REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"  # a remedy; the report puts in the directory and the engine
 WHY = "why"  # the evidence that says what a finding means for this engine
 
 

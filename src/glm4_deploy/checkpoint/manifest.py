@@ -1,15 +1,14 @@
 """A SHA-256 manifest in the format of `sha256sum`, so that `sha256sum -c` reads it too."""
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from glm4_deploy.checkpoint.finding import bad, listed, ok, plural
 from glm4_deploy.errors import StorageError
 from glm4_deploy.facts.checkpoint import Checkpoint, File, open_file
+from glm4_deploy.files import write_bytes
 from glm4_deploy.result import Result, Status
 
 NAME = "SHA256SUMS"
@@ -119,16 +118,5 @@ def _write(manifest: Path, digests: Mapping[str, str], *, damaged: bool) -> Resu
             why="its files are not whole (see above) and are not to be written down as good",
             remedy="download what is damaged, then verify with --manifest again",
         )
-    try:
-        with tempfile.NamedTemporaryFile(dir=manifest.parent, prefix=f".{manifest.name}.", delete=False) as file:
-            file.write(text(digests).encode("utf-8", errors="surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-        partial = Path(file.name)
-        partial.chmod(0o644)
-        partial.replace(manifest)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {manifest}: {error.strerror or error}", hint="name another place with --manifest-file"
-        ) from None
+    write_bytes(manifest, text(digests).encode("utf-8", errors="surrogateescape"))
     return ok("manifest", f"written: {plural(len(digests), 'file')} in {manifest.name}")

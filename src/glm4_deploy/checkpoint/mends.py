@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from glm4_deploy.checkpoint import fuse, rules_chat, rules_engine
+from glm4_deploy.checkpoint.finding import plural
 from glm4_deploy.checkpoint.shape import GATE, GATE_UP, UP, fused_nvfp4, split_layers
 from glm4_deploy.checkpoint.target import GateUp, Target
 from glm4_deploy.checkpoint.writer import Piece
@@ -125,7 +126,6 @@ def gate_up(draft: Draft) -> list[Change]:
         layers, reshaped, how = fused_nvfp4(checkpoint), fuse.split_layers(checkpoint), "gate_proj and up_proj apart"
     elif draft.target.gate_up is GateUp.FUSED:
         layers, reshaped, how = split_layers(checkpoint), fuse.join_layers(checkpoint), "gate_up_proj fused"
-        _rename_ignored(draft.documents.get("config.json", {}))
     else:
         return []
     for name, pieces in reshaped.items():
@@ -133,7 +133,9 @@ def gate_up(draft: Draft) -> list[Change]:
         changes.append(Change(check="gate-up", file=name, detail=how))
     if not changes:
         return []
-    changes[0] = replace(changes[0], detail=f"{how}, {len(layers)} layers")
+    changes[0] = replace(changes[0], detail=f"{how}, {plural(len(layers), 'layer')}")
+    if draft.target.gate_up is GateUp.FUSED:
+        _rename_ignored(draft.documents.get("config.json", {}))
     index = draft.documents.get(INDEX)
     if index is not None:
         _rewrite_index(index, checkpoint, draft.shards)

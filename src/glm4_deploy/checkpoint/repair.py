@@ -28,6 +28,8 @@ from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
 from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
 from glm4_deploy.result import Status
 
+CONFIG = "config.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -66,7 +68,7 @@ def repair(
         UsageError: `output` is there already, or `only` names what is no mend.
     """
     engine = target(vllm or default_version())
-    _check_output(directory, output)
+    check_output(directory, output)
     checkpoint = read_checkpoint(directory)
     _refuse_the_unmendable(checkpoint, engine)
     draft, changes = plan(checkpoint, engine, only=only)
@@ -118,7 +120,8 @@ def _plain(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     return {name: dict(document) for name, document in documents.items()}
 
 
-def _check_output(directory: Path, output: Path) -> None:
+def check_output(directory: Path, output: Path) -> None:
+    """Raises UsageError: `output` is there already, lies within `directory`, or has no parent."""
     if output.resolve().is_relative_to(directory.resolve()):
         raise UsageError(f"{output} lies within {directory}", hint="give --output a place outside the checkpoint")
     if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
@@ -156,6 +159,9 @@ def _write(
         done += count
         progress(done, total)
 
+    for name in draft.texts:
+        if name != CONFIG:
+            _write_text(partial / name, draft.texts[name])
     for name, pieces in draft.shards.items():
         write_shard(partial / name, pieces, metadata=shards[name].header.metadata, shards=paths, progress=step)
     placed: dict[str, list[str]] = {
@@ -164,17 +170,21 @@ def _write(
         "copied": [],
         "left out": [*checkpoint.subdirectories, *checkpoint.unfinished],
     }
-    for file in checkpoint.files:
+    for file in sorted(checkpoint.files, key=_config_last):
         if file.name in placed["written"] or file.name in checkpoint.unfinished:
             continue
         if file.name == manifest.NAME:
             placed["left out"].append(file.name)  # its digests are those of the old files
         else:
             placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
-    for name in sorted(draft.texts, key=lambda name: name == "config.json"):  # without it nothing loads: last
-        _write_text(partial / name, draft.texts[name])
+    if CONFIG in draft.texts:
+        _write_text(partial / CONFIG, draft.texts[CONFIG])
     _sync_directory(partial)
     return placed
+
+
+def _config_last(file: File) -> bool:
+    return file.name == CONFIG  # without it nothing loads
 
 
 def _link(file: File, target_path: Path) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad, listed, ok, plural, skipped, unknown
 from glm4_deploy.checkpoint.rules_tensors import shape_of
 from glm4_deploy.checkpoint.target import Target
 from glm4_deploy.facts.checkpoint import Checkpoint
@@ -15,7 +15,6 @@ STOP_IDS_9B = (151329, 151336, 151338)
 VOCAB_9B = 151552
 PREFIX = "glm-4"
 LICENCE_FILES = ("license", "licence", "notice", "model_license")
-REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"
 
 
 def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
@@ -99,7 +98,7 @@ def stops(checkpoint: Checkpoint, _target: Target) -> Result:
         return bad(
             "eos-ids",
             Status.FAIL,
-            f"{source} has {list(found)}, without {listed(missing)}",
+            f"{source} has {_shown(found)}, without {listed(missing)}",
             expected=f"{sorted(wanted.values())}",
             why="the model ends a turn with any of these; without one it talks on for the user, to the token limit",
             remedy=REPAIR,
@@ -108,11 +107,15 @@ def stops(checkpoint: Checkpoint, _target: Target) -> Result:
         return bad(
             "eos-ids",
             Status.WARN,
-            f"no generation_config.json; config.json has {list(found)}",
+            f"no generation_config.json; config.json has {_shown(found)}",
             why="an engine started with --generation-config elsewhere loses the stop tokens",
             remedy=REPAIR,
         )
-    return ok("eos-ids", f"{list(found)}")
+    return ok("eos-ids", _shown(found))
+
+
+def _shown(ids: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, ids[:8]))}{', …' if len(ids) > 8 else ''}]"
 
 
 def chat_template(checkpoint: Checkpoint, _target: Target) -> Result:

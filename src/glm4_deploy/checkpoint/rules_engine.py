@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glm4_deploy.checkpoint import shape as shapes
-from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad, listed, ok, plural, skipped, unknown
 from glm4_deploy.checkpoint.target import GateUp, Target
 from glm4_deploy.facts.checkpoint import Checkpoint
 from glm4_deploy.result import Result, Status
 
-REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"
 DTYPE_KEYS = ("scale_dtype", "zp_dtype")
 # Keys of compressed-tensors' QuantizationArgs from 0.11 to 0.19, which refuses any other.
 ARGS_KEYS = {

@@ -66,7 +66,10 @@ def scan(checkpoint: Checkpoint, *, digest: bool, progress: Progress | None = No
             else:
                 if hasher:
                     digests[shard.file.name] = hasher.hexdigest()
-    _zero_scales_that_matter(checkpoint, tally)
+    try:
+        _zero_scales_that_matter(checkpoint, tally)
+    except OSError as error:
+        tally.unreadable.append(str(error))
     return tally, digests
 
 

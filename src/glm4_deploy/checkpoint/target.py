@@ -39,7 +39,11 @@ class Target:
 
     @property
     def label(self) -> str:
-        return "vLLM " + ".".join(str(part) for part in self.vllm)
+        return f"vLLM {self.version}"
+
+    @property
+    def version(self) -> str:
+        return ".".join(str(part) for part in self.vllm)
 
     @property
     def transformers_label(self) -> str:

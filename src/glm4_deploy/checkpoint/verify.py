@@ -1,16 +1,17 @@
 """Judge a checkpoint for one engine: every rule once, each giving one finding."""
 
+import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glm4_deploy.catalog.images import Version
 from glm4_deploy.checkpoint import rules_chat, rules_engine, rules_files, rules_tensors
-from glm4_deploy.checkpoint.finding import Rule, bad
+from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad
 from glm4_deploy.checkpoint.manifest import check_or_write, covered, digest_file
 from glm4_deploy.checkpoint.scan import findings, scan
 from glm4_deploy.checkpoint.shape import parameters, quantization_format
-from glm4_deploy.checkpoint.target import default_version, target
+from glm4_deploy.checkpoint.target import Target, default_version, target
 from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
 from glm4_deploy.result import Result, Status, verdict
 
@@ -74,13 +75,23 @@ def verify(
         directory=str(directory),
         engine=engine.label,
         verdict=verdict(results),
-        results=tuple(results),
+        results=tuple(_with_command(result, directory, engine) for result in results),
         quantization=quantization_format(checkpoint),
         parameters=parameters(checkpoint),
         tensors=len(checkpoint.tensors),
         size=sum(shard.file.size for shard in checkpoint.shards),
         fingerprint=checkpoint.fingerprint,
     )
+
+
+def _with_command(result: Result, directory: Path, engine: Target) -> Result:
+    """The remedy as the command to type."""
+    if result.remedy != REPAIR:
+        return result
+    for_engine = "" if engine.vllm == default_version() else f" --for {engine.version}"
+    source = shlex.quote(str(directory))
+    target_name = shlex.quote(f"{directory.resolve()}-{engine.version}")
+    return replace(result, remedy=f"glm4-deploy checkpoint repair {source} --output {target_name}{for_engine}")
 
 
 def _failed(results: Iterable[Result]) -> bool:

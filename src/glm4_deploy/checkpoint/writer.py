@@ -151,6 +151,9 @@ def _copy(origin: int, target: int, source: Source, progress: Callable[[int], No
         else:
             data = os.pread(origin, min(left, FALLBACK_CHUNK), position)
             count = os.write(target, data)
+        if count == 0 and in_kernel:
+            in_kernel = False  # some file systems copy nothing and say so with 0: read() tells whether it is the end
+            continue
         if count == 0:
             raise OSError(errno.EIO, f"{source.shard} ends early: it changed while it was read")
         position, left = position + count, left - count

@@ -7,18 +7,25 @@ import typer
 
 if TYPE_CHECKING:
     from glm4_deploy.catalog.images import Version
+    from glm4_deploy.checkpoint.repair import Outcome
     from glm4_deploy.checkpoint.verify import Report
 
 Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that has config.json.")]
 ImageTag = Annotated[str | None, typer.Option("--image-tag", help="Judge for this image of nvcr.io/nvidia/vllm.")]
 VllmVersion = Annotated[str | None, typer.Option("--vllm", help="Judge for this vLLM, for example 0.24.0.")]
+For = Annotated[
+    str | None, typer.Option("--for", metavar="TAG|VERSION", help="The image tag or vLLM version that is to load it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Output = Annotated[Path, typer.Option("--output", help="A new directory; nothing is overwritten.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     group = typer.Typer(no_args_is_help=True, help="Verify a checkpoint for an engine, repair it, or make one.")
     group.command()(verify)
+    group.command()(repair)
+    group.command()(quantize)
     app.add_typer(group, name="checkpoint")
 
 
@@ -27,6 +34,10 @@ def verify(
     image_tag: ImageTag = None,
     vllm: VllmVersion = None,
     full: Annotated[bool, typer.Option("--full", help="Read every tensor, not only headers and small files.")] = False,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="Check every byte against this list of sha256sum; write it where it is not there yet."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what in a checkpoint would not load, or would load and answer garbage, on the engine that is to run it.
@@ -36,14 +47,96 @@ def verify(
     Example: glm4-deploy checkpoint verify /models/glm-4-9b-chat-hf-nvfp4 --image-tag 26.01-py3
     """
     from glm4_deploy.checkpoint.verify import verify as judge
+    from glm4_deploy.cli.progress import BytesProgress
     from glm4_deploy.report.wire import dumps
 
-    report = judge(directory, vllm=_engine(image_tag, vllm), full=full)
+    engine = _engine(image_tag, vllm)
+    report = judge(directory, vllm=engine, full=full, manifest=manifest, progress=BytesProgress("read"))
     if as_json:
         typer.echo(dumps(report))
     else:
         _show(report)
     if report.failures:
+        raise typer.Exit(1)
+
+
+def repair(
+    directory: Directory,
+    output: Output,
+    for_: For = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="Mend this finding alone; may be given again.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a copy that the engine loads, without loss; the original is not touched. Then verify the copy.
+
+    Exit code 0: nothing fails any more; 1: with --only, something else still fails; 10: no repair can mend it;
+    18: it could not be written (nothing is left behind).
+
+    Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
+    """
+    from glm4_deploy.catalog.images import resolve_version
+    from glm4_deploy.checkpoint.repair import repair as mend
+    from glm4_deploy.cli.progress import BytesProgress
+    from glm4_deploy.report.wire import dumps
+
+    engine = resolve_version(for_) if for_ else None
+    outcome = mend(directory, output, vllm=engine, only=only or (), progress=BytesProgress("written"))
+    if as_json:
+        typer.echo(dumps(outcome))
+    else:
+        _show_changes(outcome)
+        _show(outcome.report)
+    if outcome.report.failures:
+        raise typer.Exit(1)
+
+
+def quantize(
+    base: Annotated[Path, typer.Argument(help="GLM-4 in bf16, in its -hf form: the directory that has config.json.")],
+    output: Output,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Local .jsonl, .json, .txt or .parquet of chats or texts, or hub:NAME[:SPLIT]; may be given again. "
+            "[ultrachat_200k and LongAlign-10k of the hub]"
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=100_000, help="Calibration samples.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    for_: For = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave what llm-compressor wrote, unrepaired.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantise GLM-4 to NVFP4 by the model card's recipe, and write what the default image loads.
+
+    Needs the extra: pip install 'glm4-deploy[quantize]'. A 9B model wants a GPU with 24 GB or 40 GB of memory.
+
+    Exit code 0: done, and verify finds no fault; 2: a dataset or a name that cannot be; 20: the extra is missing.
+
+    Example: glm4-deploy checkpoint quantize /models/glm-4-9b-chat-hf --output /models/glm-4-9b-chat-hf-nvfp4
+    """
+    from glm4_deploy.catalog.images import resolve_version
+    from glm4_deploy.checkpoint.calibration import DEFAULT_SOURCES
+    from glm4_deploy.checkpoint.quantize import quantize as make
+    from glm4_deploy.report.wire import dumps
+
+    outcome = make(
+        base,
+        output,
+        sources=tuple(dataset or DEFAULT_SOURCES),
+        samples=samples,
+        seed=seed,
+        vllm=resolve_version(for_) if for_ else None,
+        raw=raw,
+        note=lambda text: typer.echo(text, err=True),
+    )
+    if as_json:
+        typer.echo(dumps(outcome))
+    else:
+        typer.echo(outcome.drawn.table())
+        _show(outcome.report)
+    if outcome.report.failures and not raw:
         raise typer.Exit(1)
 
 
@@ -59,5 +152,25 @@ def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
 
 
 def _show(report: "Report") -> None:
-    for result in report.results:
-        typer.echo(f"{result.status:8} {result.check:18} {result.observed}")
+    from glm4_deploy.checkpoint.finding import WHY
+    from glm4_deploy.report.findings import print_findings
+
+    kind = report.quantization or "not quantised"
+    size = (
+        f"{report.parameters / 1e9:.3g} B parameters, {kind}, {report.tensors} tensors, {report.size / 2**30:.3g} GiB"
+    )
+    close = f"{report.verdict}: {report.directory} for {report.engine}; {size}; fingerprint {report.fingerprint}"
+    print_findings(report.results, why=WHY, close=close, verdict=report.verdict)
+
+
+def _show_changes(outcome: "Outcome") -> None:
+    from glm4_deploy.report.clean import one_line
+
+    for change in outcome.changes:
+        typer.echo(one_line(f"mended   {change.check:18}{change.file}: {change.detail}", 600))
+    if not outcome.changes:
+        typer.echo("nothing to mend")
+    kept = [f"{len(names)} {word}" for word, names in (("linked", outcome.linked), ("copied", outcome.copied)) if names]
+    if outcome.left_out:
+        kept.append(f"left out: {', '.join(outcome.left_out[:5])}")
+    typer.echo(one_line(f"{outcome.output}: {len(outcome.written)} files written, {', '.join(kept)}", 600))

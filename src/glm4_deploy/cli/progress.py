@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 LINE_SECONDS = 10.0  # between two lines of one phase where lines cannot be rewritten
+QUIET_S = 2.0  # what takes less needs no progress
 
 
 class Progress:
@@ -76,4 +77,26 @@ class Progress:
     @staticmethod
     def _write(text: str) -> None:
         sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class BytesProgress:
+    """Bytes done of bytes in all, on stderr: rewritten in place on a terminal, else a line every ten per cent."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self._live = sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._shown = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        percent = 100 * done // max(total, 1)
+        step = percent if self._live else percent // 10 * 10
+        seconds = time.monotonic() - self._begin
+        if step == self._shown or seconds < QUIET_S:
+            return
+        self._shown = step
+        line = f"{self._word} {step:3} %  {done / 2**30:.2f} of {total / 2**30:.2f} GiB  {seconds:.0f} s"
+        ends = "\n" if done >= total or not self._live else ""
+        sys.stderr.write(f"\r{line.ljust(WIDTH)}{ends}" if self._live else f"{line}\n")
         sys.stderr.flush()

@@ -16,6 +16,7 @@ from glm4_deploy.facts.checkpoint_json import MalformedJsonError, parse_object
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_RANK = 8
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # a zip of torch.save; a bare pickle
 
 # Bits an element. Order: the one in which the reference serialiser lays tensors out, widest last.
 DTYPE_BITS: Mapping[str, int] = {
@@ -89,6 +90,8 @@ def read_header(file: BinaryIO, *, size: int, shard: str) -> Header:
     if len(prefix) < 8:
         raise HeaderFault(f"{size} bytes long: no safetensors file is that short")
     length = int.from_bytes(prefix[:8], "little")
+    if length > MAX_HEADER_BYTES and prefix.startswith(PICKLE_MAGIC):
+        raise HeaderFault("a pickle (torch.save), which runs code when it is loaded: refused")
     if length > MAX_HEADER_BYTES:
         raise HeaderFault(f"claims a header of {length} bytes (limit {MAX_HEADER_BYTES}): not a safetensors file")
     if 8 + length > size:

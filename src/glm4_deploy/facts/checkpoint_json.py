@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+MAX_DEPTH = 64  # config.json has 5 levels; what copies and writes a document goes a frame or two deeper a level
+
 
 class MalformedJsonError(ValueError):
     """Why a text is not the JSON object that was expected, in one phrase."""
@@ -12,7 +14,7 @@ def parse_object(data: bytes, *, unique: bool = True) -> dict[str, Any]:
     """Parse a JSON object. The caller bounds the size of `data`.
 
     Args:
-        unique: refuse duplicate keys (slower: off for the large tokenizer.json).
+        unique: refuse duplicate keys and deep nesting (slower: off for the large tokenizer.json, which is only read).
 
     Raises:
         MalformedJsonError: not UTF-8, not JSON, nested too deep, a number too long, a duplicate key, not an object.
@@ -32,7 +34,24 @@ def parse_object(data: bytes, *, unique: bool = True) -> dict[str, Any]:
         raise MalformedJsonError("has an integer of thousands of digits") from None
     if not isinstance(value, dict):
         raise MalformedJsonError(f"holds a {type(value).__name__}, not an object")
+    if unique and _deep(value):
+        raise MalformedJsonError(f"nested too deep (limit {MAX_DEPTH})")
     return value
+
+
+def _deep(value: Any) -> bool:
+    """Nested deeper than MAX_DEPTH; level by level, so that no depth can exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,5 +17,9 @@ def to_wire(value: Any) -> Any:
 
 
 def dumps(value: Any, *, indent: int | None = 2) -> str:
-    """JSON text. NaN and infinities are refused (they are no JSON): give None for unknown numbers."""
-    return json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
+    """JSON text. NaN and infinities are refused (they are no JSON): give None for unknown numbers.
+
+    Half a surrogate pair (a file name that is not UTF-8) becomes its JSON escape, which every stream can carry.
+    """
+    text = json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
