@@ -1,0 +1,367 @@
+"""Whatever a directory holds, verify gives one clear finding or error: no traceback, no hang."""
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+
+import checkpoints as made
+from glm4_deploy.checkpoint.repair import repair
+from glm4_deploy.checkpoint.verify import verify
+from glm4_deploy.errors import CheckpointRefused, ModelMissing
+from glm4_deploy.facts.checkpoint_header import MAX_HEADER_BYTES, HeaderFault, read_header
+from glm4_deploy.result import Result, Status
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 6442450944\n" % (b"4665a5ea" * 8)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return made.checkpoint(tmp_path / "glm-4-made")
+
+
+def weights(directory: Path) -> Path:
+    return directory / "model.safetensors"
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    blob = path.read_bytes()
+    start = 8 + int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8:start]), blob[start:]
+
+
+def bad_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        header, data = header_of(weights(directory))
+        made.write_raw(weights(directory), change(header) or header, data)
+
+    return damage
+
+
+def rewrite(path: str, data: bytes) -> Callable[[Path], None]:
+    return lambda directory: (directory / path).write_bytes(data) and None
+
+
+def truncate(directory: Path) -> None:
+    os.truncate(weights(directory), weights(directory).stat().st_size - 100)
+
+
+def grow(directory: Path) -> None:
+    with weights(directory).open("ab") as file:
+        file.write(b"\0" * 8)
+
+
+def torch_zip(directory: Path) -> None:
+    with zipfile.ZipFile(weights(directory), "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"weight": 1}))
+
+
+def only_a_pickle(directory: Path) -> None:
+    weights(directory).rename(directory / "pytorch_model.bin")
+
+
+def link_out(directory: Path) -> None:
+    weights(directory).rename(directory.parent / "elsewhere.safetensors")
+    weights(directory).symlink_to(directory.parent / "elsewhere.safetensors")
+
+
+def link_to_nothing(directory: Path) -> None:
+    weights(directory).unlink()
+    weights(directory).symlink_to("gone")
+
+
+def link_in_a_circle(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    (directory / "config.json").symlink_to("config.json")
+
+
+def pipe(directory: Path) -> None:
+    weights(directory).unlink()
+    os.mkfifo(weights(directory))
+
+
+def twice(directory: Path) -> None:
+    (directory / "consolidated.safetensors").write_bytes(weights(directory).read_bytes())
+
+
+def drop(*ends: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        held = {name: value for name, value in made.tensors().items() if not name.endswith(ends)}
+        made.save(weights(directory), held)
+
+    return damage
+
+
+def put(name: str, value: Any) -> Callable[[Path], None]:
+    return lambda directory: made.save(weights(directory), made.tensors() | {name: value})
+
+
+def shape_lie(header: dict[str, Any]) -> None:
+    header["lm_head.weight"]["shape"] = [1, 1]
+
+
+def hole(header: dict[str, Any]) -> None:
+    del header["model.layers.0.mlp.down_proj.weight_packed"]
+
+
+def overlap(header: dict[str, Any]) -> None:
+    first, second = list(header.values())[1:3]
+    second["data_offsets"] = first["data_offsets"]
+
+
+def deep(_header: dict[str, Any]) -> bytes:
+    return b'{"a":' * 5000 + b"1" + b"}" * 5000
+
+
+SCALE = "model.layers.1.mlp.down_proj.weight_global_scale"
+# what is done → the check that must fail, and a word of what it says
+FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "lfs shard": (rewrite("model.safetensors", LFS), "lfs-pointers", "Git LFS pointer"),
+    "lfs tokenizer": (rewrite("tokenizer.json", LFS), "lfs-pointers", "tokenizer.json"),
+    "truncated": (truncate, "shard-headers", "100 are missing"),
+    "longer": (grow, "shard-headers", "8 bytes follow"),
+    "empty shard": (rewrite("model.safetensors", b""), "shard-headers", "0 bytes long"),
+    "header too large": (rewrite("model.safetensors", b"\xff" * 64), "shard-headers", "claims a header"),
+    "header beyond the end": (rewrite("model.safetensors", b"\0\0\1\0\0\0\0\0{}"), "shard-headers", "truncated"),
+    "header no JSON": (rewrite("model.safetensors", b"\2\0\0\0\0\0\0\0{]"), "shard-headers", "not JSON"),
+    "header deep": (bad_header(deep), "shard-headers", "nested too deep"),
+    "shape lie": (bad_header(shape_lie), "shard-headers", "needs"),
+    "hole": (bad_header(hole), "shard-headers", "hole"),
+    "overlap": (bad_header(overlap), "shard-headers", "overlap"),
+    "pickle in disguise": (torch_zip, "shard-headers", "a pickle"),
+    "only a pickle": (only_a_pickle, "weights-format", "pytorch_model.bin"),
+    "link out": (link_out, "links", "out of the directory"),
+    "link to nothing": (link_to_nothing, "links", "to nothing"),
+    "link in a circle": (link_in_a_circle, "files-readable", "config.json"),
+    "pipe": (pipe, "files-readable", "neither a file nor a directory"),
+    "duplicates": (twice, "duplicate-tensors", "in more than one shard"),
+    "tensor missing": (drop("1.mlp.down_proj.weight_scale"), "tensors", "missing"),
+    "layer missing": (lambda d: made.change(d / "config.json", num_hidden_layers=3), "layers", "layer 2 is missing"),
+    "layer too many": (lambda d: made.change(d / "config.json", num_hidden_layers=1), "layers", "beyond"),
+    "foreign tensor": (put("model.vision.weight", np.ones(4, np.float16)), "tensors", "model.vision.weight"),
+    "wrong shape": (put("model.norm.weight", np.ones(4, np.float16)), "tensor-shapes", "model.norm.weight"),
+    "wrong dtype": (put("model.norm.weight", np.ones(made.HIDDEN, np.int32)), "tensor-shapes", "I32"),
+    "scale NaN": (put(SCALE, np.array([np.nan], np.float32)), "global-scales", "nan"),
+    "scale zero": (put(SCALE, np.zeros(1, np.float32)), "global-scales", "is 0"),
+    "scale negative": (put(SCALE, -np.ones(1, np.float32)), "global-scales", "is -1"),
+    "scale infinite": (put(SCALE, np.array([np.inf], np.float32)), "global-scales", "inf"),
+    "q, k, v apart": (
+        put("model.layers.0.self_attn.k_proj.weight_global_scale", np.array([9.0], np.float32)),
+        "global-scales",
+        "q_proj/k_proj/v_proj",
+    ),
+    "no config": (lambda d: (d / "config.json").unlink(), "config", "no config.json"),
+    "config no JSON": (rewrite("config.json", b"{,"), "files-readable", "not JSON"),
+    "config deep": (rewrite("config.json", b'{"a":' * 900 + b"1" + b"}" * 900), "files-readable", "nested too deep"),
+    "config very deep": (rewrite("config.json", b"[" * 100_000), "files-readable", "nested too deep"),
+    "config huge": (rewrite("config.json", b" " * (5 << 20)), "files-readable", "limit"),
+    "config a list": (rewrite("config.json", b"[]"), "files-readable", "holds a list"),
+    "config twice a key": (rewrite("config.json", b'{"a":1,"a":2}'), "files-readable", "twice"),
+    "config long number": (rewrite("config.json", b'{"a":' + b"9" * 5000 + b"}"), "files-readable", "digits"),
+    "config not UTF-8": (rewrite("config.json", b'{"a":"\xff"}'), "files-readable", "UTF-8"),
+    "another model": (lambda d: made.change(d / "config.json", architectures=["Llama"]), "config", "Llama"),
+    "architectures a word": (lambda d: made.change(d / "config.json", architectures="x"), "config", "[]"),
+    "sizes of nonsense": (lambda d: made.change(d / "config.json", hidden_size=-1), "config", "hidden_size"),
+    "sizes beyond belief": (lambda d: made.change(d / "config.json", num_hidden_layers=10**9), "config", "num_hidden"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer", "no tokenizer.json"),
+}
+
+
+def named(directory: Path, check: str) -> Result:
+    return next(result for result in verify(directory).results if result.check == check)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_clear_finding_and_repair_refuses_it(fault: str, directory: Path, tmp_path: Path) -> None:
+    damage, check, word = FAULTS[fault]
+    damage(directory)
+    found = named(directory, check)
+    assert (found.status, word in found.observed) == (Status.FAIL, True), found
+    assert found.remedy and len(found.observed) < 600 and "\n" not in found.observed
+    with pytest.raises(CheckpointRefused):
+        repair(directory, tmp_path / "glm-4-out")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("glm-4-out")] == []
+
+
+@pytest.mark.parametrize("depth", range(100, 1100, 100))
+def test_no_depth_of_json_gets_past_the_guard(depth: int, directory: Path, tmp_path: Path) -> None:
+    """Between what the parser takes and what a copy or a writer can bear lies a gap."""
+    nested = json.loads((directory / "config.json").read_text())
+    text = json.dumps(nested)[:-1] + ', "a": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+    (directory / "config.json").write_text(text)
+    assert named(directory, "files-readable").status is Status.FAIL
+    with pytest.raises(CheckpointRefused):
+        repair(directory, tmp_path / "glm-4-out")
+
+
+INDEX_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "names a shard that is not there": (
+        lambda index: index["weight_map"].update({"lm_head.weight": "../../etc/passwd"}),
+        "is missing",
+    ),
+    "names a tensor that no shard has": (
+        lambda index: index["weight_map"].update({"model.ghost": "model-00001-of-00003.safetensors"}),
+        "is not in",
+    ),
+    "leaves a tensor out": (lambda index: index["weight_map"].pop("lm_head.weight"), "is not in the index"),
+    "has no map": (lambda index: index.pop("weight_map"), "no weight_map"),
+    "maps to numbers": (lambda index: index["weight_map"].update({"lm_head.weight": 7}), "no weight_map"),
+}
+
+
+@pytest.mark.parametrize("lie", INDEX_LIES)
+def test_an_index_that_lies(lie: str, tmp_path: Path) -> None:
+    directory = made.checkpoint(tmp_path / "glm-4-made", shards=3)
+    assert named(directory, "index").status is Status.OK
+    path, (tell, word) = directory / "model.safetensors.index.json", INDEX_LIES[lie]
+    index = json.loads(path.read_text())
+    tell(index)
+    made.put(path, index)
+    found = named(directory, "index")
+    assert (found.status, word in found.observed) == (Status.FAIL, True), found
+
+
+def test_a_missing_shard(tmp_path: Path) -> None:
+    directory = made.checkpoint(tmp_path / "glm-4-made", shards=3)
+    (directory / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002" in named(directory, "index").observed
+    assert named(directory, "tensors").status is Status.SKIPPED
+
+
+def test_a_download_under_way_is_told(directory: Path) -> None:
+    downloads = directory / ".cache/huggingface/download"
+    downloads.mkdir(parents=True)
+    (downloads / "abc.incomplete").touch()
+    (directory / "model-00002.safetensors.part").touch()
+    found = named(directory, "being-written")
+    assert found.status is Status.WARN and "abc.incomplete" in found.observed and ".part" in found.observed
+
+
+def test_reserved_but_not_filled_is_told(directory: Path) -> None:
+    header, data = header_of(weights(directory))
+    size = weights(directory).stat().st_size
+    made.write_raw(weights(directory), header, b"")
+    os.truncate(weights(directory), size)
+    assert len(data) > 20_000
+    failed = {result.check for result in verify(directory, full=True).failures}
+    assert {"global-scales", "zero-weights"} <= failed
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A directory that another user may enter; the test then runs as that user, where it is root."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_an_unreadable_file_is_told(unprivileged: Path) -> None:
+    directory = made.checkpoint(unprivileged / "glm-4-made")
+    weights(directory).chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        report = verify(directory)
+    finally:
+        if root:
+            os.seteuid(0)
+    found = next(result for result in report.results if result.check == "files-readable")
+    assert found.status is Status.FAIL and "Permission denied" in found.observed
+
+
+def test_no_directory_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("gone", "file", "empty"):
+        with pytest.raises(ModelMissing):
+            verify(tmp_path / name)
+
+
+def test_names_that_no_terminal_can_show(directory: Path, tmp_path: Path) -> None:
+    (directory / os.fsdecode(b"\xff\x1b[31m.bin")).touch()
+    (directory / "line\nbreak.part").touch()
+    report = verify(directory)
+    assert all("\n" not in result.observed and "\x1b" not in result.observed for result in report.results)
+    assert repair(directory, tmp_path / "glm-4-out").report.failures == ()
+
+
+def test_a_stranger_s_huge_lists_do_not_flood_the_report(directory: Path) -> None:
+    made.change(directory / "generation_config.json", eos_token_id=list(range(20_000, 60_000)))
+    assert len(named(directory, "eos-ids").observed) < 300
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["a", "b", "__metadata__", "", "\ud800"]) | st.text(max_size=3),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "U8", "F4", "F8_E4M3", "X", 3]),
+            "shape": st.lists(st.integers(-1, 9) | st.just(2**63), max_size=3),
+            "data_offsets": st.lists(st.integers(-1, 40), min_size=1, max_size=3),
+        }
+    )
+    | st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2)
+    | st.none(),
+    max_size=3,
+)
+
+
+def judged(blob: bytes) -> bool:
+    """Whether our reader takes it; anything but a HeaderFault is a defect."""
+    try:
+        header = read_header(BytesIO(blob), size=len(blob), shard="x.safetensors")
+    except HeaderFault as error:
+        assert str(error) and len(str(error)) < 400
+        return False
+    assert sum(tensor.nbytes for tensor in header.tensors) == len(blob) - header.data_start
+    return True
+
+
+def reference_takes(blob: bytes, path: Path) -> bool:
+    path.write_bytes(blob)
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            return opened.keys() is not None
+    except SafetensorError:
+        return False
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(blob=st.binary(max_size=600))
+@example(blob=LFS)
+@example(blob=(MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}")
+@example(blob=b"\2\0\0\0\0\0\0\0{}")
+def test_fuzz_any_bytes(blob: bytes, tmp_path: Path) -> None:
+    assert not judged(blob) or reference_takes(blob, tmp_path / "x.safetensors")
+
+
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=HEADERS, data=st.binary(max_size=40))
+def test_fuzz_headers_we_never_take_what_the_reference_library_refuses(
+    document: dict[str, Any], data: bytes, tmp_path: Path
+) -> None:
+    raw = json.dumps(document).encode()
+    blob = len(raw).to_bytes(8, "little") + raw + data
+    assert not judged(blob) or reference_takes(blob, tmp_path / "x.safetensors")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 4000), flips=st.integers(1, 255), cut=st.none() | st.integers(0, 4000))
+def test_fuzz_a_real_file_with_damage_is_judged_as_the_reference_library_does(
+    position: int, flips: int, cut: int | None, tmp_path: Path
+) -> None:
+    blob = bytearray((made.DATA / "model.safetensors").read_bytes())
+    blob[position] ^= flips
+    ours = judged(bytes(blob[:cut] if cut else blob))
+    assert not ours or reference_takes(bytes(blob[:cut] if cut else blob), tmp_path / "x.safetensors")

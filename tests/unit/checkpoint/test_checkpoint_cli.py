@@ -1,0 +1,97 @@
+"""What a user types and sees."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import checkpoints as made
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "glm4_deploy", "checkpoint", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+def test_verify_says_what_why_and_the_command_that_mends(tmp_path: Path) -> None:
+    done = run("verify", made.DATA, "--image-tag", "26.01-py3")
+    assert done.returncode == 1 and done.stderr == ""
+    for words in ("fail     gate-up", "why: vLLM 0.13.0 fills one of two slots", "fail: "):
+        assert words in done.stdout
+    command = next(line for line in done.stdout.splitlines() if "→ glm4-deploy checkpoint repair" in line)
+    assert f"repair {made.DATA} --output {made.DATA}-0.13.0" in command
+
+
+def test_the_command_that_mends_names_the_engine_where_it_is_not_the_default() -> None:
+    report = json.loads(run("verify", made.DATA, "--vllm", "0.15.1", "--json").stdout)
+    remedies = {result["check"]: result["remedy"] for result in report["results"]}
+    assert remedies["gate-up"].endswith("--for 0.15.1")
+    assert report["verdict"] == "fail" and report["engine"] == "vLLM 0.15.1"
+
+
+def test_repair_then_verify(tmp_path: Path) -> None:
+    output = tmp_path / "glm-4-out"
+    done = run("repair", made.DATA, "--output", output, "--for", "26.01")
+    assert done.returncode == 0, done.stderr
+    assert "gate_proj and up_proj apart, 2 layers" in done.stdout and "3 files written" in done.stdout
+    assert run("verify", output, "--full", "--manifest", output / "SHA256SUMS").returncode == 0
+    again = run("repair", made.DATA, "--output", output)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+
+
+def test_with_only_it_says_what_still_fails(tmp_path: Path) -> None:
+    done = run("repair", made.DATA, "--output", tmp_path / "glm-4-out", "--only", "gate-up", "--json")
+    assert done.returncode == 1
+    outcome = json.loads(done.stdout)
+    assert [change["check"] for change in outcome["changes"]] == ["gate-up"]
+    assert outcome["report"]["verdict"] == "fail"
+
+
+def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
+    directory = made.checkpoint(tmp_path / "glm-4-made")
+    (directory / os.fsdecode(b"\xff.txt")).touch()
+    done = run("repair", directory, "--output", tmp_path / "glm-4-out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"]["verdict"] == "ok"
+    assert run("repair", directory, "--output", tmp_path / "glm-4-two").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("verify", "/nowhere"), 9, "no checkpoint at"),
+        (("verify", str(made.DATA), "--vllm", "x"), 2, "not a vLLM version"),
+        (("verify", str(made.DATA), "--vllm", "0.13.0", "--image-tag", "26.01"), 2, "both name an engine"),
+        (("verify", str(made.DATA), "--manifest", "/proc/no/where"), 18, "cannot write"),
+        (("repair", str(made.DATA), "--output", "/nowhere/x"), 2, "no directory /nowhere"),
+        (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--for", "27.77-py3"), 2, "not in the catalog"),
+        (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--only", "x"), 2, "nothing that repair mends"),
+        (("quantize", str(made.DATA), "--output", "/tmp/other"), 2, "starts with glm-4"),
+        (("quantize", str(made.DATA), "--output", "/tmp/glm-4-x"), 10, "quantised already"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_its_exit_code(words: tuple[str, ...], code: int, said: str) -> None:
+    done = run(*words)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert done.stdout == ""
+
+
+def test_a_damaged_one_is_not_repaired(tmp_path: Path) -> None:
+    directory = made.checkpoint(tmp_path / "glm-4-made")
+    os.truncate(directory / "model.safetensors", 1000)
+    done = run("repair", directory, "--output", tmp_path / "glm-4-out")
+    assert done.returncode == 10 and "shard-headers" in done.stderr and "→" in done.stderr
+
+
+def test_neither_torch_nor_numpy_slows_the_help() -> None:
+    code = "import sys; import glm4_deploy.cli; assert not {'numpy', 'torch', 'safetensors'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
