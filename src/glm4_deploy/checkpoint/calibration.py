@@ -143,7 +143,7 @@ def _from_file(path: Path, rng: random.Random) -> Iterable[Any]:
         raise UsageError(f"{path.name}: no data set that is known here", hint=f"give {', '.join(SUFFIXES)}")
     try:
         rows = list(_parquet(path) if path.suffix == ".parquet" else _rows(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path}: {str(error)[:200]}", hint="check the file") from None
     rng.shuffle(rows)
     return rows

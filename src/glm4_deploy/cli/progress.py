@@ -97,6 +97,6 @@ class BytesProgress:
             return
         self._shown = step
         line = f"{self._word} {step:3} %  {done / 2**30:.2f} of {total / 2**30:.2f} GiB  {seconds:.0f} s"
-        ends = "\n" if done >= total or not self._live else ""
-        sys.stderr.write(f"\r{line.ljust(WIDTH)}{ends}" if self._live else f"{line}\n")
+        start, end = ("\r", "\n" if done >= total else "") if self._live else ("", "\n")
+        sys.stderr.write(f"{start}{line}{end}")
         sys.stderr.flush()

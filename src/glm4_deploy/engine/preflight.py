@@ -10,9 +10,11 @@ from pathlib import Path
 
 import httpx
 
+from glm4_deploy.checkpoint.finding import WHY
 from glm4_deploy.checkpoint.verify import verify
 from glm4_deploy.engine.release import Service
 from glm4_deploy.errors import CheckpointRefused, ModelMissing, PortTaken, UsageError
+from glm4_deploy.result import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ def check_checkpoint(service: Service, *, force: bool, note: Callable[[str], Non
     directory = Path(service.model_dir)
     check_model_directory(directory)
     report = verify(directory, vllm=service.vllm)
-    details = [f"{result.check}: {result.observed}" for result in report.failures]
+    details = [f"{result.check}: {result.observed}{_consequence(result)}" for result in report.failures]
     if details and not force:
         raise CheckpointRefused(
             f"the checkpoint at {directory} has {len(details)} fault(s) that this engine would not survive",
@@ -59,6 +61,11 @@ def check_checkpoint(service: Service, *, force: bool, note: Callable[[str], Non
     for line in details:
         note(f"forced past: {line}")
     return Weights(fingerprint=report.fingerprint, stamp=stamp(directory))
+
+
+def _consequence(result: Result) -> str:
+    """What the finding means for this engine, in the rule's own words."""
+    return "".join(f" ({evidence.text})" for evidence in result.evidence if evidence.name == WHY)
 
 
 def stamp(directory: Path) -> str | None:

@@ -1,0 +1,51 @@
+"""A real vLLM loads what repair writes: plain weights here, for NVFP4 has no kernel on the CPU."""
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+import checkpoints as made
+from e2e.engine import NAME, engine
+from e2e.kit import MODEL
+from glm4_deploy.checkpoint.fuse import pieces, split
+from glm4_deploy.checkpoint.repair import repair
+from glm4_deploy.checkpoint.verify import verify
+from glm4_deploy.checkpoint.writer import write_shard
+from glm4_deploy.facts.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.e2e
+ENGINE = (0, 32, 0)  # scripts/cpu-engine.sh
+
+
+def broken(directory: Path) -> Path:
+    """The demo model as this engine cannot use it: gate and up apart, and nothing says when to stop."""
+    shutil.copytree(MODEL, directory)
+    (directory / "generation_config.json").unlink()
+    made.change(directory / "config.json", eos_token_id=None)
+    (shard,) = read_checkpoint(MODEL).shards
+    (directory / "model.safetensors").unlink()
+    write_shard(
+        directory / "model.safetensors",
+        [part for piece in pieces(shard.header.tensors) for part in split(piece)],
+        metadata=shard.header.metadata,
+        shards={"model.safetensors": MODEL / "model.safetensors"},
+        progress=lambda _: None,
+    )
+    return directory
+
+
+def test_a_repaired_checkpoint_answers_and_stops(cpu_python: str, tmp_path: Path) -> None:
+    sick, mended = broken(tmp_path / "glm-4-sick"), tmp_path / "glm-4-mended"
+    assert {result.check for result in verify(sick, vllm=ENGINE).failures} == {"gate-up", "eos-ids"}
+    assert repair(sick, mended, vllm=ENGINE).report.failures == ()
+    assert (mended / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
+    assert json.loads((mended / "generation_config.json").read_text())["eos_token_id"] == [2038, 2045, 2047]
+    question = {"role": "user", "content": "What is 17 + 25? Answer with the number only."}
+    body = {"model": NAME, "messages": [question], "temperature": 0, "max_tokens": 200}
+    with engine(cpu_python, mended, tmp_path / "engine.log") as running:
+        answer = httpx.post(f"{running.base_url}/v1/chat/completions", json=body, timeout=120, trust_env=False).json()
+    assert answer["choices"][0]["finish_reason"] == "stop", answer
+    assert "42" in answer["choices"][0]["message"]["content"]
