@@ -26,7 +26,7 @@ def rows(kind: str) -> Iterator[dict[str, Any]]:
         part = path.with_suffix(".part")
         print("generating with tiny random GLMs (about a minute)", file=sys.stderr)
         script = Path(__file__).with_name("generate.py")
-        subprocess.run([pythons[-1], script, part], check=True, timeout=900)
+        subprocess.run([pythons[-1], script, part], check=True, timeout=3600)
         part.replace(path)
     with path.open(encoding="utf-8") as lines:
         yield from (row for line in lines if (row := json.loads(line))["kind"] == kind)

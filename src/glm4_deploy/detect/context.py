@@ -37,7 +37,7 @@ class Shape(StrEnum):
 _ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
 _STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
-_STRUCTURE = re.compile(r"[{}\[\]<>|=;\\@\t]|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d", re.MULTILINE)
+_STRUCTURE = re.compile(r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d", re.MULTILINE)
 
 
 _ROW = 64
@@ -77,10 +77,23 @@ _WIDE = re.compile(
 )
 
 
+_BLANKS = re.compile(r"\s{2,}")
+
+
 def weight_of(unit: str) -> float:
-    """Characters of Latin text that one character of this unit stands for: CJK takes about 2.5 times the tokens."""
+    """Characters of Latin text that one character of this unit stands for.
+
+    CJK takes about 2.5 times the tokens; a row of blanks is one token.
+    """
     sample = unit[:400]
-    return 1 + 1.5 * len(_WIDE.findall(sample)) / max(len(sample), 1)
+    blanks = sum(len(found) - 1 for found in _BLANKS.findall(sample))
+    return 1 + (1.5 * len(_WIDE.findall(sample)) - blanks) / max(len(sample), 1)
+
+
+def is_refrain(unit: str) -> bool:
+    """One short line, or a few."""
+    lines = unit.count("\n")
+    return 0 < lines <= 4 and len(unit) < 56 * lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +124,7 @@ _REPEAT = re.compile(
 _VERSE = re.compile(
     r"\blyrics?\b|\bsongs?\b|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
 )
+_COUNTING = re.compile(r"\bcount(?:s|ing)?\b|数数|数羊|数一数", re.IGNORECASE)
 _COUNT = re.compile(
     r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
     r"\b\d+\s*(?:-|–|to|through|until)\s*\d+\b|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
@@ -119,6 +133,7 @@ _COUNT = re.compile(
 )
 _NUMBER = re.compile(r"\d[\d,_]*")
 VERSE_COPIES = 30
+COUNTED = 500  # how far a count may go where no end was named
 _SPELT = {"dozen": 12, "twenty": 20, "fifty": 50, "hundred": 100, "thousand": 1000, "百": 100, "千": 1000}
 
 
@@ -134,4 +149,6 @@ def request_of(prompt: str | None) -> Request:
     if _VERSE.search(text):
         # Songs repeat themselves and count, but not for ever.
         return Request(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
+    if limit is None and _COUNTING.search(text):
+        return Request(count=True, limit=COUNTED)
     return Request(repeat=bool(_REPEAT.search(text)), count=bool(_COUNT.search(text)), limit=limit)

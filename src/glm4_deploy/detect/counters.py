@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from glm4_deploy.detect.context import Ending, Request, Shape, shape_of
+from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
 from glm4_deploy.detect.limits import COUNTERS, WORD_REACH
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import tail_runs
@@ -107,7 +107,7 @@ def find_counter(found: Iterator[Counting], *, ending: Ending, request: Request)
         limit = COUNTERS[Shape.SYMBOLS if shape is Shape.ZEROS else shape, ending]
         beyond = _beyond(item, request)
         if not beyond:
-            if item.copies < limit.copies or item.end - item.start < limit.span:
+            if item.copies < limit.copies or (item.end - item.start) * weight_of(item.unit) < limit.span:
                 continue
             if _asked(item, shape, request) or _over(item, shape, ending):
                 continue

@@ -25,10 +25,14 @@ def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
         # Only numbers change: rows and records do that, and counters have a rule of their own.
         few = item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
         return few and (ending is Ending.CUT or item.copies >= NEAR.numeral_copies)
-    if item.novelty <= NEAR.few or (item.novelty <= NEAR.slots and item.copies >= NEAR.slot_copies):
+    if item.novelty <= NEAR.few:
         return True
-    # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere.
-    return item.lag >= NEAR.short_unit and item.novelty <= NEAR.some and item.spread >= NEAR.spread
+    if item.lag < NEAR.short_unit or item.copies < NEAR.varied_copies:
+        return False
+    # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere, or
+    # it never ends.
+    anywhere = item.novelty <= NEAR.some and item.spread >= NEAR.spread
+    return anywhere or (item.novelty <= NEAR.slots and item.copies >= NEAR.slot_copies)
 
 
 def _finding(item: Likeness, text: Text) -> Finding:

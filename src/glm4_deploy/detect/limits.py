@@ -34,11 +34,11 @@ LOOPS = {
     (Shape.STRUCTURE, Ending.RUNNING): Loop(400, 8, 4),
     (Shape.STRUCTURE, Ending.STOPPED): Loop(400, 8, 4),
     (Shape.STRUCTURE, Ending.UNKNOWN): Loop(320, 6, 3.2),
-    (Shape.STRUCTURE, Ending.CUT): Loop(160, 4, 3),
+    (Shape.STRUCTURE, Ending.CUT): Loop(200, 10, 4),
     (Shape.SYMBOLS, Ending.RUNNING): Loop(640, 24, 10),
     (Shape.SYMBOLS, Ending.STOPPED): Loop(640, 24, 10),
     (Shape.SYMBOLS, Ending.UNKNOWN): Loop(400, 16, 6),
-    (Shape.SYMBOLS, Ending.CUT): Loop(200, 6, 4),
+    (Shape.SYMBOLS, Ending.CUT): Loop(200, 10, 6),
     (Shape.ZEROS, Ending.RUNNING): Loop(4096, 24, 24),
     (Shape.ZEROS, Ending.STOPPED): Loop(4096, 24, 24),
     (Shape.ZEROS, Ending.UNKNOWN): Loop(400, 24, 24),
@@ -47,6 +47,8 @@ LOOPS = {
 LONG_UNIT = 200
 # A cut text that is nothing but copies needs less: so many, and so many characters.
 WHOLE_COPIES, WHOLE_SPAN = 8, 24
+# A refrain of one short line needs more: songs end on it.
+REFRAIN = {Ending.RUNNING: 10, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 6}
 
 WORD_HOPS = 4  # hops between two looks at the words
 WORDS = 16384  # tokens kept
@@ -55,7 +57,7 @@ WORD_REACH = WORDS // 4
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """When a run that counts is a loop: copies, and its length in characters."""
+    """When a run that counts is a loop: copies, and its length in characters of Latin text."""
 
     copies: float
     span: float
@@ -63,18 +65,18 @@ class Count:
 
 NEVER = Count(float("inf"), 0)
 COUNTERS = {
-    (Shape.PROSE, Ending.RUNNING): Count(12, 240),
-    (Shape.PROSE, Ending.STOPPED): Count(12, 240),
-    (Shape.PROSE, Ending.UNKNOWN): Count(8, 160),
-    (Shape.PROSE, Ending.CUT): Count(5, 120),
+    (Shape.PROSE, Ending.RUNNING): Count(20, 1000),
+    (Shape.PROSE, Ending.STOPPED): Count(20, 1000),
+    (Shape.PROSE, Ending.UNKNOWN): Count(14, 700),
+    (Shape.PROSE, Ending.CUT): Count(10, 400),
     (Shape.STRUCTURE, Ending.RUNNING): Count(1500, 0),
     (Shape.STRUCTURE, Ending.STOPPED): NEVER,
-    (Shape.STRUCTURE, Ending.UNKNOWN): Count(60, 0),
-    (Shape.STRUCTURE, Ending.CUT): Count(12, 160),
+    (Shape.STRUCTURE, Ending.UNKNOWN): Count(200, 0),
+    (Shape.STRUCTURE, Ending.CUT): Count(48, 3600),
     (Shape.SYMBOLS, Ending.RUNNING): Count(1500, 0),
     (Shape.SYMBOLS, Ending.STOPPED): NEVER,
-    (Shape.SYMBOLS, Ending.UNKNOWN): Count(150, 0),
-    (Shape.SYMBOLS, Ending.CUT): Count(16, 60),
+    (Shape.SYMBOLS, Ending.UNKNOWN): Count(300, 0),
+    (Shape.SYMBOLS, Ending.CUT): Count(120, 300),
 }
 
 SHINGLE = 5  # tokens
@@ -93,6 +95,7 @@ class Near:
     ceiling: float
     tokens: int
     copies: dict[Ending, float]
+    varied_copies: float
     verse_copies: float
     numeral_copies: float
     short_unit: int
@@ -108,23 +111,34 @@ NEAR = Near(
     costs=(4, 16),
     ceiling=150,
     tokens=60,
-    copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 3.5, Ending.CUT: 3},
+    copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 4, Ending.CUT: 3.5},
+    varied_copies=5.3,
     verse_copies=24,
     numeral_copies=12,
     short_unit=14,
     long_unit=24,
     few=0.05,
-    slots=0.08,
-    slot_copies=24,
+    slots=0.1,
+    slot_copies=10,
     some=0.2,
     spread=0.5,
 )
 
-BANGS = 48  # '!' in a row: token 0 of GLM-4's vocabulary
+# '!' in a row: token 0 of GLM-4's vocabulary. A text of nothing else needs fewer.
+BANGS = {Ending.RUNNING: 48, Ending.STOPPED: 48, Ending.UNKNOWN: 32, Ending.CUT: 16}
+ALL_BANGS = 8
 ZERO_IDS = 16
 NULL_LOGPROBS = 8
 SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.CUT: 96}
 NEWLINES = 64
+
+# Letters and digits of a loop whose copies are written differently; `la la la` has too few different ones.
+FOLDED_SPAN, FOLDED_COPIES, FOLDED_LETTERS = 320, 8, 6
+
+POOR_TOKENS = 256  # tokens looked at for how few different ones there are
+POOR_WORDS = 4
+SCRIPTS_TAIL = 4096  # characters looked at for scripts that change within words
+SCRIPTS, SWITCHES, SWITCH_SHARE = 5, 12, 0.04
 
 SALAD_WINDOW = 64  # tokens
 SALAD_MEAN = -2.0  # nats a token, over the whole text

@@ -1,9 +1,21 @@
 """Exact loops: which periodic tails are loops, given what repeats, how the text ended and what was asked for."""
 
+import re
 from collections.abc import Iterator
 
-from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
-from glm4_deploy.detect.limits import BANGS, LONG_UNIT, LOOPS, NEWLINES, REACH, SPACES, WHOLE_COPIES, WHOLE_SPAN
+from glm4_deploy.detect.context import Ending, Request, Shape, is_refrain, shape_of, weight_of
+from glm4_deploy.detect.limits import (
+    ALL_BANGS,
+    BANGS,
+    LONG_UNIT,
+    LOOPS,
+    NEWLINES,
+    REACH,
+    REFRAIN,
+    SPACES,
+    WHOLE_COPIES,
+    WHOLE_SPAN,
+)
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
 from glm4_deploy.detect.text import Text
@@ -15,10 +27,18 @@ def find_loop(text: Text, *, ending: Ending, request: Request) -> Finding | None
     return _whitespace(turned, end, ending) or next(_loops(turned, end, ending, request), None)
 
 
+_BLANK = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*")
+
+
+def is_blank(text: str) -> bool:
+    """Nothing that can be seen: whitespace and characters of no width."""
+    return text.isspace() or _BLANK.fullmatch(text) is not None
+
+
 def _whitespace(turned: str, end: int, ending: Ending) -> Finding | None:
-    if not turned[:1].isspace():
+    if not is_blank(turned[:1]):
         return None
-    blank = len(turned) - len(turned.lstrip())
+    blank = _length(_BLANK.match(turned))
     if blank < SPACES[ending] and turned[:blank].count("\n") < NEWLINES:
         return None
     return degenerate(
@@ -32,12 +52,16 @@ def _whitespace(turned: str, end: int, ending: Ending) -> Finding | None:
     )
 
 
+def _length(found: re.Match[str] | None) -> int:
+    return found.end() if found else 0
+
+
 def _loops(turned: str, end: int, ending: Ending, request: Request) -> Iterator[Finding]:
     for run in tail_runs(turned, reach=REACH):
         unit = turned[run.length - run.period : run.length][::-1]
-        if unit.isspace():
+        if is_blank(unit):
             continue
-        if unit == "!" and run.length >= BANGS:
+        if unit == "!" and run.length >= (ALL_BANGS if run.length == end else BANGS[ending]):
             yield _collapse(run, end)
         elif (_is_loop(run, unit, ending) or (run.length == end and _is_all(run, unit, ending))) and not request.allows(
             run.repeats
@@ -49,6 +73,8 @@ def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
     limit = LOOPS[shape_of(unit), ending]
     weight = weight_of(unit)
     copies = limit.long if run.period * weight >= LONG_UNIT else limit.short
+    if is_refrain(unit):
+        copies = max(copies, REFRAIN[ending])
     return run.length * weight >= limit.span and run.repeats >= copies
 
 

@@ -29,7 +29,8 @@ class Region:
         self.start, self.length = index, 0
         self.new = self.numerals = 0
         self.lags: deque[int] = deque(maxlen=_KEPT)
-        self.before_new: deque[str] = deque(maxlen=_KEPT)  # the token before each new one
+        self.before_new: deque[str] = deque(maxlen=_KEPT)  # the token before each row of new ones
+        self._in_new = False
         self.next_look = NEAR.tokens
 
     def take(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
@@ -41,26 +42,35 @@ class Region:
             self._score = min(self._score + len(lags), NEAR.ceiling)
             self.length += len(lags)
             self.lags.extend(lags)
+            self._in_new = False
         elif self._score > 0 or any(lags):
-            for at, lag in enumerate(lags):
-                self._take(first + at, tokens[at], tokens[at + 1], lag)
+            self._take_each(first, tokens, lags)
 
-    def _take(self, index: int, before: str, token: str, lag: int) -> None:
-        if self._score <= 0:
-            if not lag:
-                return
-            self._score = 0.0
-            self._restart(index)
-        self.length += 1
-        if lag:
-            self._score = min(self._score + 1, NEAR.ceiling)
-            self.lags.append(lag)
-            return
-        self._score -= self._cost
+    def _take_each(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
+        # One loop over local names: it runs for every token of an ordinary text.
+        score, cost, ceiling = self._score, self._cost, NEAR.ceiling
+        for at, lag in enumerate(lags):
+            if lag:
+                if score <= 0:
+                    score = 0.0
+                    self._restart(first + at)
+                if score < ceiling:
+                    score += 1
+                self.length += 1
+                self.lags.append(lag)
+                self._in_new = False
+            elif score > 0:
+                score -= cost
+                self.length += 1
+                self._take_new(tokens[at], tokens[at + 1])
+        self._score = score
+
+    def _take_new(self, before: str, token: str) -> None:
         self.new += 1
-        if value_of(token) is not None:
-            self.numerals += 1
-        self.before_new.append(before)
+        self.numerals += value_of(token) is not None
+        if not self._in_new:
+            self.before_new.append(before)
+        self._in_new = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,14 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
+from glm4_deploy.detect.babble import find_mixed_scripts, find_poor
 from glm4_deploy.detect.context import Ending, request_of
 from glm4_deploy.detect.counters import counting, find_counter
+from glm4_deploy.detect.folded import find_folded, fold
 from glm4_deploy.detect.growth import Growth
 from glm4_deploy.detect.likeness import find_near_duplicate
 from glm4_deploy.detect.limits import HOP, WINDOW, WORD_HOPS, WORDS
-from glm4_deploy.detect.loops import find_loop
+from glm4_deploy.detect.loops import find_loop, is_blank
 from glm4_deploy.detect.model import Finding, Verdict, clean, degenerate
 from glm4_deploy.detect.neardup import Shingles
 from glm4_deploy.detect.numbers import Numbers
@@ -32,6 +34,7 @@ class Stream:
         self._numbers = Numbers()
         self._pending = ""
         self._turned: deque[str] = deque(maxlen=_BLOCKS)  # blocks, the newest first, each from its last character
+        self._folded: deque[str] = deque(maxlen=_BLOCKS // WORD_HOPS)  # the same of letters and digits alone
         self._seen = 0
         self._hops = 0
         self._blank = True
@@ -61,10 +64,11 @@ class Stream:
         found = self._numbers.close()
         if found is not None:
             return found
-        if self._blank and not self._pending.strip():
+        if self._blank and is_blank(self._pending):
             return _nothing(self._seen + len(self._pending))
         unread = self._tail(self._hops % WORD_HOPS)
         self._words.finish(unread + self._pending, self._seen - len(unread))
+        self._folded.appendleft(fold(unread + self._pending)[::-1])
         self._shingles.feed(self._words)
         text = Text(self._pending[::-1] + self._turned_tail(_BLOCKS), self._seen + len(self._pending))
         return (
@@ -72,6 +76,7 @@ class Stream:
             or self._look_at_words(_BLOCKS, text, ending)
             or find_runaway(text, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
+            or find_mixed_scripts(text)
         )
 
     def _take(self, chunk: str) -> None:
@@ -93,7 +98,7 @@ class Stream:
         self._turned.appendleft(block[::-1])
         self._seen += HOP
         self._hops += 1
-        self._blank = self._blank and block.isspace()
+        self._blank = self._blank and is_blank(block)
         # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
         blocks = 8 * (self._hops & -self._hops)
         text = Text(self._turned_tail(blocks), self._seen)
@@ -105,7 +110,9 @@ class Stream:
         if self._found is not None and self._found.period:
             self._growth = Growth(self._found, text)
         if self._found is None and self._hops % WORD_HOPS == 0:
-            self._words.feed(self._tail(WORD_HOPS), self._seen - WORD_HOPS * HOP)
+            unread = self._tail(WORD_HOPS)
+            self._words.feed(unread, self._seen - WORD_HOPS * HOP)
+            self._folded.appendleft(fold(unread)[::-1])
             self._shingles.feed(self._words)
             self._found = self._look_at_words(blocks, text, Ending.RUNNING)
 
@@ -127,6 +134,13 @@ class Stream:
             found = find_counter(ways, ending=ending, request=self._request)
             if found is not None:
                 return found
+        few = min(blocks // WORD_HOPS + 1, len(self._folded))
+        folded = "".join(islice(self._folded, few))
+        found = find_folded(folded, text, ending=ending, request=self._request)
+        if found is None and not (self._request.repeat or self._request.count):
+            found = find_poor(self._words, text)
+        if found is not None:
+            return self._look(text, ending) or found
         alike = self._shingles.looks(self._words, all_=ending is not Ending.RUNNING)
         if not alike:
             return None
