@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Write the table of known failures into docs/diagnose.md anew, from catalog/signatures.yaml."""
+
+from pathlib import Path
+
+from glm4_deploy.catalog.signatures import table
+
+DOC = Path(__file__).parents[1] / "docs/diagnose.md"
+MARK = "<!-- from catalog/signatures.yaml: scripts/signature-table.py -->\n"
+
+head, _, _ = DOC.read_text(encoding="utf-8").partition(MARK)
+DOC.write_text(head + MARK + "\n" + table(), encoding="utf-8")
