@@ -117,13 +117,13 @@ def _row(one: "Release | Damaged", current: str) -> str:
     from glm4_deploy.report.clean import one_line
 
     if isinstance(one, Damaged):
-        return one_line(f"  {one.id}  damaged  {one.reason}")
-    mark = "*" if one.id == current else " "
+        return f"  {one.id}  damaged  {one_line(one.reason, 120)}"
     ready = f"{one.ready_seconds:.0f} s" if one.ready_seconds is not None else "-"
     image = one.image.reference.rpartition("/")[2] if one.image else one.service.runner
-    row = f"{mark} {one.id}  {one.verdict:8} {ready:>6}  {Path(one.service.model_dir).name}  {image}"
-    more = f"  puts {one.restores} back" if one.restores else ""
-    return f"{mark} " + one_line(row[2:] + more + (f"  {one.reason}" if one.reason else ""), 200)
+    what = one_line(f"{Path(one.service.model_dir).name}  {image}", 80)
+    more = f"puts {one.restores} back " if one.restores else ""
+    mark = "*" if one.id == current else " "
+    return f"{mark} {one.id}  {one.verdict:8} {ready:>6}  {what}  {one_line(more + one.reason, 120)}".rstrip()
 
 
 def _shown(value: object) -> str:
