@@ -1,0 +1,85 @@
+"""A Docker engine that is killed in mid-deploy: a second one, with its own root and socket, so no other suffers."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.kit import KIT, MODEL, ROOT, Kit
+from e2e.test_up import containers, inspect, wait_for
+
+pytestmark = pytest.mark.e2e
+
+
+class Daemon:
+    """A dockerd of our own. No bridge: containers use the host's network, since two bridges would need two names."""
+
+    def __init__(self, root: Path) -> None:
+        self.host = f"unix://{root}/docker.sock"
+        self._root = root
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = ["--data-root", self._root / "data", "--exec-root", self._root / "exec", "-H", self.host]
+        words += ["--pidfile", self._root / "pid", "--bridge", "none", "--iptables=false"]
+        (self._root / "pid").unlink(missing_ok=True)
+        with (self._root / "log").open("ab") as log:
+            self._process = subprocess.Popen(["dockerd", *words], stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while subprocess.run(["docker", "-H", self.host, "info"], capture_output=True, check=False).returncode != 0:
+            assert self._process.poll() is None, (self._root / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def end(self, sign: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(sign)
+        self._process.wait(60)
+
+
+@pytest.fixture
+def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("a second dockerd takes root and the program")
+    root = Path("/tmp") / f"glm4-dockerd-{os.getpid()}"  # a socket's path is short
+    root.mkdir()
+    one = Daemon(root)
+    try:
+        one.start()
+        yield one
+        one.end(signal.SIGTERM)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_docker_engine_killed_in_mid_deploy_is_an_error_and_no_hang(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", daemon.host)
+    override, network = tmp_path / "override.yaml", tmp_path / "network.yaml"
+    subprocess.run([ROOT / "scripts/cpu-image.sh", override], check=True, capture_output=True)
+    network.write_text("services: {glm4-9b-nvfp4: {network_mode: host, ports: !reset []}}\n")
+    kit = Kit(directory=tmp_path, project=f"glm4-daemon-{os.getpid()}")
+    words = [*KIT, "up", *kit.wish(MODEL), "--override", str(override), "--override", str(network)]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: bool(containers(kit.project)) and inspect(kit.project)["State"]["Running"], process)
+        time.sleep(2)
+        daemon.end(signal.SIGKILL)
+        killed = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        print(f"\nFIGURE Docker engine killed in mid-deploy, until told: {time.monotonic() - killed:.1f} s")  # noqa: T201
+    assert process.returncode == 5, err
+    assert "Docker engine" in err
+    assert kit.run("status").code == 5
+
+    daemon.start()
+    status = kit.run("status")
+    assert status.code == 1, status.err
+    assert [row["good"] for row in kit.run("releases", "--json").json["releases"]] == [False]
+    assert kit.run("down", "--volumes", "--yes").code == 0
+    assert containers(kit.project) == []
