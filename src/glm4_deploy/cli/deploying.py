@@ -30,7 +30,10 @@ def deploying(state_dir: Path, what: str, progress: "Progress") -> Iterator[None
             progress.note(f"an earlier {sentence}")
             if left.touched:
                 progress.note(f"this {what} goes on from what is there")
-        before = {name: signal.signal(name, signal.default_int_handler) for name in (signal.SIGTERM, signal.SIGHUP)}
+        before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+        for name, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(name, signal.default_int_handler)
         try:
             yield
         except KeyboardInterrupt:

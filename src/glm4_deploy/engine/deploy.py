@@ -6,7 +6,7 @@ then on the journal says how far it went, so that a kit that is killed leaves no
 
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from glm4_deploy.engine.outcome import (
     rolled_back,
     trouble,
     unrecorded,
-    with_restored,
 )
 from glm4_deploy.engine.redact import redact
 from glm4_deploy.engine.release import Image, Release, content_of
@@ -38,6 +37,23 @@ from glm4_deploy.report.wire import dumps, to_wire
 
 DOCKER_BACK_SECONDS = 60.0
 BOOT_LOG, REPORT = "boot.log", "smoke.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One start to come. kept: the candidate runs already; restoring: it is the good one, put back after a failure."""
+
+    candidate: Candidate
+    image: Image | None
+    draft: Draft | None
+    kept: bool = False
+    restoring: bool = False
+
+    @property
+    def content(self) -> str:
+        candidate, weights = self.candidate, self.candidate.weights
+        fingerprint = weights.fingerprint if weights else None
+        return content_of(candidate.files.kept(), self.image, fingerprint, candidate.settings)
 
 
 class Deployment:
@@ -55,28 +71,24 @@ class Deployment:
         Raises:
             StorageError, ImageMissing, DockerMissing: before anything was touched.
         """
-        journal = self._open_journal(what)
+        good = self.store.last_good()
+        journal = Journal(self._directory, what, good.id if good else "")
         draft: Draft | None = None
         try:
             draft = self.store.draft(candidate.files)
             journal.stage(Stage.PULL)
             image = self._image(candidate)
-            kept = candidate.runner.keeps()
+            attempt = Attempt(candidate=candidate, image=image, draft=draft, kept=candidate.runner.keeps())
         except BaseException:
             if draft is not None:
                 draft.discard()
             journal.end()
             raise
-        first = self._attempt(candidate, image, draft, journal, fresh=False, kept=kept)
-        result, error = first
+        result, error = self._attempt(attempt, journal)
         if error is not None and not result.good:
-            result, error = self._after_failure(candidate, image, first, journal, rollback=rollback)
+            result, error = self._after_failure(attempt, result, error, journal, rollback=rollback)
         journal.end()
         return result, error
-
-    def _open_journal(self, what: str) -> Journal:
-        good = self.store.last_good()
-        return Journal(self._directory, what, good.id if good else "")
 
     def _image(self, candidate: Candidate) -> Image | None:
         """The image that the candidate names, fetched where it is not here."""
@@ -90,57 +102,52 @@ class Deployment:
             found = find_image(connect(), reference)
         return found
 
-    def _attempt(
-        self,
-        candidate: Candidate,
-        image: Image | None,
-        draft: Draft | None,
-        journal: Journal,
-        *,
-        fresh: bool,
-        kept: bool,
-        stage: Stage | None = None,
-    ) -> tuple[Outcome, DeployError | None]:
-        """Stop what is in the way, start, gate, record. Nothing raises but an interrupt."""
+    def _attempt(self, attempt: Attempt, journal: Journal) -> tuple[Outcome, DeployError | None]:
+        """Start, gate, record; what failed is stopped. Nothing raises but an interrupt."""
+        candidate = attempt.candidate
         begin = time.monotonic()
-        seen = Seen()
+        seen = self._start(attempt, journal)
+        took = time.monotonic() - begin
+        _enter(Stage.RECORD, attempt, journal)
+        release, unkept = self._keep(attempt, seen)
+        if seen.error is not None:
+            self._listener.note(f"failed after {took:.1f} s: {seen.error.message}")
+            stop(candidate.runner, self._listener)
+        record = _record(candidate, seen, release)
         try:
-            if not kept:
-                journal.stage(stage or Stage.STOP)
+            state.save(record if seen.error is None else replace(record, release=""), self._directory)
+        except StorageError as error:
+            unkept = unkept or error
+        result = outcome(seen, record, kept=attempt.kept, seconds=took)
+        if unkept is None:
+            return result, seen.error
+        self._listener.note(f"not recorded: {unkept.message}")
+        if seen.error is not None:
+            return result, seen.error
+        return replace(result, error=trouble(unrecorded(unkept))), unrecorded(unkept)
+
+    def _start(self, attempt: Attempt, journal: Journal) -> Seen:
+        """Make room and bring the candidate up to its verdict."""
+        candidate = attempt.candidate
+        try:
+            if not attempt.kept:
+                _enter(Stage.STOP, attempt, journal)
                 self._stop_old(candidate)
-            journal.stage(stage or Stage.START)
-            runs = self._id_of_kept(candidate, image) if kept else ""
+            _enter(Stage.START, attempt, journal)
+            runs = self._id_of_kept(attempt) if attempt.kept else ""
             with suppress(StorageError):
                 state.save(_record(candidate, Seen(), runs), self._directory)
             self._listener.expect(self._expected(candidate))
-            seen = bring_up(
-                candidate.service,
-                candidate.runner,
-                timeout=self._timeout if self._timeout is not None else float(candidate.service.start_period),
-                listener=self._listener,
-                fresh=fresh,
-                on_ready=lambda: journal.stage(stage or Stage.GATE),
-            )
         except DeployError as error:
-            seen.error = error
-        took = time.monotonic() - begin
-        journal.stage(stage or Stage.RECORD)
-        name, unkept = self._keep(candidate, image, draft, seen, kept=kept)
-        good = seen.error is None
-        if not good:
-            self._listener.note(f"failed after {took:.1f} s: {seen.error.message if seen.error else ''}")
-            stop(candidate.runner, self._listener)
-        record = _record(candidate, seen, name)
-        try:
-            state.save(record if good else replace(record, release=""), self._directory)
-        except StorageError as error:
-            unkept = unkept or error
-        result = outcome(seen, record, kept=kept, seconds=took)
-        if unkept is not None:
-            self._listener.note(f"not recorded: {unkept.message}")
-            if good:
-                return replace(result, error=trouble(unrecorded(unkept))), unrecorded(unkept)
-        return result, seen.error
+            return Seen(error=error)
+        return bring_up(
+            candidate.service,
+            candidate.runner,
+            timeout=self._timeout if self._timeout is not None else float(candidate.service.start_period),
+            listener=self._listener,
+            fresh=attempt.restoring,
+            on_ready=lambda: _enter(Stage.GATE, attempt, journal),
+        )
 
     def _stop_old(self, candidate: Candidate) -> None:
         """What this directory runs now, under whatever name, makes room: one GPU holds one engine."""
@@ -157,49 +164,39 @@ class Deployment:
             self._listener.note(f"stopping {now.detail}")
             candidate.runner.stop()
 
-    def _keep(
-        self, candidate: Candidate, image: Image | None, draft: Draft | None, seen: Seen, *, kept: bool
-    ) -> tuple[str, DeployError | None]:
+    def _keep(self, attempt: Attempt, seen: Seen) -> tuple[str, DeployError | None]:
         """Record what was seen: its release's id, and what kept it from being recorded."""
-        secrets = candidate.secrets if seen.started else frozenset()
+        secrets = attempt.candidate.secrets if seen.started else frozenset()
         log = redact(capped(seen.log), secrets)
         if seen.error is not None and seen.log:
             with suppress(StorageError):  # where `glm4-deploy diagnose` looks; the release holds it too
                 write_text(self._directory / "failed.log", log)
-        before = self._id_of_kept(candidate, image) if kept and seen.error is None else ""
-        if draft is None or before:
-            if draft is not None:
-                draft.discard()
+        before = self._id_of_kept(attempt) if attempt.kept and seen.error is None else ""
+        if attempt.draft is None:
             return before, None
-        release = _release(self.store.next_id(), candidate, image, draft, seen)
+        if before:
+            attempt.draft.discard()
+            return before, None
+        release = _release(self.store.next_id(), attempt, attempt.draft, seen)
         report = redact(dumps({"verdict": seen.verdict, "results": seen.results, "findings": seen.findings}), secrets)
         try:
-            draft.publish(release, {BOOT_LOG: log, REPORT: report + "\n"})
+            attempt.draft.publish(release, {BOOT_LOG: log, REPORT: report + "\n"})
         except StorageError as error:
             return "", error
         self.store.prune()
         return release.id, None
 
-    def _id_of_kept(self, candidate: Candidate, image: Image | None) -> str:
+    def _id_of_kept(self, attempt: Attempt) -> str:
         """The release that runs already, where the candidate is the same; '' where it was never judged good."""
         record = state.load(self._directory)
-        content = _content(candidate, image)
         mine = (one for one in self.store.releases() if record is not None and one.id == record.release)
-        return next((one.id for one in mine if one.good and one.content == content), "")
+        return next((one.id for one in mine if one.good and one.content == attempt.content), "")
 
     def _after_failure(
-        self,
-        candidate: Candidate,
-        image: Image | None,
-        first: tuple[Outcome, DeployError | None],
-        journal: Journal,
-        *,
-        rollback: bool,
+        self, attempt: Attempt, failed: Outcome, error: DeployError, journal: Journal, *, rollback: bool
     ) -> tuple[Outcome, DeployError]:
-        failed, error = first
-        assert error is not None  # noqa: S101  # the caller's condition, for the type checker
         # What was just started from scratch and failed is not worth a second start; what ran and fell ill is.
-        good = self.store.last_good(but="" if failed.kept else _content(candidate, image))
+        good = self.store.last_good(but="" if attempt.kept else attempt.content)
         if good is None or not rollback:
             return failed, left_alone(error, good.id if good else "")
         self._listener.note(f"putting release {good.id} back")
@@ -207,13 +204,13 @@ class Deployment:
         try:
             if isinstance(error, DockerMissing):
                 self._await_docker()
-            put_back, second = self._restore(good, candidate, journal)
-        except DeployError as trouble_again:
-            return failed, rollback_failed(error, good.id, trouble_again)
-        whole = with_restored(failed, put_back)
+            put_back, second = self._restore(good, attempt.candidate, journal)
+        except DeployError as once_more:
+            return failed, rollback_failed(error, good.id, once_more)
+        whole = replace(failed, restored=put_back)
         if not put_back.good:
             return whole, rollback_failed(error, good.id, second or error)
-        return whole, rolled_back(error, put_back)
+        return whole, rolled_back(error, good.id, whole, self.store.root / failed.release / BOOT_LOG)
 
     def _restore(self, good: Release, failed: Candidate, journal: Journal) -> tuple[Outcome, DeployError | None]:
         if (failed.service.project, failed.service.runner) != (good.service.project, good.service.runner):
@@ -225,8 +222,8 @@ class Deployment:
             draft = self.store.draft(candidate.files)
         except StorageError as error:
             self._listener.note(f"going on without a record: {error.message}")
-        image = self._image(candidate)
-        return self._attempt(candidate, image, draft, journal, fresh=True, kept=False, stage=Stage.RESTORE)
+        attempt = Attempt(candidate=candidate, image=self._image(candidate), draft=draft, restoring=True)
+        return self._attempt(attempt, journal)
 
     def _await_docker(self) -> None:
         """A restarted engine is back within seconds.
@@ -255,12 +252,8 @@ class Deployment:
         return sorted(same)[len(same) // 2] if same else None
 
 
-def _content(candidate: Candidate, image: Image | None) -> str:
-    return content_of(candidate.files.kept(), image, _fingerprint(candidate), candidate.settings)
-
-
-def _fingerprint(candidate: Candidate) -> str | None:
-    return candidate.weights.fingerprint if candidate.weights else None
+def _enter(stage: Stage, attempt: Attempt, journal: Journal) -> None:
+    journal.stage(Stage.RESTORE if attempt.restoring else stage)
 
 
 def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
@@ -283,7 +276,8 @@ def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
     )
 
 
-def _release(name: str, candidate: Candidate, image: Image | None, draft: Draft, seen: Seen) -> Release:
+def _release(name: str, attempt: Attempt, draft: Draft, seen: Seen) -> Release:
+    candidate, weights = attempt.candidate, attempt.candidate.weights
     return Release(
         id=name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -292,9 +286,9 @@ def _release(name: str, candidate: Candidate, image: Image | None, draft: Draft,
         reason=redact(seen.error.message) if seen.error else "",
         restores=candidate.restores,
         service=candidate.service,
-        image=image,
-        fingerprint=_fingerprint(candidate),
-        stamp=candidate.weights.stamp if candidate.weights else None,
+        image=attempt.image,
+        fingerprint=weights.fingerprint if weights else None,
+        stamp=weights.stamp if weights else None,
         files=draft.files,
         settings=dict(candidate.settings),
         engine=to_wire(seen.facts),

@@ -1,6 +1,7 @@
 """What a deployment came to, as `--json` tells it, and the error that it ends in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 from glm4_deploy.engine.bringup import Seen
 from glm4_deploy.engine.state import Record
@@ -74,12 +75,14 @@ def left_alone(first: DeployError, good: str) -> DeployError:
     return _with(first, f"it is stopped, its log is kept (glm4-deploy diagnose); {way}")
 
 
-def rolled_back(first: DeployError, put_back: Outcome) -> RolledBack:
+def rolled_back(first: DeployError, good: str, whole: Outcome, log: Path) -> RolledBack:
+    seconds = whole.restored.seconds if whole.restored else 0.0
+    where = f"its log: glm4-deploy diagnose {log}; what differs: glm4-deploy diff {good} {whole.release}"
+    more = where if whole.release else f"its log: glm4-deploy diagnose {log.parents[1] / 'failed.log'}"
     return RolledBack(
-        f"{first.message}; release {put_back.record.release or 'before it'} runs again, gated "
-        f"({put_back.seconds:.0f} s after the failure)",
+        f"{first.message}; release {good} runs again, gated ({seconds:.0f} s after the failure)",
         details=first.details,
-        hint=first.hint or "see what differs: glm4-deploy diff OLD NEW",
+        hint=f"{first.hint}; {more}" if first.hint else more,
     )
 
 
@@ -100,7 +103,3 @@ def _with(error: DeployError, more: str) -> DeployError:
     """The same error with a word more on what to do."""
     hint = f"{error.hint}; {more}" if error.hint else more
     return type(error)(error.message, hint=hint, details=error.details)
-
-
-def with_restored(first: Outcome, put_back: Outcome | None) -> Outcome:
-    return replace(first, restored=put_back)
