@@ -44,6 +44,7 @@ def deploying(state_dir: Path, what: str, progress: "Progress") -> Iterator[None
             )
             raise
         finally:
+            progress.close()
             for name, handler in before.items():
                 signal.signal(name, handler)
 

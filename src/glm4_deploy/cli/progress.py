@@ -31,6 +31,10 @@ class Progress:
     def note(self, text: str) -> None:
         self._line(text)
 
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bars.close()
+
     def expect(self, ready_seconds: float | None) -> None:
         """What earlier starts on this host took, from start to ready."""
         self._expected = f" of about {ready_seconds:.0f} s" if ready_seconds else ""

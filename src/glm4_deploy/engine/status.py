@@ -74,8 +74,8 @@ def look(record: Record, runner: Runner, directory: Path) -> Seen:
     elif state.health == "unhealthy":
         why = "its health check fails"
     deployment, unjudged = in_words(directory)
-    if unjudged and not why:
-        why = deployment
+    if unjudged:
+        why = f"{deployment} ({why})" if why else deployment
     return Seen(
         up=not why,
         why=why,
