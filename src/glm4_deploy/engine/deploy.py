@@ -82,7 +82,7 @@ class Deployment:
         except BaseException:
             if draft is not None:
                 draft.discard()
-            journal.end()
+            journal.abandon()
             raise
         result, error = self._attempt(attempt, journal)
         if error is not None and not result.good:

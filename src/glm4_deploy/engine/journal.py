@@ -32,7 +32,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """what: `up` or `rollback`. at: UTC, for people. good: the release to go back to, or ''."""
+    """what: `up` or `rollback`. at: UTC, for people. good: the release to go back to, or ''.
+
+    unjudged: what ran when it began was itself left behind by a deployment that was cut off.
+    """
 
     schema: int = SCHEMA
     what: str
@@ -40,11 +43,12 @@ class Entry:
     pid: int
     at: str
     good: str = ""
+    unjudged: bool = False
 
     @property
     def touched(self) -> bool:
-        """Whether what ran before may be gone."""
-        return self.stage not in (Stage.PREPARE, Stage.PULL)
+        """Whether what runs may be something that was never judged."""
+        return self.unjudged or self.stage not in (Stage.PREPARE, Stage.PULL)
 
 
 class Journal:
@@ -52,13 +56,30 @@ class Journal:
 
     def __init__(self, directory: Path, what: str, good: str) -> None:
         self._path = directory / NAME
-        self._entry = Entry(what=what, pid=os.getpid(), at=datetime.now(UTC).isoformat(timespec="seconds"), good=good)
+        self._earlier = cut_off(directory)
+        self._entry = Entry(
+            what=what,
+            pid=os.getpid(),
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            good=good,
+            unjudged=self._earlier is not None and self._earlier.touched,
+        )
         write_text(self._path, dumps(self._entry) + "\n")
 
     def stage(self, stage: Stage) -> None:
         self._entry = replace(self._entry, stage=stage)
-        with suppress(DeployError):  # a full disk: the earlier stage stays on record, and that is on the safe side
-            write_text(self._path, dumps(self._entry) + "\n")
+        self._write(self._entry)
+
+    def abandon(self) -> None:
+        """Nothing was touched: what an earlier deployment left is still what is so."""
+        if self._earlier is not None and self._earlier.touched:
+            self._write(self._earlier)
+        else:
+            self.end()
+
+    def _write(self, entry: Entry) -> None:
+        with suppress(DeployError):  # a full disk: the earlier entry stays on record
+            write_text(self._path, dumps(entry) + "\n")
 
     def end(self) -> None:
         """What the journal was for is settled."""

@@ -42,6 +42,19 @@ def test_a_damaged_journal_is_read_on_the_safe_side(tmp_path: Path, text: str) -
     assert in_words(tmp_path)[1]
 
 
+def test_what_was_left_unjudged_stays_so_until_it_is_judged(tmp_path: Path) -> None:
+    Journal(tmp_path, "up", "0003-x").stage(Stage.GATE)
+    second = Journal(tmp_path, "rollback", "0003-x")
+    second.stage(Stage.PULL)
+    assert in_words(tmp_path)[1], "killed while pulling: what the first left still runs"
+    second.abandon()
+    assert "up was cut off in the stage `gate`" in in_words(tmp_path)[0]
+    Journal(tmp_path, "up", "").end()
+    assert in_words(tmp_path) == ("", False)
+    Journal(tmp_path, "up", "").abandon()
+    assert cut_off(tmp_path) is None
+
+
 def test_the_end_leaves_nothing(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "").end()
     assert cut_off(tmp_path) is None
