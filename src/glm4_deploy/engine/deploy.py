@@ -79,6 +79,7 @@ class Deployment:
             journal.stage(Stage.PULL)
             image = self._image(candidate)
             attempt = Attempt(candidate=candidate, image=image, draft=draft, kept=candidate.runner.keeps())
+            journal.stage(Stage.START if attempt.kept else Stage.STOP, must=True)
         except BaseException:
             if draft is not None:
                 draft.discard()
@@ -131,7 +132,6 @@ class Deployment:
         candidate = attempt.candidate
         try:
             if not attempt.kept:
-                _enter(Stage.STOP, attempt, journal)
                 self._stop_old(candidate)
             _enter(Stage.START, attempt, journal)
             runs = self._id_of_kept(attempt) if attempt.kept else ""

@@ -66,9 +66,13 @@ class Journal:
         )
         write_text(self._path, dumps(self._entry) + "\n")
 
-    def stage(self, stage: Stage) -> None:
+    def stage(self, stage: Stage, *, must: bool = False) -> None:
+        """Enter a stage. Raises StorageError where it `must` be on disk: before the first thing is touched."""
         self._entry = replace(self._entry, stage=stage)
-        self._write(self._entry)
+        if must:
+            write_text(self._path, dumps(self._entry) + "\n")
+        else:
+            self._write(self._entry)
 
     def abandon(self) -> None:
         """Nothing was touched: what an earlier deployment left is still what is so."""
