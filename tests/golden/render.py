@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "helm-values-b200": ("helm-values", ("profile=b200",)),
     "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),
     "quadlet-gb10": ("quadlet", ("profile=gb10",)),
-    "quadlet-cpu": ("quadlet", ("profile=cpu", "bind=::1", "env.NOTE=50% of $HOME")),
+    "quadlet-cpu": ("quadlet", ("profile=cpu", "bind=::1", "env.NOTE=50% of it")),
 }
 
 

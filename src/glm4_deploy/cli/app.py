@@ -26,6 +26,7 @@ GROUPS = (
     "detect",
     "fleet",
     "bundle",
+    "autostart",
 )
 
 app = typer.Typer(

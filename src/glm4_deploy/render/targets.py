@@ -54,17 +54,27 @@ def text_scalar(value: object) -> str:
 
 
 def unit_word(value: object) -> str:
-    """A word of a systemd unit: quoted where it must be, specifiers (%) and variables ($) taken literally."""
+    """A word of ExecStart=: quoted where it must be, specifiers (%) and variables ($) taken literally."""
     text = str(value).replace("%", "%%").replace("$", "$$")
-    if text and not UNSAFE_UNIT.search(text):
-        return text
-    return json.dumps(text, ensure_ascii=False)
+    return text if text and not UNSAFE_UNIT.search(text) else json.dumps(text, ensure_ascii=False)
 
 
-def _render(template: str, **values: object) -> str:
+def quadlet_word(value: object) -> str:
+    """A value of a Quadlet unit, which Podman's generator takes apart and writes into ExecStart= anew.
+
+    Raises:
+        UsageError: it holds a `$`, which not every release of that generator passes on as it is.
+    """
+    if "$" in str(value):
+        raise UsageError(f"{str(value)[:60]!r} cannot be expressed in the target quadlet", hint="do without the $")
+    return unit_word(value)
+
+
+def render_template(template: str, **values: object) -> str:
     made = environment()
     made.filters.setdefault("k", text_scalar)
     made.filters.setdefault("u", unit_word)
+    made.filters.setdefault("q", quadlet_word)
     return made.get_template(f"targets/{template}").render(values)
 
 
@@ -97,8 +107,8 @@ def _kubernetes(deployment: Deployment, settings: Settings) -> Files:
     probe = source("targets/liveness.py")
     smoke = _smoke(f"http://{values['name']}:{deployment.port}", deployment, settings)
     return {
-        "kubernetes.yaml": _render("kubernetes.yaml.j2", liveness=probe, **values),
-        "smoke-job.yaml": _render("smoke-job.yaml.j2", smoke=smoke, **values),
+        "kubernetes.yaml": render_template("kubernetes.yaml.j2", liveness=probe, **values),
+        "smoke-job.yaml": render_template("smoke-job.yaml.j2", smoke=smoke, **values),
     }
 
 
@@ -115,14 +125,14 @@ def _helm(deployment: Deployment, settings: Settings) -> Files:
     # extraObjects pass through Helm's own templates.
     smoke = _smoke("http://{{ .Release.Name }}-router-service", deployment, settings)
     values = _kubernetes_values(deployment, settings) | {"tensor_parallel_size": settings.tensor_parallel_size}
-    return {"values.yaml": _render("helm-values.yaml.j2", extra_args=extra, smoke=smoke, **values)}
+    return {"values.yaml": render_template("helm-values.yaml.j2", extra_args=extra, smoke=smoke, **values)}
 
 
 def _quadlet(deployment: Deployment, settings: Settings) -> Files:
     name = deployment.project
     host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     command = health_command()[1:]
-    unit = _render(
+    unit = render_template(
         "quadlet.container.j2",
         d=deployment,
         name=name,
@@ -132,7 +142,7 @@ def _quadlet(deployment: Deployment, settings: Settings) -> Files:
         health=json.dumps(command),
         restart={"unless-stopped": "always"}.get(settings.restart, settings.restart),
     )
-    volume = _render("quadlet.volume.j2", name=name)
+    volume = render_template("quadlet.volume.j2", name=name)
     return {f"{name}.container": unit, f"{name}-cache.volume": volume}
 
 
