@@ -28,7 +28,9 @@ def detect(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a document, one a line.")] = False,
     kind: Annotated[
         Kind,
-        typer.Option("--format", help='auto: JSONL if the first non-blank line is an object with a "text".'),
+        typer.Option(
+            "--format", help='auto: JSONL if FILE ends in .jsonl or its first line is an object with a "text".'
+        ),
     ] = Kind.AUTO,
 ) -> None:
     """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
@@ -56,6 +58,7 @@ def _findings(file: str, kind: Kind) -> "Iterator[tuple[int, Finding]]":
 
     with _open(file) as stream:
         head, rows = _head(stream)
+        rows = rows or file.endswith((".jsonl", ".ndjson"))
         if kind is Kind.JSONL or (kind is Kind.AUTO and rows):
             lines = chain(io.StringIO(head, newline="\n"), stream)
             for number, line in enumerate(lines, start=1):
@@ -87,7 +90,7 @@ def _head(stream: "TextIO") -> tuple[str, bool]:
         head += line
         if line.strip():
             try:
-                return head, "text" in _object(line)
+                return head, not _FIELDS.keys().isdisjoint(_object(line))
             except ValueError:
                 return head, False
     return head, False

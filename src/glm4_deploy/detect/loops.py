@@ -86,10 +86,11 @@ def _is_all(run: Run, unit: str, ending: Ending) -> bool:
 
 
 def _loop(run: Run, unit: str, end: int, ending: Ending) -> Finding:
-    cut = " and was cut off by the token limit" if ending is Ending.CUT else ""
+    what = "the same character comes" if run.period == 1 else f"the same {run.period} characters come"
+    cut = ", and the token limit cut it off" if ending is Ending.CUT else ""
     return degenerate(
         Verdict.EXACT_LOOP,
-        f"the same {run.period} characters come {run.repeats:.4g} times in a row{cut}",
+        f"{what} {run.repeats:.4g} times in a row{cut}",
         confidence=round(min(0.99, 0.75 + 0.02 * run.repeats + (0.1 if ending is Ending.CUT else 0)), 2),
         start=end - run.length,
         unit=unit,

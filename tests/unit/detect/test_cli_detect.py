@@ -37,6 +37,7 @@ def test_plain_text_from_a_pipe() -> None:
     [
         ('{"text": "ok"}\n{"text"', "line 2"),
         ('{"text": 1}', '"text" must be a string'),
+        ('{"token_ids": [0, 0]}', '"text" must be a string'),
         ('{"text": "ok"}\n[]', "not a JSON object"),
         ('{"text": "ok", "logprobs": ["x"]}', "logprobs"),
         ('{"text": "ok", "token_ids": [true]}', "token_ids"),
@@ -63,6 +64,14 @@ def test_no_control_character_reaches_the_terminal() -> None:
         assert done.returncode == 1
         assert all(char == "\n" or char.isprintable() for char in done.stdout)
     assert json.loads(run("--json", stdin=row).stdout)["unit"] in hostile * 2
+
+
+def test_a_name_that_ends_in_jsonl_is_never_read_as_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('[{"text": "ok"}]', encoding="utf-8")
+    done = run(str(file))
+    assert done.returncode == 2
+    assert "not a JSON object" in done.stderr
 
 
 def test_broken_bytes_are_read() -> None:

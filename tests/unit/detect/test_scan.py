@@ -19,10 +19,45 @@ COUNT = ", ".join(map(str, range(1, 501)))
 STEPS = "\n".join(f"Step {n}: Check the cable and try again." for n in range(1, 40))
 
 
+HOSTS = "\n".join(f"192.168.1.{n}    node{n}.local    node{n}" for n in range(1, 97))
+ENUM = "enum Level {\n" + "".join(f"    LEVEL_{n} = {n},\n" for n in range(30))
+SHEEP = "\n".join(f"{n} sheep jumped over the fence." for n in range(1, 41))
+KNITTING = "\n".join(f"Row {n}: {'Knit' if n % 2 else 'Purl'} across." for n in range(1, 25))
+OUTRO = "Hey now, hey now\nDon't let the sun go\n\n" + "Na na na na na na na, na na na na, hey now\n" * 8
+FA_LA = "\n".join(["fa la la la la, la la la la, fa la la la la, la la la la"] * 4)
+BOX = "+" + "-" * 60 + "+\n" + ("|" + " " * 60 + "|\n") * 9
+CLAUSES = "\n\n".join(
+    f"{n}. {what}. The {one} shall not be liable to the {two} for any loss or damage arising out of or in connection "
+    f"with {what.lower()} under this Agreement, except where such loss is caused by the gross negligence of the {one}."
+    for n, (what, one, two) in enumerate(
+        [
+            ("Payment", "Supplier", "Customer"),
+            ("Delivery", "Customer", "Supplier"),
+            ("Warranty", "Supplier", "Licensee"),
+            ("Assignment", "Licensor", "Customer"),
+        ],
+        start=1,
+    )
+)
+DIALOGUE = "\n".join(f"User: Question {n * n}?\nAssistant: Answer {n * 7}." for n in range(6))
+RESULTS = ", ".join(random.Random(1).choices(["yes", "no"], k=300))
+
+
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
         (PROSE, {}),
+        (HOSTS, {}),
+        (ENUM, {"finish_reason": "length"}),
+        (SHEEP, {"prompt": "Help me fall asleep by counting sheep."}),
+        (KNITTING, {"finish_reason": "stop"}),
+        (OUTRO, {"finish_reason": "stop"}),
+        (FA_LA, {"finish_reason": "stop"}),
+        (BOX, {"finish_reason": "length"}),
+        (CLAUSES, {"finish_reason": "stop"}),
+        (DIALOGUE, {"finish_reason": "length"}),
+        (RESULTS, {}),
+        ("こんにちは means hello; مرحبا, привет and שלום do too. GLM-4は使いやすいPythonライブラリ。" * 2, {}),
         (PROSE, {"finish_reason": "length"}),
         (LITANY, {"finish_reason": "stop"}),
         (MULTIPLICATION, {}),
@@ -66,6 +101,15 @@ def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
         (", ".join(map(str, range(1, 1400))), {"finish_reason": "length"}, Verdict.COUNTER_LOOP, 0),
         (", ".join(map(str, range(1, 900))), {"prompt": "Count from 1 to 100."}, Verdict.COUNTER_LOOP, 0),
         ("\n".join(f"第{n}步：检查电缆，然后重试。" for n in range(1, 30)), {}, Verdict.COUNTER_LOOP, 0),
+        ("The answer is 7" + "!" * 20, {"finish_reason": "length"}, Verdict.NAN_COLLAPSE, 15),
+        ("\u200b\ufeff" * 9, {"finish_reason": "stop"}, Verdict.WHITESPACE, 0),
+        (
+            "e-mail the plan today; email the plan today; E-Mail The Plan Today; " * 9 + "e-mail",
+            {},
+            Verdict.EXACT_LOOP,
+            0,
+        ),
+        ("Blue.\nuser\nAnd?\nassistant\nRed.\nuser\nSo?", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 6),
         ("xq zv lamp " * 9, {"logprobs": [-7.5] * 30}, Verdict.SALAD, 0),
         ("Blue.<|user|>\nAnd now?<|assistant|>\nGreen.", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 5),
         (PROSE + "Then", {"finish_reason": "length", "token_ids": [5, 151336, 7]}, Verdict.RUNAWAY_NO_STOP, None),
@@ -92,6 +136,25 @@ def test_near_duplicates() -> None:
     assert found.verdict is Verdict.NEAR_DUPLICATE
     assert found.period == pytest.approx(len(PROSE), rel=0.2)
     assert found.start == 0
+
+
+def test_copies_that_are_written_differently() -> None:
+    rng = random.Random(1)
+    forms = ["e-mail the long-term plan; ", "email the long term plan; ", "E-MAIL THE LONG-TERM PLAN; "]
+    found = scan("".join(rng.choices(forms, k=40)), finish_reason="length")
+    assert (found.verdict, found.start) == (Verdict.NEAR_DUPLICATE, 0)
+
+
+@pytest.mark.parametrize("words", [["'s", "'t"], ["的", "了"], [" the", " of", " a"]])
+def test_a_few_words_in_no_order(words: list[str]) -> None:
+    text = "".join(random.Random(1).choices(words, k=600))
+    assert scan(text).verdict is Verdict.NEAR_DUPLICATE
+
+
+def test_scripts_that_change_within_words_are_salad_without_logprobs() -> None:
+    pieces = ["ение", " der", "の", "的", " qué", "ார", " אל", "ção", "();", " foo", "ค", " ılı", "ﻙ", " Ž"]
+    found = scan("".join(random.Random(1).choices(pieces, k=200)))
+    assert found.verdict is Verdict.SALAD
 
 
 def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
