@@ -3,6 +3,7 @@
 `benchmarks/detector` measures them; change one and run it again.
 """
 
+import math
 from dataclasses import dataclass
 
 from glm4_deploy.detect.context import Ending, Shape
@@ -45,8 +46,13 @@ LOOPS = {
     (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
 }
 LONG_UNIT = 200
-# A cut text that is nothing but copies needs less: so many, and so many characters.
-WHOLE_COPIES, WHOLE_SPAN = 8, 24
+# A text that is nothing but copies needs less: so many, and so many characters (a laugh has fewer).
+WHOLE = {
+    Ending.RUNNING: Loop(math.inf, 16, 16),  # it may go on otherwise
+    Ending.STOPPED: Loop(96, 8, 8),
+    Ending.UNKNOWN: Loop(96, 8, 8),
+    Ending.CUT: Loop(24, 8, 8),
+}
 # A refrain of one short line needs more: songs end on it.
 REFRAIN = {Ending.RUNNING: 10, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 6}
 

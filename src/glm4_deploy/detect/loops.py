@@ -13,8 +13,7 @@ from glm4_deploy.detect.limits import (
     REACH,
     REFRAIN,
     SPACES,
-    WHOLE_COPIES,
-    WHOLE_SPAN,
+    WHOLE,
 )
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
@@ -80,9 +79,9 @@ def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
 
 def _is_all(run: Run, unit: str, ending: Ending) -> bool:
     """Said of a run that is the whole text."""
-    if ending is not Ending.CUT or shape_of(unit) is not Shape.PROSE:
-        return False
-    return run.repeats >= WHOLE_COPIES and run.length * weight_of(unit) >= WHOLE_SPAN
+    limit = WHOLE[ending]
+    enough = run.repeats >= limit.short and run.length * weight_of(unit) >= limit.span
+    return enough and shape_of(unit) is Shape.PROSE
 
 
 def _loop(run: Run, unit: str, end: int, ending: Ending) -> Finding:

@@ -110,7 +110,7 @@ def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
             0,
         ),
         ("Blue.\nuser\nAnd?\nassistant\nRed.\nuser\nSo?", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 6),
-        ("xq zv lamp " * 9, {"logprobs": [-7.5] * 30}, Verdict.SALAD, 0),
+        ("xq zv lamp on of tree gorp it was then blue sky of " * 2, {"logprobs": [-7.5] * 30}, Verdict.SALAD, 0),
         ("Blue.<|user|>\nAnd now?<|assistant|>\nGreen.", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 5),
         (PROSE + "Then", {"finish_reason": "length", "token_ids": [5, 151336, 7]}, Verdict.RUNAWAY_NO_STOP, None),
         (PROSE * 2, {"finish_reason": "length", "prompt": "Answer in one word."}, Verdict.RUNAWAY_NO_STOP, 0),
