@@ -163,11 +163,11 @@ PHASES: tuple[tuple[str, Phase], ...] = (
 NOT_NATIVE = re.compile(r"marlin|emulation|W4A16|humming", re.IGNORECASE)
 NATIVE = re.compile(r"cutlass|trtllm|cudnn|cutedsl|b12x|fbgemm|flashinfer", re.IGNORECASE)
 # Literals that nothing else covers; FACTS and PHASES bring their own.
-BOOT = ("vLLM Version ", "server version ", "█  version ")
+BOOT = ("vLLM Version ", "server version ", "█  version ", "non-default args: ")
 _BLOCKS = re.compile(r"# (?:cuda|GPU|gpu) blocks: \d+")
 _SHARDS = re.compile(r"Completed \| (\d+)/(\d+) \[(?:(\d+:)?(\d+):(\d+))?")
 _SIZE = re.compile(r"Checkpoint size: ([\d.]+) GiB")
-_GRAPHS = re.compile(r"Capturing CUDA graph.*?\| (\d+)/(\d+) \[")
+_GRAPHS = re.compile(r"Capturing CUDA graph.{0,400}?\| (\d+)/(\d+) \[")
 
 
 def native(kernel: str) -> bool | None:

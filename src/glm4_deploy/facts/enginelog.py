@@ -60,10 +60,11 @@ class LogReader:
         self._tail: deque[str | bytes] = deque(maxlen=TAIL_LINES)
         self._tracebacks = Tracebacks()
         self._generic = 0
-        self._ended = False
         self._forget_start()
 
     def _forget_start(self) -> None:
+        self._troubled = False
+        self._banners: set[str] = set()
         self._size: float | None = None
         self._clock: tuple[float, float] | None = None
         self._stamp: tuple[float, float] | None = None
@@ -116,18 +117,17 @@ class LogReader:
             self._unknown(raised, line, shown)
 
     def _begin(self, line: Line) -> None:
-        """A new start shows by its banner, once the one before went past its own."""
-        if not any(literal in line.text for literal in enginefacts.BOOT):
+        """A start shows by its banner; a new one by a banner seen before, once the last went past its beginning."""
+        said = next((literal for literal in enginefacts.BOOT if literal in line.text), None)
+        if said is None:
             return
-        if self.starts and not self._ended and self.facts.phase in (Phase.STARTING, Phase.CONFIG):
-            return
-        if not self.starts and self.facts.phase is Phase.STARTING and not self._ended:
-            self.starts = 1
-            return
-        self.starts += 1
-        self._ended = False
-        self.facts = EngineFacts()
-        self._forget_start()
+        under_way = self._troubled or self.facts.phase not in (Phase.STARTING, Phase.CONFIG)
+        if under_way and (said in self._banners or not self.starts):
+            self.facts = EngineFacts()
+            self._forget_start()
+            self.starts += 1
+        self.starts = max(self.starts, 1)
+        self._banners.add(said)
 
     def _time(self, line: Line) -> None:
         if line.clock is not None:
@@ -169,6 +169,8 @@ class LogReader:
 
     def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
         """An exception that no signature knows: quoted, with the place that raised it."""
+        if raised.line.partition(":")[0].rpartition(".")[2] in _ENDED_FROM_OUTSIDE:
+            return
         key = f"unknown-exception {raised.line[:200]}"
         if key not in self._findings:
             if self._generic >= MOST_GENERIC:
@@ -190,7 +192,7 @@ class LogReader:
 
     def add(self, finding: LogFinding, key: str = "") -> None:
         """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays."""
-        self._ended |= finding.severity is Severity.FATAL
+        self._troubled |= finding.severity in (Severity.FATAL, Severity.ERROR)
         old = self._findings.get(key or finding.id)
         if old is None or _GRAVITY[finding.severity] < _GRAVITY[old.severity]:
             count = 1 if old is None else old.count + 1
@@ -200,6 +202,8 @@ class LogReader:
 
 
 _GRAVITY = {Severity.FATAL: 0, Severity.ERROR: 1, Severity.WARN: 2, Severity.INFO: 3}
+# A stop, or a client that went away, writes tracebacks too: they are no failure.
+_ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 
 

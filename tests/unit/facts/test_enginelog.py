@@ -191,6 +191,17 @@ def test_an_unknown_exception_is_quoted_with_the_file_that_raised_it() -> None:
     assert "models/other.py:12" in second.cause
 
 
+def test_a_stop_from_outside_and_a_client_s_fault_are_no_failures() -> None:
+    head = [b"Traceback (most recent call last):", b'  File "/usr/lib/python3/x.py", line 1, in f']
+    long = b"ValueError: This model's maximum context length is 32768 tokens. However, you requested 40000 tokens"
+    ends = (b"KeyboardInterrupt", b"asyncio.exceptions.CancelledError", long)
+    for end in ends:
+        reader = scan([*lines_of("v1-0.13-native-tp2.log"), *head, end])
+        assert not [row for row in reader.findings if row.severity in BAD], end
+    odd = scan([*lines_of("v1-0.13-native-tp2.log"), *head, b"ValueError: odd"])
+    assert [row.id for row in odd.findings if row.severity in BAD] == ["unknown-exception"]
+
+
 def test_progress_tells_shards_and_rate_then_graphs() -> None:
     reader, seen = LogReader(), []
     for line in lines_of("v1-0.18-sm120.log"):
