@@ -1,7 +1,7 @@
 """Make a checkpoint that the engine loads out of one that it would not: a new directory, the old one untouched.
 
-Crash-safe: all is written under DIR2.partial-…, config.json last, synced to disk, opened with the reference library and
-verified, and only then renamed. Files that do not change are hard links where the file system allows it.
+Crash-safe: all is written under DIR2.partial-…, synced to disk, opened with the reference library and verified, and
+only then renamed. Files that do not change are hard links where the file system allows it.
 """
 
 import copy
@@ -27,8 +27,6 @@ from glm4_deploy.checkpoint.writer import storage_error, write_shard
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
 from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
 from glm4_deploy.result import Status
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +144,28 @@ def _write(
     checkpoint: Checkpoint, draft: Draft, partial: Path, progress: Callable[[int, int], None]
 ) -> dict[str, list[str]]:
     """Fill the new directory. Returns file names by how they came there."""
+    _write_shards(checkpoint, draft, partial, progress)
+    placed: dict[str, list[str]] = {
+        "written": [*draft.shards, *draft.texts],
+        "linked": [],
+        "copied": [],
+        "left out": [*checkpoint.subdirectories, *checkpoint.unfinished],
+    }
+    for name, text in draft.texts.items():
+        _write_text(partial / name, text)
+    for file in checkpoint.files:
+        if file.name in placed["written"] or file.name in checkpoint.unfinished:
+            continue
+        if file.name == manifest.NAME:
+            placed["left out"].append(file.name)  # its digests are those of the old files
+        else:
+            placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
+    _sync_directory(partial)
+    return placed
+
+
+def _write_shards(checkpoint: Checkpoint, draft: Draft, partial: Path, progress: Callable[[int, int], None]) -> None:
+    """Raises StorageError; OSError where there is not the room."""
     shards = {shard.file.name: shard for shard in checkpoint.shards}
     paths = {name: shard.file.path for name, shard in shards.items()}
     total = sum(piece.nbytes for pieces in draft.shards.values() for piece in pieces)
@@ -159,32 +179,8 @@ def _write(
         done += count
         progress(done, total)
 
-    for name in draft.texts:
-        if name != CONFIG:
-            _write_text(partial / name, draft.texts[name])
     for name, pieces in draft.shards.items():
         write_shard(partial / name, pieces, metadata=shards[name].header.metadata, shards=paths, progress=step)
-    placed: dict[str, list[str]] = {
-        "written": [*draft.shards, *draft.texts],
-        "linked": [],
-        "copied": [],
-        "left out": [*checkpoint.subdirectories, *checkpoint.unfinished],
-    }
-    for file in sorted(checkpoint.files, key=_config_last):
-        if file.name in placed["written"] or file.name in checkpoint.unfinished:
-            continue
-        if file.name == manifest.NAME:
-            placed["left out"].append(file.name)  # its digests are those of the old files
-        else:
-            placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
-    if CONFIG in draft.texts:
-        _write_text(partial / CONFIG, draft.texts[CONFIG])
-    _sync_directory(partial)
-    return placed
-
-
-def _config_last(file: File) -> bool:
-    return file.name == CONFIG  # without it nothing loads
 
 
 def _link(file: File, target_path: Path) -> bool:
