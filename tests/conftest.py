@@ -7,7 +7,11 @@ import pytest
 
 REQUIRED = bool(os.environ.get("GLM4_E2E_REQUIRED"))
 # node id (or its beginning) → why it may be skipped where everything is required
-ALLOWED_SKIPS: dict[str, str] = {}
+ALLOWED_SKIPS: dict[str, str] = {
+    "tests/unit/checkpoint/test_repair.py::test_a_full_file_system": "mounting takes rights that a container may lack",
+    "tests/unit/checkpoint/test_repair.py::test_a_copy_to_another": "a machine may have one file system only",
+    "tests/unit/checkpoint/test_quantize.py::test_without_the_extra": "the extra may be installed",
+}
 
 
 @pytest.hookimpl(hookwrapper=True)
