@@ -125,6 +125,7 @@ class Settings(BaseModel):
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
         (), description="services beside the engine: names of templates/services"
     )
+    watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
     args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
     replicas: int = Field(1, ge=1, le=1024, description="engines, each on its own GPUs")

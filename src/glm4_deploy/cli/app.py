@@ -27,6 +27,8 @@ GROUPS = (
     "fleet",
     "bundle",
     "autostart",
+    "watch",
+    "image",
 )
 
 app = typer.Typer(

@@ -30,7 +30,7 @@ DataParallelSize = Annotated[int | None, typer.Option(help="Copies of the model 
 Replicas = Annotated[int | None, typer.Option(help="Engines, each on its own GPUs. [1]")]
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", metavar="NAME,…", help="Services beside the engine (see docs/architecture.md)."),
+    typer.Option("--with", metavar="NAME,…", help="Services beside the engine, for example watch."),
 ]
 SetOptions = Annotated[
     list[str] | None,

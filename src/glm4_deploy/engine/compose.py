@@ -139,6 +139,7 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
 
 def _hint(text: str) -> str:
     hints = {
+        r"[Nn]o such image.*glm4-deploy/kit": "make it first: glm4-deploy image build",
         r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
         r"is already in use by container": "another container has that name: remove it, or set container_name",
         r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it is not there",

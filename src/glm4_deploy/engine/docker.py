@@ -41,6 +41,7 @@ class ContainerState:
     ports: tuple[str, ...]
     pid: int = 0
     config_hash: str = ""
+    restart_policy: str = ""
 
     @property
     def running(self) -> bool:
@@ -123,6 +124,7 @@ def state_of(container: Container) -> ContainerState | None:
         ports=tuple(_published(attributes)),
         pid=int(state.get("Pid") or 0),
         config_hash=str((attributes["Config"].get("Labels") or {}).get(HASH_LABEL, "")),
+        restart_policy=attributes.get("HostConfig", {}).get("RestartPolicy", {}).get("Name") or "no",
     )
 
 

@@ -111,6 +111,7 @@ def _gpu(number: int, row: dict[str, str]) -> GpuFacts:
         used_mib=_number(row.get("memory.used")),
         free_mib=_number(row.get("memory.free")),
         mig=None if mig is None else mig.lower() == "enabled",
+        temperature_c=_number(row.get("temperature.gpu")),
     )
 
 
@@ -173,6 +174,7 @@ def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
         used_mib=memory.used / 2**20 if known else None,
         free_mib=memory.free / 2**20 if known else None,
         mig=None if mig is None else bool(mig[0]),
+        temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
     )
 
 

@@ -29,6 +29,7 @@ class GpuFacts:
     used_mib: float | None = None
     free_mib: float | None = None
     mig: bool | None = None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

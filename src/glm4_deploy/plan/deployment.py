@@ -78,6 +78,7 @@ class Deployment:
     warnings: tuple[str, ...]
     memory: MemoryPlan | None
     extras: tuple[str, ...] = ()
+    watch_port: int = 9109
 
     @property
     def base_url(self) -> str:
@@ -139,6 +140,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         warnings=tuple(_warnings(settings, profile, fraction)),
         memory=fraction.plan,
         extras=settings.extras,
+        watch_port=settings.watch_port,
     )
 
 

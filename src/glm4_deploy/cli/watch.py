@@ -1,0 +1,160 @@
+"""`glm4-deploy watch`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from glm4_deploy.engine.watch.exporter import Exporter
+    from glm4_deploy.engine.watch.judge import Limits, State
+    from glm4_deploy.engine.watch.restart import ContainerKeeper, Policy
+    from glm4_deploy.engine.watch.run import Seen
+    from glm4_deploy.probe import Target
+
+
+def register(app: typer.Typer) -> None:
+    """Add watch."""
+    app.command()(watch)
+
+
+def watch(
+    base_url: BaseUrl = None,
+    model: Annotated[str | None, typer.Option("--model", help="The served name that must answer.")] = None,
+    api_key_file: KeyFile = None,
+    interval: Annotated[float, typer.Option(min=0.5, max=300, help="Seconds between two looks at /metrics.")] = 10.0,
+    stall: Annotated[
+        float, typer.Option(min=2, max=3600, help="Seconds without progress until it counts as hung.")
+    ] = 60.0,
+    canary_every: Annotated[
+        float, typer.Option(min=0, max=86400, help="Seconds between two small generations; 0: none.")
+    ] = 300.0,
+    canary_tokens: Annotated[int, typer.Option(min=32, max=1024, help="Most tokens of one of them.")] = 256,
+    grace: Annotated[float, typer.Option(min=0, max=86400, help="Seconds that a start may take.")] = 900.0,
+    listen: Annotated[str, typer.Option(help="Address of the watch's own /metrics and /healthz.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the same.")] = 9109,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Restart the engine's container when it hangs, babbles or is gone.")
+    ] = False,
+    backoff: Annotated[float, typer.Option(min=1, max=3600, help="Seconds until a second restart; doubles.")] = 60.0,
+    max_restarts: Annotated[int, typer.Option(min=1, max=60, help="Restarts an hour; then it stops.")] = 3,
+    container: Annotated[
+        str | None, typer.Option(help="Container to restart. [what `up` started from this directory]")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="Ask another watch's /healthz, not the engine.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--for", min=1, help="Seconds; then exit 0 if it is well, else 1.")
+    ] = None,
+    state_dir: Annotated[
+        Path, typer.Option("--state-dir", help="Where the logs of restarted engines are kept.")
+    ] = Path(".glm4"),
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Watch a running engine by its progress and by what it says, and publish the verdict. It changes nothing.
+
+    Example: glm4-deploy watch --json
+    """
+    import asyncio
+
+    from glm4_deploy.engine.watch.exporter import Exporter, serve
+    from glm4_deploy.engine.watch.judge import Limits
+    from glm4_deploy.errors import Judged, UsageError
+
+    if 0 < canary_every < interval:
+        raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
+    limits = Limits(interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0)
+    exporter = Exporter(stale_s=max(5 * interval, 30.0))
+    target = None if source else make_target(base_url, model, api_key_file, stall, None)
+    if target:
+        _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
+    policy, keeper = _mender(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
+    end = serve(exporter, listen, port)
+    try:
+        moments = _moments(target, source, limits, canary_every, canary_tokens, exporter, _teller(json_))
+        last = asyncio.run(_run(moments, exporter, _teller(json_), policy, keeper, duration))
+    finally:
+        end()
+    if duration is not None and not last.good:
+        raise Judged(f"the engine is not known to be well: {last}", hint="see the lines above, and docs/watch.md")
+
+
+def _mender(
+    container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
+) -> tuple["Policy", "ContainerKeeper"]:
+    from glm4_deploy.cli.options import make_deployment
+    from glm4_deploy.engine import state
+    from glm4_deploy.engine.watch.restart import ContainerKeeper, Policy, Rules
+
+    record = state.load(state_dir) or state.expected(make_deployment({}))
+    keeper = ContainerKeeper(name=container, project=record.project, service=record.service, directory=state_dir)
+    return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
+
+
+def _moments(
+    target: "Target | None",
+    source: str | None,
+    limits: "Limits",
+    every: float,
+    tokens: int,
+    exporter: "Exporter",
+    tell: Callable[..., None],
+) -> "AsyncIterator[Seen]":
+    from glm4_deploy.engine.watch.canary import Schedule
+    from glm4_deploy.engine.watch.run import judged, relayed
+
+    if target is None:
+        return relayed(source or "", limits.interval_s, exporter)
+    schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
+    exporter.budget.set(schedule.budget if schedule else 0)
+    return judged(target, limits, schedule, exporter, tell)
+
+
+async def _run(
+    moments: "AsyncIterator[Seen]",
+    exporter: "Exporter",
+    tell: Callable[..., None],
+    policy: "Policy | None",
+    keeper: "ContainerKeeper | None",
+    duration: float | None,
+) -> "State":
+    import asyncio
+    import signal
+
+    from glm4_deploy.engine.watch.run import watch as run
+
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    watching = asyncio.create_task(run(moments, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        watching.result()  # it never ends but by an error
+    for task in (watching, stopped):
+        task.cancel()
+    tell("ended", state=exporter.last.value)
+    return exporter.last
+
+
+def _teller(json_: bool) -> Callable[..., None]:
+    """One line an event on stdout: JSON, or words for a person. Control characters of others' text are escaped."""
+    import json
+    from datetime import UTC, datetime
+
+    def tell(event: str, /, **fields: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if json_:
+            line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True)
+        else:
+            words = "  ".join(f"{name}: {value}" for name, value in fields.items() if value not in (None, ""))
+            line = "".join(char if char.isprintable() else "?" for char in f"{now[11:19]} {event:12} {words}")
+        print(line, flush=True)  # noqa: T201 (a pipe must not hold a line back)
+
+    return tell

@@ -1,0 +1,147 @@
+"""The loop: look, judge, publish, and, where asked, restart. The clock is monotonic: a wall clock may jump."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import httpx
+
+from glm4_deploy.engine.watch.canary import Schedule, put
+from glm4_deploy.engine.watch.exporter import Exporter
+from glm4_deploy.engine.watch.judge import Canary, Judge, Limits, Look, Said, State
+from glm4_deploy.engine.watch.look import LOOK_S, look
+from glm4_deploy.engine.watch.restart import Keeper, Policy
+from glm4_deploy.errors import DeployError
+from glm4_deploy.facts.gpu import read_gpus
+from glm4_deploy.probe.client import Client
+from glm4_deploy.probe.target import Target
+
+GPU_S = 60.0
+HEARTBEAT_S = 3600.0
+DOUBTFUL = frozenset({Said.SICK, Said.BROKEN, Said.SILENT})
+
+
+class Teller(Protocol):
+    """Writes one event; see cli/watch.py."""
+
+    def __call__(self, event: str, /, **fields: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One moment of a watched engine, from a judge of our own or from another watch."""
+
+    state: State
+    why: str
+    since: float
+
+
+async def judged(
+    target: Target, limits: Limits, schedule: Schedule | None, exporter: Exporter, tell: Teller
+) -> AsyncIterator[Seen]:
+    """Look every interval, with canaries beside, for ever."""
+    judge = Judge(limits, at=time.monotonic())
+    asking: asyncio.Task[Canary] | None = None
+    async with Client(target) as client:
+        while True:
+            begin = time.monotonic()
+            sample = await look(client, target.model, begin, min(LOOK_S, limits.stall_s / 3))
+            sample = replace(sample, at=time.monotonic())
+            exporter.requests.labels("look").inc()
+            starts = judge.starts
+            verdict = judge.sample(sample)
+            if schedule and judge.starts != starts:
+                schedule.anew(begin)
+            if asking is not None and asking.done():
+                canary = replace(asking.result(), at=time.monotonic())
+                asking = None
+                verdict = judge.canary(canary)
+                exporter.canary(canary)
+                tell("canary", name=canary.name, said=canary.said.value, why=canary.why, tokens=canary.tokens)
+                if schedule and (canary.said in DOUBTFUL or not verdict.state.good):
+                    schedule.hurry(canary.at)
+                elif schedule:
+                    schedule.calm()
+            if asking is None and schedule and sample.look is Look.ANSWERED and (ask := schedule.take(begin)):
+                exporter.requests.labels("canary").inc()
+                model = target.model or sample.model or ""
+                asking = asyncio.create_task(
+                    put(client, model, ask, asked=time.monotonic(), limit_s=2 * limits.stall_s)
+                )
+            if schedule:
+                exporter.spent.set(schedule.spent(begin))
+            exporter.publish(verdict, judge, time.monotonic())
+            yield Seen(state=verdict.state, why=verdict.why, since=verdict.since)
+            await asyncio.sleep(max(limits.interval_s - (time.monotonic() - begin), 0.1))
+
+
+async def relayed(url: str, interval_s: float, exporter: Exporter) -> AsyncIterator[Seen]:
+    """What another watch publishes at its /healthz, every interval, for ever. Its silence is unknown, not bad."""
+    state, since = State.UNKNOWN, time.monotonic()
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        while True:
+            why = ""
+            try:
+                body = json.loads((await client.get(url)).content)
+                now, why = State(body["state"]), str(body["why"])[:400]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                now, why = State.UNKNOWN, f"the watch at {url} does not tell: {type(error).__name__}"
+            state, since = (state, since) if now is state else (now, time.monotonic())
+            exporter.relay(state, why, time.monotonic() - since)
+            yield Seen(state=state, why=why, since=since)
+            await asyncio.sleep(interval_s)
+
+
+async def watch(
+    moments: AsyncIterator[Seen],
+    *,
+    exporter: Exporter,
+    tell: Teller,
+    policy: Policy | None,
+    keeper: Keeper | None,
+    wall: Callable[[], float] = time.time,
+) -> None:
+    """Tell each change of state, and restart where a policy allows it, for ever."""
+    state, beat, gpu_at, left_alone = None, time.monotonic(), 0.0, ""
+    async for seen in moments:
+        at = time.monotonic()
+        if seen.state is not state:
+            tell("state", state=seen.state.value, was=state and state.value, why=seen.why)
+            state, beat = seen.state, at
+        elif at - beat >= HEARTBEAT_S:
+            tell("still", state=seen.state.value, why=seen.why, seconds=round(at - seen.since))
+            beat = at
+        if at - gpu_at >= GPU_S:
+            exporter.gpus(await asyncio.to_thread(read_gpus))
+            gpu_at = at
+        if policy is not None and keeper is not None:
+            left_alone = await _mend(seen, policy, keeper, exporter, tell, left_alone, wall)
+
+
+async def _mend(
+    seen: Seen, policy: Policy, keeper: Keeper, exporter: Exporter, tell: Teller, told: str, wall: Callable[[], float]
+) -> str:
+    """Restart, or say once why not. Returns what was said last."""
+    at = time.monotonic()
+    try:
+        container = await asyncio.to_thread(keeper.state)
+        up_s = wall() - container.started_at if container and container.running else None
+        why_not = policy.why_not(seen.state, at, container, up_s=up_s, since_s=at - seen.since)
+        exporter.given_up.set("ceiling" in (why_not or ""))
+        if why_not is not None:
+            if why_not and why_not.split(" ")[:2] != told.split(" ")[:2]:
+                tell("left-alone", state=seen.state.value, why=why_not)
+            return why_not
+        tell("restarting", state=seen.state.value, why=seen.why)
+        policy.done(at)
+        kept = await asyncio.to_thread(keeper.restart, seen.why)
+    except DeployError as error:
+        if error.message != told:
+            tell("restart-failed", why=error.message)
+        return error.message
+    exporter.restarts.inc()
+    tell("restarted", log=str(kept), of_last_hour=policy.recent(at), ceiling=policy.rules.ceiling)
+    return ""

@@ -1,0 +1,194 @@
+"""The watch against a real vLLM: under load, frozen, killed, babbling; in its container, with the restarter beside."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e.engine import NAME, engine
+from e2e.kit import KIT, ROOT, Kit, free_port
+
+pytestmark = pytest.mark.e2e
+STALL_S, INTERVAL_S = 10, 1
+FAST = ("--interval", str(INTERVAL_S), "--stall", str(STALL_S), "--canary-every", "15", "--canary-tokens", "128")
+# What docs/watch.md promises: the stall, two looks (each may wait for stall/3), and a busy machine's slack.
+PROMISED_S = STALL_S + 2 * (INTERVAL_S + STALL_S / 3) + 5
+
+
+class Lines:
+    """The watch's JSON lines as they come."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.rows.append(json.loads(line) if line.startswith("{") else {"event": "text", "text": line})
+
+    def wait(self, seen: Callable[[dict[str, Any]], bool], seconds: float, *, after: int = 0) -> float:
+        """Seconds until a line after the first `after` fits."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds:
+            if any(seen(row) for row in self.rows[after:]):
+                return time.monotonic() - begin
+            time.sleep(0.1)
+        raise AssertionError(f"not seen within {seconds:.0f} s; the last lines: {self.rows[-12:]}")
+
+    def state(self, *names: str, seconds: float, after: int = 0) -> float:
+        return self.wait(lambda row: row["event"] == "state" and row["state"] in names, seconds, after=after)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(15)
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    return row["event"] == "state" and row["state"] in ("hung", "babbling", "unreachable", "wrong-engine")
+
+
+def ask(base_url: str, words: int) -> None:
+    body = {
+        "model": NAME, "max_tokens": 600, "ignore_eos": True, "temperature": 0.7,
+        "messages": [{"role": "user", "content": "Tell of a lighthouse. " + "word " * words}],
+    }  # fmt: skip
+    try:
+        httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+    except httpx.HTTPError:
+        time.sleep(0.5)  # it is frozen or killed on purpose
+
+
+@contextmanager
+def load(base_url: str) -> Iterator[None]:
+    """Six requests at once, again and again: long prompts and long answers."""
+    going = True
+
+    def client(number: int) -> None:
+        while going:
+            ask(base_url, 50 * number)
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(6):
+            pool.submit(client, number)
+        try:
+            yield
+        finally:
+            going = False
+
+
+def cores(parent: int) -> list[int]:
+    """The engine cores below an API server."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            name = (path / "comm").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and "Engine" in name:
+            found.append(int(path.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def kit_image() -> str:
+    """The kit's image, on a base made from this host: no registry is reached."""
+    base = subprocess.run([ROOT / "scripts/kit-base.sh"], check=True, capture_output=True, text=True).stdout.strip()
+    build = [*KIT, "image", "build", "--base", base, "--network", "none"]
+    return subprocess.run(build, check=True, capture_output=True, text=True).stdout.split()[-1]
+
+
+def fast_services(file: Path, kit: Kit, healthz: str) -> Path:
+    """The watch and the restarter as rendered, with shorter times."""
+    engine_url = "http://glm4-9b-nvfp4:8080"
+    watch = ["watch", "--json", "--base-url", engine_url, "--model", NAME, "--listen", "0.0.0.0", *FAST]
+    mend = ["watch", "--json", "--from", healthz, "--restart", "--container", kit.project, "--state-dir", "/state"]
+    mend += ["--interval", "1", "--backoff", "5", "--grace", "200"]
+    file.write_text(json.dumps({"services": {"watch": {"command": watch}, "restarter": {"command": mend}}}))
+    return file
+
+
+def logs(container: str) -> Lines:
+    return Lines(["docker", "logs", "--follow", container])
+
+
+def inspect(container: str) -> dict[str, Any]:
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout)[0])
+
+
+def test_a_frozen_and_a_killed_engine_are_found_and_restarted(
+    kit: Kit, override: Path, kit_image: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    fast = fast_services(tmp_path / "fast.yaml", kit, "http://watch:9109/healthz")
+    services = ("--with", "watch,restarter", "--set", f"watch_port={free_port()}", "--set", "restart=no")
+    done = kit.up(*services, "--override", override, "--override", fast)
+    assert done.code == 0, done.err
+    watch, mend = logs(f"{kit.project}-watch-1"), logs(f"{kit.project}-restarter-1")
+    config = inspect(f"{kit.project}-watch-1")
+    assert config["Config"]["User"] == "65532:65532"
+    assert config["HostConfig"]["ReadonlyRootfs"] is True
+    assert config["HostConfig"]["CapDrop"] == ["ALL"]
+    assert not any("docker.sock" in mount["Source"] for mount in config["Mounts"])
+    watch.state("ok", seconds=60)
+
+    base_url = f"http://127.0.0.1:{kit.port}"
+    with load(base_url):
+        time.sleep(25)
+        assert not any(map(is_bad, watch.rows)), watch.rows
+        for core in cores(inspect(kit.project)["State"]["Pid"]):
+            os.kill(core, signal.SIGSTOP)
+        seen = len(watch.rows)
+        record_property("core stopped, hung after", watch.state("hung", seconds=PROMISED_S, after=seen))
+        assert httpx.get(f"{base_url}/health", trust_env=False).status_code == 200, "that is the point"
+    record_property("restarted after", mend.wait(lambda row: row["event"] == "restarted", 60))
+    watch.state("ok", "busy", seconds=200, after=seen)
+
+    seen, before = len(watch.rows), len(mend.rows)
+    os.kill(inspect(kit.project)["State"]["Pid"], signal.SIGKILL)
+    record_property("killed, unreachable after", watch.state("unreachable", seconds=10, after=seen))
+    mend.wait(lambda row: row["event"] == "restarted", 60, after=before)
+    watch.state("ok", "busy", seconds=200, after=seen)
+    kept = ["docker", "exec", f"{kit.project}-restarter-1", "python3", "-c"]
+    code = "import glob; print(*(open(f).readline() for f in sorted(glob.glob('/state/watch/*.log'))))"
+    heads = subprocess.run([*kept, code], capture_output=True, text=True, check=True).stdout
+    assert "no counter moved" in heads
+    assert "GET /metrics" in heads
+    for lines in (watch, mend):
+        lines.end()
+
+
+def test_a_babbling_engine_is_found_and_one_whose_api_stands_still(
+    cpu_python: str, twin: Callable[[str], Path], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with engine(cpu_python, twin("loops"), tmp_path / "engine.log") as running:
+        port = free_port()
+        words = [*KIT, "watch", "--base-url", running.base_url, "--port", str(port), "--json", *FAST]
+        watch = Lines(words)
+        record_property("loops, babbling after", watch.state("babbling", seconds=60))
+        assert any("LOOP" in row.get("why", "") for row in watch.rows)
+        answer = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+        assert (answer.status_code, answer.json()["state"]) == (503, "babbling")
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        assert 'glm4_watch_state{state="babbling"} 1.0' in text
+        seen = len(watch.rows)
+        listing = subprocess.run(["ss", "-ltnpH", f"sport = :{running.base_url.rpartition(':')[2]}"],
+                                 capture_output=True, text=True, check=True).stdout  # fmt: skip
+        api = int(listing.partition("pid=")[2].partition(",")[0])
+        os.kill(api, signal.SIGSTOP)
+        record_property("API server stopped, hung after", watch.state("hung", seconds=PROMISED_S + 5, after=seen))
+        os.kill(api, signal.SIGCONT)
+        watch.end()
+        assert watch.process.returncode == 0

@@ -1,0 +1,178 @@
+"""The judge: recorded counters of a real engine, and what no recording can hold still."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glm4_deploy.engine.watch.judge import Canary, Counters, Judge, Limits, Look, Said, Sample, State
+from glm4_deploy.engine.watch.look import counters
+from glm4_deploy.probe.metrics import parse
+
+RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"
+LIMITS = Limits(interval_s=10, stall_s=60, start_grace_s=900, canaries=False)
+IDLE = Counters(generation_tokens=100, running=0, waiting=0, started=1.0)
+STUCK = replace(IDLE, running=3)
+
+
+def feed(judge: Judge, start: float, seconds: float, found: Counters | None, look: Look = Look.ANSWERED) -> Iterator:
+    """The same thing every interval."""
+    at = start
+    while at < start + seconds:
+        at += LIMITS.interval_s
+        yield judge.sample(Sample(at=at, look=look, counters=found, why=look.value)).state
+
+
+def canary(at: float, said: Said, why: str = "EXACT_LOOP") -> Canary:
+    return Canary(name="long-en", asked=at - 5, at=at, said=said, why=why)
+
+
+def judge(**changes: object) -> Judge:
+    return Judge(replace(LIMITS, **changes), at=0.0)  # type: ignore[arg-type]  # a test's keywords
+
+
+def recorded() -> list[tuple[float, str, Counters | None]]:
+    rows = [json.loads(line) for line in gzip.decompress(RECORDED.read_bytes()).decode().splitlines()]
+    first = rows[0]["at"]
+    return [(row["at"] - first, row["phase"], counters(parse(row["text"]))) for row in rows]
+
+
+def test_a_real_engine_idle_under_load_frozen_and_thawed() -> None:
+    """The phases of the recording: idle, load, core-stopped (SIGSTOP of the engine core, /health 200), core-cont."""
+    one = Judge(Limits(interval_s=1, stall_s=10, canaries=False), at=0.0)
+    states: dict[str, list[State]] = {}
+    began: dict[str, float] = {}
+    hung_at = None
+    for at, phase, found in recorded():
+        began.setdefault(phase, at)
+        state = one.sample(Sample(at=at, look=Look.ANSWERED if found else Look.SILENT, counters=found)).state
+        states.setdefault(phase, []).append(state)
+        if state is State.HUNG and hung_at is None:
+            hung_at = at - began["core-stopped"]
+    assert set(states["idle"]) <= {State.OK, State.UNKNOWN}
+    assert State.HUNG not in states["load"]
+    assert hung_at is not None
+    assert hung_at < 13
+    assert states["core-cont"][-1].good
+    assert State.HUNG not in states["drain"]
+
+
+def test_requests_that_stand_still_are_hung_within_the_promised_time() -> None:
+    one = judge()
+    assert all(state.good for state in feed(one, 0, 60, STUCK))
+    assert list(feed(one, 60, 20, STUCK))[-1] is State.HUNG
+    assert "3 requests" in one.verdict.why
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "iterations", "preemptions", "kv_used", "queries", "waiting"])
+def test_any_counter_that_moves_is_work(name: str) -> None:
+    """A long prefill makes no token for minutes; something else moves."""
+    one = judge()
+    for step in range(60):
+        state = one.sample(
+            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, **{name: step}))  # type: ignore[arg-type]
+        ).state
+        assert state.good
+    assert state is State.BUSY
+
+
+def test_an_idle_engine_may_stand_still_for_ever() -> None:
+    assert set(feed(judge(), 0, 7200, IDLE)) == {State.OK}
+
+
+def test_a_watch_that_was_suspended_does_not_blame_the_engine() -> None:
+    one = judge()
+    list(feed(one, 0, 20, STUCK))
+    assert one.sample(Sample(at=5000, look=Look.ANSWERED, counters=STUCK)).state.good
+
+
+def test_an_engine_that_froze_while_idle_is_found_by_the_canary() -> None:
+    one = judge()
+    list(feed(one, 0, 100, IDLE))
+    assert one.canary(Canary(name="add", asked=40, at=100, said=Said.SILENT)).state is State.HUNG
+    moving = judge()
+    for step in range(10):
+        moving.sample(
+            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, generation_tokens=float(step)))
+        )
+    assert moving.canary(Canary(name="add", asked=40, at=100, said=Said.SILENT)).state.good, "a queue, not a hang"
+
+
+def test_one_sick_answer_is_doubt_and_two_are_babbling_and_two_sound_ones_clear_it() -> None:
+    one = judge(canaries=True)
+    list(feed(one, 0, 10, IDLE))
+    assert one.verdict.state is State.UNKNOWN, "nothing that it said is known"
+    assert one.canary(canary(11, Said.SOUND)).state is State.OK
+    assert one.canary(canary(20, Said.SICK)).state is not State.BABBLING
+    assert one.canary(canary(30, Said.SICK)).state is State.BABBLING
+    assert "EXACT_LOOP" in one.verdict.why
+    assert one.canary(canary(40, Said.SOUND)).state is State.BABBLING
+    one.canary(canary(50, Said.SOUND))
+    assert list(feed(one, 50, 20, IDLE))[-1] is State.OK
+
+
+def test_nan_logits_are_babbling_at_once() -> None:
+    one = judge()
+    list(feed(one, 0, 20, replace(IDLE, corrupted=0.0)))
+    assert next(feed(one, 20, 10, replace(IDLE, corrupted=1.0))) is State.BABBLING
+
+
+def test_a_generation_that_fails_twice_while_metrics_answer_is_hung() -> None:
+    one = judge()
+    list(feed(one, 0, 20, IDLE))
+    assert one.canary(canary(21, Said.BROKEN, "HTTP 500")).state is State.OK
+    assert one.canary(canary(40, Said.BROKEN, "HTTP 500")).state is State.HUNG
+
+
+def test_a_start_has_its_grace_and_then_it_is_unreachable() -> None:
+    one = judge()
+    assert set(feed(one, 0, 890, None, Look.REFUSED)) == {State.UNKNOWN}
+    assert list(feed(one, 890, 40, None, Look.REFUSED))[-1] is State.UNREACHABLE
+
+
+def test_one_refusal_is_nothing_and_two_are_unreachable() -> None:
+    one = judge()
+    list(feed(one, 0, 30, IDLE))
+    assert list(feed(one, 30, 20, None, Look.REFUSED)) == [State.OK, State.UNREACHABLE]
+    assert list(feed(one, 50, 20, IDLE)) == [State.UNREACHABLE, State.OK]
+
+
+def test_silence_is_busy_first_and_hung_in_the_end() -> None:
+    one = judge()
+    list(feed(one, 0, 30, IDLE))
+    found = list(feed(one, 30, 70, None, Look.SILENT))
+    assert found[0] is State.BUSY
+    assert found[-1] is State.HUNG
+    assert found.index(State.HUNG) >= 5
+
+
+def test_silence_is_counted_as_long_as_it_was_waited_for() -> None:
+    """A look every second that waits 8 s for nothing: two of them are over 10 s of silence."""
+    one = Judge(Limits(interval_s=1, stall_s=10, canaries=False), at=0.0)
+    one.sample(Sample(at=1, look=Look.ANSWERED, counters=IDLE))
+    found = [one.sample(Sample(at=at, look=Look.SILENT, waited=8)).state for at in (10.0, 19.0)]
+    assert found == [State.BUSY, State.HUNG]
+
+
+def test_a_new_start_is_judged_anew() -> None:
+    one = judge()
+    list(feed(one, 0, 90, STUCK))
+    assert one.verdict.state is State.HUNG
+    assert list(feed(one, 90, 20, replace(IDLE, generation_tokens=0, started=2.0)))[-1] is State.OK
+
+
+def test_a_canary_asked_of_the_engine_before_says_nothing_of_this_one() -> None:
+    one = judge()
+    list(feed(one, 0, 20, IDLE))
+    list(feed(one, 20, 20, replace(IDLE, started=2.0)))
+    for _ in range(2):
+        one.canary(Canary(name="add", asked=15, at=45, said=Said.SICK))
+    assert one.verdict.state is State.OK
+
+
+def test_another_model_is_the_wrong_engine_and_no_counters_are_unknown() -> None:
+    assert list(feed(judge(), 0, 20, None, Look.WRONG)) == [State.UNKNOWN, State.WRONG_ENGINE]
+    assert set(feed(judge(), 0, 7200, None, Look.STRANGE)) == {State.UNKNOWN}

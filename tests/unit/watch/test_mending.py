@@ -1,0 +1,150 @@
+"""When the engine is restarted and when it is left alone; what canaries cost; what an answer is taken for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm4_deploy.engine.docker import ContainerState
+from glm4_deploy.engine.watch.canary import Schedule, fault_of
+from glm4_deploy.engine.watch.exporter import Exporter
+from glm4_deploy.engine.watch.judge import State
+from glm4_deploy.engine.watch.restart import Policy, Rules
+from glm4_deploy.engine.watch.run import Seen, watch
+from glm4_deploy.errors import DeployError
+from glm4_deploy.probe.answer import Answer
+from glm4_deploy.samples import Timing
+
+
+def container(**changes: Any) -> ContainerState:
+    state: dict[str, Any] = {
+        "id": "x", "name": "x", "image": "x", "image_id": "x", "status": "running", "started_at": 0.0, "restarts": 0,
+        "exit_code": None, "oom_killed": False, "health": None, "ports": (), "restart_policy": "no",
+    }  # fmt: skip
+    return ContainerState(**{**state, **changes})
+
+
+def why_not(policy: Policy, state: State, at: float, up_s: float | None = 5000, **changes: Any) -> str | None:
+    return policy.why_not(state, at, container(**changes), up_s=up_s, since_s=0)
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_what_a_restart_may_mend_is_restarted(state: State) -> None:
+    restarted = why_not(Policy(Rules()), state, 0) is None
+    assert restarted == (state in (State.HUNG, State.BABBLING, State.UNREACHABLE))
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "restarted"),
+    [("no", 137, True), ("no", 1, True), ("no", 0, False), ("on-failure", 143, False), ("unless-stopped", 137, False)],
+)
+def test_what_a_person_stopped_is_left_alone(policy: str, code: int, restarted: bool) -> None:
+    changes = {"status": "exited", "exit_code": code, "restart_policy": policy}
+    assert (why_not(Policy(Rules()), State.UNREACHABLE, 0, None, **changes) is None) == restarted
+
+
+def test_a_paused_or_absent_container_is_left_alone() -> None:
+    assert why_not(Policy(Rules()), State.HUNG, 0, None, status="paused")
+    assert Policy(Rules()).why_not(State.HUNG, 0, None, up_s=None, since_s=0)
+
+
+def test_an_engine_that_is_loading_is_left_alone() -> None:
+    assert "may take" in (why_not(Policy(Rules(grace_s=300)), State.UNREACHABLE, 0, up_s=200) or "")
+    assert why_not(Policy(Rules(grace_s=300)), State.UNREACHABLE, 0, up_s=301) is None
+    old_verdict = Policy(Rules(grace_s=300)).why_not(State.HUNG, 0, container(), up_s=10, since_s=60)
+    assert old_verdict, "it was started after it was judged"
+
+
+def test_backoff_doubles_and_the_ceiling_holds_for_an_hour() -> None:
+    policy = Policy(Rules(backoff_s=60, ceiling=3))
+    done = []
+    for at in range(0, 3600, 10):
+        if why_not(policy, State.HUNG, at) is None:
+            policy.done(at)
+            done.append(at)
+    assert done == [0, 60, 180]
+    assert "ceiling" in (why_not(policy, State.HUNG, 3599) or "")
+    assert why_not(policy, State.HUNG, 3600) is None
+
+
+def test_canaries_stay_within_their_budget_however_sick_the_engine_is() -> None:
+    schedule = Schedule(every_s=300, max_tokens=256)
+    asked = 0
+    for second in range(3600):
+        if ask := schedule.take(second):
+            asked += ask.max_tokens
+            schedule.hurry(second)
+    assert asked <= schedule.budget == 2 * 12 * 256
+
+
+def test_the_engines_new_start_is_asked_at_once_even_after_a_bad_hour() -> None:
+    schedule = Schedule(every_s=300, max_tokens=256)
+    for second in range(3500):
+        if schedule.take(second):
+            schedule.hurry(second)
+    schedule.anew(3500)
+    assert schedule.take(3500)
+
+
+def test_canaries_take_turns() -> None:
+    schedule = Schedule(every_s=10, max_tokens=256)
+    asks = [ask for second in range(0, 80, 10) if (ask := schedule.take(second))]
+    free = [(ask.question.id, ask.sampled) for ask in asks[::2]]
+    assert free == [("long-en", False), ("long-zh", True), ("long-en", True), ("long-zh", False)]
+    assert {ask.question.family for ask in asks[1::2]} == {"arithmetic"}
+    assert not any(ask.sampled for ask in asks[1::2])
+
+
+def test_what_an_answer_is_taken_for() -> None:
+    asks = [ask for second in range(0, 40, 10) if (ask := Schedule(every_s=10, max_tokens=256).take(second))]
+    free = asks[0]
+    loop = Answer(text="I am here. " * 60, finish_reason="length", timing=Timing(total=1))
+    assert "EXACT_LOOP" in (fault_of(free, loop) or "")
+    nan = Answer(text="!!!!", finish_reason="length", timing=Timing(total=1), logprobs=(None, None, None, None))
+    assert fault_of(free, nan)
+    assert fault_of(free, Answer(text="", finish_reason="stop", timing=Timing(total=1)))
+    good = "The keeper climbed the stair, lit the lamp and wrote of the wind in his book before the storm broke."
+    assert fault_of(free, Answer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
+
+
+class Broken:
+    """Stands for a keeper whose log cannot be written: nothing must be restarted then."""
+
+    def state(self) -> ContainerState:
+        return container()
+
+    def restart(self, why: str) -> Path:
+        raise DeployError("cannot write: disk full")
+
+
+def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    async def moments() -> AsyncIterator[Seen]:
+        for _ in range(5):
+            yield Seen(state=State.HUNG, why="frozen", since=0.0)
+
+    exporter = Exporter(stale_s=60)
+    policy = Policy(Rules(backoff_s=1000, grace_s=0))
+    run = watch(
+        moments(), exporter=exporter, tell=lambda event, /, **fields: told.append((event, fields)),
+        policy=policy, keeper=Broken(),
+    )  # fmt: skip
+    asyncio.run(run)
+    events = [event for event, _ in told]
+    assert events.count("restarting") == 1
+    assert events.count("restart-failed") == 1
+    assert exporter.registry.get_sample_value("glm4_watch_restarts_total") == 0
+
+
+def test_healthz_is_green_for_what_is_known_to_be_well_only() -> None:
+    exporter = Exporter(stale_s=60)
+    assert exporter.health()[0] == 503
+    for state in State:
+        exporter.relay(state, "why", 1.0)
+        assert exporter.health()[0] == (200 if state in (State.OK, State.BUSY) else 503)
+    exporter.relay(State.OK, "why", 1.0)
+    exporter._stale_s = -1.0
+    assert exporter.health()[0] == 503, "a watch that stopped looking says nothing of the engine"

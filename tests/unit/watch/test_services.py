@@ -1,0 +1,63 @@
+"""The services `watch` and `restarter` as Compose reads them: what each may do; the image's context."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.engine.image import context, requirements, tag
+from glm4_deploy.files import write_text
+from glm4_deploy.render.compose import COMPOSE, rendered
+
+
+@pytest.fixture
+def services(tmp_path: Path, compose: list[str]) -> dict[str, Any]:
+    deployment = make_deployment(
+        {"profile": "gb10", "extras": ["watch", "restarter"]}, sets=["watch_port=9999", "container_name=mine"]
+    )
+    write_text(tmp_path / COMPOSE, rendered(deployment)[COMPOSE])
+    words = ["-f", tmp_path / COMPOSE, "--profile", "*", "config", "--format", "json"]
+    done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout)["services"])
+
+
+def test_the_watch_can_change_nothing(services: dict[str, Any]) -> None:
+    watch = services["watch"]
+    assert watch["image"] == tag()
+    assert watch["user"] == "65532:65532"
+    assert watch["read_only"] is True
+    assert watch["cap_drop"] == ["ALL"]
+    assert "volumes" not in watch
+    assert "--restart" not in watch["command"]
+    (port,) = watch["ports"]
+    assert (port["host_ip"], port["published"]) == ("127.0.0.1", "9999")
+    assert "http://glm4-9b-nvfp4:8080" in watch["command"]
+
+
+def test_the_restarter_alone_has_the_socket_and_asks_the_watch_alone(services: dict[str, Any]) -> None:
+    restarter = services["restarter"]
+    assert [name for name, service in services.items() if "docker.sock" in json.dumps(service)] == ["restarter"]
+    command = restarter["command"]
+    assert command[command.index("--container") + 1] == "mine"
+    assert command[command.index("--from") + 1] == "http://watch:9109/healthz"
+    assert "--base-url" not in command
+    assert "ports" not in restarter
+
+
+def test_neither_starts_unless_it_is_asked_for(services: dict[str, Any]) -> None:
+    assert services["watch"]["profiles"] == ["watch"]
+    assert services["restarter"]["profiles"] == ["restarter"]
+    assert set(rendered(make_deployment({"profile": "gb10"}))) == {COMPOSE}
+    assert "watch" not in rendered(make_deployment({"profile": "gb10"}))[COMPOSE]
+
+
+def test_the_images_context_holds_this_kit_and_nothing_else(tmp_path: Path) -> None:
+    context(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"Dockerfile", "requirements.txt", "glm4_deploy"}
+    assert (tmp_path / "glm4_deploy/templates/compose.yaml.j2").is_file()
+    assert not list(tmp_path.rglob("__pycache__"))
+    assert any(line.startswith("prometheus-client") for line in requirements())
+    assert not any("vllm" in line for line in requirements())
