@@ -67,7 +67,7 @@ def test_requests_that_stand_still_are_hung_within_the_promised_time() -> None:
     assert "3 requests" in one.verdict.why
 
 
-@pytest.mark.parametrize("name", ["prompt_tokens", "iterations", "preemptions", "kv_used", "queries", "waiting"])
+@pytest.mark.parametrize("name", ["prompt_tokens", "iterations", "preemptions", "kv_used", "queries"])
 def test_any_counter_that_moves_is_work(name: str) -> None:
     """A long prefill makes no token for minutes; something else moves."""
     one = judge()
@@ -80,7 +80,19 @@ def test_any_counter_that_moves_is_work(name: str) -> None:
 
 
 def test_an_idle_engine_may_stand_still_for_ever() -> None:
-    assert set(feed(judge(), 0, 7200, IDLE)) == {State.OK}
+    one = judge()
+    assert set(feed(one, 0, 7200, IDLE)) == {State.OK}
+    assert State.HUNG not in feed(one, 7200, 50, STUCK), "its first request after hours has its time, too"
+    assert list(feed(one, 7250, 40, STUCK))[-1] is State.HUNG
+
+
+def test_clients_that_give_up_are_no_sign_of_work() -> None:
+    one = judge()
+    for step in range(12):
+        state = one.sample(
+            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, running=float(1 + step % 3)))
+        ).state
+    assert state is State.HUNG
 
 
 def test_a_watch_that_was_suspended_does_not_blame_the_engine() -> None:
@@ -124,6 +136,7 @@ def test_a_generation_that_fails_twice_while_metrics_answer_is_hung() -> None:
     one = judge()
     list(feed(one, 0, 20, IDLE))
     assert one.canary(canary(21, Said.BROKEN, "HTTP 500")).state is State.OK
+    assert one.canary(canary(30, Said.SOUND)).state is State.OK, "a short one may pass between two that fail"
     assert one.canary(canary(40, Said.BROKEN, "HTTP 500")).state is State.HUNG
 
 

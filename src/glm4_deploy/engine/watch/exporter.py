@@ -31,7 +31,7 @@ class Exporter:
             return Counter(f"glm4_watch_{name}", text, labels, registry=registry)
 
         self.state = gauge("state", "1 for the state that the engine is judged to be in", "state")
-        self.frozen = gauge("frozen_seconds", "Seconds since a counter of the engine last moved")
+        self.frozen = gauge("frozen_seconds", "Seconds that requests have been in the engine without a counter moving")
         self.running = gauge("engine_requests_running", "Requests that the engine says it runs")
         self.corrupted = gauge("engine_corrupted_requests", "Requests with NaN logits since the engine's start")
         self.canaries = counter("canaries", "Canaries by how they came back", "said")

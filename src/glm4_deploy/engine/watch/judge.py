@@ -53,10 +53,16 @@ class Counters:
     corrupted: float | None = None
     started: float | None = None
 
+    @property
+    def held(self) -> float:
+        """Requests in the engine."""
+        return self.running + self.waiting
+
     def moved_since(self, before: "Counters") -> bool:
-        """Whether the engine core has reported anything new. None of these moves while the core stands still."""
-        names = ("generation_tokens", "running", "waiting", "prompt_tokens", "iterations", "preemptions", "kv_used")
-        return any(getattr(self, name) != getattr(before, name) for name in (*names, "queries"))
+        """Whether the engine core has done anything. Requests that come and go are no work: a client that gives up
+        changes `running`, too."""
+        names = ("generation_tokens", "prompt_tokens", "iterations", "preemptions", "kv_used", "queries")
+        return any(getattr(self, name) != getattr(before, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +164,10 @@ class Judge:
         if canary.asked < self._began:
             return self.verdict  # it was asked of an engine that is no more
         if canary.said is Said.SOUND:
-            self._sound, self._broken, self._stuck = self._sound + 1, 0, ""
+            self._sound, self._stuck = self._sound + 1, ""
             if self._sound >= self.limits.confirm:
-                self._sick, self._corrupt, self._told = 0, False, ""
+                self._sick = self._broken = 0
+                self._corrupt, self._told = False, ""
         elif canary.said is Said.SICK:
             self._sick, self._sound = self._sick + 1, 0
             self._told = f"{canary.name}: {canary.why}"
@@ -181,7 +188,8 @@ class Judge:
             self._moved, self.frozen_s = at, 0.0
             self._stuck = ""
         else:
-            self.frozen_s += step
+            # An idle engine may stand still; what it holds must move from then on.
+            self.frozen_s = self.frozen_s + step if now.held and before.held else 0.0
         moved = before is not None and now.generation_tokens != before.generation_tokens
         self._generated_s = 0.0 if moved or not now.running else self._generated_s + step
         if before is not None and (now.corrupted or 0) > (before.corrupted or 0):
@@ -194,9 +202,8 @@ class Judge:
         now = self.last
         if sample.look is not Look.ANSWERED or now is None:
             return self._unanswered(sample)
-        held = now.running + now.waiting
-        if held and self.frozen_s >= self.limits.stall_s:
-            return State.HUNG, f"{held:.0f} requests in it and no counter moved for {self.frozen_s:.0f} s"
+        if self.frozen_s >= self.limits.stall_s:
+            return State.HUNG, f"{now.held:.0f} requests in it and no counter moved for {self.frozen_s:.0f} s"
         if self._stuck:
             return State.HUNG, self._stuck
         if self._broken >= self.limits.confirm:

@@ -46,36 +46,47 @@ async def judged(
     judge = Judge(limits, at=time.monotonic())
     asking: asyncio.Task[Canary] | None = None
     async with Client(target) as client:
-        while True:
-            begin = time.monotonic()
-            sample = await look(client, target.model, begin, min(LOOK_S, limits.stall_s / 3))
-            sample = replace(sample, at=time.monotonic())
-            exporter.requests.labels("look").inc()
-            starts = judge.starts
-            verdict = judge.sample(sample)
-            if schedule and judge.starts != starts:
-                schedule.anew(begin)
-            if asking is not None and asking.done():
-                canary = replace(asking.result(), at=time.monotonic())
-                asking = None
-                verdict = judge.canary(canary)
-                exporter.canary(canary)
-                tell("canary", name=canary.name, said=canary.said.value, why=canary.why, tokens=canary.tokens)
-                if schedule and (canary.said in DOUBTFUL or not verdict.state.good):
-                    schedule.hurry(canary.at)
-                elif schedule:
-                    schedule.calm()
-            if asking is None and schedule and sample.look is Look.ANSWERED and (ask := schedule.take(begin)):
-                exporter.requests.labels("canary").inc()
-                model = target.model or sample.model or ""
-                asking = asyncio.create_task(
-                    put(client, model, ask, asked=time.monotonic(), limit_s=2 * limits.stall_s)
-                )
-            if schedule:
-                exporter.spent.set(schedule.spent(begin))
-            exporter.publish(verdict, judge, time.monotonic())
-            yield Seen(state=verdict.state, why=verdict.why, since=verdict.since)
-            await asyncio.sleep(max(limits.interval_s - (time.monotonic() - begin), 0.1))
+        try:
+            while True:
+                begin = time.monotonic()
+                sample = await look(client, target.model, begin, min(LOOK_S, limits.stall_s / 3))
+                exporter.requests.labels("look").inc()
+                starts = judge.starts
+                verdict = judge.sample(replace(sample, at=time.monotonic()))
+                if schedule and judge.starts != starts:
+                    schedule.anew(begin)
+                if asking is not None and asking.done():
+                    canary = replace(asking.result(), at=time.monotonic())
+                    asking = None
+                    verdict = judge.canary(canary)
+                    _came_back(canary, verdict.state, schedule, exporter, tell)
+                if asking is None and schedule and sample.look is Look.ANSWERED and (ask := schedule.take(begin)):
+                    exporter.requests.labels("canary").inc()
+                    question = put(
+                        client,
+                        target.model or sample.model or "",
+                        ask,
+                        asked=time.monotonic(),
+                        limit_s=2 * limits.stall_s,
+                    )
+                    asking = asyncio.create_task(question)
+                exporter.spent.set(schedule.spent(begin) if schedule else 0)
+                exporter.publish(verdict, judge, time.monotonic())
+                yield Seen(state=verdict.state, why=verdict.why, since=verdict.since)
+                await asyncio.sleep(max(limits.interval_s - (time.monotonic() - begin), 0.1))
+        finally:
+            if asking is not None:
+                asking.cancel()
+
+
+def _came_back(canary: Canary, state: State, schedule: Schedule | None, exporter: Exporter, tell: Teller) -> None:
+    """Tell of a canary, and ask the next one sooner where there is doubt."""
+    exporter.canary(canary)
+    tell("canary", name=canary.name, said=canary.said.value, why=canary.why, tokens=canary.tokens)
+    if schedule and (canary.said in DOUBTFUL or not state.good):
+        schedule.hurry(canary.at)
+    elif schedule:
+        schedule.calm()
 
 
 async def relayed(url: str, interval_s: float, exporter: Exporter) -> AsyncIterator[Seen]:

@@ -1,0 +1,72 @@
+"""The watch against servers that are sick in one way each, over a real socket: the state that it comes to."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from glm4_deploy.engine.watch.canary import Schedule
+from glm4_deploy.engine.watch.exporter import Exporter
+from glm4_deploy.engine.watch.judge import Limits, State
+from glm4_deploy.engine.watch.run import judged
+from glm4_deploy.probe.target import Target
+from servers import broken
+from servers.reference import Reference
+from servers.serve import mounted
+
+LIMITS = Limits(interval_s=0.1, stall_s=1.0, start_grace_s=0)
+SICK = [
+    (broken.Hangs, State.HUNG),
+    (broken.ErrorAmidStream, State.HUNG),
+    (broken.ProxyGaveUp, State.HUNG),
+    (broken.NullLogprobs, State.BABBLING),
+    (broken.Corrupts, State.BABBLING),
+    (broken.Mute, State.BABBLING),
+    (broken.OtherProgram, State.WRONG_ENGINE),
+    (broken.Redirects, State.WRONG_ENGINE),
+]
+
+
+def states(server: Any, wanted: State | None, seconds: float) -> list[State]:
+    """All states seen until the wanted one, or for so many seconds."""
+    seen: list[State] = []
+
+    async def run(url: str) -> None:
+        target = Target(base_url=url, timeout_s=LIMITS.stall_s)
+        schedule = Schedule(every_s=0.3, max_tokens=32)
+        moments = judged(target, LIMITS, schedule, Exporter(stale_s=60), lambda *_, **__: None)
+        try:
+            async with asyncio.timeout(seconds):
+                async for moment in moments:
+                    seen.append(moment.state)
+                    if moment.state is wanted:
+                        return
+        except TimeoutError:
+            pass
+        finally:
+            await moments.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    with mounted(server) as url:
+        asyncio.run(run(url))
+    return seen
+
+
+def bad(seen: list[State]) -> set[State]:
+    return set(seen) - {State.OK, State.BUSY, State.UNKNOWN}
+
+
+def test_a_sound_server_is_ok_and_never_anything_bad() -> None:
+    seen = states(Reference(), None, 1.5)
+    assert bad(seen) == set()
+    assert seen[-1] is State.OK
+
+
+def test_one_that_works_for_others_is_never_hung() -> None:
+    assert bad(states(broken.Busy(), None, 2.5)) == set()
+
+
+@pytest.mark.parametrize(("sick", "wanted"), SICK, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_each_sickness_has_its_state(sick: Any, wanted: State) -> None:
+    seen = states(sick(), wanted, 20)
+    assert seen[-1] is wanted
+    assert bad(seen) == {wanted}
