@@ -2,9 +2,10 @@
 
     python -m benchmarks.smoke_client
 
-A server in a process of its own sends tokens in vLLM's form, with logprobs and token ids. Two clients in turn read
-them, each in a process of its own: `bare` is httpx alone, `ours` is Client.ask_stream. TTFT is the median of 60 single
-streams; CPU time a token is that of 64 streams of 100 tokens a second at once. Medians over the rounds.
+A server in a process of its own sends tokens in vLLM's form, with logprobs and token ids. `bare` is httpx alone, `ours`
+is Client.ask_stream. TTFT: 300 single streams, one of each client in turn, so that whatever else the machine does falls
+on both alike; the median of each, and of the differences of the pairs. CPU time a token: 64 streams of 100 tokens a
+second at once, each client in a process of its own; medians over the rounds.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import httpx
 
 Ask = Callable[[int], Awaitable[float]]  # tokens → TTFT in seconds
 STREAMS = 64
-SINGLE = 60
+SINGLE = 300
 TOKENS = 500
 TOKEN_S = 0.01
 BODY = {"model": "glm-4-9b-chat", "messages": [{"role": "user", "content": "go"}]}
@@ -106,25 +107,33 @@ async def ours(url: str) -> AsyncIterator[Ask]:
         yield ask
 
 
-async def measure(kind: str, url: str) -> tuple[float, float]:
-    """(median TTFT of single streams, CPU seconds a token of many at once)."""
+async def pairs(url: str) -> tuple[float, float, float]:
+    """Median TTFT of single streams, in seconds: bare, ours, and what ours adds."""
+    async with bare(url) as one, ours(url) as other:
+        await one(2), await other(2)
+        found = [(await one(2), await other(2)) for _ in range(SINGLE)]
+    added = statistics.median(mine - theirs for theirs, mine in found)
+    return statistics.median(theirs for theirs, _ in found), statistics.median(mine for _, mine in found), added
+
+
+async def cost(kind: str, url: str) -> float:
+    """CPU seconds a token of many streams at once."""
     async with {"bare": bare, "ours": ours}[kind](url) as ask:
         await ask(2)
-        ttft = [await ask(2) for _ in range(SINGLE)]
         before = resource.getrusage(resource.RUSAGE_SELF)
         await asyncio.gather(*(ask(TOKENS) for _ in range(STREAMS)))
         after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return statistics.median(ttft), cpu / (STREAMS * TOKENS)
+    return cpu / (STREAMS * TOKENS)
 
 
-def child(kind: str, url: str, out: "multiprocessing.Queue[tuple[float, float]]") -> None:
-    out.put(asyncio.run(measure(kind, url)))
+def child(kind: str, url: str, out: "multiprocessing.Queue[float]") -> None:
+    out.put(asyncio.run(cost(kind, url)))
 
 
-def run(kind: str, url: str) -> tuple[float, float]:
+def run(kind: str, url: str) -> float:
     """In a process of its own, so that no client pays for the other's garbage."""
-    out: multiprocessing.Queue[tuple[float, float]] = multiprocessing.Queue()
+    out: multiprocessing.Queue[float] = multiprocessing.Queue()
     process = multiprocessing.Process(target=child, args=(kind, url, out))
     process.start()
     found = out.get(timeout=180)
@@ -140,15 +149,16 @@ def main() -> None:
     server = multiprocessing.Process(target=serve, args=(port,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{port.get(timeout=10)}"
-    found: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
+    ttft = asyncio.run(pairs(url))
+    found: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(rounds):
         for kind, values in found.items():
             values.append(run(kind, url))
-    rows = {kind: [statistics.median(column) for column in zip(*values, strict=True)] for kind, values in found.items()}
-    rows["added"] = [mine - theirs for mine, theirs in zip(rows["ours"], rows["bare"], strict=True)]
-    print(f"{'':6} {'TTFT ms':>8} {'us CPU a token':>15} {'% of a core at 64 x 100 tokens/s':>33}")
-    for kind, (ttft, token) in rows.items():
-        print(f"{kind:6} {1e3 * ttft:8.2f} {1e6 * token:15.1f} {100 * token * STREAMS / TOKEN_S:33.1f}")
+    tokens = [statistics.median(values) for values in found.values()]
+    tokens.append(tokens[1] - tokens[0])
+    print("| client | TTFT, ms | CPU a token, us | of one core at 64 x 100 tokens/s |\n|---|---|---|---|")
+    for kind, first, token in zip(("bare httpx", "smoke", "added"), ttft, tokens, strict=True):
+        print(f"| {kind} | {1e3 * first:.2f} | {1e6 * token:.1f} | {100 * token * STREAMS / TOKEN_S:.1f} % |")
     server.terminate()
 
 

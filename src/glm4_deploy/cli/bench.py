@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
-from glm4_deploy.files import read_text, write_text
+from glm4_deploy.files import ensure_writable, read_text, write_text
 from glm4_deploy.probe import Target, bench, run_suite
 from glm4_deploy.probe.coverage import MODEL_PATH
 from glm4_deploy.probe.slo import Slo
@@ -50,6 +50,8 @@ def run_bench(
     """
     limits = read_slo(slo) if slo is not None else None
     earlier = read_report(compare, lengths) if compare is not None else None
+    if json_ is not None and str(json_) != "-":
+        ensure_writable(json_)
     found = _identify(target)
     python, base_url = _place(target, where)
     load = bench.Load(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from glm4_deploy.errors import Unreachable
+from glm4_deploy.errors import Judged, Unreachable
 from glm4_deploy.probe.coverage import NOT_TOLD, STARTED, covered
 from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.registry import CHECKS
@@ -108,13 +108,15 @@ def _merge(
 ) -> Report:
     """The latest round, with every check's worst so far and every degenerate answer."""
     results = tuple(tally.result() for tally in tallies.values())
+    worst = verdict(results)
+    judged = 0 if worst in {Status.OK, Status.WARN} else Judged.exit_code
     return replace(
         latest,
         started=before.started if before else latest.started,
         seconds=seconds,
         results=results,
-        verdict=verdict(results),
-        exit_code=max(latest.exit_code, before.exit_code if before else 0),
+        verdict=worst,
+        exit_code=max(judged, latest.exit_code, before.exit_code if before else 0),
         covered=covered(results, CHECKS),
         samples=(*degenerate, *(sample for sample in latest.samples if sample not in degenerate)),
     )

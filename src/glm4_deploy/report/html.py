@@ -13,13 +13,14 @@ from jinja2 import Environment, StrictUndefined
 
 from glm4_deploy.report.clean import cap, clean, one_line
 from glm4_deploy.report.svg import SERIES, Row, Series, distribution, timeline
-from glm4_deploy.result import Result
+from glm4_deploy.result import Result, Status
 from glm4_deploy.samples import Report, Sample
 
 SHOWN = 60  # samples on the page
 PROMPT = 2000  # characters
 ANSWER = 6000
 ROWS = 24  # streams of the timeline
+WORST_FIRST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK, Status.SKIPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Shown:
     """A sample as the page shows it: all text cleaned and capped."""
 
     check: str
+    gist: str
     prompt: str
     parts: tuple[Part, ...]
     facts: str
@@ -49,8 +51,10 @@ def to_html(report: Report) -> str:
     samples = _choose(report.samples)
     series = _series(report.samples)
     rows = _rows(report.samples)
+    tally = {status: sum(row.status is status for row in report.results) for status in WORST_FIRST}
     return template.render(
         report=report,
+        counts=[(status, count) for status, count in tally.items() if count],
         one_line=one_line,
         evidence=_evidence,
         samples=[show(sample) for sample in samples],
@@ -76,6 +80,7 @@ def show(sample: Sample) -> Shown:
     why = f"{sample.finding.verdict}: {sample.finding.why}" if sample.finding is not None and bad else ""
     return Shown(
         check=one_line(sample.check, 80),
+        gist=one_line(sample.prompt.rpartition("\n")[2], 90),
         prompt=cap(sample.prompt, PROMPT),
         parts=_parts(sample),
         facts=one_line(", ".join(facts)),

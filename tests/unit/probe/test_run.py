@@ -1,6 +1,7 @@
 """The runner: dependencies, choice of checks, other servers, soak, and a verdict that always comes."""
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from glm4_deploy.probe.run import choose
 from glm4_deploy.result import Status
 from servers import broken
 from servers.reference import HttpError, Reference, Send
-from servers.serve import mounted
+from servers.serve import mounted, serving
 
 TARGET: dict[str, Any] = {"model": "glm-4-9b-chat", "timeout_s": 10.0}
 
@@ -118,6 +119,43 @@ def test_after_a_hang_nothing_more_is_asked() -> None:
         report = asyncio.run(run_suite(target, suite=Suite.QUICK))
     assert statuses(report)["stream"] is Status.FAIL
     assert statuses(report)["counting"] is Status.SKIPPED
+
+
+def test_an_engine_that_goes_away_is_told_once() -> None:
+    with ExitStack() as house:
+        url = house.enter_context(serving(Reference()))
+        stop = {"chat": house.close}
+        report = asyncio.run(
+            run_suite(Target(base_url=url, **TARGET), on_result=lambda row: stop.get(row.check, lambda: None)())
+        )
+    found = statuses(report)
+    assert [check for check, status in found.items() if status is Status.FAIL] == ["stream"]
+    reasons = {row.reason for row in report.results if row.status is Status.SKIPPED and row.check != "key"}
+    assert reasons == {"the engine went away in stream: nothing answers any more"}
+
+
+def test_a_soak_notices_a_restart() -> None:
+    app = Reference()
+
+    def restart(number: int, seconds: float, verdict: Status) -> None:
+        app.started += 60
+
+    with mounted(app) as url:
+        report = asyncio.run(
+            soak(Target(base_url=url, **TARGET), seconds=0.3, only=["identity"], on_round=restart),
+        )
+    found = next(row for row in report.results if row.check == "restarts")
+    assert found.status is Status.FAIL
+    assert "started 2 times" in found.observed
+    assert (report.verdict, report.exit_code) == (Status.FAIL, 1)
+
+
+def test_a_soak_counts_only_the_rounds_that_were_judged() -> None:
+    with mounted(broken.Tires()) as url:
+        report = asyncio.run(soak(Target(base_url=url, **TARGET), seconds=0.5, only=["concurrency-4"]))
+    found = next(row for row in report.results if row.check == "arithmetic")
+    assert found.status is Status.FAIL
+    assert "concurrency-4" not in report.covered, "it was judged in a round, and no more is said"
 
 
 class GoesBad(Reference):

@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from servers import broken
-from servers.reference import Reference
+from servers.reference import HttpError, Reference
 from servers.serve import mounted
 
 KEY = "sk-secret-0123456789"
@@ -36,6 +37,32 @@ def test_a_pass_writes_every_report(tmp_path: Path) -> None:
     assert KEY not in seen
     assert again.returncode == 0, again.stdout
     assert "times its baseline" in " ".join(again.stdout.split())
+
+
+class Parrot(Reference):
+    """Says the key and what steers a terminal in everything that it says."""
+
+    def reply(self, body: dict[str, Any]) -> str:
+        return f"{super().reply(body)} {KEY} \x1b[2J\x9b31m\u202e"
+
+    def validate(self, body: dict[str, Any]) -> None:
+        if body["model"] != self.model:
+            raise HttpError(404, f"no model for {KEY} \x1b[2J\x9b")
+        super().validate(body)
+
+
+@pytest.mark.parametrize("output", ["--json", "--junit", "--html", "table"])
+def test_no_output_holds_the_key_or_steers_a_terminal(output: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    words = [] if output == "table" else [output, "-"]
+    with mounted(Parrot(key=KEY)) as url:
+        only = ("--only", "unknown-model", "--only", "language", "--only", "counting")
+        done = smoke("--base-url", url, "--api-key-file", "key", *only, *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    said = done.stdout + done.stderr
+    assert "[key]" in said
+    assert KEY not in said
+    assert not set("\x1b\x9b\u202e") & set(said)
 
 
 def test_json_alone_on_stdout(tmp_path: Path) -> None:
@@ -66,8 +93,14 @@ def test_a_failed_run_stores_no_baseline(tmp_path: Path) -> None:
         (["--base-url", "http://h", "--baseline", "bad.yaml"], 2, "baseline bad.yaml"),
         (["--base-url", "http://h", "--suite", "soak", "--for", "long"], 2, "write it like 90s"),
         (["--base-url", "http://h", "--timeout", "0"], 2, "--timeout"),
+        (["--base-url", "http://h/v1/chat/completions"], 2, "leave off"),
+        # Told before the first question: nothing is at http://127.0.0.1:1, and that would be a 3.
+        (["--base-url", "http://127.0.0.1:1", "--json", "-", "--html", "-"], 2, "two reports go to stdout"),
+        (["--base-url", "http://127.0.0.1:1", "--json", "r", "--junit", "r"], 2, "two reports go to r"),
+        (["--base-url", "http://127.0.0.1:1", "--html", "."], 18, "it is a directory"),
+        (["--base-url", "http://127.0.0.1:1", "--json", "/proc/none/r.json"], 18, "cannot write /proc/none/r.json"),
     ],
-    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+    ids=lambda value: " ".join(value[-2:]).replace("/", "|") if isinstance(value, list) else None,
 )
 def test_mistakes_have_one_line_and_their_code(tmp_path: Path, words: list[str], code: int, said: str) -> None:
     (tmp_path / "bad.yaml").write_text("ttft_95_ms: 5\n")

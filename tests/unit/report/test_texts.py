@@ -68,7 +68,10 @@ def test_junit_counts_and_parses() -> None:
 
 
 def test_json_is_json() -> None:
-    assert json.loads(dumps(report(failed("x"))))["results"][0]["status"] == "fail"
+    text = dumps(report(failed(EVIL + "北京")))
+    assert json.loads(text)["results"][0]["observed"] == EVIL + "北京"
+    assert not set("\x1b\x9b\u202e\ud800\x7f") & set(text), "a terminal may show it"
+    assert "北京" in text
 
 
 def test_cleaning_keeps_what_people_write() -> None:
