@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+from glm4_deploy.probe.words import bound
 from glm4_deploy.result import Evidence, Result, Status
 
 
 def _evidence(pairs: Iterable[tuple[str, str]]) -> tuple[Evidence, ...]:
-    return tuple(Evidence(name=name, text=text) for name, text in pairs)
+    return tuple(Evidence(name=name, text=bound(text)) for name, text in pairs)
 
 
 def ok(observed: str, expected: str = "", *evidence: tuple[str, str]) -> Result:

@@ -13,6 +13,7 @@ from glm4_deploy.probe.metrics import Metrics, parse
 from glm4_deploy.probe.slo import Slo
 from glm4_deploy.probe.target import Target
 from glm4_deploy.probe.trouble import Refused, Trouble
+from glm4_deploy.probe.words import bound
 from glm4_deploy.samples import Sample, Suite
 
 CHAT = "/v1/chat/completions"
@@ -118,8 +119,8 @@ class Probe:
         )
         sample = Sample(
             check=self.check,
-            prompt=prompt,
-            answer=answer.text,
+            prompt=bound(prompt),
+            answer=bound(answer.text),
             finish_reason=answer.finish_reason,
             finding=finding,
             timing=answer.timing,

@@ -9,9 +9,10 @@ import pytest
 from glm4_deploy.errors import UsageError
 from glm4_deploy.probe import CHECKS, Report, Suite, Target, run_suite, soak
 from glm4_deploy.probe.run import choose
+from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from servers import broken
-from servers.reference import HttpError, Reference, Send
+from servers.reference import Generated, HttpError, Reference, Send
 from servers.serve import mounted, serving
 
 TARGET: dict[str, Any] = {"model": "glm-4-9b-chat", "timeout_s": 10.0}
@@ -132,6 +133,22 @@ def test_an_engine_that_goes_away_is_told_once() -> None:
     assert [check for check, status in found.items() if status is Status.FAIL] == ["stream"]
     reasons = {row.reason for row in report.results if row.status is Status.SKIPPED and row.check != "key"}
     assert reasons == {"the engine went away in stream: nothing answers any more"}
+
+
+class Floods(Reference):
+    """Passes over max_tokens: two million characters."""
+
+    def generate(self, body: dict[str, Any]) -> Generated:
+        made = super().generate(body)
+        made.pieces = ["flood " * 1000] * 333
+        return made
+
+
+def test_a_report_keeps_a_bounded_part_of_any_answer() -> None:
+    report = run(Floods(), only=["stops", "language"])
+    assert report.exit_code == 1
+    assert len(dumps(report)) < 400_000
+    assert "more characters" in dumps(report)
 
 
 def test_a_soak_notices_a_restart() -> None:
