@@ -3,64 +3,71 @@
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from e2e.engine import NAME, engine
-from e2e.kit import ROOT
-from glm4_deploy.probe import Report, Suite, Target, run_suite
+from e2e.engine import NAME, Engine, engine
+from e2e.kit import KIT, MODEL
+from glm4_deploy.probe import Options, Report, Suite, Target, run_suite
 from glm4_deploy.result import Result, Status
 
 pytestmark = pytest.mark.e2e
-DEMO = ROOT / "demo" / "glm-4-tiny-chat"
-# Each twin, and the check that must fail with these words; the others may fail too.
+# Each twin, the check that must fail with these words, and words of what to do; others may fail too.
 SICK = {
-    "loops": ("loop-greedy", "EXACT_LOOP"),
-    "nan": ("numbers", "null"),
-    "noise": ("arithmetic", "wrong"),
-    "missing-eos": ("stops", "length"),
+    "loops": ("loop-greedy", "EXACT_LOOP", "do not serve it"),
+    "nan": ("numbers", "null", "NaN"),
+    "noise": ("arithmetic", "wrong", "checkpoint verify"),
+    "missing-eos": ("stops", "length", "eos_token_id in generation_config.json"),
 }
 Runs = Mapping[str, Future[Report]]
 
 
-def judge(python: str, model: Path, log: Path, suite: Suite) -> Report:
-    with engine(python, model, log) as running:
-        target = Target(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
-        return asyncio.run(run_suite(target, suite=suite))
+def ask(running: Engine, suite: Suite, baseline: Mapping[str, float] | None = None) -> Report:
+    target = Target(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
+    return asyncio.run(run_suite(target, suite=suite, options=Options(baseline=baseline)))
+
+
+def kit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*KIT, *words], capture_output=True, text=True, timeout=400, check=False, cwd=cwd)
 
 
 @pytest.fixture(scope="session")
-def runs(cpu_python: str, twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All engines, two at a time: starting one keeps about one core busy."""
+def report(healthy: Engine) -> Report:
+    """The full suite on the healthy engine."""
+    return ask(healthy, Suite.FULL)
+
+
+@pytest.fixture(scope="session")
+def runs(
+    report: Report, cpu_python: str, twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    """All sick engines, two at a time (starting one keeps about one core busy), held against the healthy baseline."""
     logs = tmp_path_factory.mktemp("logs")
-    models = {"healthy": DEMO} | {kind: twin(kind) for kind in SICK}
+    baseline = {measure.name: measure.value for measure in report.perplexity}
+
+    def judge(model: Path, log: Path) -> Report:
+        with engine(cpu_python, model, log) as running:
+            return ask(running, Suite.QUICK, baseline)
+
     pool = ThreadPoolExecutor(2)
-    return {
-        kind: pool.submit(
-            judge, cpu_python, model, logs / f"{kind}.log", Suite.FULL if kind == "healthy" else Suite.QUICK
-        )
-        for kind, model in models.items()
-    }
+    return {kind: pool.submit(judge, twin(kind), logs / f"{kind}.log") for kind in SICK}
 
 
 def row(report: Report, check: str) -> Result:
     return next(result for result in report.results if result.check == check)
 
 
-def test_the_healthy_model_passes(runs: Runs) -> None:
-    report = runs["healthy"].result()
+def test_the_healthy_model_passes(report: Report) -> None:
     bad = [result for result in report.results if result.status not in {Status.OK, Status.SKIPPED}]
     assert bad == []
     assert (report.verdict, report.exit_code) == (Status.OK, 0)
     assert "started" in row(report, "identity").observed
 
 
-def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(runs: Runs) -> None:
-    report = runs["healthy"].result()
+def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(report: Report) -> None:
     skipped = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
     assert "not configured" in skipped.pop("tools")
     assert "no key" in skipped.pop("key")
@@ -71,20 +78,46 @@ def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(runs:
     }
 
 
+def test_a_soak_tells_a_rolling_verdict(healthy: Engine, report: Report, tmp_path: Path) -> None:
+    done = kit("smoke", "--base-url", healthy.base_url, "--suite", "soak", "--for", "10s", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "round 1, " in done.stderr
+    assert "so far: ok" in done.stderr
+    assert "rounds in 0:00:" in " ".join(done.stdout.split())
+
+
+def test_bench_drives_the_real_generator(healthy: Engine, report: Report, cpu_python: str, tmp_path: Path) -> None:
+    load = ("--concurrency", "1,2", "--input-len", "16", "--output-len", "8", "--json", "b.json")
+    done = kit("bench", "--base-url", healthy.base_url, "--python", cpu_python, *load, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    levels = json.loads((tmp_path / "b.json").read_text())["levels"]
+    assert [(level["concurrency"], level["requests"], level["failed"]) for level in levels] == [(1, 8, 0), (2, 8, 0)]
+    assert all(level["ttft"]["p50"] > 0 and level["output_tokens_per_s"] > 0 for level in levels)
+
+
 @pytest.mark.parametrize("kind", SICK)
 def test_a_sick_twin_fails_for_its_own_reason(runs: Runs, kind: str) -> None:
     report = runs[kind].result()
-    check, words = SICK[kind]
+    check, words, todo = SICK[kind]
     found = row(report, check)
     assert found.status is Status.FAIL, found
     assert words in found.observed
+    assert todo in found.remedy
     assert (report.verdict, report.exit_code) == (Status.FAIL, 1)
     assert row(report, "alive").status is Status.OK, "the sick engine is alive: that is the point"
 
 
+def test_perplexity_tells_noise_from_health(runs: Runs) -> None:
+    assert row(runs["noise"].result(), "perplexity").status is Status.FAIL
+    assert row(runs["missing-eos"].result(), "perplexity").status is Status.OK, "its weights are the healthy ones"
+
+
 def test_nothing_answers_after_the_engine_is_gone(runs: Runs, tmp_path: Path) -> None:
-    report = runs["healthy"].result()
-    command = [sys.executable, "-m", "glm4_deploy", "smoke", "--base-url", report.base_url]
-    done = subprocess.run([*command, "--json", str(tmp_path / "r.json")], capture_output=True, text=True, check=False)
+    report = runs["noise"].result()
+    done = kit("smoke", "--base-url", report.base_url, "--json", "r.json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["exit_code"] == 3
+
+
+def test_the_demo_model_is_the_one_that_is_served(report: Report) -> None:
+    assert {fact.value for fact in report.engine} >= {NAME, str(MODEL)}
