@@ -31,23 +31,23 @@ async def numbers(probe: Probe) -> Result:
     body = {"model": probe.served.model, "messages": list(named("long-en").messages), "temperature": 0, **EXTRAS}
     body["max_tokens"] = probe.fit(named("long-en").messages, TOKENS)
     limit_s = probe.target.timeout_s * 1.5
-    try:
-        streamed = await probe.client.ask_stream(CHAT, body, limit_s=limit_s)
-        whole = await probe.client.ask_whole(CHAT, body, limit_s=limit_s)
-    except Refused as refused:
-        return _refused(probe, refused)
-    for how, answer in (("streamed", streamed), ("not streamed", whole)):
+    # The stream is judged first: it shows the null and the text, where the whole answer is only refused.
+    for how, send in (("streamed", probe.client.ask_stream), ("not streamed", probe.client.ask_whole)):
+        try:
+            answer = await send(CHAT, body, limit_s=limit_s)
+        except Refused as refused:
+            return _refused(probe, refused)
         fault = _fault(answer)
         if fault:
             return fail(f"{how}: {fault}", "finite logprobs", ("answer", answer.text), remedy=NAN)
     moved = _moved(before, await probe.metrics())
     if moved:
         return fail(f"{COUNTER} moved by {moved:.0f}", "0", remedy=NAN)
-    if streamed.logprobs is None:
+    if answer.logprobs is None:
         probe.served.extras = False
         return skipped("the server sends no logprobs")
-    low = min(streamed.finite_logprobs or (0.0,))
-    seen = f"{len(streamed.logprobs)} logprobs from {low:.3g} to 0, none null; {_counter_words(moved)}"
+    low = min(answer.finite_logprobs or (0.0,))
+    seen = f"{len(answer.logprobs)} logprobs from {low:.3g} to 0, none null; {_counter_words(moved)}"
     return ok(seen, "finite logprobs")
 
 
