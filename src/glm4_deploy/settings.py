@@ -122,6 +122,15 @@ class Settings(BaseModel):
         "unless-stopped", description="restart policy"
     )
     start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
+    api_key_file: Text | None = Field(None, description="file on the host that holds the engine's API key")
+    cap_drop: bool = Field(True, description="drop every capability of the engine's container")
+    no_new_privileges: bool = Field(True, description="no program in the container gains privileges")
+    read_only: bool = Field(False, description="root file system of the container read-only")
+    pids_limit: int | None = Field(8192, ge=256, description="processes and threads in the container; null: no limit")
+    mem_limit: Size | None = Field(None, description="memory of the container, for example 8gb; null: no limit")
+    user: Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = Field(
+        None, description="UID or UID:GID that the engine runs as; null: the image's"
+    )
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
         (), description="services beside the engine: names of templates/services"
     )

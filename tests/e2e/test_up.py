@@ -8,10 +8,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -74,7 +75,30 @@ def stale_server(port: int) -> Iterator[None]:
         server.server_close()
 
 
+CANARY = "canary-5up3r-53cr3t-k3y"
+
+
+def where_the_canary_sings(kit: Kit) -> set[str]:
+    """Every place that others can look into and that shows the key: nothing should."""
+    logs = subprocess.run(["docker", "logs", kit.project], capture_output=True, check=True)
+    image = subprocess.run(["docker", "save", inspect(kit.project)["Image"]], capture_output=True, check=True)
+    places = {
+        "docker inspect": json.dumps(inspect(kit.project)).encode(),
+        "docker logs": logs.stdout + logs.stderr,
+        "image": image.stdout,
+    }
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            places["process list"] = places.get("process list", b"") + path.read_bytes()
+    files = (path for path in kit.directory.rglob("*") if path.is_file() and path.parent.name != "secrets")
+    places |= {str(path): path.read_bytes() for path in files}
+    return {place for place, content in places.items() if CANARY.encode() in content}
+
+
 def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path) -> None:
+    (kit.directory / "secrets").mkdir(mode=0o700)
+    (kit.directory / "secrets/key").write_text(CANARY + "\n")
+    (kit.directory / "glm4.yaml").write_text(f"api_key_file: {kit.directory}/secrets/key\n")
     rendered = kit.run("render", *kit.wish(MODEL))
     first = kit.up("--override", override, "--json")
     assert first.code == 0, first.err
@@ -92,6 +116,8 @@ def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path
     assert container["HostConfig"]["ReadonlyRootfs"] is True
     assert container["HostConfig"]["CapDrop"] == ["ALL"]
     assert "no-new-privileges:true" in container["HostConfig"]["SecurityOpt"]
+    assert (container["HostConfig"]["PidsLimit"], container["HostConfig"]["Memory"]) == (8192, 8 << 30)
+    assert httpx.get(f"http://127.0.0.1:{kit.port}/v1/models", trust_env=False).status_code == 401
 
     status = kit.run("status", "--json")
     assert status.code == 0, status.err
@@ -102,8 +128,13 @@ def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path
     assert again.code == 0, again.err
     assert inspect(kit.project)["Id"] == container["Id"], "the same wish keeps the running engine"
 
-    smoke = kit.run("smoke", "--suite", "quick", "--json", "-")
+    smoke = kit.run("smoke", "--suite", "quick", "--json", "smoke.json", "--junit", "smoke.xml", "--html", "smoke.html")
     assert smoke.code == 0, smoke.out + smoke.err
+    checks = {row["check"]: row for row in json.loads((kit.directory / "smoke.json").read_text())["results"]}
+    assert (checks["key"]["status"], "401" in checks["key"]["observed"]) == ("ok", True)
+    said = first.out + first.err + again.out + again.err + status.out + status.err + smoke.out + smoke.err
+    assert CANARY not in said
+    assert where_the_canary_sings(kit) == set()
 
     assert kit.run("down").code == 0
     assert containers(kit.project) == []

@@ -99,6 +99,8 @@ def test_what_every_profile_must_have(name: str) -> None:
     if name != "seed":
         assert ours["security_opt"] == ["no-new-privileges:true"]
         assert ours["cap_drop"] == ["ALL"]
+        assert ours["pids_limit"] == 8192
+        assert ours["environment"]["DO_NOT_TRACK"] == ours["environment"]["VLLM_NO_USAGE_STATS"] == "1"
         model = next(volume for volume in ours["volumes"] if volume["type"] == "bind")
         assert model["read_only"] is True
         assert model["bind"] == {"create_host_path": False}

@@ -121,7 +121,6 @@ def make_target(
     from glm4_deploy.files import read_text
     from glm4_deploy.probe import Target
 
-    key = SecretStr(read_text(key_file)) if key_file is not None else None
     started_at = None
     if base_url is None:
         from glm4_deploy.cli.options import make_deployment
@@ -131,6 +130,8 @@ def make_target(
         base_url, model = record.base_url, model or record.model
         started_at = record.started_at or None
         max_model_len = max_model_len or record.max_model_len
+        key_file = key_file or (Path(record.api_key_file) if record.api_key_file else None)
+    key = SecretStr(read_text(key_file)) if key_file is not None else None
     return Target(
         base_url=base_url,
         model=model,

@@ -3,8 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from pydantic import SecretStr
+
+from glm4_deploy.engine import keyfile
 from glm4_deploy.engine.images import PullState
 from glm4_deploy.engine.ready import Boot
 from glm4_deploy.engine.release import Service
@@ -104,7 +108,12 @@ def _gate(service: Service, boot: Boot, listener: Listener, seen: Seen) -> None:
 
 def _target(service: Service) -> Target:
     """No start time is given: prove_identity() has tied the address to this start by something better than clocks."""
-    return Target(base_url=service.base_url, model=service.model, max_model_len=service.max_model_len)
+    return Target(
+        base_url=service.base_url,
+        model=service.model,
+        max_model_len=service.max_model_len,
+        api_key=SecretStr(keyfile.read(Path(service.api_key_file))) if service.api_key_file else None,
+    )
 
 
 def stop(runner: Runner, listener: Listener) -> None:

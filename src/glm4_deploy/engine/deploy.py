@@ -273,6 +273,7 @@ def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
         verdict=seen.verdict,
         ready_seconds=seen.ready_seconds,
         release=release,
+        api_key_file=service.api_key_file,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from glm4_deploy.engine import keyfile
 from glm4_deploy.engine.runner import RunState, Started
 from glm4_deploy.errors import ExtraMissing
 from glm4_deploy.files import write_text
@@ -148,6 +149,8 @@ def environment(deployment: Deployment, directory: Path) -> Mapping[str, str]:
         else variable.value
         for variable in deployment.environment
     }
+    if deployment.hardening.api_key_file:
+        planned["VLLM_API_KEY"] = keyfile.read(Path(deployment.hardening.api_key_file))
     return {**os.environ, **planned, "PYTHONUNBUFFERED": "1"}
 
 

@@ -33,6 +33,7 @@ class Service:
     logs_requests: bool
     image: str
     vllm: tuple[int, ...] | None = None
+    api_key_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

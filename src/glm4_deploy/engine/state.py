@@ -34,6 +34,7 @@ class Record:
     verdict: str = "unknown"
     ready_seconds: float | None = None
     release: str = ""
+    api_key_file: str | None = None
 
 
 def save(record: Record, directory: Path = DIRECTORY) -> None:
@@ -72,4 +73,5 @@ def expected(deployment: Deployment) -> Record:
         files=(),
         id="",
         started_at=0.0,
+        api_key_file=deployment.hardening.api_key_file,
     )

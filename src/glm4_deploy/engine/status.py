@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from glm4_deploy.engine import keyfile
 from glm4_deploy.engine.journal import in_words
 from glm4_deploy.engine.runner import Runner
 from glm4_deploy.engine.state import Record
@@ -59,7 +60,7 @@ class Seen:
 def look(record: Record, runner: Runner, directory: Path) -> Seen:
     """Take one look; never starts or changes anything. What a killed deployment left unjudged is not up."""
     state = runner.state()
-    models = _models(record.base_url) if state.running else None
+    models = _models(record) if state.running else None
     reader = LogReader()
     if state.started is not None:
         for line in log_tail(runner, None, follow=False):
@@ -108,9 +109,10 @@ def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str
     return iter(deque(lines, maxlen=count))
 
 
-def _models(base_url: str) -> tuple[str, ...] | None:
+def _models(record: Record) -> tuple[str, ...] | None:
+    headers = {"authorization": f"Bearer {keyfile.read(Path(record.api_key_file))}"} if record.api_key_file else {}
     try:
-        answer = httpx.get(f"{base_url}/v1/models", timeout=5, trust_env=False).json()
+        answer = httpx.get(f"{record.base_url}/v1/models", headers=headers, timeout=5, trust_env=False).json()
         return tuple(str(row["id"])[:200] for row in answer["data"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.engine import state
+from glm4_deploy.engine import keyfile, state
 from glm4_deploy.engine.compose import Compose, find_compose
 from glm4_deploy.engine.docker import connect
 from glm4_deploy.engine.preflight import Weights, check_checkpoint, check_port
@@ -34,10 +34,12 @@ class Candidate:
     @property
     def secrets(self) -> frozenset[str]:
         """Values that must not be kept with the log."""
+        key = self.service.api_key_file
+        own = frozenset({keyfile.read(Path(key))}) if key else frozenset()
         if not isinstance(self.runner, ComposeRunner):
-            return frozenset()
+            return own
         services = self.runner.model.get("services", {}).values()
-        return frozenset().union(*(secrets_in(service.get("environment") or {}) for service in services))
+        return own.union(*(secrets_in(service.get("environment") or {}) for service in services))
 
 
 def compose_candidate(
@@ -102,9 +104,10 @@ def compose_runner(
 
 
 def absolute(deployment: Deployment) -> Deployment:
-    """Relative model paths seen from here, since the rendered file lies elsewhere."""
-    source = Path(deployment.model_source)
-    return replace(deployment, model_source=str(source if source.is_absolute() else Path.cwd() / source))
+    """Relative paths (model, key) seen from here, since the rendered file lies elsewhere."""
+    key = deployment.hardening.api_key_file
+    hardening = replace(deployment.hardening, api_key_file=key and str(Path.cwd() / key))
+    return replace(deployment, model_source=str(Path.cwd() / deployment.model_source), hardening=hardening)
 
 
 def service_of(deployment: Deployment, runner: str, image: str) -> Service:
@@ -124,6 +127,7 @@ def service_of(deployment: Deployment, runner: str, image: str) -> Service:
         logs_requests=quiet.isdisjoint(flag.name for flag in deployment.flags),
         image=image,
         vllm=deployment.vllm,
+        api_key_file=absolute(deployment).hardening.api_key_file,
     )
 
 
@@ -131,8 +135,11 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     """Everything that can be refused before something is started; the candidate with what its checkpoint is.
 
     Raises:
-        ModelMissing, CheckpointRefused, PortTaken
+        ModelMissing, CheckpointRefused, PortTaken, UsageError, StorageError
     """
+    key = candidate.service.api_key_file
+    if key and keyfile.ensure(Path(key)):
+        note(f"made a new API key in {key}")
     weights = check_checkpoint(candidate.service, force=force, note=note)
     if not _own_port(candidate, directory):
         check_port(candidate.service)

@@ -11,6 +11,7 @@ from glm4_deploy.catalog.images import Version
 from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.fraction import Fraction, engine_version
+from glm4_deploy.plan.hardening import WITH_KEY, Hardening, harden
 from glm4_deploy.plan.memory import MemoryPlan
 from glm4_deploy.settings import Settings
 
@@ -18,7 +19,13 @@ CONTAINER_PORT = 8080
 MODELS = "/mnt/models"
 CACHE = "/cache"
 # What the kit itself decides; an `args` entry for one of these would contradict the file around it.
-RESERVED_FLAGS = {"model": "model_dir", "port": "port", "host": "bind", "served-model-name": "served_model_name"}
+RESERVED_FLAGS = {
+    "model": "model_dir",
+    "port": "port",
+    "host": "bind",
+    "served-model-name": "served_model_name",
+    "api-key": "api_key_file (a key in the command line is seen by every user of the host)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +74,7 @@ class Deployment:
     ipc_host: bool
     shm_size: str
     gpus: int
-    hardened: bool
-    read_only: bool
+    hardening: Hardening
     restart: str
     start_period: int
     environment: tuple[Variable, ...]
@@ -89,8 +95,13 @@ class Deployment:
         )
 
     @property
+    def launcher(self) -> tuple[str, ...]:
+        """What stands before the engine's own words: a shell that reads the key, where one is asked for."""
+        return ("/bin/sh", "-c", WITH_KEY, "engine") if self.hardening.api_key_file else ()
+
+    @property
     def argv(self) -> tuple[str, ...]:
-        """The engine's command line inside the container."""
+        """The engine's own command line inside the container, after its launcher."""
         return (*self.program, *(word for flag in self.flags for word in flag.words))
 
 
@@ -129,8 +140,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         ipc_host=settings.ipc == "host",
         shm_size=settings.shm_size,
         gpus=settings.tensor_parallel_size * settings.data_parallel_size if profile.engine == "nvcr" else 0,
-        hardened=profile.name != "seed",
-        read_only=profile.engine == "cpu",
+        hardening=harden(settings, profile),
         restart=settings.restart,
         start_period=settings.start_period,
         environment=_environment(settings, profile),
@@ -208,9 +218,21 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     for name, meant in mistaken_variables().items():
         if name in settings.env:
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
-    if settings.bind in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound)
-        yield f"bind {settings.bind}: every machine that reaches this host can use the engine, and no key is asked for"
+    if not _is_loopback(settings.bind):
+        yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
+    if "VLLM_API_KEY" in settings.env:
+        yield "env.VLLM_API_KEY stands in the file and in `docker inspect`: set api_key_file instead"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
         yield f"image {settings.image_repository}:{settings.image_tag} is not in the catalog: what it reads is unknown"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
+
+
+def _is_loopback(bind: str) -> bool:
+    return bind == "::1" or bind.startswith("127.")
+
+
+def _without_key(settings: Settings) -> str:
+    """Even with a key vLLM guards /v1 alone: /metrics, /tokenize, /invocations and more stay open."""
+    open_paths = "/metrics, /tokenize and others ask for no key: use the gateway (--with gateway)"
+    return f"; {open_paths}" if settings.api_key_file else f", and no key is asked for: set api_key_file; {open_paths}"

@@ -156,6 +156,15 @@ def _compose(deployment: Deployment, _settings: Settings) -> Files:
 
 
 _NO_EXTRAS = "render it for Compose, or use what the target's own world has (ingress, its monitoring)"
+_LIMITS = {
+    "pids_limit": "set it on the node or in the unit",
+    "mem_limit": "set it on the node or in the unit",
+    "user": "render it for Compose",
+}
+_POD = _LIMITS | {
+    "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
+    "no_new_privileges": "a pod of ours never gains privileges",
+}
 _KUBERNETES_ALONE = "it is for the targets kubernetes and helm-values"
 TARGETS: dict[str, Target] = {
     "compose": Target(
@@ -172,6 +181,7 @@ TARGETS: dict[str, Target] = {
             "restart": "a Deployment restarts its pods always",
             "ipc": "the pod has a /dev/shm of shm_size; nothing here needs the host's",
             "extras": _NO_EXTRAS,
+            **_POD,
         },
     ),
     "helm-values": Target(
@@ -182,6 +192,8 @@ TARGETS: dict[str, Target] = {
             "restart": "a Deployment restarts its pods always",
             "ipc": "the chart gives the pod a /dev/shm of shm_size",
             "extras": _NO_EXTRAS,
+            "read_only": "the chart's container keeps its root writable",
+            **_POD,
         },
     ),
     "quadlet": Target(
@@ -190,6 +202,8 @@ TARGETS: dict[str, Target] = {
             "replicas": "one unit runs one engine: render one unit a GPU",
             "kubernetes": _KUBERNETES_ALONE,
             "extras": _NO_EXTRAS,
+            "api_key_file": "a Podman secret in the unit (Secret=) is yours to add",
+            **_LIMITS,
         },
     ),
 }
