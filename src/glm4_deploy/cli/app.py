@@ -29,6 +29,7 @@ GROUPS = (
     "autostart",
     "watch",
     "image",
+    "audit",
 )
 
 app = typer.Typer(
