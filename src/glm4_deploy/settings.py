@@ -66,6 +66,7 @@ def _split(value: object) -> object:
     return tuple(dict.fromkeys(part.strip() for word in words for part in word.split(",") if part.strip()))
 
 
+Address = Annotated[str, AfterValidator(_ip_address)]
 EnvText = Annotated[Text, BeforeValidator(_env_text)]
 FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_text)]
 
@@ -96,9 +97,7 @@ class Settings(BaseModel):
     container_name: Name = Field("glm4-9b-fp4", description="container name")
     image_repository: Text = Field("nvcr.io/nvidia/vllm", description="image without its tag")
     image_tag: Text = Field("26.01-py3", description="image tag")
-    bind: Annotated[str, AfterValidator(_ip_address)] = Field(
-        "127.0.0.1", description="host address that the port is published on, IPv4 or IPv6"
-    )
+    bind: Address = Field("127.0.0.1", description="host address that the port is published on, IPv4 or IPv6")
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
     mount: Literal["parent", "model"] = Field("model", description="mount the checkpoint alone, or its parent")
@@ -131,10 +130,28 @@ class Settings(BaseModel):
     user: Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = Field(
         None, description="UID or UID:GID that the engine runs as; null: the image's"
     )
+    gateway_host: Name = Field("localhost", description="the name that clients call the gateway by")
+    gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")
+    gateway_port: int = Field(8443, ge=1, le=65535, description="the gateway's port")
+    gateway_ui_port: int = Field(8444, ge=1, le=65535, description="the chat page's port")
+    gateway_tls: Literal["internal", "acme"] = Field(
+        "internal", description="certificates from an authority of its own, or by ACME for a public gateway_host"
+    )
+    gateway_body_limit: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")] = Field(
+        "4MB", description="largest request body, KB or MB"
+    )
+    prometheus_port: int = Field(9090, ge=1, le=65535, description="Prometheus's port on 127.0.0.1")
+    grafana_port: int = Field(3000, ge=1, le=65535, description="Grafana's port on 127.0.0.1")
+    gpu_exporter: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")] | None = Field(
+        None, description="host:port of a dcgm-exporter that Prometheus reaches"
+    )
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
         (), description="services beside the engine: names of templates/services"
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
+    digests: dict[Text, Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]] = Field(
+        default_factory=dict, description="image → digest, as `glm4-deploy lock` writes it"
+    )
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
     args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
     replicas: int = Field(1, ge=1, le=1024, description="engines, each on its own GPUs")

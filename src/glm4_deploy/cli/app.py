@@ -30,6 +30,8 @@ GROUPS = (
     "watch",
     "image",
     "audit",
+    "key",
+    "lock",
 )
 
 app = typer.Typer(

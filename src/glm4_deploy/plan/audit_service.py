@@ -36,7 +36,9 @@ class Service:
 
     @property
     def is_vllm(self) -> bool:
-        return "vllm" in self.image.lower() or any("vllm" in word for word in self.words)
+        """By its words; by its image where the words name no other program."""
+        other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
+        return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
 
     def flag(self, *names: str) -> str | None:
         """The value of `--name VALUE` or `--name=VALUE` ("" for a bare flag), None where it is not there."""

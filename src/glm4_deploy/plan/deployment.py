@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from glm4_deploy.catalog.images import Version
 from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.beside import Gateway, Monitoring, gateway, image, monitoring, pinned
 from glm4_deploy.plan.fraction import Fraction, engine_version
 from glm4_deploy.plan.hardening import WITH_KEY, Hardening, harden
 from glm4_deploy.plan.memory import MemoryPlan
@@ -75,6 +76,9 @@ class Deployment:
     shm_size: str
     gpus: int
     hardening: Hardening
+    gateway: Gateway
+    monitoring: Monitoring
+    ui_image: str
     restart: str
     start_period: int
     environment: tuple[Variable, ...]
@@ -117,6 +121,8 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         UsageError: a model directory that cannot be mounted, or a flag that contradicts a setting.
     """
     directory = _model_directory(settings.model_dir)
+    if "ui" in settings.extras and "gateway" not in settings.extras:
+        raise UsageError("the chat page (ui) stands behind the gateway", hint="ask for both: --with gateway,ui")
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS
@@ -127,7 +133,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         project=settings.project.lower(),
         service=settings.service,
         container_name=settings.container_name,
-        image=f"{settings.image_repository}:{settings.image_tag}",
+        image=pinned(f"{settings.image_repository}:{settings.image_tag}", settings.digests),
         vllm=engine_version(settings, profile),
         bind=settings.bind,
         port=settings.port,
@@ -141,6 +147,9 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         shm_size=settings.shm_size,
         gpus=settings.tensor_parallel_size * settings.data_parallel_size if profile.engine == "nvcr" else 0,
         hardening=harden(settings, profile),
+        gateway=gateway(settings),
+        monitoring=monitoring(settings),
+        ui_image=image("ui", settings),
         restart=settings.restart,
         start_period=settings.start_period,
         environment=_environment(settings, profile),
@@ -220,6 +229,8 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
     if not _is_loopback(settings.bind):
         yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
+    if "gateway" in settings.extras and not settings.api_key_file:
+        yield "gateway without api_key_file: other containers of this project reach the engine without a key"
     if "VLLM_API_KEY" in settings.env:
         yield "env.VLLM_API_KEY stands in the file and in `docker inspect`: set api_key_file instead"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:

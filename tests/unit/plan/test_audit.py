@@ -10,8 +10,10 @@ from typer.testing import CliRunner, Result
 
 from glm4_deploy.catalog.profiles import profiles
 from glm4_deploy.cli.app import app
+from glm4_deploy.cli.options import make_deployment
 from glm4_deploy.errors import DeployError, UsageError
 from glm4_deploy.plan.audit import RULES, Finding, audit
+from glm4_deploy.render.compose import compose_file
 
 ROOT = Path(__file__).parents[3]
 CARD = ROOT / "tests/data/model-card/compose.yaml"
@@ -57,6 +59,17 @@ def test_our_own_files_have_nothing_high(name: str) -> None:
     assert done.exit_code == 0, done.output
 
 
+def test_our_own_services_beside_the_engine_have_nothing_high(tmp_path: Path) -> None:
+    file = tmp_path / "compose.yaml"
+    deployment = make_deployment(
+        {"profile": "gb10", "extras": ["gateway", "monitoring", "ui"]}, sets=["api_key_file=k"]
+    )
+    file.write_text(compose_file(deployment))
+    done = run(file)
+    assert done.exit_code == 0, done.output
+    assert "gateway-auth: no key" not in done.output
+
+
 def test_a_safe_service_has_no_finding() -> None:
     assert found() == ()
 
@@ -82,7 +95,10 @@ def test_a_safe_service_has_no_finding() -> None:
         ("local-media", {"command": ["--allowed-local-media-path", "/"]}),
         ("writable-model", {"volumes": ["/models:/m"]}),
         ("writable-model", {"volumes": [{"type": "bind", "source": "/models", "target": "/m/x"}]}),
-        ("entrypoint", {"image": "nvcr.io/nvidia/vllm:26.01-py3", "entrypoint": "python3"}),
+        (
+            "entrypoint",
+            {"image": "nvcr.io/nvidia/vllm:26.01-py3", "entrypoint": "python3 -m vllm.entrypoints.openai.api_server"},
+        ),
         ("telemetry", {"environment": {}}),
         ("health", {"healthcheck": None}),
         ("log-rotation", {"logging": None}),

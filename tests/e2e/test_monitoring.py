@@ -1,0 +1,113 @@
+"""The rendered monitoring against a real vLLM: the dashboard's every query and every rule, by a real Prometheus."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import yaml
+
+from e2e.engine import NAME, Engine
+from e2e.kit import free_port
+from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.render.compose import rendered
+
+pytestmark = pytest.mark.e2e
+# Figures of an exporter that needs an NVIDIA GPU: their queries are run, and give nothing here.
+WITHOUT_GPU = ("DCGM_",)
+
+
+@contextmanager
+def running(words: list[str], log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, stdout=output, stderr=output)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def until(seen: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def ask(healthy: Engine, count: int) -> None:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Count from 1 to 20."}], "max_tokens": 16}
+    for _ in range(count):
+        url = f"{healthy.base_url}/v1/chat/completions"
+        httpx.post(url, json=body, timeout=120, trust_env=False).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[object]]]:
+    """Ask a Prometheus that runs the rendered configuration, with this host's addresses and a second between looks."""
+    programs = [shutil.which(name) for name in ("prometheus", "prometheus-node-exporter")]
+    if None in programs:
+        pytest.skip("no Prometheus: apt-get install prometheus prometheus-node-exporter")
+    directory = tmp_path_factory.mktemp("prometheus")
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    config = yaml.safe_load(files["monitoring/prometheus.yml"])
+    port, host_port = free_port(), free_port()
+    targets = {"engine": urlsplit(healthy.base_url).netloc, "host": f"127.0.0.1:{host_port}"}
+    for job in config["scrape_configs"]:
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (directory / "rules.yml").write_text(files["monitoring/rules.yml"])
+    command = yaml.safe_load(files["compose.yaml"])["services"]["node-exporter"]["command"]
+    exporter = [str(programs[1]), f"--web.listen-address=127.0.0.1:{host_port}"]
+    exporter += [word.replace("$$", "$") for word in command]
+    server = [str(programs[0]), f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+    server += [f"--web.listen-address=127.0.0.1:{port}"]
+
+    def query(expression: str) -> list[object]:
+        url = f"http://127.0.0.1:{port}/api/v1/query"
+        answer = httpx.get(url, params={"query": expression}, timeout=20, trust_env=False).json()
+        assert answer["status"] == "success", (expression, answer)
+        return list(answer["data"]["result"])
+
+    def up() -> bool:
+        try:
+            return len(query("up == 1")) == 2 and bool(query("count_over_time(up[30s]) > 3"))
+        except httpx.TransportError:
+            return False
+
+    with running(exporter, directory / "exporter.log"), running(server, directory / "prometheus.log"):
+        ask(healthy, 1)
+        until(up)
+        ask(healthy, 3)
+        until(lambda: bool(query('increase(vllm:request_success_total{finished_reason="length"}[30s]) > 0')))
+        yield query
+
+
+def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: Callable[[str], list[object]]) -> None:
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    panels = json.loads(files["monitoring/engine.json"])["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    assert len(queries) > 20
+    empty = [query for query in queries if not prometheus(query.replace("$__rate_interval", "30s"))]
+    assert [query for query in empty if not query.startswith(WITHOUT_GPU)] == []
+    assert empty, "the queries for a GPU give nothing on this machine"
+
+
+def test_every_figure_that_a_rule_reads_is_there_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    rules = [rule for group in yaml.safe_load(files["monitoring/rules.yml"])["groups"] for rule in group["rules"]]
+    for rule in rules:
+        prometheus(rule["expr"])
+        for figure in re.findall(r"\b(?:vllm:|node_|process_|DCGM_)\w+", rule["expr"]):
+            if not figure.startswith(WITHOUT_GPU):
+                assert prometheus(figure), (rule["alert"], figure)
+    firing = [row for row in prometheus('ALERTS{alertstate="firing"}') if "DiskAlmostFull" not in str(row)]
+    assert firing == [], "a full disk of the machine that runs this test is its own affair"

@@ -1,0 +1,206 @@
+"""Engine, gateway and monitoring in real containers under their limits, looked at from another network namespace."""
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from e2e.gateway import CADDY
+from e2e.kit import Kit, free_port
+
+pytestmark = pytest.mark.e2e
+CANARY = "canary-5t4ck-k3y"
+NAMESPACE, OUTSIDE, INSIDE = f"glm4-{os.getpid()}", "10.231.7.1", "10.231.7.2"
+# Run in the other namespace: every TCP port of an address that accepts a connection.
+SCAN = """
+import socket, sys
+for port in map(int, sys.argv[2:]) if sys.argv[2:] else range(1, 65536):
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex((sys.argv[1], port)) == 0:
+            print(port)
+"""
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A network namespace beside this host's, as another machine on the same cable."""
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and `ip` to make a network namespace")
+    link = f"g{os.getpid()}"
+    commands = [
+        f"ip netns add {NAMESPACE}", f"ip link add {link} type veth peer name {link}p",
+        f"ip link set {link}p netns {NAMESPACE}", f"ip addr add {OUTSIDE}/24 dev {link}", f"ip link set {link} up",
+        f"ip -n {NAMESPACE} addr add {INSIDE}/24 dev {link}p", f"ip -n {NAMESPACE} link set {link}p up",
+        f"ip -n {NAMESPACE} link set lo up", f"ip -n {NAMESPACE} route add default via {OUTSIDE}",
+    ]  # fmt: skip
+    try:
+        for command in commands:
+            subprocess.run(command.split(), check=True, capture_output=True)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, capture_output=True)
+
+
+def scan(address: str, *ports: int) -> set[int]:
+    """The ports, of these or of all, that take a connection from the other namespace."""
+    words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", SCAN, address, *map(str, ports)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+    return set(map(int, done.stdout.split()))
+
+
+def fill(engine_override: Path, target: Path) -> Path:
+    """The override that fills the other services' images from this host, as the engine's is filled.
+
+    Grafana and the node exporter are left out: there is no Grafana to be had here.
+    """
+    (engine,) = yaml.safe_load(engine_override.read_text())["services"].values()
+    image = "glm4-deploy/vllm-cpu:0.32.0"
+    programs = {"gateway": CADDY, "prometheus": shutil.which("prometheus")}
+    services = {"gateway-auth": {"image": image, "environment": engine["environment"], "volumes": engine["volumes"]}}
+    for name, program in programs.items():
+        mount = {"type": "bind", "source": program, "target": f"/opt/bin/{name}", "read_only": True}
+        services[name] = {
+            "image": image,
+            "volumes": [*engine["volumes"], mount],
+            "environment": {"PATH": "/opt/bin:/usr/bin"},
+        }
+    services["gateway"]["command"] = ["gateway", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]
+    services["gateway"]["environment"] |= {"XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "/config"}
+    # A program in place of the image's entrypoint, and the volume that the image would give to `nobody`.
+    services["prometheus"]["entrypoint"] = ["prometheus"]
+    text = yaml.safe_dump({"services": services})
+    target.write_text(text + "  grafana: !reset null\n  node-exporter: !reset null\n")
+    return target
+
+
+def containers(project: str) -> dict[str, dict[str, object]]:
+    label = f"label=com.docker.compose.project={project}"
+    names = subprocess.run(["docker", "ps", "-aq", "--filter", label], capture_output=True, text=True, check=True)
+    done = subprocess.run(["docker", "inspect", *names.stdout.split()], capture_output=True, text=True, check=True)
+    return {row["Config"]["Labels"]["com.docker.compose.service"]: row for row in json.loads(done.stdout)}
+
+
+def published(project: str) -> set[int]:
+    rows = containers(project).values()
+    ports = [
+        binding
+        for row in rows
+        for bindings in (row["HostConfig"]["PortBindings"] or {}).values()
+        for binding in bindings
+    ]  # type: ignore[index]
+    return {int(binding["HostPort"]) for binding in ports}
+
+
+def test_the_running_stack_opens_what_was_asked_for_and_keeps_its_secrets(kit: Kit, override: Path) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no Prometheus: apt-get install prometheus")
+    (kit.directory / "secrets").mkdir(mode=0o700)
+    (kit.directory / "secrets/key").write_text(CANARY + "\n")
+    port, prometheus = free_port(), free_port()
+    token = kit.run("key", "add", "ada", "--rate", "1000").out.strip()
+    sets = [f"api_key_file={kit.directory}/secrets/key", f"gateway_port={port}", f"gateway_bind={OUTSIDE}",
+            f"prometheus_port={prometheus}", f"gateway_host={OUTSIDE}"]  # fmt: skip
+    words = [word for item in sets for word in ("--set", item)]
+    beside = fill(override, kit.directory / "beside.yaml")
+    with neighbour():
+        before = scan(OUTSIDE)
+        done = kit.up("--override", override, "--override", beside, "--with", "gateway,monitoring", *words)
+        assert done.code == 0, done.err
+        assert published(kit.project) == {kit.port, port, prometheus}
+        assert (scan(OUTSIDE) - before) & published(kit.project) == {port}
+        routed_to_the_containers(kit)
+        through_the_gateway(kit, port, token)
+        scraped(prometheus)
+        limits(kit)
+        everywhere = places(kit)
+        assert {name for name, content in everywhere.items() if CANARY.encode() in content} == set()
+        assert {name for name, content in everywhere.items() if token.encode() in content} == set()
+        assert kit.run("down", "--volumes", "--yes").code == 0
+
+
+def routed_to_the_containers(kit: Kit) -> None:
+    """A neighbour that sends packets for the containers' own addresses to this host.
+
+    Docker before 28 lets it reach ports that are published on loopback (moby#49325); the engine's key still counts.
+    """
+    inside = {"glm4-9b-nvfp4": 8080, "prometheus": 9090, "gateway-auth": 9180}
+    for name, row in containers(kit.project).items():
+        (network,) = row["NetworkSettings"]["Networks"].values()  # type: ignore[index]
+        reached = scan(network["IPAddress"], *inside.values(), 2019)
+        assert reached <= {int(port.split("/")[0]) for port in row["HostConfig"]["PortBindings"] or {}}, name  # type: ignore[index]
+        if name == "glm4-9b-nvfp4" and reached:
+            code = "import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=10)"
+            words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", code]
+            done = subprocess.run(
+                [*words, f"http://{network['IPAddress']}:8080/v1/models"], capture_output=True, text=True, check=False
+            )
+            assert "401" in done.stderr
+
+
+def through_the_gateway(kit: Kit, port: int, token: str) -> None:
+    """From the other machine: the gateway's own certificate is checked, the key is asked for, a chat is answered."""
+    gateway = str(containers(kit.project)["gateway"]["Name"]).lstrip("/")
+    root = kit.directory / "root.crt"
+    source = f"{gateway}:/data/caddy/pki/authorities/local/root.crt"
+    subprocess.run(["docker", "cp", source, root], check=True, capture_output=True)
+    body = {
+        "model": "glm-4-9b-chat",
+        "messages": [{"role": "user", "content": "What is 17 + 25? Answer with the number only."}],
+    }
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(root)), trust_env=False, timeout=60) as client:
+        url = f"https://{OUTSIDE}:{port}"
+        assert client.get(f"{url}/health").status_code == 200
+        assert client.get(f"{url}/metrics").status_code == 404
+        assert client.get(f"{url}/v1/models").status_code == 401
+        headers = {"authorization": f"Bearer {token}"}
+        answer = client.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+        assert "42" in answer.text, answer.text
+        assert kit.run("key", "revoke", "ada").code == 0
+        assert client.get(f"{url}/v1/models", headers=headers).status_code == 401
+
+
+def scraped(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with suppress(httpx.TransportError):
+            url = f"http://127.0.0.1:{port}/api/v1/query"
+            answer = httpx.get(url, params={"query": 'up{job="engine"} == 1'}, trust_env=False).json()
+            if answer["data"]["result"]:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def limits(kit: Kit) -> None:
+    for name, row in containers(kit.project).items():
+        host = row["HostConfig"]
+        assert host["CapDrop"] == ["ALL"], name  # type: ignore[index]
+        assert host["ReadonlyRootfs"] is True, name  # type: ignore[index]
+        assert "no-new-privileges:true" in host["SecurityOpt"], name  # type: ignore[index]
+        assert host["PidsLimit"] > 0, name  # type: ignore[index]
+        assert host["Memory"] > 0, name  # type: ignore[index]
+        assert host["Privileged"] is False, name  # type: ignore[index]
+
+
+def places(kit: Kit) -> dict[str, bytes]:
+    """Where a key could be seen: logs, `docker inspect`, the process list, every file that the kit wrote."""
+    found = {}
+    for name, row in containers(kit.project).items():
+        logs = subprocess.run(["docker", "logs", str(row["Id"])], capture_output=True, check=True)
+        found[f"log of {name}"] = logs.stdout + logs.stderr
+        found[f"inspect {name}"] = json.dumps(row).encode()
+    found["process list"] = subprocess.run(["ps", "axww"], capture_output=True, check=True).stdout
+    files = (path for path in kit.directory.rglob("*") if path.is_file() and path.parent.name != "secrets")
+    return found | {str(path): path.read_bytes() for path in files}
