@@ -282,7 +282,7 @@ def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
             shown = f"{ENV_PREFIX}{key.upper()}" if layer_name == "environment" else key
             raise UsageError(
                 f"{layer_name}: unknown key {shown[:60]!r}",
-                hint=_did_you_mean(key, Settings.model_fields) or "see `glm4-deploy render --help` and the README",
+                hint=_did_you_mean(key, Settings.model_fields) or "docs/settings.md lists them all",
             )
 
 

@@ -1,5 +1,7 @@
 """Settings: layers, their order, and bad input that ends in one sentence."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,9 @@ def test_a_settings_file_that_was_named_must_exist(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot read"):
         load_settings(file=binary, environ={})
+
+
+def test_the_page_of_settings_has_not_drifted() -> None:
+    script = Path(__file__).parents[2] / "scripts/settings-table.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
