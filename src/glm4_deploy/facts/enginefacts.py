@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 
@@ -229,6 +230,7 @@ def checkpoint_size(text: str) -> float | None:
     return float(match[1]) if match else None
 
 
+@cache
 def literals() -> frozenset[str]:
     """One of these is in every line that a fact, a phase or its progress is read from."""
     return frozenset({fact.has for fact in FACTS} | {literal for literal, _ in PHASES} | {*BOOT, "Checkpoint size: "})

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache, lru_cache
 
 from glm4_deploy.catalog.signatures import Signature, signatures
 from glm4_deploy.facts import enginefacts
@@ -19,6 +20,7 @@ __all__ = ["EngineFacts", "LogFinding", "LogReader", "Phase", "Severity"]
 TAIL_LINES = 200
 LONGEST_LINE = 64 * 1024
 LONGEST_QUOTE = 1000
+LONGEST_KNOWN = 500
 MOST_GENERIC = 10
 
 
@@ -109,11 +111,13 @@ class LogReader:
         self._begin(line)
         self._time(line)
         before = self.facts
-        self._learn(line.text)
+        rows, telling = _known(line.text) if len(line.text) <= LONGEST_KNOWN else _known.__wrapped__(line.text)
+        if telling:
+            self._learn(line.text)
         if self.facts.phase is Phase.READY and before.phase is not Phase.READY:
             self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
         raised = self._tracebacks.feed((line.process, line.place), line.text)
-        if not self._match(line, shown) and raised is not None:
+        if not self._match(rows, line, shown) and raised is not None:
             self._unknown(raised, line, shown)
 
     def _begin(self, line: Line) -> None:
@@ -153,18 +157,17 @@ class LogReader:
         if seen is not None and seen[0] is self.facts.phase:
             self.facts = replace(self.facts, progress=seen[1])
 
-    def _match(self, line: Line, shown: str) -> bool:
-        """Whether a signature knows this line."""
+    def _match(self, rows: tuple[Signature, ...], line: Line, shown: str) -> bool:
+        """Take in what the signatures say of this line; whether any is to be believed."""
         known = False
-        for row in signatures():
-            if any(literal in line.text for literal in row.has) and row.regex.search(line.text):
-                severity = _heard(row, line.level)
-                if severity is None:
-                    continue
-                known = True
-                self.add(_finding(row, severity, shown, self.lines))
-                if row.id == "not-native-fp4":
-                    self.facts = replace(self.facts, native_fp4=False)
+        for row in rows:
+            severity = _heard(row, line.level)
+            if severity is None:
+                continue
+            known = True
+            self.add(_finding(row, severity, shown, self.lines))
+            if row.id == "not-native-fp4":
+                self.facts = replace(self.facts, native_fp4=False)
         return known
 
     def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
@@ -205,6 +208,25 @@ _GRAVITY = {Severity.FATAL: 0, Severity.ERROR: 1, Severity.WARN: 2, Severity.INF
 # A stop, or a client that went away, writes tracebacks too: they are no failure.
 _ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
+
+
+@lru_cache(maxsize=4096)
+def _known(text: str) -> tuple[tuple[Signature, ...], bool]:
+    """The signatures that match a message, and whether it may tell a fact. Logs repeat themselves: remembered."""
+    numbers = sorted({number for word, rows in _words() if word in text for number in rows})
+    table = signatures()
+    rows = tuple(table[number] for number in numbers if table[number].regex.search(text))
+    return rows, any(word in text for word in enginefacts.literals())
+
+
+@cache
+def _words() -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Each literal with the numbers of the rows that it stands for."""
+    rows: dict[str, list[int]] = {}
+    for number, row in enumerate(signatures()):
+        for word in row.has:
+            rows.setdefault(word, []).append(number)
+    return tuple((word, tuple(numbers)) for word, numbers in rows.items())
 
 
 def _rank(finding: LogFinding) -> tuple[bool, int, int]:
