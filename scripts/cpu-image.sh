@@ -19,8 +19,13 @@ mkdir -p "$work/root"/{usr,etc,tmp,cache,mnt/models,proc,sys,dev,run,root}
 for link in bin sbin lib lib64; do [ ! -L "/$link" ] || ln -s "usr/$link" "$work/root/$link"; done
 echo 'root:x:0:0:root:/root:/bin/sh' >"$work/root/etc/passwd"
 echo 'root:x:0:' >"$work/root/etc/group"
-tar -C "$work/root" --numeric-owner --owner=0 --group=0 -c . |
-  docker import --change 'CMD ["python3", "--version"]' --change "LABEL org.glm4-deploy.fills-from=host" - "$image" >/dev/null
+tar -C "$work/root" --numeric-owner --owner=0 --group=0 --sort=name --mtime=@0 -cf "$work/image.tar" .
+content=$(sha256sum "$work/image.tar" | cut -c1-16)
+# The same content keeps its image: a new id would make a running engine look as if it ran on another image.
+have=$(docker image inspect --format '{{index .Config.Labels "org.glm4-deploy.content"}}' "$image" 2>/dev/null || true)
+[ "$have" = "$content" ] ||
+  docker import --change 'CMD ["python3", "--version"]' --change "LABEL org.glm4-deploy.fills-from=host" \
+    --change "LABEL org.glm4-deploy.content=$content" "$work/image.tar" "$image" >/dev/null
 
 mounts=(/usr "$venv")
 case $prefix in /usr | /usr/*) ;; *) mounts+=("$prefix") ;; esac
