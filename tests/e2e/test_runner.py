@@ -1,0 +1,53 @@
+"""Whether a start would keep what runs: asked of a real Docker engine, with a container that only sleeps."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glm4_deploy.engine.runner import ComposeRunner
+from glm4_deploy.engine.store import Files
+from glm4_deploy.engine.up import compose_runner
+
+pytestmark = pytest.mark.e2e
+SERVICE = "glm4-9b-nvfp4"
+
+
+@pytest.fixture
+def files(override: Path) -> Files:
+    body = {"image": "glm4-deploy/vllm-cpu:0.32.0", "command": ["sleep", "600"], "stop_signal": "SIGKILL"}
+    texts = {"compose.yaml": yaml.safe_dump({"services": {SERVICE: body}}), "override-1.yaml": override.read_text()}
+    return Files(texts=texts, compose=tuple(texts))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[str]:
+    name = f"glm4-runner-{os.getpid()}"
+    yield name
+    listed = ["docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={name}"]
+    ids = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["docker", "rm", "-f", *ids], capture_output=True, check=False)
+    subprocess.run(["docker", "network", "rm", f"{name}_default"], capture_output=True, check=False)
+
+
+def test_the_same_files_keep_what_runs_and_others_do_not(files: Files, project: str, tmp_path: Path) -> None:
+    def runner(**texts: str) -> ComposeRunner:
+        return compose_runner(project, SERVICE, replace(files, texts={**files.texts, **texts}), tmp_path)
+
+    one = runner()
+    assert not one.keeps(), "nothing runs yet"
+    first = one.start()
+    assert runner().keeps()
+    assert runner().start() == first, "it is kept"
+    assert not runner(**{"compose.yaml": files.texts["compose.yaml"].replace("600", "601")}).keeps()
+
+    fresh = runner()
+    second = fresh.start(fresh=True)
+    assert second.id != first.id, "it was to be made anew"
+    fresh.stop()
+    assert not fresh.keeps(), "what does not run is not kept"
+    assert fresh.start().id != second.id, "a log holds one start alone"
