@@ -9,7 +9,6 @@ from glm4_deploy.catalog.images import Version
 from glm4_deploy.checkpoint import rules_chat, rules_engine, rules_files, rules_tensors
 from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad
 from glm4_deploy.checkpoint.manifest import check_or_write, covered, digest_file
-from glm4_deploy.checkpoint.scan import findings, scan
 from glm4_deploy.checkpoint.shape import parameters, quantization_format
 from glm4_deploy.checkpoint.target import Target, default_version, target
 from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
@@ -102,6 +101,8 @@ def _read_all(
     checkpoint: Checkpoint, manifest: Path | None, progress: Callable[[int, int], None] | None, *, damaged: bool
 ) -> list[Result]:
     """The rows that take every byte of the shards; with `manifest` every byte of the other files too."""
+    from glm4_deploy.checkpoint.scan import findings, scan  # NumPy: the quick verify does without it
+
     total = sum(shard.file.size for shard in checkpoint.shards)
     done = 0
 

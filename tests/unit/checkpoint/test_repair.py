@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import checkpoints as made
 from glm4_deploy.checkpoint import repair as repair_module
-from glm4_deploy.checkpoint import verify as verify_module
+from glm4_deploy.checkpoint import scan as scan_module
 from glm4_deploy.checkpoint.fuse import join, split
 from glm4_deploy.checkpoint.repair import repair
 from glm4_deploy.checkpoint.verify import verify
@@ -188,14 +188,14 @@ def test_a_shard_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: 
 
 def test_verify_tells_of_a_file_that_changes_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
-    scan = verify_module.scan
+    scan = scan_module.scan
 
     def scan_while_somebody_downloads(*args: object, **named: object) -> object:
         with (directory / "model.safetensors").open("ab") as file:
             file.write(b"more")
         return scan(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(verify_module, "scan", scan_while_somebody_downloads)
+    monkeypatch.setattr(scan_module, "scan", scan_while_somebody_downloads)
     assert "changed" in {result.check for result in verify(directory, full=True).failures}
 
 
