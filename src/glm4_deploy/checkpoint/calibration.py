@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from glm4_deploy.errors import UsageError
 
 # The data sets that the model card names, on the Hugging Face hub.
-DEFAULT_SOURCES = ("hub:HuggingFaceH4/ultrachat_200k:train_sft", "hub:zai-org/LongAlign-10k:train")
+DEFAULT_SOURCES = ("hub:HuggingFaceH4/ultrachat_200k:train_sft", "hub:THUDM/LongAlign-10k:train")
 SHORT, LONG = (256, 1024), (1024, 2049)  # tokens, from and below
 LONG_SHARE = 0.1
 SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")

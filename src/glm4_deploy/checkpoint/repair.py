@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def repair(
     try:
         partial.mkdir()
         placed = _write(checkpoint, draft, partial, progress or (lambda _done, _total: None))
-        _prove(checkpoint, draft, partial, engine, only)
+        report = _prove(checkpoint, draft, partial, engine, only)
         partial.rename(output)
         _sync_directory(output.parent)
     except OSError as error:
@@ -88,7 +88,7 @@ def repair(
         linked=tuple(placed["linked"]),
         copied=tuple(placed["copied"]),
         left_out=tuple(placed["left out"]),
-        report=verify(output, vllm=engine.vllm),
+        report=_renamed(report, partial, output),
     )
 
 
@@ -211,7 +211,20 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prove(checkpoint: Checkpoint, draft: Draft, partial: Path, engine: Target, only: Collection[str]) -> None:
+def _renamed(report: Report, partial: Path, output: Path) -> Report:
+    """What was found under the name of the moment, told of the name that it has now."""
+    results = tuple(
+        replace(
+            result,
+            observed=result.observed.replace(partial.name, output.name),
+            remedy=result.remedy.replace(partial.name, output.name),
+        )
+        for result in report.results
+    )
+    return replace(report, directory=str(output), results=results)
+
+
+def _prove(checkpoint: Checkpoint, draft: Draft, partial: Path, engine: Target, only: Collection[str]) -> Report:
     """The original did not change meanwhile, the reference library opens every new shard, and verify agrees."""
     changed = changed_files(checkpoint)
     if changed:
@@ -227,7 +240,8 @@ def _prove(checkpoint: Checkpoint, draft: Draft, partial: Path, engine: Target, 
             raise StorageError(f"{name} was not written whole: {error}", hint="check the disk") from None
         if not same:
             raise StorageError(f"{name} was not written whole", hint="check the disk")
-    failures = verify(partial, vllm=engine.vllm).failures
-    if failures and not only:
-        told = "; ".join(f"{result.check}: {result.observed}" for result in failures)
+    report = verify(partial, vllm=engine.vllm)
+    if report.failures and not only:
+        told = "; ".join(f"{result.check}: {result.observed}" for result in report.failures)
         raise CheckpointRefused(f"the repaired copy would still fail: {told}", hint="report this")
+    return report

@@ -104,6 +104,12 @@ def test_an_odd_number_of_rows_is_refused(rows: int, tmp_path: Path) -> None:
         repair(directory, tmp_path / "glm-4-out")
 
 
+def test_the_report_speaks_of_the_output_as_a_verify_of_it_does(tmp_path: Path) -> None:
+    for only in ((), ("gate-up",)):
+        output = tmp_path / f"glm-4-out-{len(only)}"
+        assert repair(made.DATA, output, only=only).report == verify(output)
+
+
 def only_whole_or_nothing(directory: Path, before: set[str]) -> None:
     assert {path.name for path in directory.iterdir()} == before
 
