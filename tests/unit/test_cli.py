@@ -49,6 +49,10 @@ def model(directory: Path) -> Path:
         (["up", "--profile", "seed", "--runner", "magic"], 2, "not known"),
         (["up", "--profile", "cpu", "--runner", "process", "--model-dir", "/none"], 9, "no model directory at /none"),
         (["logs", "--tail", "many"], 2, "--tail"),
+        (["watch", "--base-url", "foo"], 2, "not an http(s) address"),
+        (["watch", "--from", "foo"], 2, "no http(s) address"),
+        (["watch", "--base-url", "http://127.0.0.1:9", "--listen", "203.0.113.9"], 2, "cannot listen"),
+        (["watch", "--canary-every", "1"], 2, "shorter than --interval"),
         (["nosuch"], 2, "No such command"),
     ],
 )

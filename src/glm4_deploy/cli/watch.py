@@ -69,6 +69,8 @@ def watch(
 
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
+    if source is not None and not source.startswith(("http://", "https://")):
+        raise UsageError(f"--from {source[:80]!r} is no http(s) address", hint="http://HOST:9109/healthz")
     limits = Limits(interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0)
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
     target = None if source else make_target(base_url, model, api_key_file, stall, None)
