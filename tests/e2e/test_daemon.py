@@ -54,6 +54,10 @@ def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield one
         one.end(signal.SIGTERM)
     finally:
+        # A daemon that was killed leaves its mounts.
+        points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for point in sorted((one for one in points if one.startswith(f"{root}/")), reverse=True):
+            subprocess.run(["umount", "--lazy", point], check=False)
         shutil.rmtree(root, ignore_errors=True)
 
 
