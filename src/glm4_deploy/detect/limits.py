@@ -46,6 +46,7 @@ LOOPS = {
     (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
 }
 LONG_UNIT = 200
+WRAPPED = (65, 77)  # a line of base64 with its end
 # A text that is nothing but copies needs less: so many, and so many characters (a laugh has fewer).
 WHOLE = {
     Ending.RUNNING: Loop(math.inf, 16, 16),  # it may go on otherwise

@@ -14,6 +14,7 @@ from glm4_deploy.detect.limits import (
     REFRAIN,
     SPACES,
     WHOLE,
+    WRAPPED,
 )
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
@@ -69,7 +70,10 @@ def _loops(turned: str, end: int, ending: Ending, request: Request) -> Iterator[
 
 
 def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
-    limit = LOOPS[shape_of(unit), ending]
+    shape = shape_of(unit)
+    if shape is Shape.ZEROS and run.period in WRAPPED:
+        ending = Ending.STOPPED  # lines of base64, however the text ended
+    limit = LOOPS[shape, ending]
     weight = weight_of(unit)
     copies = limit.long if run.period * weight >= LONG_UNIT else limit.short
     if is_refrain(unit):
