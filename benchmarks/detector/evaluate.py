@@ -15,13 +15,13 @@ from glm4_deploy.detect import Finding, Stream, scan
 
 # Families of the issue's targets, by the verdict that they are about.
 GROUPS = {
-    "exact loops": ("loop-", "engine-greedy"),
-    "NaN": ("nan-", "engine-nan"),
+    "exact loops": ("loop-", "engine-greedy", "vllm-random-greedy"),
+    "NaN": ("nan-", "engine-nan", "vllm-nan"),
     "whitespace, empty": ("whitespace", "empty"),
     "counters": ("counter-",),
     "near duplicates": ("near-",),
-    "salad with logprobs": ("salad-", "engine-sampled"),
-    "runaway": ("runaway",),
+    "salad with logprobs": ("salad-", "engine-sampled", "vllm-random-sampled", "vllm-noise"),
+    "runaway": ("runaway", "vllm-missing-eos"),
     "quoted in issues": ("quoted",),
 }
 
@@ -121,10 +121,14 @@ def report(half: str) -> list[str]:
     return [*lines, ""]
 
 
+def _is_of(family: str, starts: tuple[str, ...]) -> bool:
+    return family.removeprefix("late-").startswith(starts)
+
+
 def _groups(rows: dict[str, Tally]) -> list[str]:
     lines = ["| kind | recall |", "|---|---|"]
     for group, starts in GROUPS.items():
-        chosen = [row for name, row in rows.items() if name.startswith(starts)]
+        chosen = [row for name, row in rows.items() if _is_of(name, starts)]
         if chosen:
             lines.append(f"| {group} | {share(sum(r.flagged for r in chosen), sum(r.total for r in chosen))} |")
     return lines
@@ -134,7 +138,7 @@ def _latency(documents: Sequence[Document]) -> list[str]:
     found = latencies(documents)
     by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for family, tokens_, periods in found:
-        kind = next((group for group, starts in GROUPS.items() if family.startswith(starts)), "other")
+        kind = next((group for group, starts in GROUPS.items() if _is_of(family, starts)), "other")
         by_kind[kind].append((tokens_, periods))
     lines = ["| kind | alarms in a stream | median tokens | median periods | within max(64 tokens, 4 periods) |"]
     lines += ["|---|---|---|---|---|"]
@@ -146,7 +150,7 @@ def _latency(documents: Sequence[Document]) -> list[str]:
 
 
 def _baselines(documents: Sequence[Document], rows: dict[str, Tally], good: set[str]) -> list[str]:
-    kinds = [group for group, starts in GROUPS.items() if any(name.startswith(starts) for name in rows)]
+    kinds = [group for group, starts in GROUPS.items() if any(_is_of(name, starts) for name in rows)]
     lines = [f"| rule | false alarms | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
     tallies = {"this detector": rows}
     for name, rule in BASELINES.items():
@@ -154,7 +158,7 @@ def _baselines(documents: Sequence[Document], rows: dict[str, Tally], good: set[
         tallies[name] = tally(documents, lambda document, rule=rule: (rule(document), False))  # type: ignore[misc]
     for name, found in tallies.items():
         cells = [_percent([row for family, row in found.items() if family in good])]
-        cells += [_percent([r for family, r in found.items() if family.startswith(GROUPS[kind])]) for kind in kinds]
+        cells += [_percent([r for family, r in found.items() if _is_of(family, GROUPS[kind])]) for kind in kinds]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 

@@ -90,9 +90,12 @@ def weight_of(unit: str) -> float:
     return 1 + (1.5 * len(_WIDE.findall(sample)) - blanks) / max(len(sample), 1)
 
 
+_BREAKS = re.compile(r"\n\s*")
+
+
 def is_refrain(unit: str) -> bool:
     """One short line, or a few."""
-    lines = unit.count("\n")
+    lines = len(_BREAKS.findall(unit))
     return 0 < lines <= 4 and len(unit) < 56 * lines
 
 

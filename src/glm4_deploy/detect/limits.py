@@ -28,8 +28,8 @@ class Loop:
 
 
 LOOPS = {
-    (Shape.PROSE, Ending.RUNNING): Loop(224, 4, 3.2),
-    (Shape.PROSE, Ending.STOPPED): Loop(224, 4, 3.2),
+    (Shape.PROSE, Ending.RUNNING): Loop(176, 4, 3.1),
+    (Shape.PROSE, Ending.STOPPED): Loop(176, 4, 3.1),
     (Shape.PROSE, Ending.UNKNOWN): Loop(160, 4, 3),
     (Shape.PROSE, Ending.CUT): Loop(96, 3, 3),
     (Shape.STRUCTURE, Ending.RUNNING): Loop(400, 8, 4),
