@@ -167,15 +167,12 @@ def _percent(rows: Sequence[Tally]) -> str:
     return f"{sum(row.flagged for row in rows) / max(sum(row.total for row in rows), 1):.1%}"
 
 
-BEGIN, END = "<!-- begin: python -m benchmarks.detector -->", "<!-- end -->"
-
-
-def write_report(lines: Sequence[str], document: Path) -> None:
-    """Put the tables between the marks of docs/detector.md."""
-    text = document.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    document.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")
+def write_report(lines: Sequence[str], document: Path, command: str) -> None:
+    """Put the tables between this command's marks of docs/detector.md."""
+    begin, end = f"<!-- begin: {command} -->", "<!-- end -->"
+    head, rest = document.read_text(encoding="utf-8").split(begin)
+    tail = rest.split(end, 1)[1]
+    document.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{tail}", encoding="utf-8")
 
 
 __all__ = ["report", "tokens", "write_report"]
