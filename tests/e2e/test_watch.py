@@ -31,7 +31,8 @@ class Lines:
     def __init__(self, words: list[str]) -> None:
         self.rows: list[dict[str, Any]] = []
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -53,6 +54,9 @@ class Lines:
     def end(self) -> None:
         self.process.terminate()
         self.process.wait(15)
+        self._reader.join(5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def is_bad(row: dict[str, Any]) -> bool:
@@ -153,13 +157,13 @@ def test_a_frozen_and_a_killed_engine_are_found_and_restarted(
         seen = len(watch.rows)
         record_property("core stopped, hung after", watch.state("hung", seconds=PROMISED_S, after=seen))
         assert httpx.get(f"{base_url}/health", trust_env=False).status_code == 200, "that is the point"
-    record_property("restarted after", mend.wait(lambda row: row["event"] == "restarted", 60))
+    record_property("restarted after", mend.wait(lambda row: row["event"] == "restarted", 240))
     watch.state("ok", "busy", seconds=200, after=seen)
 
     seen, before = len(watch.rows), len(mend.rows)
     os.kill(inspect(kit.project)["State"]["Pid"], signal.SIGKILL)
     record_property("killed, unreachable after", watch.state("unreachable", seconds=10, after=seen))
-    mend.wait(lambda row: row["event"] == "restarted", 60, after=before)
+    mend.wait(lambda row: row["event"] == "restarted", 240, after=before)
     watch.state("ok", "busy", seconds=200, after=seen)
     kept = ["docker", "exec", f"{kit.project}-restarter-1", "python3", "-c"]
     code = "import glob; print(*(open(f).readline() for f in sorted(glob.glob('/state/watch/*.log'))))"

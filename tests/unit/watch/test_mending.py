@@ -53,7 +53,9 @@ def test_a_paused_or_absent_container_is_left_alone() -> None:
 def test_an_engine_that_is_loading_is_left_alone() -> None:
     assert "may take" in (why_not(Policy(Rules(grace_s=300)), State.UNREACHABLE, 0, up_s=200) or "")
     assert why_not(Policy(Rules(grace_s=300)), State.UNREACHABLE, 0, up_s=301) is None
-    old_verdict = Policy(Rules(grace_s=300)).why_not(State.HUNG, 0, container(), up_s=10, since_s=60)
+    compiling = Policy(Rules(grace_s=300)).why_not(State.HUNG, 0, container(), up_s=100, since_s=5)
+    assert compiling, "a cold engine compiles in its first requests"
+    old_verdict = Policy(Rules(grace_s=300)).why_not(State.BABBLING, 0, container(), up_s=10, since_s=60)
     assert old_verdict, "it was started after it was judged"
 
 

@@ -64,8 +64,8 @@ class Policy:
             return "there is no such container"
         if not container.running and _stopped_on_purpose(container):
             return f"it was stopped (exit code {container.exit_code}), and who stopped it may mean it"
-        young = up_s is not None and up_s < self.rules.grace_s
-        if up_s is not None and young and (state is State.UNREACHABLE or up_s < since_s):
+        # A cold engine compiles in its first requests, for a minute or more, and stands as still as a hung one.
+        if up_s is not None and up_s < self.rules.grace_s and (state is not State.BABBLING or up_s < since_s):
             return f"it started {up_s:.0f} s ago and may take {self.rules.grace_s:.0f} s"
         recent = self.recent(at)
         if recent >= self.rules.ceiling:
