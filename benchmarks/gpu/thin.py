@@ -1,7 +1,7 @@
-"""Thin a CUDA library for one GPU: blank the code of every other architecture in its fat binaries.
+"""Thin a CUDA library for one GPU: blank what that GPU never reads in its fat binaries.
 
-The headers stay, so the CUDA runtime still finds the entry of its own architecture at the same offset; what was blanked
-is never read on that GPU, and zeros compress to nothing. vLLM's kernels for Hopper shrink this way to a fifth.
+The headers stay, so the CUDA runtime still finds the entry of its own architecture at the same offset, and zeros
+compress to nothing. A kernel without machine code for the GPU keeps its PTX: vLLM builds Marlin so for Hopper.
 
     python benchmarks/gpu/thin.py 90 LIBRARY.so [LIBRARY.so ...]
 """
@@ -11,32 +11,61 @@ from __future__ import annotations
 import struct
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 FATBIN_MAGIC = struct.pack("<I", 0xBA55ED50)
 """First word of a fat binary: then version u16, header size u16, size u64 of the entries that follow."""
-ELF = 2
-"""Kind of an entry that holds machine code (1 is PTX)."""
+PTX, ELF = 1, 2
+"""Kinds of entry: PTX, which the driver compiles, and machine code."""
 
 
 def thin(data: bytearray, arch: int) -> Counter[str]:
-    """Blank in place the payload of each entry that is not machine code for sm_`arch`; bytes by what became of them."""
+    """Blank in place what sm_`arch` never reads of each fat binary; bytes by what became of them."""
     seen: Counter[str] = Counter()
     at = data.find(FATBIN_MAGIC)
     while at >= 0:
         _, header, size = struct.unpack_from("<HHQ", data, at + 4)
-        entry, end = at + header, at + header + size
-        while entry < end:
-            kind, _, head, length = struct.unpack_from("<HHIQ", data, entry)
-            (sm,) = struct.unpack_from("<I", data, entry + 28)
-            if head == 0 or entry + head + length > len(data) or kind not in (1, ELF):
-                raise ValueError(f"no fat binary entry at {entry:#x}: kind {kind}, header {head}, size {length}")
-            seen[f"{'elf' if kind == ELF else 'ptx'} sm_{sm}"] += length
-            if kind != ELF or sm != arch:
-                data[entry + head : entry + head + length] = bytes(length)
-            entry += head + length
-        at = data.find(FATBIN_MAGIC, max(end, at + 4))
+        entries = list(_entries(data, at + header, at + header + size))
+        needed = _needed(entries, arch)
+        for entry in entries:
+            kept = (entry.machine_code, entry.sm) == needed  # sm_90 and sm_90a bear the same number: both stay
+            seen[f"{'kept' if kept else 'blanked'} {entry.name}"] += entry.length
+            if not kept:
+                data[entry.start : entry.start + entry.length] = bytes(entry.length)
+        at = data.find(FATBIN_MAGIC, max(at + header + size, at + 4))
     return seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One program in a fat binary: machine code or PTX for one architecture; offsets and lengths in bytes."""
+
+    machine_code: bool
+    sm: int
+    start: int
+    length: int
+
+    @property
+    def name(self) -> str:
+        return f"{'elf' if self.machine_code else 'ptx'} sm_{self.sm}"
+
+
+def _entries(data: bytearray, at: int, end: int) -> Iterator[Entry]:
+    while at < end:
+        kind, _, head, length = struct.unpack_from("<HHIQ", data, at)
+        if head == 0 or at + head + length > len(data) or kind not in (PTX, ELF):
+            raise ValueError(f"no fat binary entry at {at:#x}: kind {kind}, header {head}, size {length}")
+        (sm,) = struct.unpack_from("<I", data, at + 28)
+        yield Entry(machine_code=kind == ELF, sm=sm, start=at + head, length=length)
+        at += head + length
+
+
+def _needed(entries: list[Entry], arch: int) -> tuple[bool, int] | None:
+    """What the driver loads on sm_`arch`: its machine code, else that of an earlier minor version, else the newest PTX."""
+    fitting = [entry for entry in entries if entry.sm <= arch and (not entry.machine_code or entry.sm // 10 == arch // 10)]
+    return max(((entry.machine_code, entry.sm) for entry in fitting), default=None)
 
 
 def main() -> None:
