@@ -296,7 +296,7 @@ def tiny_stage(record: Record, models: Path) -> None:
         if base:
             pairs = [(a, b) for r, s in zip(got["logprobs"], base["logprobs"]) for a, b in zip(r, s)]
             versus = max(abs(a - b) for a, b in pairs)
-        record.add("tiny", name, loaded_s=round(got["loaded_s"], 1), tokens=len(flat), perplexity=math.exp(-sum(flat) / len(flat)),
+        record.add("tiny", name, loaded_s=round(got["loaded_s"], 1), scored_tokens=len(flat), perplexity=math.exp(-sum(flat) / len(flat)),
                    largest_logprob_difference_to_raw=versus, answers=got["answers"], **seen(read(record.logs / f"tiny-{name}.log")))
 
 

@@ -51,8 +51,9 @@ def plan(
         float, typer.Option(min=0, max=1000, help="Unified memory: what stays for the host.")
     ] = 8.0,
     first_start: Annotated[
-        bool, typer.Option("--first-start", help="Nothing is compiled yet: compiling takes KV cache away once.")
-    ] = False,
+        bool,
+        typer.Option("--first-start/--later-start", help="Compiling takes KV cache away once; a later start has more."),
+    ] = True,
     load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
     state_dir: Annotated[Path, typer.Option(help="Where earlier starts on this host are recorded.")] = Path(".glm4"),
     as_json: Json = False,

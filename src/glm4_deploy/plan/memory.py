@@ -6,7 +6,7 @@
 fitted to logs: each is a named function here, and `MemoryPlan.reasons` says which are measured and which are estimates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm4_deploy.catalog.gpus import Gpu
 from glm4_deploy.catalog.images import Version
@@ -17,21 +17,25 @@ from glm4_deploy.plan.memory_refusal import refusal
 # Loaded over stored bytes: rotary cache, scales laid out anew, rounding of the allocator. Measured with vLLM 0.24:
 # 6.71 of 6.587 GiB (Marlin), 17.56 of 17.509 GiB.
 LOADED = {Weights.NVFP4: 6.71 / 6.587, Weights.BF16: 17.56 / 17.509}
-# What is neither weights nor activations: cuBLAS and kernel code. 0.18 GiB fits every log of an H100 with 0.24; public
-# logs say 0.02 to 0.07 GiB for 0.10 to 0.13 and 0.16 to 0.30 GiB for 0.27 and later.
-OVERHEAD = {(0, 27): 0.26 * GIB, (0, 14): 0.18 * GIB, (0, 0): 0.06 * GIB}
-# While compiled code is tuned on a first start, the tuner holds a copy of its widest input (gate and up) and a buffer
-# to flush the L2 cache with. Fits the logs: 0.47 GiB more than a start with a filled compile cache, at 8192 tokens.
-TUNER_BUFFER = 0.05 * GIB
+# What is neither weights nor activations: kernel code and the libraries. 0.22 GiB in nine starts of 0.24 on an H100
+# without compiled code; public logs say 0.02 to 0.07 GiB for 0.10 to 0.13 and 0.16 to 0.30 GiB for 0.27 and later.
+OVERHEAD = {(0, 27): 0.26 * GIB, (0, 14): 0.22 * GIB, (0, 0): 0.06 * GIB}
+# Compiled code and graphs that were tried while profiling: 0.03 GiB more with 0.24 on an H100.
+COMPILED_CODE = 0.03 * GIB
+# What cuBLAS takes from PyTorch on its first product (Hopper): once for the layers of a bf16 model, twice for the
+# sampler's. 0.85 instead of 0.81 GiB with bf16 weights; 2.21 GiB with 1024 sequences.
+CUBLAS_WORKSPACE = 32 * MIB
 # On unified memory vLLM takes the fall of MemAvailable for its own: the engine's processes and compile workers count.
 # 2.0 GiB fits the one log at hand (GB10, 0.13, another model); it varies with what else the host does.
 UNIFIED_OVERHEAD = 2.0 * GIB
 # NCCL's buffers of several ranks: 1.38 GiB in all in one public log (two H200, vLLM 0.11).
 RANK_OVERHEAD = 1.2 * GIB
-# Bytes of one captured graph as the engine estimates them and as they turn out; measured 0.11 and 0.16 GiB for 30
-# graphs of NVFP4, 0.15 and 0.20 for bf16 (0.24). A graph costs at least a MiB.
-GRAPH_ESTIMATED = {Weights.NVFP4: 3.75 * MIB, Weights.BF16: 5.1 * MIB}
-GRAPH_ACTUAL = {Weights.NVFP4: 5.5 * MIB, Weights.BF16: 6.8 * MIB}
+# CUDA graphs as the engine estimates them (gpu_model_runner.py profile_cudagraph_memory): the first capture, then each
+# further piecewise and full graph. 34, 4 and 1 MiB in a log of 0.24 (NVFP4, H100, largest graph 128 tokens).
+FIRST_GRAPH = {Weights.NVFP4: 21 * MIB, Weights.BF16: 58 * MIB}
+PIECEWISE_GRAPH, FULL_GRAPH = 4 * MIB, 1 * MIB
+# How much more a graph turns out to take: 0.16 for 0.11 GiB, 0.20 for 0.15, 30 graphs each.
+GRAPH_UNDERESTIMATE = 1.7 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,8 @@ class Wish:
     gpu_memory_utilization: fraction of the GPU's total.
     max_num_batched_tokens: None leaves it to vLLM.
     free_bytes: what is free on the GPU now; None where it is not known.
-    first_start: no compiled code is cached yet; compiling raises the profiled peak, later starts have more KV cache.
+    first_start: no compiled code is cached yet; compiling raises the profiled peak, later starts have more KV cache. It
+        is the default because a plan comes before the first start, and what serves the load there serves it later too.
     overhead_bytes: measured on this host before (engine observations); None takes the table's.
     """
 
@@ -56,7 +61,7 @@ class Wish:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
     free_bytes: int | None = None
-    first_start: bool = False
+    first_start: bool = True
     overhead_bytes: float | None = None
 
     @property
@@ -115,14 +120,14 @@ class MemoryPlan:
 def estimate(wish: Wish) -> MemoryPlan:
     """Predict one start."""
     requested = rules.requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization)
-    graphs = graph_bytes(wish, GRAPH_ESTIMATED)
+    graphs = graph_bytes(wish)
     counted = graphs if rules.counts_graphs(wish.vllm) else 0.0
     workspace = float(rules.FLASHINFER_WORKSPACE) if uses_flashinfer(wish) else 0.0
     if rules.counts_graphs(wish.vllm) and not wish.enforce_eager:
         counted += workspace  # allocated while the first full graph is profiled
     available = requested - weights_bytes(wish) - activation_bytes(wish) - overhead_bytes(wish) - counted
     blocks = max(0, int(available // wish.block_bytes))
-    actual = graph_bytes(wish, GRAPH_ACTUAL)
+    actual = graphs + GRAPH_UNDERESTIMATE * sum(rules.graph_counts(_capture_sizes(wish), wish.max_num_seqs))
     outside = max(0.0, actual + workspace - counted)
     refused = refusal(wish, available, outside)
     started = refused is None
@@ -156,48 +161,70 @@ def weights_bytes(wish: Wish) -> float:
 
 
 def activation_bytes(wish: Wish) -> float:
-    """Peak of vLLM's profiling run: the larger of the widest moment in a layer and the sampler's.
+    """Peak of vLLM's profiling run: the largest of the widest moment in a layer, the sampler's and the compiler's.
 
-    In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and four hidden
-    states (query, attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states
-    and max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run.
+    In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and three hidden
+    states (attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states twice
+    and max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run; held against
+    starts of 0.24 with 2048, 8192 and 16384 tokens.
     """
     model, tokens = wish.model, wish.batched_tokens
     rows = min(wish.max_num_seqs, tokens)
-    hidden_states = 3 if wish.enforce_eager else 4
     ffn = model.ffn / wish.tensor_parallel_size
-    layer = tokens * 2 * (3 * ffn + hidden_states * model.hidden)
-    if wish.first_start:
-        layer += compiling_bytes(wish)
+    layer = tokens * 2 * (3 * ffn + 3 * model.hidden)
+    if model.weights is Weights.BF16:
+        layer += CUBLAS_WORKSPACE
     logits = rows * model.vocab * rules.sampler_bytes_per_logit(wish.vllm, rows)
-    return max(layer, tokens * 2 * model.hidden + logits)
+    sampler = 2 * tokens * 2 * model.hidden + 2 * CUBLAS_WORKSPACE + logits
+    return max(layer, sampler, compiling_bytes(wish) if wish.first_start else 0)
 
 
 def compiling_bytes(wish: Wish) -> float:
-    """What compiling on a first start adds to the peak; 0 with enforce_eager."""
+    """What compiling holds at its peak on a first start; 0 with enforce_eager.
+
+    Kernels are tuned on tensors of the real sizes, the widest of which is the embedding's: its table once more, and two
+    hidden states. 1.19 GiB for 2048 tokens, 1.28 for 8192 (0.24).
+    """
     if wish.enforce_eager:
         return 0.0
-    return wish.batched_tokens * 2 * 2 * wish.model.ffn / wish.tensor_parallel_size + TUNER_BUFFER
+    model = wish.model
+    return 2 * model.hidden * (model.vocab / wish.tensor_parallel_size + 2 * wish.batched_tokens)
+
+
+def first_start_extra(wish: Wish) -> float:
+    """Bytes of KV cache that a first start has less than a later one."""
+    first, later = (activation_bytes(replace(wish, first_start=start)) for start in (True, False))
+    return first - later
 
 
 def overhead_bytes(wish: Wish) -> float:
     if wish.overhead_bytes is not None:
         return wish.overhead_bytes
     of_version = next(size for since, size in OVERHEAD.items() if wish.vllm >= since)
-    base = UNIFIED_OVERHEAD if wish.gpu.unified else of_version
+    compiled = 0 if wish.enforce_eager else COMPILED_CODE
+    base = UNIFIED_OVERHEAD if wish.gpu.unified else of_version + compiled
     state = rules.counted_state_bytes(wish.vllm, wish.max_num_seqs, wish.model.vocab)
     return base + state + (RANK_OVERHEAD if wish.tensor_parallel_size > 1 else 0)
 
 
-def graph_bytes(wish: Wish, each: dict[Weights, float]) -> float:
-    """CUDA graphs of one rank: their number times what one costs; 0 with enforce_eager."""
-    if wish.enforce_eager:
+def graph_bytes(wish: Wish) -> float:
+    """CUDA graphs of one rank as the engine estimates them: they share a pool, which the largest sizes."""
+    sizes = _capture_sizes(wish)
+    if not sizes:
         return 0.0
-    sizes = rules.capture_sizes(
+    model, (piecewise, full) = wish.model, rules.graph_counts(sizes, wish.max_num_seqs)
+    scale = max(0.35, model.layers / 40)
+    pool = max(sizes) * 2 * 3 * (model.ffn / wish.tensor_parallel_size + model.hidden)
+    each = (piecewise - 1) * PIECEWISE_GRAPH * scale + max(0, full - 1) * FULL_GRAPH
+    return FIRST_GRAPH[model.weights] * scale + pool + each
+
+
+def _capture_sizes(wish: Wish) -> tuple[int, ...]:
+    if wish.enforce_eager:
+        return ()
+    return rules.capture_sizes(
         wish.vllm, wish.gpu, max_num_seqs=wish.max_num_seqs, max_num_batched_tokens=wish.batched_tokens
     )
-    scale = max(0.35, wish.model.layers / 40)
-    return rules.graph_count(sizes, wish.max_num_seqs) * each[wish.model.weights] * scale
 
 
 def uses_flashinfer(wish: Wish) -> bool:
@@ -209,7 +236,7 @@ def error_range_bytes(wish: Wish) -> float:
     """How far off the KV cache may be; the sum of what is not known."""
     unknown = 0.12 * GIB  # spread of repeated starts, rounding of what the logs print
     if not wish.first_start:
-        unknown += compiling_bytes(wish)  # this may be a first start after all
+        unknown += first_start_extra(wish)  # this may be a first start after all
     if not wish.gpu.exact:
         unknown += 0.009 * wish.gpu.total_bytes * wish.gpu_memory_utilization
     if wish.gpu.unified and wish.overhead_bytes is None:
@@ -237,9 +264,9 @@ def reasons(wish: Wish) -> list[str]:
         f"KV cache: {wish.model.kv_token_bytes(wish.kv_cache_dtype, wish.tensor_parallel_size):,} bytes a token, exact",
     ]
     if not wish.enforce_eager:
-        less = compiling_bytes(wish) / GIB
+        less = first_start_extra(wish) / GIB
         lines.append(
-            "a first start, which compiles"
+            f"a first start, which compiles; later ones have about {less:.2f} GiB more (seen with 0.24)"
             if wish.first_start
             else f"a start with a filled compile cache; the first has about {less:.2f} GiB less (seen with 0.24)"
         )

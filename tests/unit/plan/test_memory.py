@@ -112,7 +112,7 @@ def test_graphs_are_counted_as_logs_show_them(vllm: str, sequences: int, batch: 
     )
 
     assert len(sizes) == piecewise
-    assert rules.graph_count(sizes, sequences) == piecewise + full
+    assert rules.graph_counts(sizes, sequences) == (piecewise, full)
 
 
 def test_graphs_count_against_the_cache_from_0_20_on() -> None:
