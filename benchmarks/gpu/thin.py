@@ -63,8 +63,10 @@ def _entries(data: bytearray, at: int, end: int) -> Iterator[Entry]:
 
 
 def _needed(entries: list[Entry], arch: int) -> tuple[bool, int] | None:
-    """What the driver loads on sm_`arch`: its machine code, else that of an earlier minor version, else the newest PTX."""
-    fitting = [entry for entry in entries if entry.sm <= arch and (not entry.machine_code or entry.sm // 10 == arch // 10)]
+    """What the driver loads on sm_`arch`: its machine code, else an earlier minor version's, else the newest PTX."""
+    fitting = [
+        entry for entry in entries if entry.sm <= arch and (not entry.machine_code or entry.sm // 10 == arch // 10)
+    ]
     return max(((entry.machine_code, entry.sm) for entry in fitting), default=None)
 
 

@@ -86,9 +86,12 @@ def up(
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    from dataclasses import replace
+
     from glm4_deploy.cli.deploying import deploying, tell
     from glm4_deploy.cli.progress import Progress
     from glm4_deploy.engine.deploy import Deployment
+    from glm4_deploy.engine.planned import gpu_here, hold_plan
     from glm4_deploy.engine.up import preflight
 
     wish = make_wish(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
@@ -105,6 +108,9 @@ def up(
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
         work = Deployment(state_dir, progress, timeout=timeout)
         outcome, error = work.run(candidate, what="up", rollback=not no_rollback)
+    here = gpu_here() if deployment.memory else None
+    planned = hold_plan(settings, wish.profile, deployment, outcome.facts, state_dir, here)
+    outcome = replace(outcome, results=(*outcome.results, *planned))
     tell(outcome, error, progress, json_=json_)
 
 

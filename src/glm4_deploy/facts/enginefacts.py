@@ -33,6 +33,7 @@ class EngineFacts:
 
     engine: V0 or V1. kernel: the NVFP4 kernel by its own name. native_fp4: whether that is FP4 arithmetic.
     kv_cache_dtype: as configured ("auto": the model's). max_concurrency: requests of max_model_len at once.
+    compile_cached: True where compiled code of an earlier start was loaded.
     ready_s: seconds from the first line with a time to "Application startup complete".
     phase: how far it came, also if it died since. progress: within the phase, for people.
     """
@@ -48,6 +49,7 @@ class EngineFacts:
     kv_cache_tokens: int | None = None
     max_concurrency: float | None = None
     compile_s: float | None = None
+    compile_cached: bool | None = None
     graph_gib: float | None = None
     ready_s: float | None = None
     phase: Phase = Phase.STARTING
@@ -133,6 +135,7 @@ FACTS = tuple(
         ("compile_s", "torch.compile ", rf"torch\.compile (?:takes|took) {_NUMBER} s in total", float, max),
         ("compile_s", "run together took ",
          rf"torch\.compile and initial profiling/warmup run together took {_NUMBER} s", float, max),
+        ("compile_cached", "Directly load the compiled graph", r"Directly load (the compiled) graph", bool, _last),
         ("graph_gib", "capturing finished in", rf"Graph capturing finished in \d+ secs?, took {_NUMBER} GiB",
          float, max),
     )

@@ -1,12 +1,14 @@
 """The memory plan against what real engines logged, against vLLM's own arithmetic, and at its edges."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from benchmarks.planner import read_case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from glm4_deploy.plan.memory_model import Weights, glm4_9b
 from glm4_deploy.plan.memory_solve import highest_fraction, load_bytes, longest_context, solve
 
 STARTS = yaml.safe_load((Path(__file__).parents[2] / "data/hosts/engine-starts.yaml").read_text(encoding="utf-8"))
+LOGS = sorted((Path(__file__).parents[2] / "data/logs/plan-h100-0.24").glob("*.log"))
 
 
 def wish(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **changes: Any) -> Wish:
@@ -52,12 +55,40 @@ def test_real_starts_are_predicted_within_two_percent(row: dict[str, Any]) -> No
         assert plan.max_concurrency == pytest.approx(row["max_concurrency"], rel=0.02)
 
 
-@pytest.mark.parametrize("row", [row for row in STARTS if "kv_cache_tokens" in row], ids=lambda row: row["name"])
-def test_a_first_start_is_near_even_where_nobody_said_that_it_is_one(row: dict[str, Any]) -> None:
-    plan = estimate(replace(of_start(row), first_start=False))
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_real_logs_are_predicted_within_two_percent_from_their_settings_alone(path: Path) -> None:
+    """Nine settings on an H100: batch sizes, sequences, cache types, weights, eager and compiled, two refused."""
+    case = read_case(path, "h100")
+    assert case is not None
+    plan = estimate(case.wish)
 
-    assert plan.kv_cache_gib == pytest.approx(row["kv_cache_gib"], rel=0.02)
-    assert abs(plan.kv_cache_gib - row["kv_cache_gib"]) <= plan.error_range_gib
+    assert plan.weights_gib == pytest.approx(case.weights_gib, rel=0.01)
+    assert plan.kv_cache_gib == pytest.approx(case.kv_cache_gib, rel=0.02)
+    assert plan.fits is not path.stem.startswith("refused")
+    if plan.fits:
+        assert plan.kv_cache_tokens == pytest.approx(case.tokens, rel=0.02)
+        assert plan.max_concurrency == pytest.approx(case.concurrency, rel=0.02)
+    else:
+        assert case.refused.split()[0] == {"no": "No", "one": "To"}[plan.refusal.split()[0]]
+        assert "increase gpu_memory_utilization" in plan.remedy
+
+
+def test_the_longest_context_is_the_engines_own() -> None:
+    path = next(path for path in LOGS if path.stem.startswith("refused-too-long"))
+    case = read_case(path, "h100")
+    named = re.search(r"estimated maximum model length is (\d+)", path.read_text(encoding="utf-8"))
+
+    assert case is not None
+    assert named is not None
+    assert estimate(case.wish).longest_context == pytest.approx(int(named[1]), rel=0.01)
+
+
+def test_a_later_start_has_more_and_an_eager_one_knows_no_difference() -> None:
+    first, later = (estimate(wish(first_start=start)).kv_cache_gib for start in (True, False))
+    eager = [estimate(wish(first_start=start, enforce_eager=True)).kv_cache_gib for start in (True, False)]
+
+    assert later - first == pytest.approx(0.47, abs=0.02)  # what two starts of 0.24 with the same settings showed
+    assert eager[0] == eager[1]
 
 
 @pytest.mark.parametrize("row", [row for row in STARTS if "kv_cache_tokens" in row], ids=lambda row: row["name"])
