@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import struct
 import subprocess
 import sys
 import threading
@@ -40,6 +38,7 @@ from engines import (
     wait_for,
 )
 from load import bench_stage, warm_up
+from models import make_models
 
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
@@ -360,24 +359,6 @@ def compiled_stage(record: Record, models: Path, seconds: float) -> None:
     for _, _, tiny_pid in tiny:
         end(tiny_pid)
     end(pid)
-
-
-def make_models(models: Path) -> None:
-    """The demo model, its NaN twin, and a checkpoint damaged on purpose: one of two slots gets another global scale.
-
-    The larger of two is the one that vLLM takes: the slot that is spoiled is made larger, or nothing would show.
-    """
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, str(root / "demo/twins.py"), "nan", "--out", str(models / "twin-nan")], check=True)
-    shutil.copytree(root / "demo/glm-4-tiny-chat", models / "bf16", dirs_exist_ok=True)
-    damaged = models / "nvfp4-damaged"
-    shutil.copytree(models / "nvfp4-for-0.13", damaged, dirs_exist_ok=True)
-    path = damaged / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
-    at = start + json.loads(data[8:start])["model.layers.1.mlp.up_proj.weight_global_scale"]["data_offsets"][0]
-    struct.pack_into("<f", data, at, struct.unpack_from("<f", data, at)[0] * 64)
-    path.write_bytes(data)
 
 
 def prepare() -> None:

@@ -1,4 +1,4 @@
-"""A start held against its plan, on the logs of real starts: what is shown, what is recorded, what the next plan uses."""
+"""A start held against its plan, on logs of real starts: what is shown, what is recorded, what the next plan uses."""
 
 from dataclasses import replace
 from pathlib import Path
