@@ -1,8 +1,9 @@
-"""Reading and writing files so that nothing is ever half-written."""
+"""Reading and writing files so that nothing is ever half-written, and that no file a user gives can do harm."""
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from glm4_deploy.errors import StorageError, UsageError
 
@@ -66,3 +67,45 @@ def read_text(path: Path) -> str:
         raise UsageError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path"
         ) from None
+
+
+MAX_YAML_CHARACTERS = 2_000_000
+MAX_YAML_VALUES = 100_000
+
+
+def parse_yaml(text: str, name: object) -> Any:
+    """What a YAML text holds; `name` says where it is from.
+
+    Aliases may repeat, but not multiply: a few lines can stand for billions of values, and whoever walks them is lost.
+
+    Raises:
+        UsageError: no YAML, too large, or too much once its aliases are written out.
+    """
+    import yaml
+
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise UsageError(f"{name} is too large: {len(text):,} characters", hint="is it the file that is meant?")
+    try:
+        content = yaml.safe_load(text)
+        values = _written_out(content, {})
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise UsageError(f"{name}{line} is not valid YAML", hint="check indentation and quotes") from None
+    if values > MAX_YAML_VALUES:
+        raise UsageError(f"{name} stands for {values:,} values through its aliases", hint="write them out, or fewer")
+    return content
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values a document stands for. A node that holds itself never ends: a ValueError."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) in known:
+        if known[id(value)] == 0:
+            raise ValueError("a node holds itself")
+        return known[id(value)]
+    known[id(value)] = 0
+    children = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+    known[id(value)] = 1 + sum(_written_out(child, known) for child in children)
+    return known[id(value)]

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from glm4_deploy.catalog.profiles import Profile, profiles
 from glm4_deploy.errors import UsageError
+from glm4_deploy.files import parse_yaml
 
 FILE = Path("glm4.yaml")
 ENV_PREFIX = "GLM4_"
@@ -223,12 +223,7 @@ def _read_file(file: Path | None) -> Mapping[str, Any]:
         raise UsageError(f"no settings file at {path}", hint="check the path given with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", hint="make it a readable UTF-8 text file") from None
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise UsageError(f"{path}{line} is not valid YAML", hint="check indentation and quotes") from None
+    content = parse_yaml(text, path)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

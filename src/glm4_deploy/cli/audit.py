@@ -55,11 +55,9 @@ def _findings(path: Path) -> "tuple[Finding, ...]":
     Raises:
         UsageError: not a readable Compose file, or one that is made to hurt.
     """
-    import yaml
-
     from glm4_deploy.errors import UsageError
     from glm4_deploy.facts.compose_lint import lint
-    from glm4_deploy.files import read_text
+    from glm4_deploy.files import parse_yaml, read_text
     from glm4_deploy.plan.audit import ORDER, Finding, Severity, audit, has_vllm
 
     if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
@@ -68,10 +66,7 @@ def _findings(path: Path) -> "tuple[Finding, ...]":
         )
     text = read_text(path)
     report = lint(path)  # first: it refuses what would blow up on loading
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        raise UsageError(f"{path} is not valid YAML", hint="check indentation and quotes") from None
+    content = parse_yaml(text, path)
     common = [
         Finding(rule=row.rule, severity=Severity(row.severity), service=row.service, line=row.line,
                 observed=row.message, remedy=row.fix.split("\n\n")[0])

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken, UsageError
-from glm4_deploy.files import read_text
+from glm4_deploy.files import parse_yaml, read_text
 
 MINIMUM = (2, 20)
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
@@ -167,8 +165,8 @@ def images_of(files: Sequence[Path]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for file in files:
         try:
-            services = yaml.safe_load(read_text(file))["services"]
+            services = parse_yaml(read_text(file), file)["services"]
             found |= {str(service["image"]): None for service in services.values() if "image" in service}
-        except (yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError):
+        except (TypeError, KeyError, AttributeError):
             raise UsageError(f"{file} is no Compose file", hint="make one: glm4-deploy render -o FILE") from None
     return tuple(found)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from glm4_deploy.errors import DeployError, Unreachable, UsageError
-from glm4_deploy.files import read_text
+from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.probe.run import run_suite
 from glm4_deploy.probe.target import Target
 from glm4_deploy.result import Result, Status, verdict
@@ -60,10 +59,8 @@ def read_inventory(path: Path) -> Inventory:
         UsageError: no such file, no YAML, an unknown key or a wrong value; it names the place.
     """
     try:
-        content = yaml.safe_load(read_text(path))
+        content = parse_yaml(read_text(path), path)
         inventory = Inventory.model_validate(content if content is not None else {})
-    except (yaml.YAMLError, RecursionError):
-        raise UsageError(f"{path} is not valid YAML", hint=HINT) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

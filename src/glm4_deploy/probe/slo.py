@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glm4_deploy.errors import UsageError
+from glm4_deploy.files import parse_yaml, read_text
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -42,12 +43,7 @@ def read(path: Path) -> Slo:
     Raises:
         UsageError: unreadable, not YAML, an unknown key (with the nearest known one) or a value out of range.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"SLO file {path}: {_first_line(error)}", hint="see docs/smoke.md for an example") from error
+    raw = parse_yaml(read_text(path), f"SLO file {path}")
     if not isinstance(raw, dict) or not raw:
         raise UsageError(f"SLO file {path} holds no limits", hint="write lines like `ttft_p95_ms: 500`")
     try:
@@ -58,7 +54,3 @@ def read(path: Path) -> Slo:
         near = get_close_matches(str(first["loc"][-1]), [*Slo.model_fields, *Goodput.model_fields], n=1)
         hint = f"did you mean {near[0]}?" if first["type"] == "extra_forbidden" and near else ""
         raise UsageError(f"SLO file {path}: {where}: {first['msg']}", hint=hint) from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
