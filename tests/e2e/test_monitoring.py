@@ -1,4 +1,4 @@
-"""The rendered monitoring against a real vLLM: the dashboard's every query and every rule, by a real Prometheus."""
+"""The rendered monitoring and the watch against a real vLLM: every query and every rule, by a real Prometheus."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from e2e.engine import NAME, Engine
-from e2e.kit import free_port
+from e2e.kit import KIT, free_port
 from glm4_deploy.cli.options import make_deployment
 from glm4_deploy.render.compose import rendered
 
@@ -56,10 +56,11 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     if None in programs:
         pytest.skip("no Prometheus: apt-get install prometheus prometheus-node-exporter")
     directory = tmp_path_factory.mktemp("prometheus")
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     config = yaml.safe_load(files["monitoring/prometheus.yml"])
-    port, host_port = free_port(), free_port()
-    targets = {"engine": urlsplit(healthy.base_url).netloc, "host": f"127.0.0.1:{host_port}"}
+    port, host_port, watch_port = free_port(), free_port(), free_port()
+    targets = {"engine": urlsplit(healthy.base_url).netloc}
+    targets |= {"host": f"127.0.0.1:{host_port}", "watch": f"127.0.0.1:{watch_port}"}
     for job in config["scrape_configs"]:
         job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -70,6 +71,8 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     exporter += [word.replace("$$", "$") for word in command]
     server = [str(programs[0]), f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
     server += [f"--web.listen-address=127.0.0.1:{port}"]
+    watch = [*KIT, "watch", "--json", "--base-url", healthy.base_url, "--model", NAME, "--port", str(watch_port)]
+    watch += ["--interval", "1", "--canary-every", "5"]
 
     def query(expression: str) -> list[object]:
         url = f"http://127.0.0.1:{port}/api/v1/query"
@@ -79,20 +82,26 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     def up() -> bool:
         try:
-            return len(query("up == 1")) == 2 and bool(query("count_over_time(up[30s]) > 3"))
+            return len(query("up == 1")) == 3 and bool(query("count_over_time(up[30s]) > 3"))
         except httpx.TransportError:
             return False
 
-    with running(exporter, directory / "exporter.log"), running(server, directory / "prometheus.log"):
+    with (
+        running(exporter, directory / "exporter.log"),
+        running(watch, directory / "watch.log"),
+        running(server, directory / "prometheus.log"),
+    ):
         ask(healthy, 1)
         until(up)
         ask(healthy, 3)
         until(lambda: bool(query('increase(vllm:request_success_total{finished_reason="length"}[30s]) > 0')))
+        until(lambda: bool(query('glm4_watch_state{state=~"ok|busy"} == 1')), 120)
+        until(lambda: bool(query("increase(glm4_watch_canaries_total[15m])")))
         yield query
 
 
 def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: Callable[[str], list[object]]) -> None:
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     panels = json.loads(files["monitoring/engine.json"])["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     assert len(queries) > 20
@@ -102,12 +111,13 @@ def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: 
 
 
 def test_every_figure_that_a_rule_reads_is_there_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring"]}))
+    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     rules = [rule for group in yaml.safe_load(files["monitoring/rules.yml"])["groups"] for rule in group["rules"]]
     for rule in rules:
         prometheus(rule["expr"])
-        for figure in re.findall(r"\b(?:vllm:|node_|process_|DCGM_)\w+", rule["expr"]):
+        for figure in re.findall(r"\b(?:vllm:|node_|process_|DCGM_|glm4_watch_)\w+", rule["expr"]):
             if not figure.startswith(WITHOUT_GPU):
                 assert prometheus(figure), (rule["alert"], figure)
     firing = [row for row in prometheus('ALERTS{alertstate="firing"}') if "DiskAlmostFull" not in str(row)]
+    assert len([rule for rule in rules if "watch" in rule["expr"]]) == 5
     assert firing == [], "a full disk of the machine that runs this test is its own affair"

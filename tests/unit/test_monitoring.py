@@ -13,6 +13,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.engine.watch.exporter import Exporter
+from glm4_deploy.engine.watch.judge import State
 from glm4_deploy.render.compose import COMPOSE, rendered
 
 CASES = Path(__file__).parents[1] / "data/monitoring/rules_test.yml"
@@ -20,9 +22,8 @@ CASES = Path(__file__).parents[1] / "data/monitoring/rules_test.yml"
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
-    return dict(
-        rendered(make_deployment({"profile": "gb10", "extras": ["monitoring"]}, sets=["gpu_exporter=dcgm:9400"]))
-    )
+    wish = {"profile": "gb10", "extras": ["monitoring", "watch"]}
+    return dict(rendered(make_deployment(wish, sets=["gpu_exporter=dcgm:9400"])))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,24 @@ def test_promtool_accepts_the_configuration(files: dict[str, str], promtool: str
     assert done.returncode == 0, done.stderr
     jobs = {job["job_name"]: job for job in yaml.safe_load(files["monitoring/prometheus.yml"])["scrape_configs"]}
     assert jobs["engine"]["static_configs"] == [{"targets": ["glm4-9b-nvfp4:8080"]}]
+    assert jobs["watch"]["static_configs"] == [{"targets": ["watch:9109"]}]
     assert jobs["gpu"]["static_configs"] == [{"targets": ["dcgm:9400"]}]
+
+
+def test_what_is_asked_of_the_watch_is_what_the_watch_tells(files: dict[str, str]) -> None:
+    told = {sample.name for metric in Exporter(stale_s=1).registry.collect() for sample in metric.samples}
+    told |= {metric.name + end for metric in Exporter(stale_s=1).registry.collect() for end in ("", "_total")}
+    asked = files["monitoring/rules.yml"] + files["monitoring/engine.json"]
+    assert len(set(re.findall(r"glm4_watch_\w+", asked))) >= 5
+    assert set(re.findall(r"glm4_watch_\w+", asked)) <= told
+    judged = "|".join(re.findall(r'\bstate=~?"([^"]+)"', files["monitoring/rules.yml"])).split("|")
+    assert set(judged) == {state.value for state in State if not state.good}
+
+
+def test_without_the_watch_nothing_of_it_is_asked() -> None:
+    files = rendered(make_deployment({"profile": "gb10", "extras": ["monitoring"]}))
+    assert json.loads(files["monitoring/engine.json"])["panels"]
+    assert not [name for name in files if name != COMPOSE and "watch" in files[name]]
 
 
 def missing(ours: Any, theirs: Any, path: str = "") -> list[str]:
@@ -102,7 +120,7 @@ def test_the_dashboards_sources_and_paths_fit_together(files: dict[str, str]) ->
     mounts = [item for item in services["grafana"]["volumes"] if isinstance(item, str)]
     assert f"./monitoring/engine.json:{provider['options']['path']}/engine.json:ro" in mounts
     for service in services.values():
-        for item in service["volumes"]:
+        for item in service.get("volumes", ()):
             if isinstance(item, str) and item.startswith("./"):
                 assert item.split(":")[0].removeprefix("./") in files
 
