@@ -6,6 +6,27 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf 'test-needs: %s\n' "$*" >&2; }
 
+# Debian's packages start their services, now and at every boot. The tests want the programs alone, and whatever runs
+# here (a dockerd) stays as it is. A policy-rc.d that is here already is this host's own affair.
+policy=/usr/sbin/policy-rc.d
+install_without_starting() (
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  # needrestart, where a host has it, restarts services after an installation.
+  DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
+    apt-get install -y -qq --no-upgrade --no-install-recommends "$@" >/dev/null
+  [ -d /run/systemd/system ] || return 0
+  for name in "$@"; do
+    case $name in
+      prometheus*) systemctl disable --quiet "$name.service" || say "$name is still enabled" ;;
+      openssh-server) systemctl disable --quiet ssh.service ssh.socket || say "sshd is still enabled" ;;
+    esac
+  done
+)
+
 missing=()
 command -v dockerd >/dev/null || docker info >/dev/null 2>&1 || missing+=(docker.io iptables)
 command -v chromium >/dev/null || missing+=(chromium)
@@ -17,7 +38,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "installing ${missing[*]}"
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    install_without_starting "${missing[@]}"
   else
     say "not here: ${missing[*]} (apt-get install ${missing[*]})"
   fi
@@ -25,7 +46,11 @@ fi
 if ! docker info >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd >/dev/null; then
   say "starting a Docker engine"
   log=${TMPDIR:-/tmp}/glm4-dockerd.log
-  setsid dockerd >"$log" 2>&1 </dev/null &
+  if [ -d /run/systemd/system ]; then
+    systemctl start docker >"$log" 2>&1 || true
+  else
+    setsid dockerd >"$log" 2>&1 </dev/null &
+  fi
   for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
   docker info >/dev/null 2>&1 || { say "the Docker engine did not come up:"; tail -5 "$log" >&2; }
 fi
