@@ -227,7 +227,7 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     for name, meant in mistaken_variables().items():
         if name in settings.env:
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
-    if not _is_loopback(settings.bind):
+    if not is_loopback(settings.bind):
         yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
     if "gateway" in settings.extras and not settings.api_key_file:
         yield "gateway without api_key_file: other containers of this project reach the engine without a key"
@@ -239,7 +239,7 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
 
-def _is_loopback(bind: str) -> bool:
+def is_loopback(bind: str) -> bool:
     return bind == "::1" or bind.startswith("127.")
 
 

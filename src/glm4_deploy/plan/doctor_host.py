@@ -1,14 +1,20 @@
 """The doctor's rows about the host: Docker, memory, disk, address, security modules, clock. Pure."""
 
+import re
 from collections.abc import Iterator
 
 from glm4_deploy.catalog.gpus import recognise
 from glm4_deploy.facts.host import Disk, HostFacts, PortState
+from glm4_deploy.plan.deployment import is_loopback
 from glm4_deploy.plan.doctor import Needs, Seen, unanswered
 from glm4_deploy.plan.memory_model import GIB
 from glm4_deploy.result import Result, Status
+from glm4_deploy.settings import Settings
 
 COMPOSE = (2, 20)
+# What neighbours send to a container's own address: 28.0.0 drops it (its release notes, "Port publishing in bridge
+# networks"; moby#49325), a reload of firewalld undid that from 28.2.0 until 28.3.3 (CVE-2025-54388).
+SHIELDED, LOST, MENDED = (28, 0, 0), (28, 2, 0), (28, 3, 3)
 IMAGE_GIB = 30  # unpacked; the images of the catalog are about 20 GiB
 CACHE_GIB = 5
 RELEASED = 1_767_225_600  # 2026-01-01: no image of the catalog's default is older than that
@@ -25,6 +31,7 @@ def host_rows(seen: Seen, needs: Needs) -> Iterator[Result]:
     yield _docker_disk(seen)
     yield _model_disk(seen.model_disk, needs)
     yield _port(seen.port, needs)
+    yield _loopback_ports(seen, needs.settings)
     yield seen.checkpoint or unanswered("checkpoint", "a sound checkpoint")
     if seen.host is None:
         yield unanswered("host")
@@ -194,6 +201,43 @@ def _port(state: PortState | None, needs: Needs) -> Result:
         return Result(check="port", status=Status.FAIL, observed=f"{where} is taken", expected=expected, remedy=remedy)
     reason = "only root may try a port below 1024"
     return Result(check="port", status=Status.UNKNOWN, observed=where, expected=expected, reason=reason)
+
+
+def _loopback_ports(seen: Seen, settings: Settings) -> Result:
+    """Whether a port on loopback is this host's alone. Older engines let in who routes to a container."""
+    check, expected = "loopback-ports", f"Docker {SHIELDED[0]} or newer: ports on 127.0.0.1 are this host's alone"
+    facts = seen.docker
+    if not _on_loopback(settings):
+        reason = f"nothing is published on loopback, the engine on {settings.bind}"
+        return Result(check=check, status=Status.SKIPPED, expected=expected, reason=reason)
+    if facts is None or facts.trouble:
+        reason = "the Docker engine did not answer"
+        return Result(check=check, status=Status.SKIPPED, expected=expected, reason=reason)
+    if facts.rootless:
+        observed = "rootless: no other machine can route to its containers"
+        return Result(check=check, status=Status.OK, observed=observed, expected=expected)
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", facts.version or "")
+    if found is None:
+        reason = f"the engine's version is {facts.version or 'not told'}"
+        return Result(check=check, status=Status.UNKNOWN, expected=expected, reason=reason)
+    version = tuple(int(part) for part in found.groups())
+    if version >= SHIELDED and not LOST <= version < MENDED:
+        return Result(check=check, status=Status.OK, observed=f"Docker {facts.version}", expected=expected)
+    when = "" if version < SHIELDED else "after a reload of firewalld, "
+    return Result(
+        check=check,
+        status=Status.WARN,
+        observed=f"Docker {facts.version}: {when}a neighbour that routes to a container reaches its published ports",
+        expected=expected,
+        remedy="update Docker Engine; until then set api_key_file, or use a network that you trust (docs/security.md)",
+    )
+
+
+def _on_loopback(settings: Settings) -> bool:
+    """Whether the engine or what stands beside it is published on loopback."""
+    beside = {"monitoring", "watch"} & set(settings.extras)
+    gateway = "gateway" in settings.extras and is_loopback(settings.gateway_bind)
+    return is_loopback(settings.bind) or bool(beside) or gateway
 
 
 def _shm(host: HostFacts, needs: Needs) -> Result:

@@ -182,6 +182,53 @@ def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check
     assert row(diagnosis, check).remedy
 
 
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ("20.10.24+dfsg1", Status.WARN),
+        ("27.5.1", Status.WARN),
+        ("28.0.0", Status.OK),
+        ("28.1.1", Status.OK),
+        ("28.2.0", Status.WARN),
+        ("28.3.2", Status.WARN),
+        ("28.3.3", Status.OK),
+        ("29.1.3", Status.OK),
+        ("dev", Status.UNKNOWN),
+        (None, Status.UNKNOWN),
+    ],
+)
+def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: str | None, status: Status) -> None:
+    docker = replace(DOCKER, version=version)
+    diagnosis = diagnose(seen(table("gb10-table.txt"), docker=docker), needs())
+
+    found = row(diagnosis, "loopback-ports")
+    assert found.status is status
+    assert bool(found.remedy) == (status is Status.WARN)
+    assert ("firewalld" in found.observed) == (version in ("28.2.0", "28.3.2"))
+    assert diagnosis.verdict is (Verdict.UNKNOWN if status is Status.UNKNOWN else Verdict.READY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"bind": "127.0.0.1"}, Status.WARN),
+        ({"bind": "::1"}, Status.WARN),
+        ({"bind": "0.0.0.0"}, Status.SKIPPED),
+        ({"bind": "0.0.0.0", "extras": ["monitoring"]}, Status.WARN),
+        ({"bind": "0.0.0.0", "extras": ["gateway"]}, Status.WARN),
+        ({"bind": "0.0.0.0", "extras": ["gateway"], "gateway_bind": "0.0.0.0"}, Status.SKIPPED),
+    ],
+)
+def test_only_what_is_published_on_loopback_is_looked_at(changes: dict[str, Any], status: Status) -> None:
+    docker = replace(DOCKER, version="27.5.1")
+
+    assert (
+        row(diagnose(seen(table("gb10-table.txt"), docker=docker), needs(**changes)), "loopback-ports").status is status
+    )
+    rootless = replace(docker, rootless=True)
+    assert row(diagnose(seen(None, docker=rootless), needs()), "loopback-ports").status is Status.OK
+
+
 def test_the_cpu_profile_asks_for_no_gpu() -> None:
     diagnosis = diagnose(seen(GpuReport(trouble="nvidia-smi is not installed"), PC), needs("cpu"))
 
