@@ -16,7 +16,7 @@ from typing import Any
 
 from glm4_deploy.errors import ModelMissing
 from glm4_deploy.facts.checkpoint_header import LFS_MAGIC, Header, HeaderFault, LfsPointer, Tensor, read_header
-from glm4_deploy.facts.checkpoint_json import MalformedJsonError, parse_object
+from glm4_deploy.facts.checkpoint_json import MalformedJsonError, parse_object, parse_tokenizer
 
 INDEX = "model.safetensors.index.json"
 # name -> largest size that is still believable. GLM-4's tokenizer.json has 20 MB.
@@ -91,7 +91,7 @@ class Checkpoint:
     """A directory as it was found.
 
     shards: those that the engine loads: all, or those that the index names; `spare_shards` are the others.
-    documents: parsed JSON objects by file name, only those that are sound.
+    documents: parsed JSON objects by file name, only those that are sound; of tokenizer.json the added_tokens alone.
     unfinished: files that a download leaves while it is under way.
     """
 
@@ -303,7 +303,7 @@ class _Reader:
         if data is None:
             return None
         try:
-            return parse_object(data, unique=file.name != "tokenizer.json")
+            return parse_tokenizer(data) if file.name == "tokenizer.json" else parse_object(data)
         except MalformedJsonError as error:
             self.fault(file.name, FaultKind.MALFORMED, str(error))
             return None

@@ -21,6 +21,7 @@ from glm4_deploy.checkpoint.repair import repair
 from glm4_deploy.checkpoint.verify import verify
 from glm4_deploy.errors import CheckpointRefused, ModelMissing
 from glm4_deploy.facts.checkpoint_header import MAX_HEADER_BYTES, HeaderFault, read_header
+from glm4_deploy.facts.checkpoint_json import MalformedJsonError, parse_object, parse_tokenizer
 from glm4_deploy.result import Result, Status
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 6442450944\n" % (b"4665a5ea" * 8)
@@ -124,6 +125,12 @@ def deep(_header: dict[str, Any]) -> bytes:
     return b'{"a":' * 5000 + b"1" + b"}" * 5000
 
 
+def cut_tokenizer(directory: Path, count: int, end: bytes = b"") -> None:
+    """Damage behind all that is kept of the file."""
+    text = (directory / "tokenizer.json").read_bytes().rstrip()
+    (directory / "tokenizer.json").write_bytes(text[: len(text) - count] + end)
+
+
 SCALE = "model.layers.1.mlp.down_proj.weight_global_scale"
 # what is done → the check that must fail, and a word of what it says
 FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -174,6 +181,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "architectures a word": (lambda d: made.change(d / "config.json", architectures="x"), "config", "[]"),
     "sizes of nonsense": (lambda d: made.change(d / "config.json", hidden_size=-1), "config", "hidden_size"),
     "sizes beyond belief": (lambda d: made.change(d / "config.json", num_hidden_layers=10**9), "config", "num_hidden"),
+    "tokenizer cut off": (lambda d: cut_tokenizer(d, 1), "files-readable", "not JSON"),
+    "tokenizer with more behind it": (lambda d: cut_tokenizer(d, 0, b"{}"), "files-readable", "not JSON"),
+    "tokenizer not UTF-8": (lambda d: cut_tokenizer(d, 1, b',"x":"\xff"}'), "files-readable", "UTF-8"),
+    "tokenizer a list": (rewrite("tokenizer.json", b"[]"), "files-readable", "holds a list"),
+    "tokenizer very deep": (rewrite("tokenizer.json", b"[" * 100_000), "files-readable", "nested too deep"),
+    "tokenizer huge": (lambda d: os.truncate(d / "tokenizer.json", 129 << 20), "files-readable", "limit"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer", "no tokenizer.json"),
 }
 
@@ -203,6 +216,43 @@ def test_no_depth_of_json_gets_past_the_guard(depth: int, directory: Path, tmp_p
     assert named(directory, "files-readable").status is Status.FAIL
     with pytest.raises(CheckpointRefused):
         repair(directory, tmp_path / "glm-4-out")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def cut_and_filled(text: bytes, at: int, fill: bytes) -> bytes:
+    return text[: at % (len(text) + 1)] + fill + text[at % (len(text) + 1) + len(fill) :]
+
+
+TOKENIZERS = st.builds(
+    lambda document, at, fill: cut_and_filled(json.dumps(document).encode(), at, fill),
+    st.dictionaries(st.sampled_from(["added_tokens", "model", "x"]), VALUES),
+    st.integers(0, 1 << 16),
+    st.binary(max_size=2) | st.sampled_from([b"[", b"}", b'"', b",", b"\\ud800", b'"added_tokens":0,']),
+)
+
+
+@given(TOKENIZERS)
+@example(b'{"added_tokens":[1],"added_tokens":[2]}')
+@example(b'{"added_tokens":[{"content":"a"}],"x":"\\ud800"}')
+@example(b'{"added_tokens":[],"x":' + b"[" * 300 + b"]" * 300 + b"}")
+@example(b'{"added_tokens":[NaN,1e999,-Infinity]}')
+@example(b'{"x":' + b"9" * 5000 + b"}")
+@example(b"\xef\xbb\xbf{}")
+@example(b"")
+def test_the_short_way_through_a_tokenizer_says_what_a_whole_parse_says(text: bytes) -> None:
+    def told(parse: Callable[[bytes], dict[str, Any]]) -> str:
+        try:
+            return repr(parse(text).get("added_tokens"))
+        except MalformedJsonError as error:
+            return f"malformed: {error}"
+
+    assert told(parse_tokenizer) == told(lambda data: parse_object(data, unique=False))
 
 
 INDEX_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
