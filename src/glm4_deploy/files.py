@@ -1,6 +1,8 @@
 """Reading and writing files so that nothing is ever half-written, and that no file a user gives can do harm."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,26 +18,30 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write all of it or nothing: a temporary file beside the target, flushed to disk, then renamed.
 
+    A symbolic link stays, and the file it leads to is replaced; a device or a pipe is written to, never replaced.
+
     Raises:
-        StorageError: the directory is missing or not writable, or the disk is full.
+        StorageError: a directory, or one that is missing or not writable, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if _is_stream(path):
+            path.write_bytes(data)
+            return
+        target = path.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(mode)
-            Path(name).replace(path)
+            Path(name).replace(target)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}", hint="check the directory, its owner and free space"
-        ) from error
+        raise _cannot_write(path, error) from error
 
 
 def ensure_writable(path: Path) -> None:
@@ -44,15 +50,34 @@ def ensure_writable(path: Path) -> None:
     Raises:
         StorageError: a directory, or one that is missing (and cannot be made) or not writable.
     """
-    hint = "check the directory, its owner and free space"
-    if path.is_dir():
-        raise StorageError(f"cannot write {path}: it is a directory", hint="name a file in it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if _is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        parent = path.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
             return
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+        raise _cannot_write(path, error) from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is there and is no file: a device, a pipe, a socket, or a link to one. OSError for a directory."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    return not stat.S_ISREG(kind)
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    directory = isinstance(error, IsADirectoryError)
+    hint = "name a file in it" if directory else "check the directory, its owner and free space"
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint=hint)
 
 
 def read_text(path: Path) -> str:

@@ -188,3 +188,80 @@ def test_the_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         )  # fmt: skip
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert not imported & {"torch", "vllm", "docker", "httpx", "numpy", "transformers"}, words
+
+
+def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`kit` is the command line; the exit code is the first command's of a pipe."""
+    text = f'kit() {{ "{sys.executable}" -m glm4_deploy "$@"; }}; {script}; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", text], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "Exception ignored" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        ("kit render >/dev/full", 18, "cannot write the output: No space left on device"),
+        ("kit --help >/dev/full", 18, "No space left on device"),
+        ("kit plan --gpu h100 >/dev/full", 18, "No space left on device"),
+        ("kit plan --gpu h100 | true", 141, ""),
+        ("kit render | true", 141, ""),
+        ("kit --help | head -c5", 141, ""),
+        ("kit plan --gpu h100 1>&-", 0, ""),
+        ("kit --help 1>&-", 0, ""),
+        ("kit render --port none 2>&-", 2, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_ends_in_one_line(tmp_path: Path, script: str, code: int, said: str) -> None:
+    done = shell(script, tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == (2 if said else 0), done.stderr
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_a_defect_is_one_line_and_70(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], debug: str
+) -> None:
+    from glm4_deploy.cli import app
+
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setenv("GLM4_DEBUG", debug)
+    monkeypatch.setattr(app, "app", broken)
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 70
+    assert "a defect: ZeroDivisionError: by nothing\n" in said
+    assert ("Traceback" in said) == bool(debug)
+    assert debug or len(said.splitlines()) == 2
+
+
+def test_version_and_help_are_where_people_look(tmp_path: Path) -> None:
+    assert kit("--version", cwd=tmp_path).stdout == kit("version", cwd=tmp_path).stdout
+    assert kit("render", "-h", cwd=tmp_path).stdout == kit("render", "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("where", "target", "made"), [
+    ("new", "kubernetes", ["new/kubernetes.yaml", "new/smoke-job.yaml"]),
+    ("k8s.d/", "quadlet", ["k8s.d/glm4-cache.volume", "k8s.d/glm4.container"]),
+    ("there", "kubernetes", ["smoke-job.yaml", "there"]),
+    ("engine.yaml", "kubernetes", ["engine.yaml", "smoke-job.yaml", "there"]),
+    ("one/", "compose", ["one/compose.yaml"]),
+])  # fmt: skip
+def test_several_files_make_a_directory(tmp_path: Path, where: str, target: str, made: list[str]) -> None:
+    (tmp_path / "there").touch()
+    done = kit("render", "--target", target, "-o", where, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert found == sorted({*made, "there"})
+    assert kit("render", "--target", target, "--check", "-o", where, cwd=tmp_path).returncode == 0
+
+
+def test_several_files_do_not_go_into_one_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = kit("render", "--target", "kubernetes", "-o", "pipe", cwd=tmp_path)
+    assert (done.returncode, "name a directory" in done.stderr) == (2, True)

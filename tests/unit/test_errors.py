@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from glm4_deploy import errors
+from glm4_deploy.cli.app import INTERRUPTED, READER_GONE
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STABLE = {
@@ -25,3 +26,5 @@ def test_every_error_has_its_own_code_and_keeps_it() -> None:
 def test_the_readme_documents_every_code() -> None:
     for item in classes():
         assert f"| {item.exit_code} | {item.meaning} |" in README, item.__name__
+    for code in (INTERRUPTED, READER_GONE):
+        assert f"| {code} | " in README

@@ -1,9 +1,14 @@
-"""What a user's YAML may not do, and what it may."""
+"""What a user's YAML may not do, and what it may; and what writing a file leaves as it is."""
+
+import os
+import stat
+import threading
+from pathlib import Path
 
 import pytest
 
-from glm4_deploy.errors import UsageError
-from glm4_deploy.files import parse_yaml
+from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.files import ensure_writable, parse_yaml, write_text
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -37,3 +42,45 @@ def test_aliases_that_only_repeat_are_welcome() -> None:
         "b": {"x": 1},
         "c": {"x": 1, "y": 2},
     }
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    ensure_writable(pipe)
+    write_text(pipe, "all of it")
+    reader.join(timeout=10)
+    assert read == ["all of it"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_device_is_written_to_and_stays_a_device(tmp_path: Path) -> None:
+    null = tmp_path / "null"  # never the real one: this runs as root
+    try:
+        os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        null.open("wb").close()
+    except OSError:
+        pytest.skip("needs root and a file system that allows devices")
+    write_text(null, "away")
+    assert stat.S_ISCHR(null.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [null]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there/file"
+    link.symlink_to("there/file")
+    for text in ("made", "replaced"):
+        write_text(link, text)
+        assert (link.is_symlink(), target.read_text()) == (True, text)
+
+
+def test_a_directory_and_a_link_to_itself_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, said in ((tmp_path, "it is a directory"), (tmp_path / "loop", "symbolic links")):
+        for act in (lambda path: write_text(path, "x"), ensure_writable):
+            with pytest.raises(StorageError, match=said):
+                act(path)

@@ -54,7 +54,8 @@ def render(
     sets: SetOptions = None,
     config: Config = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write to this file or directory instead of to stdout.")
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="Write to this file or directory instead of to stdout."),
     ] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
@@ -71,7 +72,7 @@ def render(
     for warning in wish.deployment.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if diff is not None or check:
-        _compare(_placed(files, diff or output), check=check)
+        _compare(_placed(files, str(diff) if diff else output), check=check)
     elif output is not None:
         from glm4_deploy.files import write_text
 
@@ -88,15 +89,25 @@ def render(
 _NOT_SETTINGS = frozenset({"target", "sets", "config", "output", "diff", "check"})
 
 
-def _placed(files: Mapping[str, str], where: Path | None) -> dict[Path, str]:
-    """Where each file goes: the first to `where`, or into it; the others beside it."""
+def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
+    """Where each file goes: the first to `where`, or into it; the others beside it.
+
+    Several files make a directory of a name that is not there yet and has no suffix; a `/` at its end always does.
+
+    Raises:
+        UsageError: no name, or several files for a link, a device or a pipe.
+    """
     from glm4_deploy.errors import UsageError
 
     if where is None:
         raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
-    first = next(iter(files))
-    main = where / first if where.is_dir() else where
-    return {main if name == first else main.parent / name: text for name, text in files.items()}
+    path, first = Path(where), next(iter(files))
+    new = not path.exists() and not path.is_symlink()
+    if path.is_dir() or where.endswith("/") or (len(files) > 1 and new and not path.suffix):
+        return {path / name: text for name, text in files.items()}
+    if len(files) > 1 and not new and (path.is_symlink() or not path.is_file()):
+        raise UsageError(f"{len(files)} files cannot go to {where}", hint="name a directory: -o DIRECTORY")
+    return {path if name == first else path.parent / name: text for name, text in files.items()}
 
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:
