@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -64,8 +65,8 @@ def test_a_pipe_and_a_healthy_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stdin", "said"),
     [
-        (b"", "no start of an engine"),
-        (b"hello\nworld\n", "  | world"),
+        (b"Nov 24 12:00:00 host kernel: nothing\nworld\n", "no start of an engine"),
+        (b"2026-11-24T12:00:00Z hello\nworld\n", "  | world"),
         (b"INFO 01-01 00:00:00 [x.py:1] vLLM API server version 0.13.0\n", "ends in the phase `config`"),
     ],
 )
@@ -135,3 +136,33 @@ def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts:
 
 def test_the_table_in_the_docs_is_the_one_in_the_catalog() -> None:
     assert (ROOT / "docs/diagnose.md").read_text().endswith(table()), "run scripts/signature-table.py"
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_is_no_log_is_not_judged(tmp_path: Path, stdin: bytes, words: tuple[str, ...]) -> None:
+    code, out, err = kit("-", *words, cwd=tmp_path, stdin=stdin)
+    assert (code, out) == (2, "")
+    assert "nothing to diagnose in standard input" in err
+
+
+SECRET = "CANARY0123456789"
+ARGS = f'INFO 01-01 00:00:00 [x.py:1] non-default args: {{"api_key": ["glm4-{SECRET}", "b-{SECRET}"], "port": 1}}'
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "last",
+    [
+        ARGS,
+        f"using hf_{SECRET} to log in",
+        f"curl -H 'Authorization: Bearer {SECRET}' failed",
+        f"ERROR 01-01 00:00:00 [x.py:1] RuntimeError: HF token hf_{SECRET} is invalid",
+        f"RuntimeError: CUDA error: out of memory {'x' * 960} hf_{SECRET}",
+        f"Traceback (most recent call last):\n  File 'x'\nValueError: token={SECRET}",
+    ],
+)
+def test_no_secret_of_the_log_is_shown(tmp_path: Path, words: tuple[str, ...], last: str) -> None:
+    _, out, err = kit("-", *words, cwd=tmp_path, stdin=f"INFO: started\n{ARGS}\n{last}\n".encode())
+    assert out
+    assert SECRET[:6] not in out + err

@@ -36,16 +36,19 @@ def detect(
     """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
 
     A JSONL row is {"text": …} and, where known, "prompt", "finish_reason", "token_ids" and "logprobs": each one
-    sharpens the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read.
+    sharpens the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read, or holds no rows.
 
     Example: glm4-deploy detect answers.jsonl --json
     """
+    from glm4_deploy.errors import UsageError
     from glm4_deploy.report.wire import dumps
 
-    degenerate = False
+    degenerate, number = False, 0
     for number, finding in _findings(file, kind):
         degenerate |= finding.degenerate
         typer.echo(_escaped_json(dumps(finding, indent=None)) if json_ else _row(number, finding))
+    if not number:
+        raise UsageError(f"no rows in {file}: nothing was judged", hint="one JSON object a line, each with a text")
     if degenerate:
         raise typer.Exit(1)
 

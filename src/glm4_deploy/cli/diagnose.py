@@ -45,7 +45,8 @@ def diagnose(
     """Read an engine's log: which path it took, how far it came, what went wrong and what to do, root cause first.
 
     Without an argument: this deployment's engine if it runs, else the log of its last failed start. Any log of vLLM
-    0.9 or newer will do, with or without Docker's timestamps. Exit 0: no failure found. 1: one found. 2: no log.
+    0.9 or newer will do, with or without Docker's timestamps. Exit 0: no failure found. 1: one found.
+    2: nothing that is a log.
 
     Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
     """
@@ -65,6 +66,12 @@ def diagnose(
         from glm4_deploy.facts.logfile import read_file
 
         source, reader = read_file(file or "-")
+    if not reader.recognised:
+        said = "it is empty" if not reader.lines else f"none of its {reader.lines} lines looks like one of a log"
+        raise UsageError(
+            f"nothing to diagnose in {source}: {said}",
+            hint="give the engine's log: docker logs vllm 2>&1 | glm4-deploy diagnose -",
+        )
     if json_:
         from glm4_deploy.report.wire import dumps
 

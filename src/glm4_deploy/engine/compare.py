@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4_deploy.engine.redact import redact
 from glm4_deploy.engine.release import Release
+from glm4_deploy.facts.redact import redact
 
 ABSENT = None
 

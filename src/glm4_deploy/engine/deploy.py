@@ -25,13 +25,13 @@ from glm4_deploy.engine.outcome import (
     trouble,
     unrecorded,
 )
-from glm4_deploy.engine.redact import redact
 from glm4_deploy.engine.release import Image, Release, content_of
 from glm4_deploy.engine.restore import candidate_of, check
 from glm4_deploy.engine.runner import ComposeRunner
 from glm4_deploy.engine.store import Draft, Store, capped
 from glm4_deploy.engine.up import Candidate, runner_of
 from glm4_deploy.errors import DeployError, DockerMissing, StorageError
+from glm4_deploy.facts.redact import redact
 from glm4_deploy.files import write_text
 from glm4_deploy.report.wire import dumps, to_wire
 

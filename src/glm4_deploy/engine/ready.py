@@ -234,8 +234,9 @@ def serious(reader: LogReader) -> tuple[LogFinding, ...]:
 
 
 def lines_that_matter(reader: LogReader) -> tuple[str, ...]:
-    """The lines of the serious findings; where there are none, the end of the log."""
-    found = [finding.line.strip()[:LINE_CHARACTERS] for finding in serious(reader)[:TAIL_LINES]]
+    """The lines of the serious findings; where none is understood, the end of the log."""
+    known = [finding for finding in serious(reader) if finding.id != "unknown-error"]
+    found = [finding.line.strip()[:LINE_CHARACTERS] for finding in known[:TAIL_LINES]]
     return tuple(dict.fromkeys(found)) or reader.tail(TAIL_LINES)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from glm4_deploy.engine import state
 from glm4_deploy.engine.docker import connect
 from glm4_deploy.engine.images import PullState, find_image, pull
-from glm4_deploy.engine.redact import MASK
 from glm4_deploy.engine.release import PIN, Release
 from glm4_deploy.engine.store import Files, Store
 from glm4_deploy.engine.up import Candidate, compose_runner, preflight, process_candidate
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, UsageError
+from glm4_deploy.facts.redact import MASK
 
 
 def choose(store: Store, directory: Path, wished: str | None, *, force: bool) -> Release:

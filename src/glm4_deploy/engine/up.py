@@ -10,11 +10,11 @@ from glm4_deploy.engine.compose import Compose, find_compose
 from glm4_deploy.engine.docker import connect
 from glm4_deploy.engine.preflight import Weights, check_checkpoint, check_port
 from glm4_deploy.engine.process import ProcessRunner
-from glm4_deploy.engine.redact import secrets_in, without_secrets
 from glm4_deploy.engine.release import Service
 from glm4_deploy.engine.runner import ComposeRunner, Runner
 from glm4_deploy.engine.store import Files
 from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.facts.redact import secrets_in, without_secrets
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.deployment import Deployment
 from glm4_deploy.render.compose import COMPOSE, rendered

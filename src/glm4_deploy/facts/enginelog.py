@@ -3,8 +3,9 @@
 Pure: it is fed lines or bytes and opens nothing. Memory does not grow with the log.
 """
 
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -12,8 +13,9 @@ from functools import cache, lru_cache
 from glm4_deploy.catalog.signatures import Signature, signatures
 from glm4_deploy.facts import enginefacts
 from glm4_deploy.facts.enginefacts import EngineFacts, Phase
-from glm4_deploy.facts.logline import Line, decode, parse, visible
-from glm4_deploy.facts.traceback import Raised, Tracebacks
+from glm4_deploy.facts.logline import Line, decode, looks_like_a_log, parse, visible
+from glm4_deploy.facts.redact import redact
+from glm4_deploy.facts.traceback import START, Raised, Tracebacks
 
 __all__ = ["EngineFacts", "LogFinding", "LogReader", "Phase", "Severity"]
 
@@ -22,6 +24,7 @@ LONGEST_LINE = 64 * 1024
 LONGEST_QUOTE = 1000
 LONGEST_KNOWN = 500
 MOST_GENERIC = 10
+LAST_WORDS = 20  # lines: what stands among so many at the end of a log may be why it ends
 
 
 class Severity(StrEnum):
@@ -33,8 +36,8 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
-    """line: as it stands in the log, without control characters. number: of that line, from 1. count: how often it
-    was seen. wrapper: it only reports that something else failed."""
+    """line: as it stands in the log, without control characters and secrets. number: of that line, from 1. count: how
+    often it was seen. wrapper: it only reports that something else failed."""
 
     id: str
     severity: Severity
@@ -62,6 +65,8 @@ class LogReader:
         self._tail: deque[str | bytes] = deque(maxlen=TAIL_LINES)
         self._tracebacks = Tracebacks()
         self._generic = 0
+        self._recognised = False
+        self._last_error: tuple[str, int] | None = None
         self._forget_start()
 
     def _forget_start(self) -> None:
@@ -74,7 +79,22 @@ class LogReader:
     @property
     def findings(self) -> tuple[LogFinding, ...]:
         """Failures first in the order of their lines, then warnings, then information, at last the wrappers."""
-        return tuple(sorted(self._findings.values(), key=_rank))
+        return tuple(sorted(self._judged(), key=_rank))
+
+    def _judged(self) -> Iterator[LogFinding]:
+        """An unknown error that was the last word of an engine that never came up is a failure, unless one is known."""
+        rows = self._findings
+        failed = any(row.severity in _FAILURES and not row.wrapper for row in rows.values())
+        key, number = self._last_error or ("", 0)
+        last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY and not failed
+        for name, row in rows.items():
+            yield replace(row, severity=Severity.ERROR) if last_word and name == key else row
+
+    @property
+    def recognised(self) -> bool:
+        """Whether anything in it is of a log: a fact, a failure, a traceback, a level, a time."""
+        known = self._recognised or bool(self._findings) or self.facts != EngineFacts()
+        return known or any(map(looks_like_a_log, self.tail(TAIL_LINES)))
 
     @property
     def fatal(self) -> LogFinding | None:
@@ -93,9 +113,9 @@ class LogReader:
             self._take(part)
 
     def tail(self, count: int) -> tuple[str, ...]:
-        """The last lines, at most 200."""
+        """The last lines, at most 200, without secrets."""
         lines = list(self._tail)[-count:]
-        return tuple(line if isinstance(line, str) else visible(decode(line)).rstrip() for line in lines)
+        return tuple(redact(line if isinstance(line, str) else visible(decode(line)).rstrip()) for line in lines)
 
     def skip(self, lines: Sequence[bytes]) -> None:
         """Count lines that nothing can be read from."""
@@ -116,9 +136,17 @@ class LogReader:
             self._learn(line.text)
         if self.facts.phase is Phase.READY and before.phase is not Phase.READY:
             self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
-        raised = self._tracebacks.feed((line.process, line.place), line.text)
-        if not self._match(rows, line, shown) and raised is not None:
+        self._recognised = self._recognised or looks_like_a_log(shown)
+        writer = (line.process, line.place)
+        if START in line.text:
+            self._forget_errors(writer)
+        raised = self._tracebacks.feed(writer, line.text)
+        if self._match(rows, line, shown):
+            return
+        if raised is not None:
             self._unknown(raised, line, shown)
+        elif line.level in _LOUD:
+            self._unknown_error(writer, line, shown)
 
     def _begin(self, line: Line) -> None:
         """A start shows by its banner; a new one by a banner seen before, once the last went past its beginning."""
@@ -184,7 +212,7 @@ class LogReader:
             LogFinding(
                 id="unknown-exception",
                 severity=Severity.WARN if line.level in _QUIET else Severity.ERROR,
-                line=shown[:LONGEST_QUOTE],
+                line=shown,
                 cause=f"an exception that no signature knows, raised at {at}",
                 fix="read the lines around it; search vLLM's issues for its words and that file",
                 source=f"traceback, raised at {at}",
@@ -193,13 +221,43 @@ class LogReader:
             key,
         )
 
+    def _unknown_error(self, writer: tuple[str, str], line: Line, shown: str) -> None:
+        """A line of level ERROR that no signature knows; not one that continues or follows a traceback."""
+        if self._tracebacks.wrote(writer) or not line.text.strip():
+            return
+        key = f"unknown-error {writer} {_DIGITS.sub('0', line.text[:200])}"
+        if key not in self._findings:
+            others = [name for name, row in self._findings.items() if row.id == "unknown-error"]
+            for name in others[: 1 - MOST_GENERIC]:
+                del self._findings[name]
+        self._last_error = (key, self.lines)
+        finding = LogFinding(
+            id="unknown-error",
+            severity=Severity.WARN,
+            line=shown,
+            cause="the engine logged an error that no signature knows",
+            fix="read the lines around it; search vLLM's issues for its words",
+            source=f"level {line.level}",
+            number=self.lines,
+        )
+        self.add(finding, key)
+
+    def _forget_errors(self, writer: tuple[str, str]) -> None:
+        """What this writer said before its traceback only introduced it."""
+        for key in [key for key in self._findings if key.startswith(f"unknown-error {writer} ")]:
+            del self._findings[key]
+
     def add(self, finding: LogFinding, key: str = "") -> None:
-        """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays."""
+        """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays.
+
+        Its line is cut only once its secrets are out: half a secret looks like none.
+        """
         self._troubled |= finding.severity in (Severity.FATAL, Severity.ERROR)
         old = self._findings.get(key or finding.id)
         if old is None or _GRAVITY[finding.severity] < _GRAVITY[old.severity]:
             count = 1 if old is None else old.count + 1
-            self._findings[key or finding.id] = replace(finding, count=count)
+            line = redact(finding.line)[:LONGEST_QUOTE]
+            self._findings[key or finding.id] = replace(finding, line=line, count=count)
         else:
             self._findings[key or finding.id] = replace(old, count=old.count + 1)
 
@@ -208,6 +266,9 @@ _GRAVITY = {Severity.FATAL: 0, Severity.ERROR: 1, Severity.WARN: 2, Severity.INF
 # A stop, or a client that went away, writes tracebacks too: they are no failure.
 _ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
+_LOUD = frozenset({"ERROR", "CRITICAL"})
+_FAILURES = frozenset({Severity.FATAL, Severity.ERROR})
+_DIGITS = re.compile(r"\d+")
 
 
 @lru_cache(maxsize=4096)
@@ -248,7 +309,7 @@ def _finding(row: Signature, severity: Severity, shown: str, number: int) -> Log
     return LogFinding(
         id=row.id,
         severity=severity,
-        line=shown[:LONGEST_QUOTE],
+        line=shown,
         cause=row.cause,
         fix=row.fix,
         source=row.source,

@@ -25,6 +25,12 @@ _LEVEL = re.compile(
 _OTHER_LEVEL = re.compile(
     r"- (DEBUG|INFO|WARNING|ERROR|CRITICAL) - |\[?([WEIF])\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]{1,200}\] ?"
 )
+# A level, a word of failure, a time: dmesg's, syslog's, or of any form that holds hours, minutes and seconds.
+_LOG = re.compile(
+    r"\b(?:DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b"
+    r"|(?i:\b(?:error|warning|exception|traceback|failed|failure|fatal|panic|killed|denied)\b)"
+    r"|^\[ *\d+\.\d{3,}\] |\d\d:\d\d:\d\d(?!\d)|\bpid=\d|\w(?:Error|Exception)\b"
+)
 _LETTERS = {"W": "WARNING", "E": "ERROR", "I": "INFO", "F": "CRITICAL"}
 MOST_PREFIXES = 8
 
@@ -50,6 +56,11 @@ def decode(line: bytes) -> str:
 def visible(text: str) -> str:
     """The text without ANSI sequences and control characters; tabs stay."""
     return _CONTROL.sub("", ANSI.sub("", text) if "\x1b" in text else text)
+
+
+def looks_like_a_log(text: str) -> bool:
+    """Whether one visible line may be of a log of any origin."""
+    return _LOG.search(text) is not None
 
 
 def parse(text: str) -> Line:

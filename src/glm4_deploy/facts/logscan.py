@@ -15,7 +15,8 @@ from glm4_deploy.facts.enginelog import LONGEST_LINE, LogReader
 from glm4_deploy.facts.logline import ANSI, decode
 from glm4_deploy.facts.traceback import START
 
-COMMON = ("Error", "error", "ailed")
+# The last two: how PyTorch begins a line of level error or fatal (`[E1123 14:42:43.1 …`).
+COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", "E0000 00:00:00", "F0000 00:00:00")
 MOST_SHAPES = 1 << 14
 MOST_BYTES = 1 << 20
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")

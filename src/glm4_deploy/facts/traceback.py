@@ -6,6 +6,7 @@ from dataclasses import dataclass
 START = "Traceback (most recent call last)"
 LONGEST = 2000
 MOST_OPEN = 64
+MOST_WRITERS = 1024
 _FILE = re.compile(r'^\s*(?:\|\s*)?File "([^"]+)", line (\d+)')
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::(?:\s|$)|$)")
 
@@ -31,10 +32,15 @@ class Tracebacks:
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], _Open] = {}
+        self._wrote: set[tuple[str, str]] = set()
 
     @property
     def any_open(self) -> bool:
         return bool(self._open)
+
+    def wrote(self, key: tuple[str, str]) -> bool:
+        """Whether this writer has begun a traceback: its other lines introduce, continue or follow it."""
+        return key in self._wrote
 
     def feed(self, key: tuple[str, str], text: str) -> Raised | None:
         """The exception, with the line that names it; None for every other line."""
@@ -42,6 +48,8 @@ class Tracebacks:
             if key not in self._open and len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
             self._open[key] = _Open()
+            if len(self._wrote) < MOST_WRITERS:
+                self._wrote.add(key)
             return None
         state = self._open.get(key)
         if state is None:

@@ -32,6 +32,15 @@ def test_plain_text_from_a_pipe() -> None:
     assert run("-", stdin=b"").returncode == 1
 
 
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_rows_that_are_not_there_are_not_clean(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content)
+    for done in (run(str(file)), run("--format", "jsonl", stdin=content.encode())):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "no rows in" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -230,3 +230,41 @@ def test_a_log_with_damage_anywhere_is_still_read(data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(raw) - 1))
         raw[at : at + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=40))
     read(LogReader(), [bytes(raw)])
+
+
+BOOT = b"INFO 01-01 00:00:00 [x.py:1] vLLM API server version 0.13.0"
+TOKEN = b"(APIServer pid=1) ERROR 01-01 00:00:01 [api_server.py:1] RuntimeError: the hub's token is invalid"
+READY = b"INFO:     Application startup complete."
+
+
+@pytest.mark.parametrize(
+    ("lines", "severity"),
+    [
+        ([BOOT, TOKEN], Severity.ERROR),
+        ([BOOT, *[b"some other line"] * 300, TOKEN, b"a last word"], Severity.ERROR),
+        ([BOOT, TOKEN, *[b"some other line"] * 300], Severity.WARN),
+        ([BOOT, TOKEN, READY], Severity.WARN),
+        ([BOOT, READY, TOKEN], Severity.WARN),
+    ],
+)
+def test_an_error_that_no_signature_knows_is_a_finding(lines: list[bytes], severity: Severity) -> None:
+    (row,) = scan(lines).findings
+    assert (row.id, row.severity) == ("unknown-error", severity)
+    assert row.line == TOKEN.decode()
+
+
+def test_an_unknown_error_never_stands_before_a_known_failure_nor_beside_its_own_traceback() -> None:
+    known = scan([BOOT, TOKEN, *lines_of("h100-0.24-no-room.log")])
+    assert known.findings[0].id == "no-kv-room"
+    place = TOKEN.partition(b"RuntimeError")[0]
+    said = (b"It failed.", b"Traceback (most recent call last):", b"ValueError: x", b"more")
+    traced = [place + line for line in said]
+    assert ids(scan([BOOT, *traced])) == ["unknown-exception"]
+
+
+def test_unknown_errors_are_few() -> None:
+    lines = [TOKEN + f" {chr(97 + n % 26)}{chr(97 + n // 26)}".encode() for n in range(500)]
+    found = scan([BOOT, *lines]).findings
+    assert len(found) == 10
+    assert found[0].severity is Severity.ERROR
+    assert found[0].line == lines[-1].decode()

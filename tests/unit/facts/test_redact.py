@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4_deploy.engine.redact import MASK, redact, secret_name, secrets_in, without_secrets
+from glm4_deploy.facts.redact import MASK, redact, secret_name, secrets_in, without_secrets
 
 SECRET = "s3cr3tValue99"
 
