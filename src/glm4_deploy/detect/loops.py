@@ -1,7 +1,7 @@
 """Exact loops: which periodic tails are loops, given what repeats, how the text ended and what was asked for."""
 
+import math
 import re
-from collections.abc import Iterator
 
 from glm4_deploy.detect.context import Ending, Request, Shape, is_refrain, shape_of, weight_of
 from glm4_deploy.detect.limits import (
@@ -15,6 +15,7 @@ from glm4_deploy.detect.limits import (
     SPACES,
     WHOLE,
     WRAPPED,
+    Loop,
 )
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
@@ -23,8 +24,26 @@ from glm4_deploy.detect.text import Text
 
 def find_loop(text: Text, *, ending: Ending, request: Request) -> Finding | None:
     """The loop that this tail ends in, if any."""
-    turned, end = text.turned, text.end
-    return _whitespace(turned, end, ending) or next(_loops(turned, end, ending, request), None)
+    return find_or_due(text, ending=ending, request=request)[0]
+
+
+def find_or_due(text: Text, *, ending: Ending, request: Request) -> tuple[Finding | None, float]:
+    """The loop, if any; else where one of the runs that the text ends in will be one, should it go on (an offset)."""
+    turned, end, due = text.turned, text.end, math.inf
+    if blank := _whitespace(turned, end, ending):
+        return blank, due
+    for run in tail_runs(turned, reach=REACH):
+        unit = turned[run.length - run.period : run.length][::-1]
+        if is_blank(unit):
+            continue
+        if unit == "!" and run.length >= (ALL_BANGS if run.length == end else BANGS[ending]):
+            return _collapse(run, end), due
+        needed = _needed(run, unit, ending)
+        if run.length < needed and not (run.length == end and _is_all(run, unit, ending)):
+            due = min(due, end - run.length + math.ceil(needed))
+        elif not request.allows(run.repeats):
+            return _loop(run, unit, end, ending), due
+    return None, due
 
 
 _BLANK = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*")
@@ -56,29 +75,27 @@ def _length(found: re.Match[str] | None) -> int:
     return found.end() if found else 0
 
 
-def _loops(turned: str, end: int, ending: Ending, request: Request) -> Iterator[Finding]:
-    for run in tail_runs(turned, reach=REACH):
-        unit = turned[run.length - run.period : run.length][::-1]
-        if is_blank(unit):
-            continue
-        if unit == "!" and run.length >= (ALL_BANGS if run.length == end else BANGS[ending]):
-            yield _collapse(run, end)
-        elif (_is_loop(run, unit, ending) or (run.length == end and _is_all(run, unit, ending))) and not request.allows(
-            run.repeats
-        ):
-            yield _loop(run, unit, end, ending)
-
-
-def _is_loop(run: Run, unit: str, ending: Ending) -> bool:
+def _needed(run: Run, unit: str, ending: Ending) -> float:
+    """How many characters a run of this unit must have to be a loop."""
     shape = shape_of(unit)
     if shape is Shape.ZEROS and run.period in WRAPPED:
         ending = Ending.STOPPED  # lines of base64, however the text ended
     limit = LOOPS[shape, ending]
     weight = weight_of(unit)
-    copies = limit.long if run.period * weight >= LONG_UNIT else limit.short
+    flows = shape is Shape.PROSE and "\n" not in unit
+    copies = _copies(limit, run.period * weight, flows=flows)
     if is_refrain(unit):
         copies = max(copies, REFRAIN[ending])
-    return run.length * weight >= limit.span and run.repeats >= copies
+    return max(limit.span / weight, copies * run.period)
+
+
+def _copies(limit: Loop, size: float, *, flows: bool) -> float:
+    """Running prose needs ever fewer from where they just make up the span up to a long unit; lines do not."""
+    if size >= LONG_UNIT or not flows:
+        return limit.long if size >= LONG_UNIT else limit.short
+    least = limit.span / limit.short
+    share = max(size - least, 0) / (LONG_UNIT - least)
+    return limit.short + share * (limit.long - limit.short)
 
 
 def _is_all(run: Run, unit: str, ending: Ending) -> bool:

@@ -1,5 +1,6 @@
 """The detector on a stream: looks every HOP characters, keeps at most WINDOW of them, tells at once."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -11,7 +12,7 @@ from glm4_deploy.detect.folded import find_folded, fold
 from glm4_deploy.detect.growth import Growth
 from glm4_deploy.detect.likeness import find_near_duplicate
 from glm4_deploy.detect.limits import HOP, WINDOW, WORD_HOPS, WORDS
-from glm4_deploy.detect.loops import find_loop, is_blank
+from glm4_deploy.detect.loops import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.model import Finding, Verdict, clean, degenerate
 from glm4_deploy.detect.neardup import Shingles
 from glm4_deploy.detect.numbers import Numbers
@@ -40,6 +41,8 @@ class Stream:
         self._blank = True
         self._words = Words(WORDS)
         self._shingles = Shingles()
+        self._due = math.inf  # offset at which a run becomes a loop if it goes on
+        self._due_blocks = 0
         self._found: Finding | None = None
         self._growth: Growth | None = None
 
@@ -80,19 +83,25 @@ class Stream:
         )
 
     def _take(self, chunk: str) -> None:
-        text = self._pending + chunk
-        full = len(text) - len(text) % HOP
-        for start in range(0, full, HOP):
-            if self._found is not None:
-                full = start
+        text, at = self._pending + chunk, 0
+        while self._found is None:
+            block = text[at : at + HOP]
+            if self._due <= self._seen + len(block):
+                at += self._take_due(block)
+            if self._found is not None or len(block) < HOP:
                 break
-            self._take_block(text[start : start + HOP])
-        if self._found is None:
-            self._pending = text[full:]
-            return
-        self._pending = ""
+            self._take_block(block)
+            at += HOP
+        self._pending = text[at:] if self._found is None else ""
         if self._growth is not None:
-            self._growth.take(text[full:])
+            self._growth.take(text[at:])
+
+    def _take_due(self, block: str) -> int:
+        """Look within a block, where a run was to become a loop; how much of the block that took."""
+        read, self._due = int(self._due) - self._seen, math.inf
+        text = Text(block[:read][::-1] + self._turned_tail(self._due_blocks), self._seen + read)
+        self._look_running(text)
+        return read if self._found is not None else 0
 
     def _take_block(self, block: str) -> None:
         self._turned.appendleft(block[::-1])
@@ -100,21 +109,28 @@ class Stream:
         self._hops += 1
         self._blank = self._blank and is_blank(block)
         # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
-        blocks = 8 * (self._hops & -self._hops)
-        text = Text(self._turned_tail(blocks), self._seen)
-        self._found = self._look(text, Ending.RUNNING)
-        if self._found is not None and self._found.start == text.begin:
-            # It fills what was looked at: look at all that is kept for where it begins.
-            text = Text(self._turned_tail(_BLOCKS), self._seen)
-            self._found = self._look(text, Ending.RUNNING) or self._found
-        if self._found is not None and self._found.period:
-            self._growth = Growth(self._found, text)
+        hops = self._hops & -self._hops
+        text = Text(self._turned_tail(8 * hops), self._seen)
+        due = self._look_running(text)
+        if due < min(self._due, self._seen + hops * HOP):
+            self._due, self._due_blocks = due, 9 * hops
         if self._found is None and self._hops % WORD_HOPS == 0:
             unread = self._tail(WORD_HOPS)
             self._words.feed(unread, self._seen - WORD_HOPS * HOP)
             self._folded.appendleft(fold(unread)[::-1])
             self._shingles.feed(self._words)
-            self._found = self._look_at_words(blocks, text, Ending.RUNNING)
+            self._found = self._look_at_words(8 * hops, text, Ending.RUNNING)
+
+    def _look_running(self, text: Text) -> float:
+        """Look for an exact loop; where one is due if the text goes on as it does."""
+        self._found, due = find_or_due(text, ending=Ending.RUNNING, request=self._request)
+        if self._found is not None and self._found.start == text.begin:
+            # It fills what was looked at: look at all that is kept for where it begins.
+            text = Text(text.turned[: text.end - self._seen] + self._turned_tail(_BLOCKS), text.end)
+            self._found = self._look(text, Ending.RUNNING) or self._found
+        if self._found is not None and self._found.period:
+            self._growth = Growth(self._found, text)
+        return due
 
     def _turned_tail(self, blocks: int) -> str:
         return "".join(islice(self._turned, blocks))
