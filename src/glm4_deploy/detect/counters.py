@@ -7,7 +7,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
-from glm4_deploy.detect.limits import COUNTERS, WORD_REACH
+from glm4_deploy.detect.limits import COUNTERS, SENTENCE, WORD_REACH, Count
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import tail_runs
 from glm4_deploy.detect.text import Text
@@ -104,7 +104,7 @@ def find_counter(found: Iterator[Counting], *, ending: Ending, request: Request)
     """The first of these that nothing excuses."""
     for item in found:
         shape = shape_of(item.unit)
-        limit = COUNTERS[Shape.SYMBOLS if shape is Shape.ZEROS else shape, ending]
+        limit = _limit(item, shape, ending, request)
         beyond = _beyond(item, request)
         if not beyond:
             if item.copies < limit.copies or (item.end - item.start) * weight_of(item.unit) < limit.span:
@@ -113,6 +113,15 @@ def find_counter(found: Iterator[Counting], *, ending: Ending, request: Request)
                 continue
         return _finding(item, ending, beyond=beyond)
     return None
+
+
+def _limit(item: Counting, shape: Shape, ending: Ending, request: Request) -> Count:
+    if shape is Shape.ZEROS:
+        shape = Shape.SYMBOLS
+    row = "\n" in item.unit or len(item.unit) * weight_of(item.unit) < SENTENCE
+    if ending is Ending.RUNNING and shape is Shape.PROSE and not row and request == Request():
+        ending = Ending.UNKNOWN  # rows count in good texts; a sentence within a paragraph hardly does, least of all unasked
+    return COUNTERS[shape, ending]
 
 
 def _beyond(item: Counting, request: Request) -> bool:

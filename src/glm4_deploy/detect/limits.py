@@ -85,6 +85,7 @@ COUNTERS = {
     (Shape.SYMBOLS, Ending.UNKNOWN): Count(300, 0),
     (Shape.SYMBOLS, Ending.CUT): Count(120, 300),
 }
+SENTENCE = 36  # characters of Latin text: a unit as long that counts, and is no row, is told early
 
 SHINGLE = 5  # tokens
 

@@ -1,7 +1,9 @@
 """The detector on a stream: chunks, promptness, bounded memory."""
 
+import random
 import sys
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +48,56 @@ def test_it_tells_at_once_and_goes_on_telling() -> None:
         assert fed < 24
     assert stream.feed("anything") is not None
     assert stream.close("stop").verdict is Verdict.EXACT_LOOP
+
+
+def told_at(stream: Stream, text: str) -> int | None:
+    """Characters fed, four at a time, when the stream first tells."""
+    return next((at + 4 for at in range(0, len(text), 4) if stream.feed(text[at : at + 4]) is not None), None)
+
+
+HEAD = "It is not so simple as that, and few of those who were there have said it in the same words since then. "
+RANDOM = random.Random(1)
+ESSAY = " ".join("".join(RANDOM.choices("abdeghiklmnoprstu", k=RANDOM.randint(2, 9))) for _ in range(900))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(HEAD)), st.integers(20, 4000))
+def test_a_loop_is_told_within_four_periods_or_64_tokens(head: int, period: int) -> None:
+    text = HEAD[:head] + ESSAY[:period] * (5 + 300 // period)
+    at = told_at(Stream(), text)
+    assert at is not None
+    assert at - head <= max(256, 4 * period) + 4
+
+
+def test_chinese_is_told_within_64_tokens() -> None:
+    at = told_at(Stream(), "灯塔立在长长的石堤尽头，" * 20)
+    assert at is not None
+    assert at <= 64 * 1.5
+
+
+@pytest.mark.parametrize("period", [60, 150, 300, 700])
+def test_three_copies_and_something_else_is_no_loop(period: int) -> None:
+    unit = ESSAY[:period]
+    for head in range(0, 64, 7):
+        assert told_at(Stream(), HEAD[:head] + unit * 3 + HEAD * 3) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "end", "copies"),
+    [
+        ("Why is the sky blue?", " ", 18),
+        (None, " ", 18),
+        ("Why is the sky blue?", "\n", None),
+        ("List the reasons why the sky is blue.", " ", None),
+    ],
+)
+def test_a_sentence_that_counts_is_told_early_where_it_is_no_row(
+    prompt: str | None, end: str, copies: int | None
+) -> None:
+    unit = "Attempt {} went wrong, so the light is scattered once more." + end
+    text = "".join(map(unit.format, range(1, 20)))
+    at = told_at(Stream(prompt=prompt), text)
+    assert at is None if copies is None else at is not None and at <= copies * len(unit)
 
 
 def test_nan_is_told_from_numbers_alone() -> None:
