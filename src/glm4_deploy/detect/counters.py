@@ -120,7 +120,8 @@ def _limit(item: Counting, shape: Shape, ending: Ending, request: Request) -> Co
         shape = Shape.SYMBOLS
     row = "\n" in item.unit or len(item.unit) * weight_of(item.unit) < SENTENCE
     if ending is Ending.RUNNING and shape is Shape.PROSE and not row and request == Request():
-        ending = Ending.UNKNOWN  # rows count in good texts; a sentence within a paragraph hardly does, least of all unasked
+        # Rows count in good texts; a sentence within a paragraph hardly does, least of all unasked.
+        ending = Ending.UNKNOWN
     return COUNTERS[shape, ending]
 
 
