@@ -104,14 +104,14 @@ def parse_yaml(text: str, name: object) -> Any:
     Aliases may repeat, but not multiply: a few lines can stand for billions of values, and whoever walks them is lost.
 
     Raises:
-        UsageError: no YAML, too large, or too much once its aliases are written out.
+        UsageError: no YAML, too large, a key that is given twice, or too much once its aliases are written out.
     """
     import yaml
 
     if len(text) > MAX_YAML_CHARACTERS:
         raise UsageError(f"{name} is too large: {len(text):,} characters", hint="is it the file that is meant?")
     try:
-        content = yaml.safe_load(text)
+        content = _load_yaml(text, name)
         values = _written_out(content, {})
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         where = getattr(error, "problem_mark", None)
@@ -120,6 +120,24 @@ def parse_yaml(text: str, name: object) -> Any:
     if values > MAX_YAML_VALUES:
         raise UsageError(f"{name} stands for {values:,} values through its aliases", hint="write them out, or fewer")
     return content
+
+
+def _load_yaml(text: str, name: object) -> Any:
+    """PyYAML lets the last of two equal keys win in silence; here the second is an error, as it is for Compose."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if (key.tag, str(key.value)) in seen:
+                    line = f"{name} line {key.start_mark.line + 1}"
+                    raise UsageError(f"{line}: {str(key.value)[:60]!r} is given twice", hint="keep one of them")
+                seen.add((key.tag, str(key.value)))
+            return node
+
+    return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
 
 
 def _written_out(value: Any, known: dict[int, int]) -> int:

@@ -26,6 +26,13 @@ TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
 # No control characters: a value must never be able to break a line of a file or of a terminal.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1024)]
+# As a registry takes them: the name may begin with a host and its port.
+REPOSITORY = (
+    r"(([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
+)
+TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+Repository = Annotated[str, StringConstraints(pattern=rf"^{REPOSITORY}$", max_length=255)]
+Tag = Annotated[str, StringConstraints(pattern=rf"^{TAG}$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
@@ -54,7 +61,9 @@ def _ip_address(value: str) -> str:
 
 
 def _flag_text(value: object) -> object:
-    """An engine flag that takes JSON may be written as YAML."""
+    """An engine flag that takes JSON may be written as YAML; no value at all is a bare flag."""
+    if value == "":
+        return None
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
@@ -95,8 +104,8 @@ class Settings(BaseModel):
     project: Name = Field("glm4", description="Compose project name")
     service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
     container_name: Name = Field("glm4-9b-fp4", description="container name")
-    image_repository: Text = Field("nvcr.io/nvidia/vllm", description="image without its tag")
-    image_tag: Text = Field("26.01-py3", description="image tag")
+    image_repository: Repository = Field("nvcr.io/nvidia/vllm", description="image without its tag")
+    image_tag: Tag = Field("26.01-py3", description="image tag")
     bind: Address = Field("127.0.0.1", description="host address that the port is published on, IPv4 or IPv6")
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")

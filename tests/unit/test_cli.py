@@ -52,6 +52,7 @@ def model(directory: Path) -> Path:
         (["watch", "--base-url", "foo"], 2, "not an http(s) address"),
         (["watch", "--from", "foo"], 2, "no http(s) address"),
         (["watch", "--base-url", "http://127.0.0.1:9", "--listen", "203.0.113.9"], 2, "cannot listen"),
+        (["watch", "--for", "long"], 2, "write it like 90s, 30m or 8h"),
         (["watch", "--canary-every", "1"], 2, "shorter than --interval"),
         (["nosuch"], 2, "No such command"),
     ],
@@ -265,3 +266,15 @@ def test_several_files_do_not_go_into_one_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = kit("render", "--target", "kubernetes", "-o", "pipe", cwd=tmp_path)
     assert (done.returncode, "name a directory" in done.stderr) == (2, True)
+
+
+def test_a_watch_ends_after_any_duration(tmp_path: Path) -> None:
+    for words in ("1", "1s", "0.02m"):
+        done = kit("watch", "--base-url", "http://127.0.0.1:9", "--port", free_port(), "--for", words, cwd=tmp_path)
+        assert (done.returncode, "not known to be well" in done.stderr) == (1, True), done.stderr
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])

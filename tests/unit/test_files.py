@@ -24,6 +24,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("port: " + "9" * 5000, "is not valid YAML"),
         ("port: " + "[" * 5000 + "]" * 5000, "is not valid YAML"),
         ("a: &a [*a]", "is not valid YAML"),
+        ("port: 1\nbind: x\nport: 2", "line 3: 'port' is given twice"),
+        ("env:\n  A: 1\n  A: 1", "line 3: 'A' is given twice"),
         (BOMB, "values through its aliases"),
         ("a: " + "x" * 2_000_001, "too large"),
     ],
@@ -42,6 +44,8 @@ def test_aliases_that_only_repeat_are_welcome() -> None:
         "b": {"x": 1},
         "c": {"x": 1, "y": 2},
     }
+    merged = parse_yaml("b: &b {<<: &a {x: 1}, x: 2}\nc: {<<: *b, x: 3}\nd: {1: x, '1': y}", "f")
+    assert merged == {"b": {"x": 2}, "c": {"x": 3}, "d": {1: "x", "1": "y"}}
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
         (["prot=1"], {}, "prot"),
         (["env.1X=1"], {}, "env.1X"),
         (["args.UPPER=1"], {}, "args.UPPER"),
+        (["image_tag=a b"], {}, "image_tag"),
+        (["image_tag="], {}, "image_tag"),
+        (["image_tag=-x"], {}, "image_tag"),
+        (["image_tag=x:y"], {}, "image_tag"),
+        ([f"image_tag={'x' * 129}"], {}, "image_tag"),
+        (["image_repository=nvidia/VLLM"], {}, "image_repository"),
+        (["image_repository=a:tag"], {}, "image_repository"),
+        (["image_repository=a//b"], {}, "image_repository"),
+        (["image_repository=-a/b"], {}, "image_repository"),
         (["shm_size=lots"], {}, "shm_size"),
         (["bind=300.1.1.1"], {}, "bind"),
         (["bind=localhost"], {}, "IPv4 or IPv6"),
@@ -114,3 +123,16 @@ def test_the_page_of_settings_has_not_drifted() -> None:
     script = Path(__file__).parents[2] / "scripts/settings-table.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["vllm", "nvcr.io/nvidia/vllm", "localhost:5000/a/b__c.d-e", "[::1]:5000/x"])
+def test_an_image_may_come_from_any_registry(name: str) -> None:
+    settings, _ = load_settings(environ={}, sets=[f"image_repository={name}", "image_tag=_26.01-py3"])
+    assert settings.image_repository == name
+
+
+def test_a_flag_without_a_value_is_bare(tmp_path: Path) -> None:
+    file = tmp_path / "glm4.yaml"
+    file.write_text("args: {a: , b: '', c: null}\n")
+    settings, _ = load_settings(file=file, environ={}, sets=["args.d=", "args.e=null"])
+    assert settings.args == dict.fromkeys("abcde")

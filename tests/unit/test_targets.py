@@ -153,3 +153,10 @@ def test_the_liveness_probe_tells_hanging_from_busy_and_from_idle(metrics: int, 
         [sys.executable, LIVENESS, "1", "0", tmp_path / "state.json"], check=False, capture_output=True, text=True
     )
     assert (dead.returncode, "no metrics" in dead.stdout) == (1, True)
+
+
+def test_a_refusal_names_the_wish_once() -> None:
+    for wish, said in (("extras=watch", "extras cannot be"), ("bind=0.0.0.0", "bind 0.0.0.0 cannot be")):
+        with pytest.raises(UsageError) as caught:
+            files("kubernetes", wish)
+        assert caught.value.message == f"{said} expressed in the target kubernetes"

@@ -106,3 +106,19 @@ def profile_of_this_host() -> str:
     raise PlanRefused(
         f"no profile is made for {product!r}", hint="choose the nearest with --profile (see `glm4-deploy profiles`)"
     )
+
+
+def seconds_of(text: str) -> float:
+    """`90s`, `30m`, `8h`, or seconds alone, in seconds.
+
+    Raises:
+        UsageError: none of these, or 0.
+    """
+    import re
+
+    from glm4_deploy.errors import UsageError
+
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 90s, 30m or 8h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

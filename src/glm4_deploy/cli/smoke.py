@@ -147,10 +147,11 @@ def _run(
 ) -> "Report":
     import asyncio
 
+    from glm4_deploy.cli.options import seconds_of
     from glm4_deploy.probe import Suite, run_suite, soak
     from glm4_deploy.report.terminal import Live
 
-    seconds = _seconds(duration)
+    seconds = seconds_of(duration)
     with Live() as live:
         if suite is Suite.SOAK:
             return asyncio.run(
@@ -212,15 +213,3 @@ def _levels(text: str) -> tuple[int, ...]:
 
 def _suites(suites: "frozenset[Suite]") -> str:
     return " ".join(suite for suite in ("gate", "quick", "full", "soak") if suite in suites)
-
-
-def _seconds(text: str) -> float:
-    """`90s`, `30m`, `8h`, or seconds alone."""
-    import re
-
-    from glm4_deploy.errors import UsageError
-
-    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 90s, 30m or 8h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glm4_deploy.cli.options import seconds_of
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def watch(
         str | None, typer.Option("--from", metavar="URL", help="Ask another watch's /healthz, not the engine.")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--for", min=1, help="Seconds; then exit 0 if it is well, else 1.")
+        str | None, typer.Option("--for", help="How long: 90s, 30m, 8h; then exit 0 if it is well, else 1.")
     ] = None,
     state_dir: Annotated[
         Path, typer.Option("--state-dir", help="Where the logs of restarted engines are kept.")
@@ -67,6 +68,7 @@ def watch(
     from glm4_deploy.engine.watch.judge import Limits
     from glm4_deploy.errors import Judged, UsageError
 
+    seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
     if source is not None and not source.startswith(("http://", "https://")):
@@ -80,10 +82,10 @@ def watch(
     end = serve(exporter, listen, port)
     try:
         moments = _moments(target, source, limits, canary_every, canary_tokens, exporter, _teller(json_))
-        last = asyncio.run(_run(moments, exporter, _teller(json_), policy, keeper, duration))
+        last = asyncio.run(_run(moments, exporter, _teller(json_), policy, keeper, seconds))
     finally:
         end()
-    if duration is not None and not last.good:
+    if seconds is not None and not last.good:
         raise Judged(f"the engine is not known to be well: {last}", hint="see the lines above, and docs/watch.md")
 
 

@@ -43,8 +43,8 @@ def render_target(name: str, deployment: Deployment, settings: Settings, profile
     for key, why in target.refuses.items():
         value = getattr(settings, key)
         if value not in (Settings.model_fields[key].get_default(call_default_factory=True), profile.settings.get(key)):
-            shown = value if isinstance(value, str | int) else key
-            raise UsageError(f"{key} {shown} cannot be expressed in the target {name}", hint=why)
+            shown = f"{key} {value}" if isinstance(value, str | int) else key
+            raise UsageError(f"{shown} cannot be expressed in the target {name}", hint=why)
     return target.render(deployment, settings)
 
 
