@@ -27,9 +27,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
 # No control characters: a value must never be able to break a line of a file or of a terminal.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1024)]
 # As a registry takes them: the name may begin with a host and its port.
-REPOSITORY = (
-    r"(([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
-)
+_PART = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
+REPOSITORY = rf"(([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]{{1,5}})?/)?{_PART}(/{_PART})*"
 TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 Repository = Annotated[str, StringConstraints(pattern=rf"^{REPOSITORY}$", max_length=255)]
 Tag = Annotated[str, StringConstraints(pattern=rf"^{TAG}$")]

@@ -54,6 +54,10 @@ def model(directory: Path) -> Path:
         (["watch", "--base-url", "http://127.0.0.1:9", "--listen", "203.0.113.9"], 2, "cannot listen"),
         (["watch", "--for", "long"], 2, "write it like 90s, 30m or 8h"),
         (["watch", "--canary-every", "1"], 2, "shorter than --interval"),
+        (["bundle", "verify", "nofile"], 2, "no directory nofile"),
+        (["bundle", "verify", "."], 2, "holds no bundle"),
+        (["image", "build", "--base", ""], 2, "--base '' names no image"),
+        (["image", "build", "--tag", "-x"], 2, "--tag '-x' names no image"),
         (["nosuch"], 2, "No such command"),
     ],
 )
@@ -278,3 +282,26 @@ def free_port() -> str:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return str(one.getsockname()[1])
+
+
+def test_where_nothing_was_deployed_status_and_logs_say_so(tmp_path: Path) -> None:
+    from glm4_deploy.engine.state import Record, save
+
+    record = Record(
+        runner="process", project="glm4-none", service="engine", profile="cpu", base_url="http://127.0.0.1:9",
+        model="m", max_model_len=512, files=(), id="", started_at=0.0,
+    )  # fmt: skip
+    save(record, tmp_path / ".glm4")
+    seen = kit("status", cwd=tmp_path)
+    assert (seen.returncode, "\nhealth             -\n" in seen.stdout) == (1, True), seen.stdout
+    logs = kit("logs", cwd=tmp_path)
+    assert (logs.returncode, logs.stdout) == (1, "")
+    assert "nothing of 'glm4-none' is here" in logs.stderr
+
+
+def test_a_secret_in_the_environment_is_told_where_it_is_rendered(tmp_path: Path) -> None:
+    words = [f"--set=env.{name}=x" for name in ("HF_TOKEN", "MY_SECRET_1", "TOKENIZERS_PARALLELISM", "X_TOKEN_FILE")]
+    done = kit("render", *words, cwd=tmp_path)
+    told = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: env.")]
+    assert (done.returncode, told) == (0, ["env.HF_TOKEN:", "env.MY_SECRET_1:"])
+    assert "its value stands in the file" in done.stderr

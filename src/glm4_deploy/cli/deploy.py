@@ -201,16 +201,18 @@ def logs(
     state_dir: StateDir = STATE,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Show the engine's log.
+    """Show the engine's log. Exit 1 where there is no engine.
 
     Example: glm4-deploy logs -f
     """
     from glm4_deploy.engine.status import log_tail
-    from glm4_deploy.errors import UsageError
+    from glm4_deploy.errors import Judged, UsageError
 
     if tail != "all" and not tail.isdigit():
         raise UsageError(f"--tail {tail!r} is not a number of lines", hint="for example --tail 200, or --tail all")
-    _, runner = _recorded(state_dir)
+    record, runner = _recorded(state_dir)
+    if runner.state().started is None:
+        raise Judged(f"nothing of {record.project!r} is here: no log", hint="start it with `glm4-deploy up`")
     for line in log_tail(runner, None if tail == "all" else int(tail), follow=follow):
         if json_:
             from glm4_deploy.report.wire import dumps

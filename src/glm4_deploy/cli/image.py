@@ -30,6 +30,6 @@ def build(
     from glm4_deploy.engine.image import build as make
     from glm4_deploy.engine.image import tag as default
 
-    name = tag or default()
+    name = default() if tag is None else tag
     make(base=base, name=name, network=network)
     typer.echo(name)

@@ -262,8 +262,8 @@ def doctor(
 
         typer.echo(dumps(diagnosis))
     else:
-        from glm4_deploy.report.terminal import console, results_table
+        from glm4_deploy.report.terminal import print_results
 
-        console().print(results_table(diagnosis.results))
+        print_results(diagnosis.results)
         typer.echo(f"\n{diagnosis.verdict}: for profile {row.name} ({row.summary})")
     raise typer.Exit(0 if diagnosis.verdict in (Verdict.READY, Verdict.SLOW) else 1)

@@ -93,6 +93,10 @@ def verify(directory: Path, *, signers: Path | None, note: Note) -> tuple[Image,
         UsageError: no whole bundle there.
         Judged: a file that differs, is missing or is not listed; a signature that is missing or not by a signer.
     """
+    if not directory.is_dir():
+        raise UsageError(f"there is no directory {directory}", hint="check the path")
+    if not (directory / PART).exists() and not (directory / SUMS).exists():
+        raise UsageError(f"{directory} holds no bundle: it has no {SUMS}", hint="check the path, or copy it again")
     if (directory / PART).exists() or not (directory / SUMS).is_file():
         raise UsageError(f"{directory} holds no whole bundle", hint="run `bundle create` again: it goes on")
     if signers is not None:

@@ -1,5 +1,6 @@
 """The kit's own image: a build context made of this very installation, handed to `docker build`."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 import glm4_deploy
 from glm4_deploy import __version__
 from glm4_deploy.engine.docker import connect
-from glm4_deploy.errors import DockerMissing, ImageMissing, StorageError
+from glm4_deploy.errors import DockerMissing, ImageMissing, StorageError, UsageError
 from glm4_deploy.render.templates import TEMPLATES
+from glm4_deploy.settings import REPOSITORY, TAG
 
 BASE = "python:3.12-slim"
 NAME = "glm4-deploy/kit"
+REFERENCE = re.compile(rf"{REPOSITORY}(:{TAG})?(@sha256:[0-9a-f]{{64}})?")
 
 
 def tag() -> str:
@@ -51,8 +54,12 @@ def build(*, base: str, name: str, network: str | None = None) -> None:
     """Build the image; docker's own words go to stderr.
 
     Raises:
-        DockerMissing, DockerDenied: no client or engine. ImageMissing: the build failed.
+        UsageError: no name of an image. DockerMissing, DockerDenied: no client or engine.
+        ImageMissing: the build failed.
     """
+    for option, given in (("--base", base), ("--tag", name)):
+        if not REFERENCE.fullmatch(given):
+            raise UsageError(f"{option} {given[:80]!r} names no image", hint="for example python:3.12-slim")
     if shutil.which("docker") is None:
         raise DockerMissing("no `docker` is on PATH", hint="install Docker: docs.docker.com/engine/install")
     connect()

@@ -43,7 +43,8 @@ class Seen:
         yield "up", "yes" if self.up else f"no: {self.why}"
         yield "engine", self.detail
         yield "started", self.started or "-"
-        yield "health", f"{self.container_health or 'no health check'}, restarted {self.restarts} times"
+        health = f"{self.container_health or 'no health check'}, restarted {self.restarts} times"
+        yield "health", health if self.started else "-"
         yield "address", f"{self.base_url}/v1"
         yield "models", ", ".join(self.models) if self.models else "no answer"
         yield "last gate", self.last_verdict

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from glm4_deploy.catalog.profiles import mistaken_variables
+from glm4_deploy.facts.redact import secret_name
 from glm4_deploy.plan.audit_service import Service, services
 
 SECRET_NAME = re.compile(r"(^|_)(API_?KEY|TOKEN|PASSWORD|SECRET)($|_)", re.IGNORECASE)
@@ -55,6 +56,11 @@ def audit(content: object) -> tuple[Finding, ...]:
     )
 
 
+def names_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret itself, not the path of one."""
+    return bool(SECRET_NAME.search(name) or secret_name(name)) and not name.upper().endswith("_FILE")
+
+
 def has_vllm(content: object) -> bool:
     return any(service.is_vllm for service in services(content))
 
@@ -87,7 +93,7 @@ def _secret_in_sight(service: Service) -> Iterator[tuple[Severity, str, str]]:
         said = "--api-key on the command line: `docker inspect` and `ps` show it"
         yield Severity.HIGH, said, "use a secret file that the command reads into VLLM_API_KEY"
     for name, value in service.environment.items():
-        if SECRET_NAME.search(name) and value and "$" not in value and not name.endswith("_FILE"):
+        if names_secret(name) and value and "$" not in value:
             said = f"{name} is written into the file: it is in every copy of it, and `docker inspect` shows it"
             yield Severity.HIGH, said, "use a secret file"
 

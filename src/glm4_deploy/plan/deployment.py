@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from glm4_deploy.catalog.images import Version
 from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.audit import names_secret
 from glm4_deploy.plan.beside import Gateway, Monitoring, gateway, image, monitoring, pinned
 from glm4_deploy.plan.fraction import Fraction, engine_version
 from glm4_deploy.plan.hardening import WITH_KEY, Hardening, harden
@@ -233,6 +234,9 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         yield "gateway without api_key_file: other containers of this project reach the engine without a key"
     if "VLLM_API_KEY" in settings.env:
         yield "env.VLLM_API_KEY stands in the file and in `docker inspect`: set api_key_file instead"
+    for name in settings.env:
+        if names_secret(name) and name != "VLLM_API_KEY":
+            yield f"env.{name}: its value stands in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
         yield f"image {settings.image_repository}:{settings.image_tag} is not in the catalog: what it reads is unknown"
     if "trust-remote-code" in settings.args:

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,7 @@ from glm4_deploy.result import Result, Status
 from glm4_deploy.samples import Report
 
 FOLD = 3
+NARROW = 80  # below it a table of five columns has three letters for each of the last
 STYLE = {
     Status.OK: "green",
     Status.WARN: "yellow",
@@ -42,6 +44,15 @@ def results_table(results: Iterable[Result]) -> Table:
             Text(one_line(row.remedy)),
         )
     return table
+
+
+def _lines(results: Iterable[Result]) -> Iterator[RenderableType]:
+    """The same as the table where there is no room for one."""
+    for name, row in _folded(tuple(results)):
+        yield Text(f"{name}: ") + Text(str(row.status), style=STYLE[row.status])
+        for word, text in (("", row.observed or row.reason), ("expected: ", row.expected), ("→ ", row.remedy)):
+            if text:
+                yield Padding(Text(f"{word}{one_line(text)}"), (0, 0, 0, 2))
 
 
 def _folded(results: tuple[Result, ...]) -> Iterator[tuple[str, Result]]:
@@ -104,14 +115,18 @@ class Live:
 
 
 def print_results(results: Iterable[Result]) -> None:
-    """The table of verdicts, on stdout."""
-    console().print(results_table(results))
+    """The table of verdicts, on stdout; lines where it is too narrow for one."""
+    out = console()
+    if out.width >= NARROW:
+        out.print(results_table(results))
+    else:
+        out.print(*_lines(results), sep="\n")
 
 
 def print_report(report: Report) -> None:
     """A suite run: the table, then the verdict and what it covers."""
+    print_results(report.results)
     out = console()
-    out.print(results_table(report.results))
     head = f"{report.verdict}: {report.model or 'no model'} at {report.base_url}, suite {report.suite}"
     out.print(Text(one_line(f"{head}, {report.seconds:.1f} s"), style=STYLE[report.verdict]))
     out.print(Text(one_line(report.covered, 2000)))

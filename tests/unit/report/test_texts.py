@@ -1,10 +1,13 @@
 """Terminal, JUnit and JSON: untrusted text arrives as text, and one reason is told once."""
 
 import json
+import sys
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from glm4_deploy.report import terminal
 from glm4_deploy.report.clean import cap, clean, one_line
 from glm4_deploy.report.junit import to_junit
 from glm4_deploy.report.terminal import print_report, print_results
@@ -79,3 +82,14 @@ def test_cleaning_keeps_what_people_write() -> None:
     assert clean("\x1b[0m") == "␛[0m"
     assert one_line("a\n\n b", 3) == "a b"
     assert cap("x" * 12, 10).endswith("2 more characters")
+
+
+def test_a_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(file=sys.stdout, width=79, highlight=False, markup=False)
+    monkeypatch.setattr(terminal, "console", lambda: narrow)
+    print_results((Result(check="chat", status=Status.FAIL, observed="no " * 40, expected="yes", remedy="ask again"),))
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "chat: fail"
+    assert all(line.startswith("  no ") for line in rest[:-2])
+    assert [line.rstrip() for line in rest[-2:]] == ["  expected: yes", "  → ask again"]
+    assert max(map(len, rest)) <= 79
