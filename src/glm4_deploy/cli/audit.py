@@ -69,7 +69,7 @@ def _findings(path: Path) -> "tuple[Finding, ...]":
     content = parse_yaml(text, path)
     common = [
         Finding(rule=row.rule, severity=Severity(row.severity), service=row.service, line=row.line,
-                observed=row.message, remedy=row.fix.split("\n\n")[0])
+                observed=row.message, remedy=row.fix)
         for row in report.findings
     ]  # fmt: skip
     unseen = [

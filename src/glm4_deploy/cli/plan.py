@@ -119,7 +119,8 @@ def plan(
         color = sys.stdout.isatty()
         typer.echo(plan_text(wish, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
     if not answer.fits:
-        raise PlanRefused(f"this cannot start on {wish.gpu.label}: {answer.refusal}", hint=answer.remedy)
+        why = f": {answer.refusal}" if as_json else ""  # the text above has said it
+        raise PlanRefused(f"this cannot start on {wish.gpu.label}{why}", hint=answer.remedy)
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,11 +13,22 @@ from typing import Any
 from glm4_deploy.errors import UsageError
 
 LIMIT_SECONDS = 60
+# Where its advice, made for any container, is a list of YAML, or would end or cripple an engine.
+REMEDIES = {
+    "CL-0002": "remove privileged: true; name the devices it needs (GPUs: deploy.resources.reservations.devices)",
+    "CL-0003": "set security_opt: [no-new-privileges:true]",
+    "CL-0006": "set cap_drop: [ALL]; add back (cap_add) only what the service fails without",
+    "CL-0007": "set read_only: true, and a tmpfs or volume for each path that is written (an engine: its caches)",
+    "CL-0018": "remove user: root, or name another user who can write the volumes",
+    "CL-0026": "set mem_limit and cpus above what was seen in use: at its limit an engine is killed;"
+    " page cache and (unified memory) the GPU's part count",
+}
+_MORE = re.compile(r"\s*(?:Full guide|Details): .*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LintFinding:
-    """One finding as compose-lint words it. severity: low, medium, high, critical."""
+    """One finding as compose-lint words it. severity: low, medium, high, critical. fix: one line, ours in REMEDIES."""
 
     rule: str
     severity: str
@@ -76,5 +89,12 @@ def _finding(row: dict[str, Any]) -> LintFinding:
         service=str(row["service"]),
         line=int(row["line"] or 0),
         message=str(row["message"]),
-        fix=str(row.get("fix") or ""),
+        fix=REMEDIES.get(str(row["rule_id"])) or remedy(str(row.get("fix") or "")),
     )
+
+
+def remedy(fix: str) -> str:
+    """The first paragraph of compose-lint's advice on one line, as far as it is prose: and not of its guide."""
+    first = _MORE.sub("", fix.partition("\n\n")[0])
+    prose = itertools.takewhile(lambda line: not line.startswith((" ", "\t")), first.splitlines())
+    return " ".join(" ".join(prose).split()).removesuffix(":")

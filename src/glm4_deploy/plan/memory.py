@@ -91,7 +91,8 @@ class MemoryPlan:
     workspace_gib: FlashInfer's buffer, outside of the request before 0.20.
     outside_gib: what the engine takes beyond the request.
     kv_cache_tokens, max_concurrency: as the engine will log them; 0 where it will not start.
-    longest_context: tokens of one request that fit, the figure that the engine names when it refuses.
+    longest_context: tokens of one request that fit, at most the model's own limit; below it, the figure that the engine
+        names when it refuses.
     error_range_gib: the KV cache is expected within kv_cache_gib ± this.
     """
 
@@ -145,7 +146,7 @@ def estimate(wish: Wish) -> MemoryPlan:
         kv_cache_tokens=rules.capacity_tokens(wish.vllm, blocks, wish.max_model_len) if started else 0,
         kv_cache_blocks=blocks,
         max_concurrency=rules.concurrency(blocks, wish.max_model_len) if started else 0.0,
-        longest_context=blocks * rules.BLOCK_TOKENS,
+        longest_context=min(blocks * rules.BLOCK_TOKENS, wish.model.max_position),
         error_range_gib=error_range_bytes(wish) / GIB,
         max_num_batched_tokens=wish.batched_tokens,
         fits=started,
@@ -255,7 +256,11 @@ def measured(wish: Wish) -> bool:
 
 def reasons(wish: Wish) -> list[str]:
     """Where each figure comes from, one line each."""
-    counted = "come out of" if rules.counts_graphs(wish.vllm) else "lie outside of"
+    counted = (
+        "come out of the KV cache in this version (seen with 0.24)"
+        if rules.counts_graphs(wish.vllm)
+        else "lie outside of the KV cache in this version (read from the sources, not measured)"
+    )
     lines = [
         f"total {wish.gpu.total_bytes / GIB:.2f} GiB: {'seen in logs' if wish.gpu.exact else 'an estimate'}",
         f"weights: {wish.model.checkpoint_bytes / GIB:.2f} GiB stored; the growth at loading is measured (vLLM 0.24)",
@@ -270,7 +275,7 @@ def reasons(wish: Wish) -> list[str]:
             if wish.first_start
             else f"a start with a filled compile cache; the first has about {less:.2f} GiB less (seen with 0.24)"
         )
-        lines.append(f"CUDA graphs {counted} the KV cache in this version; their size is an estimate")
+        lines.append(f"CUDA graphs {counted}; their size is an estimate")
     if wish.gpu.unified:
         lines.append("overhead: on unified memory it includes the engine's processes; known from one log only")
     elif not measured(wish):

@@ -14,8 +14,6 @@ def advice(wish: Wish, plan: MemoryPlan, *, host_reserve_gib: float = HOST_RESER
 
 
 def _advice(wish: Wish, plan: MemoryPlan, reserve: float) -> Iterator[str]:
-    if not plan.fits:
-        yield f"it will not start: {plan.refusal}; {plan.remedy}"
     fraction = wish.gpu_memory_utilization
     best = solve(wish, host_reserve_gib=reserve)
     ceiling = highest_fraction(wish, host_reserve_gib=reserve)
@@ -36,7 +34,8 @@ def _what_if(wish: Wish, plan: MemoryPlan) -> Iterator[str]:
     short = plan.max_concurrency < wish.max_num_seqs
     if wish.kv_cache_dtype in ("auto", "bfloat16", "float16"):
         fp8 = estimate(replace(wish, kv_cache_dtype="fp8"))
-        yield f"with kv_cache_dtype fp8: {fp8.kv_cache_tokens:,} tokens of KV cache"
+        if fp8.fits:
+            yield f"with kv_cache_dtype fp8: {fp8.kv_cache_tokens:,} tokens of KV cache"
     if short and plan.max_num_batched_tokens > 2048:
         small = estimate(replace(wish, max_num_batched_tokens=max(2048, wish.max_num_seqs)))
         gained = small.kv_cache_gib - plan.kv_cache_gib

@@ -30,13 +30,17 @@ def refusal(wish: "Wish", available: float, outside: float) -> Refusal | None:
         outside: bytes that the engine takes beyond its request.
     """
     return (
-        _model_limits(wish)
-        or _batch_limits(wish)
+        at_any_fraction(wish)
         or _free_memory(wish)
         or _no_room(available)
         or _too_long(wish, available)
         or _beyond(wish, outside)
     )
+
+
+def at_any_fraction(wish: "Wish") -> Refusal | None:
+    """What no gpu_memory_utilization mends: the limits of the model and of the batch."""
+    return _model_limits(wish) or _batch_limits(wish)
 
 
 def free_bytes(wish: "Wish") -> float:
@@ -49,7 +53,8 @@ def free_bytes(wish: "Wish") -> float:
 def _model_limits(wish: "Wish") -> Refusal | None:
     if wish.max_model_len > wish.model.max_position:
         return Refusal(
-            message=f"max_model_len {wish.max_model_len} exceeds the {wish.model.max_position} positions of the model",
+            message=f"max_model_len {wish.max_model_len:,} is beyond the model's own limit of"
+            f" {wish.model.max_position:,} tokens",
             remedy=f"set max_model_len to {wish.model.max_position} or less",
         )
     ranks = wish.tensor_parallel_size

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from glm4_deploy.plan.memory import MemoryPlan, Wish, estimate
 from glm4_deploy.plan.memory_model import GIB
+from glm4_deploy.plan.memory_refusal import at_any_fraction
 from glm4_deploy.plan.memory_rules import BLOCK_TOKENS
 
 HOST_RESERVE_GIB = 8.0  # unified memory: what stays for the host; below it freezes and hard resets were reported
@@ -20,6 +21,7 @@ class Solution:
     fraction: 0.01 to 0.95, two decimals.
     serves: whether max_num_seqs requests of max_model_len fit at once; a smaller share still starts where plan.fits.
     certain: whether they fit at the pessimistic end of the error range too.
+    reason: why this fraction; "" where no fraction would do.
     """
 
     fraction: float
@@ -45,7 +47,7 @@ def solve(wish: Wish, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> Solution
     fraction, plan = plans[-1]
     why = f"the most that leaves {host_reserve_gib:g} GiB to the host" if wish.gpu.unified else "the most that is safe"
     if not plan.fits:
-        reason = f"{why}, and it does not start there"
+        reason = "" if at_any_fraction(wish) else f"{why}, and it does not start there"
         return Solution(fraction=fraction, serves=False, certain=False, plan=_at_ceiling(plan), reason=reason)
     if plan.kv_cache_gib >= needed:
         reason = f"{why}; {_load(wish)} just fit"

@@ -12,6 +12,7 @@ from glm4_deploy.catalog.profiles import profiles
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.options import make_deployment
 from glm4_deploy.errors import DeployError, UsageError
+from glm4_deploy.facts.compose_lint import lint, remedy
 from glm4_deploy.plan.audit import RULES, Finding, audit
 from glm4_deploy.render.compose import compose_file
 
@@ -51,6 +52,16 @@ def test_the_publishers_example_is_open_to_everyone() -> None:
     assert all(row["remedy"] for row in report)
     order = ["critical", "high", "medium", "low"]
     assert [row["severity"] for row in report] == sorted((row["severity"] for row in report), key=order.index)
+
+
+def test_no_remedy_would_end_the_engine_or_is_yaml_on_one_line() -> None:
+    rows = [row for file in (CARD, *ROOT.glob("compose/*.yaml")) for row in lint(file).findings]
+    assert {"CL-0003", "CL-0006", "CL-0007", "CL-0019", "CL-0026"} <= {row.rule for row in rows}
+    for row in rows:
+        assert 0 < len(row.fix) <= 160 or row.rule == "CL-0019", row
+        assert not any(word in row.fix for word in ("512M", "512m", "Full guide", "Details:", "--explain", "\n", "  "))
+    assert remedy("Do this:\n  a:\n    - b\nThen that.\nFull guide: x") == "Do this"
+    assert remedy("Do this\nand that. Details: x --explain\n\nMore.") == "Do this and that."
 
 
 @pytest.mark.parametrize("name", [name for name in profiles() if name != "seed"])

@@ -28,6 +28,7 @@ WISH = Wish(gpu=gpu_by_name("h100"), model=glm4_9b(), vllm=(0, 24, 0), gpu_memor
         ("one hundred users? no: 100 users", 100, None),
         ("context 32k", None, 32768),
         ("1.5k users, 128K context", 1500, 131072),
+        ("1,5k users with 8,192 tokens", 1500, 8192),
     ],
 )
 def test_a_load_in_words(text: str, requests: int | None, context: int | None) -> None:
@@ -36,7 +37,26 @@ def test_a_load_in_words(text: str, requests: int | None, context: int | None) -
     assert (load.requests, load.context) == (requests, context)
 
 
-@pytest.mark.parametrize("text", ["", "much", "0 users", "-", "64", "users context"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "much",
+        "0 users",
+        "-",
+        "64",
+        "users context",
+        "-1 users, 8k context",
+        "8 users, -8k context",
+        "1e3 users",
+        "0x10 users, 8k context",
+        "4-16 users",
+        "64 users with 8k",
+        "64 users, 8k context, 3 GPUs",
+        "− 8 users, 1k context",
+        "2 users, 3 users",
+    ],
+)
 def test_what_is_no_load_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no load"):
         parse_load(text)

@@ -56,6 +56,15 @@ def test_what_cannot_start_is_said_on_stdout_and_refused() -> None:
     assert "this cannot start on H100" in done.stderr
 
 
+def test_a_refusal_is_said_once() -> None:
+    done = glm4("plan", "--gpu", "h200", "--max-model-len", "200000")
+
+    assert done.returncode == 13
+    assert (done.stdout + done.stderr).count("131,072") == 1
+    assert "it does not start there" not in done.stdout
+    assert "set max_model_len to 131072 or less" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [
