@@ -23,6 +23,11 @@ SECRET = "s3cr3tValue99"
         "AWS_SECRET_ACCESS_KEY=s3cr3tValue99",
         "password = s3cr3tValue99",
         "Authorization: Bearer s3cr3tValue99",
+        "Authorization: Token s3cr3tValue99",
+        "{'Authorization': 's3cr3tValue99', 'Accept': '*/*'}",
+        "'api_key': ['s3cr3tValue99', 's3cr3tValue99",
+        "'api_key': ['s3cr3tValue99', ...",
+        '{"api_key": "s3cr3tValue99',
         "https://user:s3cr3tValue99@registry.example/v2",
         "using hf_s3cr3tValue99 to log in",
         "using nvapi-s3cr3tValue99",
@@ -69,3 +74,11 @@ def test_settings_are_masked_by_name_at_any_depth() -> None:
     }
     assert secrets_in({"HF_TOKEN": SECRET, "PATH": "/bin", "EMPTY_KEY": ""}) == {SECRET}
     assert not secret_name("max_num_batched_tokens_limit")
+
+
+@pytest.mark.parametrize(
+    "unit", ["a-", "a_", "a.", "-eyJaaaaa", "--a-", "authorization: ", "api_key=[", "'", "//x:", "token"]
+)
+def test_a_long_line_takes_no_longer_than_its_length(unit: str) -> None:
+    """No clock: a quadratic rule takes hours over this."""
+    assert redact(unit * (1_000_000 // len(unit)))
