@@ -24,7 +24,8 @@ class Daemon:
         self._root = root
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, tries: int = 3) -> None:
+        """Until it answers. It waits 15 s for its containerd and then ends, which a busy machine can take."""
         words = ["--data-root", self._root / "data", "--exec-root", self._root / "exec", "-H", self.host]
         words += ["--pidfile", self._root / "pid", "--bridge", "none", "--iptables=false"]
         (self._root / "pid").unlink(missing_ok=True)
@@ -32,6 +33,9 @@ class Daemon:
             self._process = subprocess.Popen(["dockerd", *words], stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while subprocess.run(["docker", "-H", self.host, "info"], capture_output=True, check=False).returncode != 0:
+            if self._process.poll() is not None and tries > 1:
+                self.start(tries - 1)
+                return
             assert self._process.poll() is None, (self._root / "log").read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -189,3 +189,25 @@ def test_a_canary_asked_of_the_engine_before_says_nothing_of_this_one() -> None:
 def test_another_model_is_the_wrong_engine_and_no_counters_are_unknown() -> None:
     assert list(feed(judge(), 0, 20, None, Look.WRONG)) == [State.UNKNOWN, State.WRONG_ENGINE]
     assert set(feed(judge(), 0, 7200, None, Look.STRANGE)) == {State.UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("age", "answered", "state"), [(30, False, State.UNKNOWN), (30, True, State.HUNG), (5000, False, State.HUNG)]
+)
+def test_a_cold_engine_that_compiles_is_not_called_hung(age: float, answered: bool, state: State) -> None:
+    one = judge(canaries=True)
+    started = replace(STUCK, started=1000.0)
+    one.sample(Sample(at=1, look=Look.ANSWERED, counters=started, epoch=1000 + age))
+    if answered:
+        one.canary(canary(8, Said.SOUND))
+    for step in range(1, 12):
+        at = 10.0 * step
+        found = one.sample(Sample(at=at, look=Look.ANSWERED, counters=started, epoch=1000 + age + at)).state
+    assert found is state
+    one = judge(canaries=True)
+    idle = replace(IDLE, started=1000.0)
+    one.sample(Sample(at=1, look=Look.ANSWERED, counters=idle, epoch=1000 + age))
+    if answered:
+        one.canary(canary(8, Said.SOUND))
+    one.sample(Sample(at=10, look=Look.ANSWERED, counters=idle, epoch=1010 + age))
+    assert one.canary(Canary(name="add", asked=20, at=30, said=Said.SILENT)).state is state

@@ -69,6 +69,7 @@ class Counters:
 class Sample:
     """One look. at: monotonic seconds. why: what was seen, where it was not answered.
     model: what is served, where it was told. waited: seconds that the question waited for an answer in vain.
+    epoch: the same moment by the clock that `Counters.started` is of.
     """
 
     at: float
@@ -77,6 +78,7 @@ class Sample:
     why: str = ""
     model: str | None = None
     waited: float = 0.0
+    epoch: float | None = None
 
 
 class Said(StrEnum):
@@ -138,7 +140,7 @@ class Judge:
         self._wish: tuple[State, int] = (State.UNKNOWN, 0)
         self._seen: Sample | None = None
         self._sick = self._sound = self._broken = 0
-        self._corrupt = False
+        self._corrupt = self._warm = False
         self._stuck = self._told = ""
 
     def restarted(self, at: float) -> None:
@@ -149,6 +151,7 @@ class Judge:
         self.frozen_s = self._silent_s = self._generated_s = 0.0
         self._sick = self._sound = self._broken = 0
         self._corrupt, self._stuck, self._told = False, "", ""
+        self._warm = False
 
     def sample(self, sample: Sample) -> Verdict:
         # A gap means that the watch itself stood still (suspended, starved): it proves nothing about the engine.
@@ -163,6 +166,7 @@ class Judge:
     def canary(self, canary: Canary) -> Verdict:
         if canary.asked < self._began:
             return self.verdict  # it was asked of an engine that is no more
+        self._warm = self._warm or canary.said in (Said.SOUND, Said.SICK)
         if canary.said is Said.SOUND:
             self._sound, self._stuck = self._sound + 1, ""
             if self._sound >= self.limits.confirm:
@@ -202,15 +206,26 @@ class Judge:
         now = self.last
         if sample.look is not Look.ANSWERED or now is None:
             return self._unanswered(sample)
+        still = self._stuck
         if self.frozen_s >= self.limits.stall_s:
-            return State.HUNG, f"{now.held:.0f} requests in it and no counter moved for {self.frozen_s:.0f} s"
-        if self._stuck:
-            return State.HUNG, self._stuck
+            still = f"{now.held:.0f} requests in it and no counter moved for {self.frozen_s:.0f} s"
+        if still and self._cold(now, sample):
+            return State.UNKNOWN, f"{still}; but it has not answered once since its start, and a cold engine compiles"
+        if still:
+            return State.HUNG, still
         if self._broken >= self.limits.confirm:
             return State.HUNG, f"/metrics answers, a generation does not: {self._told}"
         if self._corrupt or self._sick >= self.limits.confirm:
             return State.BABBLING, self._told
         return self._fine(now)
+
+    def _cold(self, now: Counters, sample: Sample) -> bool:
+        """Whether it may still be compiling for its first requests, when it stands as still as a hung engine."""
+        if self._warm or not self.limits.canaries:
+            return False
+        known = sample.epoch is not None and now.started is not None
+        age = sample.epoch - now.started if known else sample.at - self._began  # type: ignore[operator]  # known
+        return age < self.limits.start_grace_s
 
     def _fine(self, now: Counters) -> tuple[State, str]:
         load = f"{now.running:.0f} running, {now.waiting:.0f} waiting"

@@ -1,5 +1,7 @@
 """One look at the engine: GET /metrics, and /v1/models only where /metrics leaves in doubt who answers."""
 
+import time
+
 from glm4_deploy.engine.watch.judge import Counters, Look, Sample
 from glm4_deploy.probe.client import Client, Reply
 from glm4_deploy.probe.metrics import Metrics, parse
@@ -42,7 +44,8 @@ async def look(client: Client, model: str | None, at: float, limit_s: float = LO
     metrics = parse(reply.text) if reply.status == 200 else None
     read = counters(metrics) if metrics else None
     if metrics and read and model in (None, metrics.label(RUNNING, "model_name")):
-        return Sample(at=at, look=Look.ANSWERED, counters=read, model=metrics.label(RUNNING, "model_name"))
+        model = metrics.label(RUNNING, "model_name")
+        return Sample(at=at, look=Look.ANSWERED, counters=read, model=model, epoch=time.time())
     return await _doubtful(client, model, at, reply, read)
 
 
@@ -64,4 +67,4 @@ async def _doubtful(client: Client, model: str | None, at: float, reply: Reply, 
     if read is None:
         why = f"GET /metrics: HTTP {reply.status} without vLLM's counters: whether it moves is not known"
         return Sample(at=at, look=Look.STRANGE, why=why)
-    return Sample(at=at, look=Look.ANSWERED, counters=read, model=model or names[0])
+    return Sample(at=at, look=Look.ANSWERED, counters=read, model=model or names[0], epoch=time.time())
