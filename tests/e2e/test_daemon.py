@@ -17,17 +17,22 @@ pytestmark = pytest.mark.e2e
 
 
 class Daemon:
-    """A dockerd of our own. No bridge: containers use the host's network, since two bridges would need two names."""
+    """A dockerd of our own, with a bridge of its own: `--bridge none` would take the host's docker0 away."""
 
     def __init__(self, root: Path) -> None:
         self.host = f"unix://{root}/docker.sock"
         self._root = root
+        self._bridge = f"glm4t{os.getpid() % 100_000}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, tries: int = 3) -> None:
         """Until it answers. It waits 15 s for its containerd and then ends, which a busy machine can take."""
         words = ["--data-root", self._root / "data", "--exec-root", self._root / "exec", "-H", self.host]
-        words += ["--pidfile", self._root / "pid", "--bridge", "none", "--iptables=false"]
+        words += ["--pidfile", self._root / "pid", "--bridge", self._bridge, "--iptables=false"]
+        words += ["--ip-masq=false", "--ip-forward=false"]
+        if not Path(f"/sys/class/net/{self._bridge}").exists():
+            for command in (f"link add {self._bridge} type bridge", f"addr add 198.18.77.1/24 dev {self._bridge}"):
+                subprocess.run(["ip", *command.split()], check=True)
         (self._root / "pid").unlink(missing_ok=True)
         with (self._root / "log").open("ab") as log:
             self._process = subprocess.Popen(["dockerd", *words], stdout=log, stderr=log)
@@ -45,6 +50,9 @@ class Daemon:
         self._process.send_signal(sign)
         self._process.wait(60)
 
+    def remove_bridge(self) -> None:
+        subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
+
 
 @pytest.fixture
 def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
@@ -58,6 +66,7 @@ def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield one
         one.end(signal.SIGTERM)
     finally:
+        one.remove_bridge()
         # A daemon that was killed leaves its mounts.
         points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for point in sorted((one for one in points if one.startswith(f"{root}/")), reverse=True):
