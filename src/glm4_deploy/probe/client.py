@@ -29,7 +29,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at a line's start: a model can say it, but not there
 DONE_GRACE_S = 1.0
 MAX_BODY = 64 * 1024 * 1024  # bytes after decoding: no honest answer of a few thousand tokens comes near
-CONNECT_S = 5.0
+CONNECT_S = 15.0  # the client's own machine may be starved, and a wrong `unreachable` is worse than a late one
 IDLE_S = 30.0  # between two tokens of one stream
 
 
