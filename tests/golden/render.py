@@ -12,6 +12,7 @@ from glm4_deploy.settings import load_settings
 
 HERE = Path(__file__).parent
 SHARED = ("replicas=3", "kubernetes.api_key_secret=glm4-key", "kubernetes.model_claim=models")
+LIMITS = ("mem_limit=16gb", "user=1000:1000", "api_key_file=/etc/glm4/api key")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "kubernetes-b200": ("kubernetes", ("profile=b200",)),
     "kubernetes-three": (
@@ -21,7 +22,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "helm-values-b200": ("helm-values", ("profile=b200",)),
     "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),
     "quadlet-gb10": ("quadlet", ("profile=gb10",)),
-    "quadlet-cpu": ("quadlet", ("profile=cpu", "bind=::1", "env.NOTE=50% of it")),
+    "quadlet-cpu": (
+        "quadlet",
+        ("profile=cpu", "bind=::1", "env.NOTE=50% of $it", "model_dir=/models, new/glm-4-tiny-chat", *LIMITS),
+    ),
 }
 
 

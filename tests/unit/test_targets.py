@@ -16,7 +16,8 @@ import yaml
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.deployment import deploy
 from glm4_deploy.plan.fraction import choose_fraction
-from glm4_deploy.render.targets import TARGETS, render_target, unit_word
+from glm4_deploy.render.targets import TARGETS, render_target
+from glm4_deploy.render.words import unit_word
 from glm4_deploy.settings import load_settings
 from golden.render import CASES, HERE, render_case
 
@@ -86,7 +87,7 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("helm-values", "kubernetes.max_replicas=4"),
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
-        ("quadlet", "env.A=$HOME"),
+        ("quadlet", "model_dir=a/b"),
         ("compose", "replicas=2"),
     ],
 )

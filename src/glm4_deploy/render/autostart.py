@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from glm4_deploy.render.targets import render_template
+from glm4_deploy.render.words import render_template
 
 
 def unit_name(project: str) -> str:

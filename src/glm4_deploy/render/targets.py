@@ -13,13 +13,14 @@ from typing import Any
 from glm4_deploy.catalog.profiles import Profile
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.deployment import CACHE, CONTAINER_PORT, Deployment
-from glm4_deploy.render.compose import health_command, rendered
-from glm4_deploy.render.templates import environment, scalar, source
+from glm4_deploy.render.compose import rendered
+from glm4_deploy.render.quadlet import quadlet
+from glm4_deploy.render.templates import source
+from glm4_deploy.render.words import render_template
 from glm4_deploy.settings import Settings
 
 CHART = "0.1.12"  # vllm-stack, the chart of github.com/vllm-project/production-stack, whose values these are
 QUEUE = "5"  # requests waiting an engine, above which KEDA adds one
-UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")
 Files = Mapping[str, str]
 
 
@@ -46,36 +47,6 @@ def render_target(name: str, deployment: Deployment, settings: Settings, profile
             shown = f"{key} {value}" if isinstance(value, str | int) else key
             raise UsageError(f"{shown} cannot be expressed in the target {name}", hint=why)
     return target.render(deployment, settings)
-
-
-def text_scalar(value: object) -> str:
-    """A YAML scalar that is text and that neither YAML nor Kubernetes' own `$(NAME)` changes."""
-    return scalar(str(value).replace("$(", "$$(")).replace("$$", "$")
-
-
-def unit_word(value: object) -> str:
-    """A word of ExecStart=: quoted where it must be, specifiers (%) and variables ($) taken literally."""
-    text = str(value).replace("%", "%%").replace("$", "$$")
-    return text if text and not UNSAFE_UNIT.search(text) else json.dumps(text, ensure_ascii=False)
-
-
-def quadlet_word(value: object) -> str:
-    """A value of a Quadlet unit, which Podman's generator takes apart and writes into ExecStart= anew.
-
-    Raises:
-        UsageError: it holds a `$`, which not every release of that generator passes on as it is.
-    """
-    if "$" in str(value):
-        raise UsageError(f"{str(value)[:60]!r} cannot be expressed in the target quadlet", hint="do without the $")
-    return unit_word(value)
-
-
-def render_template(template: str, **values: object) -> str:
-    made = environment()
-    made.filters.setdefault("k", text_scalar)
-    made.filters.setdefault("u", unit_word)
-    made.filters.setdefault("q", quadlet_word)
-    return made.get_template(f"targets/{template}").render(values)
 
 
 def _kubernetes_values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
@@ -126,24 +97,6 @@ def _helm(deployment: Deployment, settings: Settings) -> Files:
     smoke = _smoke("http://{{ .Release.Name }}-router-service", deployment, settings)
     values = _kubernetes_values(deployment, settings) | {"tensor_parallel_size": settings.tensor_parallel_size}
     return {"values.yaml": render_template("helm-values.yaml.j2", extra_args=extra, smoke=smoke, **values)}
-
-
-def _quadlet(deployment: Deployment, settings: Settings) -> Files:
-    name = deployment.project
-    host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
-    command = health_command()[1:]
-    unit = render_template(
-        "quadlet.container.j2",
-        d=deployment,
-        name=name,
-        cache=CACHE,
-        published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
-        shm_podman=re.sub(r"(?i)([kmg])b$", r"\1", settings.shm_size),
-        health=json.dumps(command),
-        restart={"unless-stopped": "always"}.get(settings.restart, settings.restart),
-    )
-    volume = render_template("quadlet.volume.j2", name=name)
-    return {f"{name}.container": unit, f"{name}-cache.volume": volume}
 
 
 def _dns_name(text: str) -> str:
@@ -197,13 +150,11 @@ TARGETS: dict[str, Target] = {
         },
     ),
     "quadlet": Target(
-        render=_quadlet,
+        render=quadlet,
         refuses={
             "replicas": "one unit runs one engine: render one unit a GPU",
             "kubernetes": _KUBERNETES_ALONE,
             "extras": _NO_EXTRAS,
-            "api_key_file": "a Podman secret in the unit (Secret=) is yours to add",
-            **_LIMITS,
         },
     ),
 }

@@ -1,0 +1,67 @@
+"""Deployment → the units of Podman's Quadlet generator."""
+
+import json
+import re
+from collections.abc import Mapping
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.deployment import CACHE, CONTAINER_PORT, Deployment
+from glm4_deploy.plan.hardening import SECRET_PATH
+from glm4_deploy.render.compose import health_command
+from glm4_deploy.render.words import csv_field, render_template
+from glm4_deploy.settings import Settings
+
+PULL = 1800  # seconds beyond start_period that a first start may take for the image
+
+
+def quadlet(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
+    """NAME.container and the volume of its cache.
+
+    Raises:
+        UsageError: a path that is not absolute: a unit is started from no directory of anyone's.
+    """
+    name = deployment.project
+    key = deployment.hardening.api_key_file
+    for setting, path in (("model_dir", deployment.model_source), ("api_key_file", key)):
+        if path is not None and not path.startswith("/"):
+            raise UsageError(
+                f"{setting} {path[:60]!r} cannot be expressed in the target quadlet", hint="give an absolute path"
+            )
+    host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
+    limits = deployment.hardening
+    user, _, group = (limits.user or "").partition(":")
+    unit = render_template(
+        "quadlet.container.j2",
+        d=deployment,
+        name=name,
+        cache=CACHE,
+        published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
+        shm=_podman_size(settings.shm_size),
+        memory=_podman_size(limits.mem_limit) if limits.mem_limit else None,
+        user=user,
+        group=group,
+        mounts=[
+            mount
+            for mount in (
+                _bind(deployment.model_source, deployment.model_target),
+                _bind(key, SECRET_PATH) if key else None,
+            )
+            if mount
+        ],
+        health=json.dumps(health_command()[1:]),
+        restart={"unless-stopped": "always"}.get(settings.restart, settings.restart),
+        start_limit=settings.start_period + PULL,
+        words=(*deployment.launcher, *deployment.argv),
+    )
+    return {f"{name}.container": unit, f"{name}-cache.volume": render_template("quadlet.volume.j2", name=name)}
+
+
+def _bind(source: str, target: str) -> str:
+    """A read-only bind, a missing source being an error; Podman reads the fields as CSV."""
+    fields = ("type=bind", f"source={source}", f"target={target}", "readonly=true")
+    return ",".join(csv_field(text) for text in fields)
+
+
+def _podman_size(size: str) -> str:
+    """Docker's `8gb` as Podman takes it."""
+    return re.sub(r"([kmg])b$", r"\1", size)
