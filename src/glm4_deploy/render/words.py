@@ -24,7 +24,7 @@ def unit_word(value: object) -> str:
 
 
 def quadlet_line(value: object) -> str:
-    """The whole value of a Quadlet key that the generator passes on as it is, quotes and all: PublishPort=, HealthCmd=."""
+    """The value of a Quadlet key that the generator passes on whole, quotes and all: PublishPort=, HealthCmd=."""
     return str(value).replace("%", "%%")
 
 
