@@ -38,7 +38,9 @@ class Shape(StrEnum):
 _ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
 _STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
-_STRUCTURE = re.compile(r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d", re.MULTILINE)
+_STRUCTURE = re.compile(
+    r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|[^\s.!?] {2,}\S|\n {2,}\w", re.MULTILINE
+)
 
 
 _ROW = 64
@@ -54,9 +56,10 @@ def shape_of(unit: str) -> Shape:
     if set(unit) <= {"A", "\n"}:
         return Shape.ZEROS
     sample = _ENUMERATOR.sub("", unit[:2000])
-    solid = sum(not char.isspace() and char not in _STOPS for char in sample)
+    seen = sum(not char.isspace() for char in sample)
+    solid = seen - sum(map(_STOPS.__contains__, sample))
     letters = sum(map(_is_letter, _EMPTY_WORD.sub("", sample)))
-    if letters < 0.3 * solid or not letters:
+    if letters < 0.3 * max(solid, 0.8 * seen) or not letters:
         return Shape.SYMBOLS
     marks = len(_STRUCTURE.findall(sample))
     return Shape.STRUCTURE if marks > 0.02 * len(sample) or letters < 0.75 * solid else Shape.PROSE
@@ -67,10 +70,10 @@ def _is_letter(char: str) -> bool:
     return char.isalpha() or (char >= "\u0300" and category(char)[0] == "M")
 
 
-def is_verse(text: str) -> bool:
-    """Short lines throughout, as songs and poems have them."""
+def is_verse(text: str, *, width: int = 56) -> bool:
+    """Short lines throughout, as songs and poems have them; width: below this on the average."""
     lines = [line for line in text[:4000].split("\n") if line.strip()]
-    return len(lines) >= 4 and sum(map(len, lines)) < 56 * len(lines)
+    return len(lines) >= 4 and sum(map(len, lines)) < width * len(lines)
 
 
 _WIDE = re.compile(
@@ -89,6 +92,19 @@ def weight_of(unit: str) -> float:
     sample = unit[:400]
     blanks = sum(len(found) - 1 for found in _BLANKS.findall(sample))
     return 1 + (1.5 * len(_WIDE.findall(sample)) - blanks) / max(len(sample), 1)
+
+
+_ROW_MARK = re.compile(r"\n|<[/a-zA-Z]")
+
+
+def is_row(unit: str) -> bool:
+    """A line or a few, or elements of markup, of which good texts hold many alike."""
+    return _ROW_MARK.search(unit + unit[:1]) is not None
+
+
+def ends_a_row(last: str, due: str) -> bool:
+    """Whether rows stopped where one ends; last: their last character; due: the one that would have come."""
+    return "\n" in (last, due) or last + due == "><"
 
 
 _BREAKS = re.compile(r"\n\s*")
@@ -115,6 +131,10 @@ class Request:
     def allows(self, copies: float) -> bool:
         """Whether it asked for so many copies of the same; a few more than asked are forgiven."""
         return self.repeat and (self.limit is None or copies <= 1.2 * self.limit + 2)
+
+    def lists(self, copies: float) -> bool:
+        """Whether it asked for a list, a table or rows, and named at least so many."""
+        return self.count and self.limit is not None and copies <= 1.2 * self.limit + 2
 
 
 _DENIED = re.compile(

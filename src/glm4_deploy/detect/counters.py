@@ -7,9 +7,9 @@ from enum import StrEnum
 from itertools import pairwise
 
 from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
-from glm4_deploy.detect.limits import COUNTERS, SENTENCE, WORD_REACH, Count
+from glm4_deploy.detect.limits import COUNTERS, SENTENCE, STEADY, STEPPING, STRAY_TOKENS, WORD_REACH, Count
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
-from glm4_deploy.detect.periods import tail_runs
+from glm4_deploy.detect.periods import Run, runs_before_tail, tail_runs
 from glm4_deploy.detect.text import Text
 from glm4_deploy.detect.words import NUMERAL, Words, roman_of, value_of
 
@@ -41,46 +41,55 @@ class Counting:
     whole: bool
 
 
-def counting(words: Words, turned: str, last: int, text: Text) -> Iterator[Counting]:
+def counting(words: Words, turned: str, text: Text, *, ended: bool) -> Iterator[Counting]:
     """Ways in which the kept tokens end in a count, shortest unit first.
 
-    turned: their masks, from the last to the first; last: how many kept tokens there are up to where it begins.
+    turned: their masks, from the last to the first. ended: a few stray tokens, or half a word, may follow the count.
     """
+    last = len(words.tokens)
     for run in tail_runs(turned, reach=WORD_REACH):
-        begin = last - run.length
-        unit = turned[run.length - run.period : run.length][::-1]
-        if NUMERAL not in unit or run.repeats < 4:
-            continue
-        fields = [index for index, mask in enumerate(unit) if mask == NUMERAL]
-        columns = [words.tokens[begin + index : last : run.period] for index in fields]
-        kinds = [kind_of(column) for column in columns]
-        if Field.DATA in kinds or Field.STEP not in kinds:
-            continue
-        values = _values(columns[kinds.index(Field.STEP)])
-        start, second = words.start(begin), words.start(begin + run.period)
-        yield Counting(
-            start=start,
-            end=words.end(last - 1),
-            unit=text.between(start, second),
-            period=run.period,
-            copies=run.repeats,
-            values=tuple(values),
-            step=_mode(values)[0],
-            whole=not any(
-                token.isalnum() for token in words.tokens[last - run.period : last - run.length % run.period]
-            ),
-        )
+        if (item := _counting(words, run, turned, last, text)) is not None:
+            yield item
+    for run, after in runs_before_tail(turned, reach=WORD_REACH, tails=(1, STRAY_TOKENS)) if ended else ():
+        if (item := _counting(words, run, turned[after:], last - after, text)) is not None:
+            yield item
+
+
+def _counting(words: Words, run: Run, turned: str, last: int, text: Text) -> Counting | None:
+    """What counts in a run of masks, where anything does; last: how many tokens there are up to its end."""
+    begin = last - run.length
+    unit = turned[run.length - run.period : run.length][::-1]
+    if NUMERAL not in unit or run.repeats < 4:
+        return None
+    fields = [index for index, mask in enumerate(unit) if mask == NUMERAL]
+    columns = [words.tokens[begin + index : last : run.period] for index in fields]
+    kinds = [kind_of(column) for column in columns]
+    if Field.DATA in kinds or Field.STEP not in kinds:
+        return None
+    values = _values(columns[kinds.index(Field.STEP)])
+    start, second = words.start(begin), words.start(begin + run.period)
+    rest = words.tokens[last - run.period : last - run.length % run.period]
+    return Counting(
+        start=start,
+        end=words.end(last - 1),
+        unit=text.between(start, second),
+        period=run.period,
+        copies=run.repeats,
+        values=tuple(values),
+        step=_mode(values)[0],
+        whole=not any(token.isalnum() for token in rest),
+    )
 
 
 def kind_of(column: Sequence[str]) -> Field:
-    """SAME or STEP if nine differences of ten are the same (a clock's seconds wrap), else DATA."""
+    """SAME if next to all differences are 0, STEP if most are one other number (some skip, a clock wraps), else DATA."""
     if len(set(column)) == 1:
         return Field.SAME
     values = _values(column)
     if len(values) < len(column):
         return Field.DATA
     step, share = _mode(values)
-    if share < 0.9:
+    if share < (STEPPING if step else STEADY):
         return Field.DATA
     return Field.STEP if step else Field.SAME
 

@@ -3,7 +3,8 @@
 import re
 
 from glm4_deploy.detect.context import Ending, Request, Shape, shape_of, weight_of
-from glm4_deploy.detect.limits import FOLDED_COPIES, FOLDED_LETTERS, FOLDED_SPAN, REACH
+from glm4_deploy.detect.limits import FOLDED, FOLDED_LETTERS, REACH
+from glm4_deploy.detect.loops import copies_needed
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.periods import Run, tail_runs
 from glm4_deploy.detect.text import Text
@@ -22,8 +23,8 @@ def find_folded(turned: str, text: Text, *, ending: Ending, request: Request) ->
         weight = weight_of(turned[: run.period])
         if (
             len(set(turned[: run.period])) < FOLDED_LETTERS
-            or run.length * weight < FOLDED_SPAN
-            or run.repeats < FOLDED_COPIES
+            or run.length * weight < FOLDED.span
+            or run.repeats < copies_needed(FOLDED, run.period * weight, flows=True)
             or request.allows(run.repeats)
         ):
             continue

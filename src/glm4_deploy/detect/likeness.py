@@ -24,7 +24,8 @@ def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
     if item.novelty and item.numerals >= 0.8:
         # Only numbers change: rows and records do that, and counters have a rule of their own.
         few = item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
-        return few and (ending is Ending.CUT or item.copies >= NEAR.numeral_copies)
+        enough = NEAR.text_copies if item.lag >= NEAR.text_unit else NEAR.numeral_copies
+        return few and (ending is Ending.CUT or item.copies >= enough)
     if item.novelty <= NEAR.few:
         return True
     if item.lag < NEAR.short_unit or item.copies < NEAR.varied_copies:

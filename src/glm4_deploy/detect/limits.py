@@ -32,18 +32,26 @@ LOOPS = {
     (Shape.PROSE, Ending.STOPPED): Loop(176, 4, 3.1),
     (Shape.PROSE, Ending.UNKNOWN): Loop(160, 4, 3),
     (Shape.PROSE, Ending.CUT): Loop(96, 3, 3),
-    (Shape.STRUCTURE, Ending.RUNNING): Loop(400, 8, 3.9),
-    (Shape.STRUCTURE, Ending.STOPPED): Loop(400, 8, 3.9),
-    (Shape.STRUCTURE, Ending.UNKNOWN): Loop(320, 6, 3.2),
+    (Shape.STRUCTURE, Ending.RUNNING): Loop(480, 12, 3.9),
+    (Shape.STRUCTURE, Ending.STOPPED): Loop(480, 12, 3.9),
+    (Shape.STRUCTURE, Ending.UNKNOWN): Loop(400, 8, 3.2),
     (Shape.STRUCTURE, Ending.CUT): Loop(200, 10, 4),
-    (Shape.SYMBOLS, Ending.RUNNING): Loop(640, 24, 10),
-    (Shape.SYMBOLS, Ending.STOPPED): Loop(640, 24, 10),
+    (Shape.SYMBOLS, Ending.RUNNING): Loop(960, 24, 10),
+    (Shape.SYMBOLS, Ending.STOPPED): Loop(960, 24, 10),
     (Shape.SYMBOLS, Ending.UNKNOWN): Loop(400, 16, 6),
     (Shape.SYMBOLS, Ending.CUT): Loop(200, 10, 6),
     (Shape.ZEROS, Ending.RUNNING): Loop(4096, 24, 24),
     (Shape.ZEROS, Ending.STOPPED): Loop(4096, 24, 24),
     (Shape.ZEROS, Ending.UNKNOWN): Loop(400, 24, 24),
     (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
+}
+# Rows (lines of code or markup, records, cells): an empty table of thirty is what somebody asked for. A text that ends
+# in the middle of a row was cut, whatever is known of its end; one that ends with a row may have come to its end.
+ROWS = {
+    Ending.RUNNING: Loop(900, 52, 12.5),
+    Ending.STOPPED: Loop(900, 52, 12.5),
+    Ending.UNKNOWN: Loop(480, 12, 4),
+    Ending.CUT: Loop(320, 12, 4),
 }
 LONG_UNIT = 200
 WRAPPED = (65, 77)  # a line of base64 with its end
@@ -54,6 +62,13 @@ WHOLE = {
     Ending.UNKNOWN: Loop(96, 8, 8),
     Ending.CUT: Loop(24, 8, 8),
 }
+# Odd tokens in a loop: its breaks are no longer than a copy and GAP characters, all of them no more than the share GAPS
+# of what is whole, and that is GAPPED times as long as an unbroken loop must be; in verse VERSES times.
+GAP, GAPS, GAPPED, VERSES, WIDE_VERSE = 16, 0.25, 1.25, 3, 100
+# After a loop: STRAY characters change nothing; where more follow, the text went on, and its limit did not cut the loop.
+STRAY = 16
+TAILS = (1, 4, 16, 64, 256)
+STRAY_TOKENS = 6  # after a count: a sentence after it closed it
 # A refrain of one short line needs more: songs end on it.
 REFRAIN = {Ending.RUNNING: 10, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 6}
 
@@ -85,6 +100,8 @@ COUNTERS = {
     (Shape.SYMBOLS, Ending.UNKNOWN): Count(300, 0),
     (Shape.SYMBOLS, Ending.CUT): Count(120, 300),
 }
+# A column of numerals is the same, or steps, if this share of its differences are 0, or one other number.
+STEADY, STEPPING = 0.9, 0.6
 SENTENCE = 36  # characters of Latin text: a unit as long that counts, and is no row, is told early
 
 SHINGLE = 5  # tokens
@@ -106,6 +123,8 @@ class Near:
     varied_copies: float
     verse_copies: float
     numeral_copies: float
+    text_unit: int
+    text_copies: float
     short_unit: int
     long_unit: int
     few: float
@@ -123,6 +142,8 @@ NEAR = Near(
     varied_copies=5.3,
     verse_copies=24,
     numeral_copies=12,
+    text_unit=48,
+    text_copies=5,
     short_unit=14,
     long_unit=24,
     few=0.05,
@@ -141,7 +162,8 @@ SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.
 NEWLINES = 64
 
 # Letters and digits of a loop whose copies are written differently; `la la la` has too few different ones.
-FOLDED_SPAN, FOLDED_COPIES, FOLDED_LETTERS = 320, 8, 6
+# A long unit needs fewer copies.
+FOLDED, FOLDED_LETTERS = Loop(320, 8, 4), 6
 
 POOR_TOKENS = 256  # tokens looked at for how few different ones there are
 POOR_WORDS = 4

@@ -3,47 +3,106 @@
 import math
 import re
 
-from glm4_deploy.detect.context import Ending, Request, Shape, is_refrain, shape_of, weight_of
+from glm4_deploy.detect.context import (
+    Ending,
+    Request,
+    Shape,
+    ends_a_row,
+    is_refrain,
+    is_row,
+    is_verse,
+    shape_of,
+    weight_of,
+)
 from glm4_deploy.detect.limits import (
     ALL_BANGS,
     BANGS,
+    GAPPED,
     LONG_UNIT,
     LOOPS,
     NEWLINES,
     REACH,
     REFRAIN,
+    ROWS,
     SPACES,
+    STRAY,
+    TAILS,
+    VERSES,
     WHOLE,
+    WIDE_VERSE,
     WRAPPED,
     Loop,
 )
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
-from glm4_deploy.detect.periods import Run, tail_runs
+from glm4_deploy.detect.periods import Run, over_breaks, runs_before_tail, tail_runs
 from glm4_deploy.detect.text import Text
 
 
 def find_loop(text: Text, *, ending: Ending, request: Request) -> Finding | None:
     """The loop that this tail ends in, if any."""
-    return find_or_due(text, ending=ending, request=request)[0]
+    found = find_or_due(text, ending=ending, request=request)[0]
+    return found if found is not None or ending is Ending.RUNNING else _find_before_tail(text, ending, request)
 
 
 def find_or_due(text: Text, *, ending: Ending, request: Request) -> tuple[Finding | None, float]:
     """The loop, if any; else where one of the runs that the text ends in will be one, should it go on (an offset)."""
-    turned, end, due = text.turned, text.end, math.inf
-    if blank := _whitespace(turned, end, ending):
+    due = math.inf
+    if blank := _whitespace(text.turned, text.end, ending):
         return blank, due
-    for run in tail_runs(turned, reach=REACH):
-        unit = turned[run.length - run.period : run.length][::-1]
+    for run in tail_runs(text.turned, reach=REACH):
+        unit = text.turned[run.length - run.period : run.length][::-1]
         if is_blank(unit):
             continue
-        if unit == "!" and run.length >= (ALL_BANGS if run.length == end else BANGS[ending]):
-            return _collapse(run, end), due
-        needed = _needed(run, unit, ending)
-        if run.length < needed and not (run.length == end and _is_all(run, unit, ending)):
-            due = min(due, end - run.length + math.ceil(needed))
-        elif not request.allows(run.repeats):
-            return _loop(run, unit, end, ending), due
+        found, needed = _judge(run, unit, text, ending, request)
+        if found is not None:
+            return found, due
+        if run.length < needed:
+            due = min(due, text.end - run.length + math.ceil(needed))
     return None, due
+
+
+_END_MARKS = re.compile(r"(?:>\|\w{1,20}\|<\s*|>s/<|>soe<)+")  # turned: `<|endoftext|>`, `</s>`, `<eos>`
+
+
+def _find_before_tail(text: Text, ending: Ending, request: Request) -> Finding | None:
+    """A loop that something short follows: marks of the end after any; after prose a stray token or a few words.
+
+    Rows and symbols that something else follows were closed by it.
+    """
+    if marks := _length(_END_MARKS.match(text.turned)):
+        found, _ = find_or_due(Text(text.turned[marks:], text.end - marks), ending=ending, request=request)
+        if found is not None:
+            return found
+    for run, tail in runs_before_tail(text.turned, reach=REACH, tails=TAILS):
+        before = Text(text.turned[tail:], text.end - tail)
+        unit = before.turned[run.length - run.period : run.length][::-1]
+        shape = Shape.PROSE if unit == "!" else shape_of(unit)
+        cut_there = shape is not Shape.ZEROS and ending is Ending.CUT and tail <= STRAY
+        if is_blank(unit) or not (shape is Shape.PROSE or cut_there):
+            continue
+        # What goes on after its loop was not cut off in it.
+        how = Ending.UNKNOWN if ending is Ending.CUT and tail > STRAY else ending
+        found, _ = _judge(run, unit, before, how, request)
+        if found is not None:
+            return found
+    return None
+
+
+def _judge(run: Run, unit: str, text: Text, ending: Ending, request: Request) -> tuple[Finding | None, float]:
+    """What a run that `text` ends in is, and how many characters it must have to be a loop."""
+    if unit == "!" and run.length >= (ALL_BANGS if run.length == text.end else BANGS[ending]):
+        return _collapse(run, text.end), 0
+    needed = _needed(run, unit, text.turned, ending)
+    if run.length >= needed or (run.length >= text.end - STRAY and _is_all(run, unit, ending)):
+        if request.allows(run.repeats) or (request.lists(run.repeats) and shape_of(unit) is not Shape.PROSE):
+            return None, needed
+        return _loop(run, run.length, unit, text.end, ending), needed
+    if shape_of(unit) is Shape.PROSE:
+        whole, length = over_breaks(text.turned, run)
+        factor = VERSES if is_verse(text.turned[:length], width=WIDE_VERSE) else 1
+        if whole.length >= factor * GAPPED * needed and not request.allows(whole.repeats):
+            return _loop(whole, length, unit, text.end, ending), needed
+    return None, needed
 
 
 _BLANK = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*")
@@ -75,21 +134,24 @@ def _length(found: re.Match[str] | None) -> int:
     return found.end() if found else 0
 
 
-def _needed(run: Run, unit: str, ending: Ending) -> float:
+def _needed(run: Run, unit: str, turned: str, ending: Ending) -> float:
     """How many characters a run of this unit must have to be a loop."""
     shape = shape_of(unit)
     if shape is Shape.ZEROS and run.period in WRAPPED:
         ending = Ending.STOPPED  # lines of base64, however the text ended
-    limit = LOOPS[shape, ending]
+    row = shape in (Shape.STRUCTURE, Shape.SYMBOLS) and is_row(unit)
+    if row and ending is Ending.UNKNOWN and ends_a_row(turned[0], turned[run.period - 1]):
+        ending = Ending.STOPPED
+    limit = ROWS[ending] if row else LOOPS[shape, ending]
     weight = weight_of(unit)
-    flows = shape is Shape.PROSE and "\n" not in unit
-    copies = _copies(limit, run.period * weight, flows=flows)
+    flows = row or (shape is Shape.PROSE and "\n" not in unit)
+    copies = copies_needed(limit, run.period * weight, flows=flows)
     if is_refrain(unit):
         copies = max(copies, REFRAIN[ending])
     return max(limit.span / weight, copies * run.period)
 
 
-def _copies(limit: Loop, size: float, *, flows: bool) -> float:
+def copies_needed(limit: Loop, size: float, *, flows: bool) -> float:
     """Running prose needs ever fewer from where they just make up the span up to a long unit; lines do not."""
     if size >= LONG_UNIT or not flows:
         return limit.long if size >= LONG_UNIT else limit.short
@@ -105,14 +167,16 @@ def _is_all(run: Run, unit: str, ending: Ending) -> bool:
     return enough and shape_of(unit) is Shape.PROSE
 
 
-def _loop(run: Run, unit: str, end: int, ending: Ending) -> Finding:
+def _loop(run: Run, length: int, unit: str, end: int, ending: Ending) -> Finding:
+    """length: of the run with its breaks."""
     what = "the same character comes" if run.period == 1 else f"the same {run.period} characters come"
+    row = "in a row" if length == run.length else "with a few others between"
     cut = ", and the token limit cut it off" if ending is Ending.CUT else ""
     return degenerate(
         Verdict.EXACT_LOOP,
-        f"{what} {run.repeats:.4g} times in a row{cut}",
+        f"{what} {run.repeats:.4g} times {row}{cut}",
         confidence=round(min(0.99, 0.75 + 0.02 * run.repeats + (0.1 if ending is Ending.CUT else 0)), 2),
-        start=end - run.length,
+        start=end - length,
         unit=unit,
         period=run.period,
         repeats=run.repeats,

@@ -7,8 +7,10 @@ can jump past every overlap already ruled out: by Fine and Wilf's theorem the se
 tail cost a constant number of passes over it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from glm4_deploy.detect.limits import GAP, GAPS
 
 FLOOR = 6  # characters of overlap below which no run is looked at
 
@@ -43,9 +45,34 @@ def tail_runs(turned: str, *, reach: int) -> Iterator[Run]:
         overlap = max(found + 1, 2 * period)
 
 
-def _overlap(turned: str, period: int, known: int) -> int:
-    """How many leading characters equal those at distance `period`; the first `known` are known to."""
-    low, step, most = known, max(known, 16), len(turned) - period
+def runs_before_tail(turned: str, *, reach: int, tails: Iterable[int]) -> Iterator[tuple[Run, int]]:
+    """Runs that go through a place so many characters before the end, each with how far before the end it stops."""
+    for tail in tails:
+        for run in tail_runs(turned[tail:], reach=reach):
+            stop = tail
+            while stop and turned[stop - 1] == turned[stop - 1 + run.period]:
+                stop -= 1
+            if stop:
+                yield Run(run.period, run.length + tail - stop), stop
+
+
+def over_breaks(turned: str, run: Run) -> tuple[Run, int]:
+    """Follow a run back over breaks as long as they stay few: all that is whole of it, and its length with breaks."""
+    needle = turned[: run.period] * -(-FLOOR // run.period)
+    whole = end = run.length
+    while (at := turned.find(needle, end, end + run.period + GAP + len(needle))) >= 0:
+        while at > end and turned[at - 1] == turned[at - 1 + run.period]:
+            at -= 1
+        length = _overlap(turned, run.period, at, at) + run.period - at
+        if at - whole > GAPS * (whole + length):
+            break
+        whole, end = whole + length, at + length
+    return Run(run.period, whole), end
+
+
+def _overlap(turned: str, period: int, known: int, begin: int = 0) -> int:
+    """Where characters from `begin` on stop to equal those at distance `period`; those up to `known` are known to."""
+    low, step, most = known, max(known - begin, 16), len(turned) - period
     while low < most:
         high = min(low + step, most)
         if turned[low:high] != turned[low + period : high + period]:

@@ -142,14 +142,11 @@ class Stream:
         return find_loop(text, ending=ending, request=self._request)
 
     def _look_at_words(self, blocks: int, text: Text, ending: Ending) -> Finding | None:
-        masks, last = self._words.turned_masks(blocks // WORD_HOPS + 1), len(self._words.tokens)
-        # The token limit may have cut the last word, which then differs from its earlier copies.
-        cut = ending is not Ending.RUNNING and last > 0 and self._words.tokens[-1].isalpha()
-        for back in (0, 1) if cut else (0,):
-            ways = counting(self._words, masks[back:], last - back, text)
-            found = find_counter(ways, ending=ending, request=self._request)
-            if found is not None:
-                return found
+        masks = self._words.turned_masks(blocks // WORD_HOPS + 1)
+        ways = counting(self._words, masks, text, ended=ending is not Ending.RUNNING)
+        found = find_counter(ways, ending=ending, request=self._request)
+        if found is not None:
+            return found
         few = min(blocks // WORD_HOPS + 1, len(self._folded))
         folded = "".join(islice(self._folded, few))
         found = find_folded(folded, text, ending=ending, request=self._request)

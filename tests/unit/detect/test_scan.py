@@ -40,6 +40,15 @@ CLAUSES = "\n\n".join(
     )
 )
 DIALOGUE = "\n".join(f"User: Question {n * n}?\nAssistant: Answer {n * 7}." for n in range(6))
+EMPTY_ROWS = "<table>\n" + "<tr><td></td><td></td></tr>\n" * 30 + "</table>"
+SKELETON = "| Day | Task | Done |\n|---|---|---|\n" + "|   |   |   |\n" * 31
+ZEROS = "a,b,c,d,e,f,g,h\n" + "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n" * 40
+NULLS = '{"values": [' + ", ".join(["null"] * 120) + "]}"
+HEX_ZEROS = ("00 " * 16 + "\n") * 32
+UNROLLED = "void f() {\n" + "    sum += *p++;\n" * 32 + "}\n"
+CARDS = '<div class="card">\n  <h3>Card title</h3>\n  <p>Some quick example text to build on.</p>\n</div>\n' * 9
+DRUMS = "HH|" + "x-x-x-x-" * 16 + "|\nBD|" + "o-------" * 16 + "|"
+CHORDS = "C  G  Am  F\n" * 16
 RESULTS = ", ".join(random.Random(1).choices(["yes", "no"], k=300))
 
 
@@ -57,6 +66,18 @@ RESULTS = ", ".join(random.Random(1).choices(["yes", "no"], k=300))
         (CLAUSES, {"finish_reason": "stop"}),
         (DIALOGUE, {"finish_reason": "length"}),
         (RESULTS, {}),
+        (EMPTY_ROWS, {}),
+        (EMPTY_ROWS, {"finish_reason": "stop"}),
+        (EMPTY_ROWS.removesuffix("</table>"), {}),
+        ("<tr><td></td></tr>\n" * 100, {"prompt": "Create an HTML table with 100 empty rows"}),
+        (SKELETON, {"finish_reason": "stop"}),
+        (ZEROS, {}),
+        (NULLS, {"finish_reason": "stop"}),
+        (HEX_ZEROS, {"finish_reason": "stop"}),
+        (UNROLLED, {"finish_reason": "stop"}),
+        (CARDS, {"finish_reason": "stop"}),
+        (DRUMS, {}),
+        (CHORDS, {"finish_reason": "stop"}),
         ("こんにちは means hello; مرحبا, привет and שלום do too. GLM-4は使いやすいPythonライブラリ。" * 2, {}),
         (PROSE, {"finish_reason": "length"}),
         (LITANY, {"finish_reason": "stop"}),
@@ -89,6 +110,16 @@ def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
         ("Sure" + "!" * 64, {}, Verdict.NAN_COLLAPSE, 4),
         ("", {"logprobs": [None]}, Verdict.NAN_COLLAPSE, 0),
         ("", {"logprobs": [float("nan")] * 3}, Verdict.NAN_COLLAPSE, 0),
+        ("'s" * 60 + "t", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
+        ("'s" * 60 + "t", {}, Verdict.EXACT_LOOP, 0),
+        ("It" + "'s" * 60 + "t", {"finish_reason": "stop"}, Verdict.EXACT_LOOP, 2),
+        ("na " * 40 + "\n\nSorry, I seem to repeat myself.", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
+        ("0" * 400 + "<|endoftext|>", {}, Verdict.EXACT_LOOP, 0),
+        ("! no" + "!" * 60 + " the", {"finish_reason": "length"}, Verdict.NAN_COLLAPSE, 4),
+        (STEPS + "\n<|user|>", {}, Verdict.COUNTER_LOOP, 0),
+        (STEPS + " the", {"finish_reason": "length"}, Verdict.COUNTER_LOOP, 0),
+        ("<tr><td></td><td></td></tr>\n" * 200, {"finish_reason": "stop"}, Verdict.EXACT_LOOP, 0),
+        ("<tr><td></td><td></td></tr>\n" * 30 + "<tr><t", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
         ("<unk>" * 30, {"token_ids": [0] * 30}, Verdict.NAN_COLLAPSE, 0),
         (PROSE + "\n" + "again and " * 40, {}, Verdict.EXACT_LOOP, len(PROSE) + 1),
         (PROSE * 4, {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
@@ -143,6 +174,20 @@ def test_copies_that_are_written_differently() -> None:
     forms = ["e-mail the long-term plan; ", "email the long term plan; ", "E-MAIL THE LONG-TERM PLAN; "]
     found = scan("".join(rng.choices(forms, k=40)), finish_reason="length")
     assert (found.verdict, found.start) == (Verdict.NEAR_DUPLICATE, 0)
+
+
+@pytest.mark.parametrize("unit", ["'s", "the lamp ", PROSE, "灯塔立在海边。"])
+def test_odd_tokens_do_not_hide_a_loop(unit: str) -> None:
+    dice = random.Random(1)
+    odd = "".join(unit + dice.choice(["", "", "", "t", " xy", "的"]) for _ in range(max(1200 // len(unit), 8)))
+    assert scan(odd).degenerate
+
+
+def test_a_count_that_skips_and_errs_is_a_counter_loop() -> None:
+    dice = random.Random(1)
+    numbers = [n + 2 * (n > 9) if dice.random() < 0.9 else dice.randrange(99) for n in range(40)]
+    text = "\n".join(f"Step {n}: Check the cable and try again." for n in numbers)
+    assert scan(text).verdict is Verdict.COUNTER_LOOP
 
 
 @pytest.mark.parametrize("words", [["'s", "'t"], ["的", "了"], [" the", " of", " a"]])
