@@ -82,7 +82,7 @@ def _counting(words: Words, run: Run, turned: str, last: int, text: Text) -> Cou
 
 
 def kind_of(column: Sequence[str]) -> Field:
-    """SAME if next to all differences are 0, STEP if most are one other number (some skip, a clock wraps), else DATA."""
+    """SAME if next to all differences are 0, STEP if most are one other number (some skip, clocks wrap), else DATA."""
     if len(set(column)) == 1:
         return Field.SAME
     values = _values(column)

@@ -65,7 +65,7 @@ WHOLE = {
 # Odd tokens in a loop: its breaks are no longer than a copy and GAP characters, all of them no more than the share GAPS
 # of what is whole, and that is GAPPED times as long as an unbroken loop must be; in verse VERSES times.
 GAP, GAPS, GAPPED, VERSES, WIDE_VERSE = 16, 0.25, 1.25, 3, 100
-# After a loop: STRAY characters change nothing; where more follow, the text went on, and its limit did not cut the loop.
+# After a loop: STRAY characters change nothing; where more follow, the text went on, and no limit cut the loop.
 STRAY = 16
 TAILS = (1, 4, 16, 64, 256)
 STRAY_TOKENS = 6  # after a count: a sentence after it closed it
