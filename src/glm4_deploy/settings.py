@@ -36,6 +36,7 @@ Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
+DeviceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:/.-]*$", max_length=128)]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -72,6 +73,12 @@ def _split(value: object) -> object:
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         return value
     return tuple(dict.fromkeys(part.strip() for word in words for part in word.split(",") if part.strip()))
+
+
+def _device_names(value: object) -> object:
+    """`devices: [0, 1]` or `devices: 0` in YAML are numbers; Docker takes names."""
+    words = [value] if isinstance(value, int) else value
+    return _split([str(word) for word in words] if isinstance(words, list) else words)
 
 
 Address = Annotated[str, AfterValidator(_ip_address)]
@@ -163,6 +170,9 @@ class Settings(BaseModel):
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
     args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
     replicas: int = Field(1, ge=1, le=1024, description="engines, each on its own GPUs")
+    devices: Annotated[tuple[DeviceName, ...], BeforeValidator(_device_names)] = Field(
+        (), description="GPUs by index or UUID, in the order that engines take them; empty: from 0 on"
+    )
     kubernetes: Kubernetes = Field(
         default_factory=lambda: Kubernetes.model_validate({}), description="for the Kubernetes targets alone"
     )

@@ -1,4 +1,4 @@
-"""The golden files of the targets other than Compose, and the wishes that they are rendered from.
+"""The golden files of what compose/ does not hold, and the wishes that they are rendered from.
 
 python -m tests.golden.render        # write them anew (make compose)
 """
@@ -21,6 +21,11 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "helm-values-b200": ("helm-values", ("profile=b200",)),
     "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),
+    "compose-two-b200": (
+        "compose",
+        ("profile=b200", "replicas=2", "tensor_parallel_size=2", "api_key_file=/etc/glm4/engine.key"),
+    ),
+    "compose-three-named": ("compose", ("profile=hopper", "replicas=3", "devices=4,GPU-5c1e,6")),
     "quadlet-gb10": ("quadlet", ("profile=gb10",)),
     "quadlet-cpu": (
         "quadlet",

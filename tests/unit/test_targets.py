@@ -88,7 +88,8 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
         ("quadlet", "model_dir=a/b"),
-        ("compose", "replicas=2"),
+        ("quadlet", "devices=1"),
+        ("kubernetes", "devices=0,1"),
     ],
 )
 def test_a_wish_without_a_form_is_refused_by_name(target: str, wish: str) -> None:

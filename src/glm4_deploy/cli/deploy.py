@@ -134,6 +134,8 @@ def _candidate(
         raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
     if wished == "process" and deployment.engine != "cpu":
         raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
+    if settings.replicas > 1:
+        raise UsageError("up starts one engine: replicas are rendered only", hint="glm4-deploy render -o compose.yaml")
     wish = settings.model_dump(mode="json")
     if wished != "process":
         try:

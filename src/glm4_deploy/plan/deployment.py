@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from glm4_deploy.catalog.gpus import gpus
 from glm4_deploy.catalog.images import Version
 from glm4_deploy.catalog.profiles import Profile, mistaken_variables, variables
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.audit import names_secret
 from glm4_deploy.plan.beside import Gateway, Monitoring, gateway, image, monitoring, pinned
 from glm4_deploy.plan.fraction import Fraction, engine_version
-from glm4_deploy.plan.hardening import WITH_KEY, Hardening, harden
+from glm4_deploy.plan.hardening import WITH_KEY, Hardening, harden, is_loopback
 from glm4_deploy.plan.memory import MemoryPlan
+from glm4_deploy.plan.replicas import Replica, Router, replicas, router
 from glm4_deploy.settings import Settings
 
 CONTAINER_PORT = 8080
@@ -55,7 +57,10 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A plan for one engine. Paths are POSIX; sizes are Docker's (`8gb`); times are seconds."""
+    """A plan for one engine, or for several that are alike. Paths are POSIX; sizes are Docker's; times are seconds.
+
+    replicas: what differs between the engines; gpus: how many each has. router: None in front of one engine alone.
+    """
 
     profile: str
     summary: str
@@ -76,6 +81,8 @@ class Deployment:
     ipc_host: bool
     shm_size: str
     gpus: int
+    replicas: tuple[Replica, ...]
+    router: Router | None
     hardening: Hardening
     gateway: Gateway
     monitoring: Monitoring
@@ -98,6 +105,11 @@ class Deployment:
         return (
             f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
         )
+
+    @property
+    def front(self) -> str:
+        """The service that clients in the project's own network talk to."""
+        return "router" if self.router else self.service
 
     @property
     def launcher(self) -> tuple[str, ...]:
@@ -149,6 +161,8 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         ipc_host=settings.ipc == "host",
         shm_size=settings.shm_size,
         gpus=settings.tensor_parallel_size * settings.data_parallel_size if profile.engine == "nvcr" else 0,
+        replicas=replicas(settings, profile),
+        router=router(settings),
         hardening=harden(settings, profile),
         gateway=gateway(settings),
         monitoring=monitoring(settings),
@@ -232,6 +246,8 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
     if not is_loopback(settings.bind):
         yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
+    if settings.replicas > 1:
+        yield from _of_replicas(settings, profile)
     if "gateway" in settings.extras and not settings.api_key_file:
         yield "gateway without api_key_file: other containers of this project reach the engine without a key"
     if "VLLM_API_KEY" in settings.env:
@@ -245,8 +261,10 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
 
-def is_loopback(bind: str) -> bool:
-    return bind == "::1" or bind.startswith("127.")
+def _of_replicas(settings: Settings, profile: Profile) -> Iterator[str]:
+    yield "replicas: who reaches the router's port on this host can add an engine of their own to it (/add_worker)"
+    if profile.gpu and gpus()[profile.gpu].unified:
+        yield f"replicas {settings.replicas}: a host of the profile {profile.name} is known with one GPU"
 
 
 def _without_key(settings: Settings) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from glm4_deploy.catalog.gpus import recognise
 from glm4_deploy.facts.host import Disk, HostFacts, PortState
-from glm4_deploy.plan.deployment import is_loopback
 from glm4_deploy.plan.doctor import Needs, Seen, unanswered
+from glm4_deploy.plan.hardening import is_loopback
 from glm4_deploy.plan.memory_model import GIB
 from glm4_deploy.result import Result, Status
 from glm4_deploy.settings import Settings

@@ -63,3 +63,7 @@ def _off(settings: Settings, profile: Profile) -> Iterator[tuple[str, str]]:
     for name, reason in reasons.items():
         if not getattr(settings, name):
             yield name, reason
+
+
+def is_loopback(bind: str) -> bool:
+    return bind == "::1" or bind.startswith("127.")

@@ -115,6 +115,7 @@ _LIMITS = {
     "user": "render it for Compose",
 }
 _POD = _LIMITS | {
+    "devices": "the cluster's device plugin chooses the GPUs",
     "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
     "no_new_privileges": "a pod of ours never gains privileges",
 }
@@ -123,7 +124,6 @@ TARGETS: dict[str, Target] = {
     "compose": Target(
         render=_compose,
         refuses={
-            "replicas": "render one project a GPU (args, ports and CUDA_VISIBLE_DEVICES differ), or use Kubernetes",
             "kubernetes": _KUBERNETES_ALONE,
         },
     ),
@@ -153,6 +153,7 @@ TARGETS: dict[str, Target] = {
         render=quadlet,
         refuses={
             "replicas": "one unit runs one engine: render one unit a GPU",
+            "devices": "name them in the unit (AddDevice=nvidia.com/gpu=0)",
             "kubernetes": _KUBERNETES_ALONE,
             "extras": _NO_EXTRAS,
         },
