@@ -29,6 +29,7 @@ GROUPS = (
     "releases",
     "smoke",
     "plan",
+    "scale",
     "diagnose",
     "checkpoint",
     "detect",

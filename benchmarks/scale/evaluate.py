@@ -1,0 +1,136 @@
+"""The simulation against the engine that measure.py measured: fitted to one set of loads, held against another.
+
+python -m benchmarks.scale.evaluate benchmarks/scale/results/cpu.json
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from glm4_deploy.scale.cell import Cell, Outcome, quantile
+from glm4_deploy.scale.fit import Calibration, fit
+from glm4_deploy.scale.measured import Measured, from_mapping
+from glm4_deploy.scale.shape import EngineLimits, Lengths, StepCost, Workload
+
+SEEDS = 5
+FIGURES = ("ttft p50", "ttft p95", "tpot p50", "tpot p95", "tokens/s")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    fitted = calibrate(data)
+    print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
+    print("| load | part | " + " | ".join(FIGURES) + " | preempted |")
+    print("|---|---|" + "---|" * (len(FIGURES) + 1))
+    names = dict.fromkeys((row["part"], row["name"]) for row in data["rows"])
+    misses: dict[str, dict[str, list[float]]] = {}
+    for part, name in names:
+        rows = [row for row in data["rows"] if (row["part"], row["name"]) == (part, name)]
+        measured = [measured_figures(row) for row in rows]
+        said = predicted(rows[0], fitted.cost, engine(data, part))
+        cells = []
+        for figure in FIGURES:
+            seen = statistics.median(one[figure] for one in measured)
+            low, high = min(one[figure] for one in measured), max(one[figure] for one in measured)
+            misses.setdefault(part, {}).setdefault(figure, []).append(said[figure] / seen)
+            cells.append(f"{said[figure]:.3g} / {seen:.3g} ({low:.3g}-{high:.3g}) = {said[figure] / seen:.2f}")
+        preempted = statistics.median(row["preemptions"] for row in rows)
+        print(f"| {name} | {part} | {' | '.join(cells)} | {said['preempted']:.0f} / {preempted:.0f} |")
+    print()
+    for part, figures in misses.items():
+        print(part, *(f"{figure}: {spread(ratios)}" for figure, ratios in figures.items()), sep="; ")
+
+
+def spread(ratios: Iterable[float]) -> str:
+    """Median and range of predicted / measured."""
+    listed = sorted(ratios)
+    return f"{statistics.median(listed):.2f} ({listed[0]:.2f}-{listed[-1]:.2f})"
+
+
+def calibration_file(data: Row) -> Row:
+    """The fit's part of the measurements in the form of a calibration file: the median of the rounds for each load."""
+    runs: dict[tuple[int, int], list[Row]] = {}
+    for name in dict.fromkeys(row["name"] for row in data["rows"] if row["part"] == "fit"):
+        rows = [row for row in data["rows"] if row["name"] == name]
+        first = rows[0]
+        level = {"concurrency": first["concurrency"], "requests": first["requests"]}
+        for metric in ("ttft", "tpot"):
+            level[metric] = {p: round(statistics.median(row[metric][p] for row in rows), 3) for p in ("p50", "p95")}
+        level["output_tokens_per_s"] = round(statistics.median(row["output_tokens_per_s"] for row in rows), 1)
+        runs.setdefault((first["input_len"], first["output_len"]), []).append(level)
+    limits = engine(data, "fit")
+    return {
+        "card": f"CPU, {data['machine']}",
+        "vllm": data["vllm"],
+        "date": data["date"],
+        "model": data["model"],
+        "max_num_seqs": limits.max_num_seqs,
+        "max_num_batched_tokens": limits.max_num_batched_tokens,
+        "kv_cache_tokens": limits.kv_cache_tokens,
+        "block_tokens": limits.block_tokens,
+        "runs": [{"input_len": i, "output_len": o, "levels": levels} for (i, o), levels in runs.items()],
+    }
+
+
+def calibrate(data: Row) -> Calibration:
+    measured: Measured = from_mapping(calibration_file(data), "cpu")
+    return fit(measured, engine(data, "fit"))
+
+
+def engine(data: Row, part: str) -> EngineLimits:
+    cache = data["engines"]["tight" if part == "tight" else "wide"]
+    size = int(cache["block_size"])
+    return EngineLimits(
+        max_num_seqs=data["max_num_seqs"],
+        max_num_batched_tokens=data["max_num_batched_tokens"],
+        kv_cache_tokens=size * int(cache["num_gpu_blocks"]),
+        block_tokens=size,
+    )
+
+
+def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float]:
+    """The figures of a load that the simulation was not told: mean over seeds of other arrivals and lengths."""
+    spread_lengths = tuple(zip(row["input_lens"], row["output_lens"], strict=True))
+    fixed = len(set(row["output_lens"])) == 1
+    load = Workload(
+        users=row["concurrency"],
+        rate=row["rate"],
+        prompt=Lengths(median=row["input_len"]),
+        answer=Lengths(median=row["output_len"]),
+        pairs=() if fixed else spread_lengths,
+    )
+    seen = [
+        figures(Cell(cost, limits, load, replicas=1, seed=seed).run(row["requests"], drain=True))
+        for seed in range(SEEDS)
+    ]
+    return {name: statistics.mean(one[name] for one in seen) for name in seen[0]}
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    done = outcome.requests
+    took = max(r.done for r in done) - min(r.sent for r in done)
+    named = of([1000 * r.ttft for r in done], [1000 * r.tpot for r in done], sum(r.answer for r in done) / took)
+    return named | {"preempted": float(sum(r.preempted for r in done))}
+
+
+def measured_figures(row: Row) -> dict[str, float]:
+    return of(row["ttfts"], row["tpots"], row["output_tokens_per_s"])
+
+
+def of(ttfts: list[float], tpots: list[float], tokens: float) -> dict[str, float]:
+    ttft, tpot = sorted(ttfts), sorted(tpots)
+    return {
+        "ttft p50": quantile(ttft, 50),
+        "ttft p95": quantile(ttft, 95),
+        "tpot p50": quantile(tpot, 50),
+        "tpot p95": quantile(tpot, 95),
+        "tokens/s": tokens,
+    }
+
+
+if __name__ == "__main__":
+    main()

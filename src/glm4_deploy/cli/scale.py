@@ -1,0 +1,121 @@
+"""`glm4-deploy scale`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MOST_GPUS = 10_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add scale."""
+    app.command()(scale)
+
+
+def scale(
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="A `bench --json` of your engine, or a calibration; repeat for more lengths."
+        ),
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, max=100_000_000, help="Who ask, read, think, and ask again.")
+    ] = None,
+    think_time: Annotated[str, typer.Option(help="Mean pause of a user after an answer: 30s, 2m, 0s.")] = "30s",
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e9, help="Instead of --users: requests a second, whatever is answered."),
+    ] = None,
+    burstiness: Annotated[
+        float,
+        typer.Option(min=0.01, max=1000, help="With --rate: 1 is Poisson, below is burstier (as in vLLM's bench)."),
+    ] = 1.0,
+    ttft_p95: Annotated[str | None, typer.Option(help="Limit on the time to the first token: 500ms, 1s.")] = None,
+    tpot_p95: Annotated[str | None, typer.Option(help="Limit on the time per token after the first.")] = None,
+    slo: Annotated[Path | None, typer.Option(help="Limits in a file, p50 and p99 too (docs/smoke.md).")] = None,
+    prompt_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of a prompt, median.")] = 512,
+    prompt_p95: Annotated[
+        float | None, typer.Option(min=1, max=10_000_000, help="And 95th percentile. [all alike]")
+    ] = None,
+    output_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of an answer, median.")] = 128,
+    output_p95: Annotated[
+        float | None, typer.Option(min=1, max=10_000_000, help="And 95th percentile. [all alike]")
+    ] = None,
+    lengths: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead: lines of `prompt,answer` tokens to draw from.")
+    ] = None,
+    cached_tokens: Annotated[
+        int, typer.Option(min=0, max=10_000_000, help="Start of each prompt that the user's replica has cached.")
+    ] = 0,
+    router: Annotated[str, typer.Option(help="round-robin, least-loaded or cache-aware.")] = "least-loaded",
+    gpus: Annotated[
+        str, typer.Option(help="Seek within 1..10000, or say what one number would do: 8.")
+    ] = f"1..{MOST_GPUS}",
+    tensor_parallel_size: Annotated[
+        int, typer.Option(min=1, max=64, help="GPUs of one engine; the calibration must be of such an engine.")
+    ] = 1,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, max=65536, help="Of each engine. [as calibrated, else 64]")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, max=1_048_576, help="Of each engine. [as calibrated, else 2048]")
+    ] = None,
+    kv_cache_tokens: Annotated[
+        int | None, typer.Option(min=64, help="KV cache as the engine logs it. [as calibrated, else --gpu]")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan the KV cache of this GPU: h100, gb10 …")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions with other random numbers.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="The first of them; the same seed, the same answer.")] = 0,
+    requests: Annotated[int, typer.Option(min=200, max=1_000_000, help="Requests counted a simulation.")] = 4000,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+) -> None:
+    """Say how many GPUs so many users need under limits on TTFT and TPOT, by a simulation of what was measured.
+
+    It rests on a measured load of your engine and says so; without one it does not answer. Exit codes: 0 an answer,
+    1 the one number that --gpus names does not hold, 2 usage or no calibration, 13 no number of GPUs holds the limits.
+
+    Example: glm4-deploy scale --users 2000 --calibration bench.json --ttft-p95 1s --tpot-p95 50ms
+    """
+    from glm4_deploy.cli import scaling
+    from glm4_deploy.scale.answer import answer
+    from glm4_deploy.scale.fit import fit
+    from glm4_deploy.scale.look import Setting
+    from glm4_deploy.scale.shape import Workload
+
+    workload = Workload(
+        users=users,
+        think_s=scaling.seconds_of(think_time),
+        rate=rate,
+        burstiness=burstiness,
+        prompt=scaling.lengths_of("prompt", prompt_tokens, prompt_p95),
+        answer=scaling.lengths_of("output", output_tokens, output_p95),
+        pairs=scaling.read_pairs(lengths) if lengths is not None else (),
+        cached_tokens=cached_tokens,
+    )
+    scaling.check_load(workload)
+    limits = scaling.limits_of(ttft_p95, tpot_p95, slo)
+    within = scaling.replicas_of(gpus, tensor_parallel_size, MOST_GPUS)
+    chosen_router = scaling.router_of(router)
+    measured = scaling.read_calibrations(calibration or [])
+    engine, assumed = scaling.engine_of(
+        measured, max_num_seqs, max_num_batched_tokens, kv_cache_tokens, gpu, tensor_parallel_size
+    )
+    scaling.check_lengths(workload, engine)
+    fitted = fit(measured, scaling.as_measured(measured, engine))
+    setting = Setting(
+        cost=fitted.cost, limits=engine, workload=workload, slo=limits, router=chosen_router, requests=requests
+    )
+    found = answer(setting, fitted, replicas=within, gpus_each=tensor_parallel_size, seeds=seeds, seed=seed)
+    if as_json:
+        from glm4_deploy.report.scale import scale_wire
+        from glm4_deploy.report.wire import dumps
+
+        typer.echo(dumps(scale_wire(setting, fitted, found, assumed)))
+    else:
+        from glm4_deploy.report.scale import scale_text
+
+        typer.echo(scale_text(setting, fitted, found, assumed, color=sys.stdout.isatty()), nl=False)
+    raise typer.Exit(1 if found.broken else 0)

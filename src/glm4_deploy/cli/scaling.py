@@ -1,0 +1,178 @@
+"""What `glm4-deploy scale` is asked, turned into what is simulated; each refusal is one sentence."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.files import read_text
+from glm4_deploy.scale.examples import example, examples
+from glm4_deploy.scale.measured import Measured, joined, parse
+from glm4_deploy.scale.shape import EngineLimits, Lengths, Limit, Router, Workload
+
+
+def check_load(workload: Workload) -> None:
+    if (workload.users is None) == (workload.rate is None):
+        raise UsageError("give either --users or --rate", hint="for example --users 2000, or --rate 12")
+
+
+def seconds_of(text: str) -> float:
+    """`30s`, `500ms`, `2m`, `1h`; 0 is a time too."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)(ms|s|m|h)?", text.strip())
+    if match is None:
+        raise UsageError(f"not a time: {text[:40]!r}", hint="write it like 500ms, 30s or 2m")
+    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
+
+
+def lengths_of(what: str, median: float, p95: float | None) -> Lengths:
+    if p95 is not None and p95 < median:
+        raise UsageError(f"--{what}-p95 {p95:g} is below the median {median:g}", hint="give the larger one as p95")
+    return Lengths(median=median, p95=p95)
+
+
+def read_pairs(path: Path) -> tuple[tuple[int, int], ...]:
+    """Lines of `prompt,answer`; a first line of words is passed over."""
+    pairs = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        match = re.fullmatch(r"\s*(\d{1,8})\s*[,;\s]\s*(\d{1,8})\s*", line)
+        if match and int(match[1]) and int(match[2]):
+            pairs.append((int(match[1]), int(match[2])))
+        elif line.strip() and not (number == 1 and not re.search(r"\d", line)):
+            raise UsageError(f"{path} line {number}: {line[:40]!r}", hint="each line is `prompt tokens,answer tokens`")
+    if not pairs:
+        raise UsageError(f"{path} holds no lengths", hint="each line is `prompt tokens,answer tokens`")
+    return tuple(pairs)
+
+
+def limits_of(ttft_p95: str | None, tpot_p95: str | None, file: Path | None) -> tuple[Limit, ...]:
+    """From a file, and from the options, which win."""
+    from glm4_deploy.probe.slo import read
+
+    wanted: dict[tuple[str, int], float] = {}
+    if file is not None:
+        stored = read(file)
+        if stored.goodput is not None or stored.output_tokens_per_s is not None:
+            raise UsageError(
+                f"{file}: goodput and output_tokens_per_s are not judged here",
+                hint="give limits on ttft and tpot alone",
+            )
+        for metric in ("ttft", "tpot"):
+            for share in (50, 95, 99):
+                value = getattr(stored, f"{metric}_p{share}_ms")
+                if value is not None:
+                    wanted[metric, share] = value
+    for metric, text in (("ttft", ttft_p95), ("tpot", tpot_p95)):
+        if text is not None:
+            wanted[metric, 95] = 1000 * seconds_of(text)
+    if not wanted or any(ms <= 0 for ms in wanted.values()):
+        raise UsageError("no limit to hold", hint="give --ttft-p95 1s, --tpot-p95 50ms or --slo FILE")
+    return tuple(Limit(metric=metric, share=share, ms=ms) for (metric, share), ms in wanted.items())
+
+
+def replicas_of(text: str, each: int, most: int) -> tuple[int, int]:
+    """Replicas, from GPUs: `1..10000` or `8`."""
+    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high <= most:
+        raise UsageError(f"--gpus {text[:20]!r} is no range", hint=f"write it like 1..{most}, or one number")
+    if -(-low // each) > high // each:
+        raise UsageError(f"--gpus {text[:20]} holds no whole engines of {each} GPUs", hint=f"a multiple of {each}")
+    return -(-low // each), high // each
+
+
+def router_of(name: str) -> Router:
+    try:
+        return Router(name)
+    except ValueError:
+        raise UsageError(f"no router is named {name[:40]!r}", hint=f"one of {', '.join(Router)}") from None
+
+
+def read_calibrations(names: list[str]) -> Measured:
+    """Files, or the name of an example that ships with the kit."""
+    if not names:
+        shipped = f"; or look at an example: --calibration {' or '.join(examples())}" if examples() else ""
+        raise UsageError(
+            "without a measured load of an engine this cannot be answered",
+            hint=f"measure yours: glm4-deploy bench --json bench.json, then --calibration bench.json{shipped}",
+        )
+    return joined([_one(name) for name in names])
+
+
+def _one(name: str) -> Measured:
+    """A file, or else an example of that name."""
+    if name in examples() and not Path(name).exists():
+        return example(name)
+    return parse(read_text(Path(name)), name)
+
+
+def engine_of(
+    measured: Measured, seqs: int | None, batched: int | None, cache: int | None, gpu: str | None, ranks: int
+) -> tuple[EngineLimits, tuple[str, ...]]:
+    """The limits of each engine, and what of them is an assumption."""
+
+    assumed = []
+    if seqs is None and measured.max_num_seqs is None:
+        assumed.append("max_num_seqs 64: the calibration does not tell")
+    if batched is None and measured.max_num_batched_tokens is None:
+        assumed.append("max_num_batched_tokens 2048: the calibration does not tell")
+    seqs = seqs or measured.max_num_seqs or 64
+    batched = batched or measured.max_num_batched_tokens or 2048
+    if batched < seqs:
+        raise UsageError(f"max_num_batched_tokens {batched} is below max_num_seqs {seqs}", hint="vLLM refuses that too")
+    if cache is None and gpu is not None:
+        cache = _planned_cache(gpu, seqs, batched, ranks)
+        assumed.append(f"KV cache {cache:,} tokens: planned for {gpu} (docs/planner.md), not measured")
+    cache = cache or measured.kv_cache_tokens
+    if cache is None:
+        raise UsageError(
+            "the size of the KV cache is not known", hint="give --kv-cache-tokens from the engine's log, or --gpu NAME"
+        )
+    limits = EngineLimits(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        kv_cache_tokens=cache,
+        block_tokens=measured.block_tokens or 16,
+    )
+    if limits.blocks < 1:
+        raise UsageError(f"a KV cache of {cache} tokens holds no request", hint="give the engine's own figure")
+    return limits, tuple(assumed)
+
+
+def _planned_cache(gpu: str, seqs: int, batched: int, ranks: int) -> int:
+    from glm4_deploy.catalog.gpus import gpu_by_name
+    from glm4_deploy.catalog.images import default_tag, resolve_version
+    from glm4_deploy.errors import PlanRefused
+    from glm4_deploy.plan.memory import Wish
+    from glm4_deploy.plan.memory_model import glm4_9b
+    from glm4_deploy.plan.memory_solve import solve
+
+    wish = Wish(
+        gpu=gpu_by_name(gpu), model=glm4_9b(), vllm=resolve_version(default_tag()), gpu_memory_utilization=0.5,
+        max_num_seqs=seqs, max_num_batched_tokens=batched, tensor_parallel_size=ranks,
+    )  # fmt: skip
+    plan = solve(wish).plan
+    if not plan.fits:
+        raise PlanRefused(f"an engine does not start on {gpu}: {plan.refusal}", hint=plan.remedy)
+    return plan.kv_cache_tokens
+
+
+def as_measured(measured: Measured, engine: EngineLimits) -> EngineLimits:
+    """The limits that the engine had when it was measured, where the calibration tells them."""
+
+    return replace(
+        engine,
+        max_num_seqs=measured.max_num_seqs or engine.max_num_seqs,
+        max_num_batched_tokens=measured.max_num_batched_tokens or engine.max_num_batched_tokens,
+        kv_cache_tokens=measured.kv_cache_tokens or engine.kv_cache_tokens,
+    )
+
+
+def check_lengths(workload: Workload, engine: EngineLimits) -> None:
+    typical = workload.prompt.median + workload.answer.median
+    if workload.pairs:
+        typical = max(prompt + answer for prompt, answer in workload.pairs)
+    if typical > engine.longest:
+        raise UsageError(
+            f"requests of {typical:g} tokens do not fit into a KV cache of {engine.kv_cache_tokens:,} tokens",
+            hint="shorten them, or give the engine more: --kv-cache-tokens",
+        )

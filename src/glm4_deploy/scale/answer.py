@@ -1,0 +1,234 @@
+"""How many GPUs: the least number of replicas that holds the limits, how sure that is, and what comes next."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from glm4_deploy.errors import PlanRefused
+from glm4_deploy.scale.fit import Calibration
+from glm4_deploy.scale.look import Setting, View, alone, look
+
+# Beyond some hundreds of replicas the seeds differ by more than one: the search stops at this share of the number.
+FINE = 0.003
+ENOUGH = 8.0  # headroom is sought up to this multiple of the load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Mean over the seeds, and their least and greatest."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headroom:
+    """size: the largest load (users or requests a second) that still holds; None: none was found up to `tried`.
+
+    then: what breaks first beyond it.
+    """
+
+    size: float | None
+    tried: float
+    then: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """replicas: every seed holds the limits with so many. least, most: over the seeds, each for itself.
+
+    if_slower: replicas where a step takes `slower` times as long (the calibration's worst miss); None: no number helps.
+    one_down: what is broken with one replica less; empty: nothing.
+    simulated: replicas that were simulated in place of all.
+    warnings: where the answer leaves what was measured, and what is not known.
+    """
+
+    gpus: int
+    replicas: int
+    least: int
+    most: int
+    seeds: int
+    times: Mapping[str, Spread]
+    requests_per_s: float
+    output_tokens_per_s: float
+    kv_mean: float
+    kv_peak: float
+    preemptions: float
+    running: int
+    broken: tuple[str, ...]
+    simulated: int
+    alone: Mapping[str, float]
+    headroom: Headroom | None
+    one_down: tuple[str, ...]
+    slower: float
+    if_slower: int | None
+    warnings: tuple[str, ...]
+
+
+def answer(
+    setting: Setting, calibration: Calibration, *, replicas: tuple[int, int], gpus_each: int, seeds: int, seed: int
+) -> Answer:
+    """Seek within replicas[0]..replicas[1]; equal ends: look at that number only, whatever it holds.
+
+    Raises:
+        PlanRefused: one request alone on an idle engine breaks a limit, or the most replicas do.
+    """
+    idle = alone(setting, seed)
+    if idle.broken:
+        raise PlanRefused(
+            f"no number of GPUs helps: one request alone on an idle engine has {'; '.join(idle.broken)}",
+            hint="relax the limit, shorten the requests, or calibrate with a faster engine",
+        )
+    low, high = replicas
+    searched = low < high
+    found = [least(setting, low, high, seed, start=None)] if searched else [low]
+    if searched:
+        found += [least(setting, low, high, seed + i, start=found[0]) for i in range(1, seeds)]
+    chosen = max(found)
+    views = [look(setting, chosen, seed + i) for i in range(seeds)]
+    slow = replace(setting, cost=setting.cost.scaled(calibration.slower))
+    return Answer(
+        gpus=chosen * gpus_each,
+        replicas=chosen,
+        least=min(found),
+        most=max(found),
+        seeds=seeds,
+        times={name: _spread([view.times[name] for view in views]) for name in views[0].times},
+        requests_per_s=_mean(view.requests_per_s for view in views),
+        output_tokens_per_s=_mean(view.output_tokens_per_s for view in views),
+        kv_mean=_mean(view.kv_mean for view in views),
+        kv_peak=max(view.kv_peak for view in views),
+        preemptions=_mean(view.preemptions for view in views),
+        running=max(view.running for view in views),
+        broken=tuple(dict.fromkeys(line for view in views for line in view.broken)),
+        simulated=min(chosen, setting.cell),
+        alone=dict(idle.times),
+        headroom=_headroom(setting, chosen, seed) if not any(view.broken for view in views) else None,
+        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("none is left",),
+        slower=calibration.slower,
+        if_slower=_try_least(slow, high, seed, chosen) if searched else None,
+        warnings=warnings(calibration, setting, views),
+    )
+
+
+def least(setting: Setting, low: int, high: int, seed: int, *, start: int | None) -> int:
+    """The least replicas that hold, for one seed.
+
+    Raises:
+        PlanRefused: not even `high` do.
+    """
+
+    def holds(replicas: int) -> bool:
+        return not look(setting, replicas, seed).broken
+
+    bad, good = low - 1, min(high, max(low, start or guess(setting, seed)))
+    width = max(1, good // 50) if start else max(1, good // 4)
+    while not holds(good):
+        if good >= high:
+            broken = "; ".join(look(setting, high, seed).broken)
+            raise PlanRefused(
+                f"not even {high:,} replicas hold it: {broken}", hint="allow more with --gpus, or relax the limits"
+            )
+        bad, good, width = good, min(high, good + width), 2 * width
+    while bad < low and good > low:
+        lower = max(low, good - width)
+        if not holds(lower):
+            bad = lower
+        else:
+            good, width = lower, 2 * width
+    while good - bad > max(1, int(FINE * good)):
+        middle = (good + bad) // 2
+        if middle <= bad or middle >= good:
+            break
+        if holds(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def guess(setting: Setting, seed: int) -> int:
+    """Replicas that the load would keep busy if it were spread evenly: where the search begins."""
+    seats = setting.limits.max_num_seqs
+    one = replace(setting, slo=(), requests=max(200, 4 * seats))
+    full = look(replace(one, workload=replace(setting.workload, users=seats, think_s=0.0, rate=None)), 1, seed)
+    if setting.workload.rate is not None:
+        demand = setting.workload.rate
+    else:
+        single = look(replace(one, workload=replace(setting.workload, users=1, think_s=0.0, rate=None)), 1, seed)
+        demand = (setting.workload.users or 0) / (setting.workload.think_s + 1 / single.requests_per_s)
+    return max(1, math.ceil(demand / full.requests_per_s))
+
+
+def _try_least(setting: Setting, high: int, seed: int, start: int) -> int | None:
+    try:
+        return None if alone(setting, seed).broken else least(setting, start, high, seed, start=start)
+    except PlanRefused:
+        return None
+
+
+def _headroom(setting: Setting, replicas: int, seed: int) -> Headroom:
+    """The largest load that these replicas hold, to one per cent."""
+    size = setting.workload.size
+
+    def view(of: float) -> View:
+        return look(setting.with_size(of), replicas, seed)
+
+    good, bad, then = size, 1.25 * size, ""
+    while not (broken := view(bad).broken):
+        if bad >= ENOUGH * size:
+            return Headroom(size=None, tried=bad, then="")
+        good, bad = bad, 1.5 * bad
+    then = broken[0]
+    while bad - good > max(0.01 * size, 1.0 if setting.workload.users is not None else 0.0):
+        middle = (good + bad) / 2
+        if broken := view(middle).broken:
+            bad, then = middle, broken[0]
+        else:
+            good = middle
+    return Headroom(size=good, tried=bad, then=then)
+
+
+def warnings(calibration: Calibration, setting: Setting, views: list[View]) -> tuple[str, ...]:
+    """Where the answer leaves what was measured, by name."""
+    levels, measured = calibration.measured.levels, calibration.measured
+    users = max(level.concurrency for level in levels)
+    prompts = sorted({level.input_len for level in levels})
+    longest = max(level.input_len + level.output_len for level in levels)
+    running = max(view.running for view in views)
+    prompt, total = max(view.prompt_p95 for view in views), max(view.total_p95 for view in views)
+    lines = []
+    if measured.example:
+        lines.append("the calibration is an example that ships with the kit, NOT your machine: measure yours")
+    if measured.card is None:
+        lines.append("the calibration does not tell its card")
+    if running > users:
+        lines.append(f"extrapolated: up to {running} requests at once in a replica, {users} were measured")
+    if prompt > prompts[-1]:
+        lines.append(f"extrapolated: prompts of {prompt:.0f} tokens (p95), up to {prompts[-1]} were measured")
+    if total > longest:
+        lines.append(f"extrapolated: contexts of {total:.0f} tokens (p95), up to {longest} were measured")
+    if len(prompts) == 1:
+        lines.append(f"one prompt length was measured ({prompts[0]}): other lengths are extrapolated")
+    lines += _ill_fitted(calibration)
+    return tuple(lines)
+
+
+def _ill_fitted(calibration: Calibration) -> list[str]:
+    lines = []
+    if calibration.slower > 1.3:
+        lines.append(f"the fit misses its own measurements by up to {calibration.slower:.2f} times")
+    first = [max(miss.ttft_p50, 1 / miss.ttft_p50) for miss in calibration.misses]
+    if first and max(first) > 2:
+        lines.append(f"the fit misses a measured TTFT p50 by {max(first):.1f} times")
+    return lines
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(mean=sum(values) / len(values), low=min(values), high=max(values))
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)

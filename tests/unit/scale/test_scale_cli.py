@@ -1,0 +1,89 @@
+"""`glm4-deploy scale` as a user types it: the answer, its JSON, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CALIBRATION = """
+card: a card
+vllm: 0.24.0
+date: 2026-11-25
+model: m
+max_num_seqs: 32
+max_num_batched_tokens: 2048
+kv_cache_tokens: 200000
+runs:
+- input_len: 512
+  output_len: 64
+  levels:
+  - {concurrency: 1, requests: 4, ttft: {p50: 30, p95: 35}, tpot: {p50: 9, p95: 9.2}, output_tokens_per_s: 109}
+  - {concurrency: 16, requests: 32, ttft: {p50: 200, p95: 330}, tpot: {p50: 11, p95: 12}, output_tokens_per_s: 1250}
+"""
+ASK = ("--users", "100", "--think-time", "5s", "--requests", "300", "--seeds", "2", "--ttft-p95", "1s")
+
+
+def scale(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    (cwd / "c.yaml").write_text(CALIBRATION)
+    done = subprocess.run(
+        [sys.executable, "-m", "glm4_deploy", "scale", *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_an_answer_names_its_calibration_and_is_the_same_again(tmp_path: Path) -> None:
+    first, again = (scale(*ASK, "--calibration", "c.yaml", cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == again.stdout
+    for words in ("hold TTFT p95 ≤ 1000 ms", "a card, vLLM 0.24.0, m, 2026-11-25", "headroom:", "one prompt length"):
+        assert words in first.stdout
+
+
+def test_json_carries_the_answer_and_what_it_rests_on(tmp_path: Path) -> None:
+    done = scale(*ASK, "--calibration", "c.yaml", "--json", cwd=tmp_path)
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert (told["status"], told["calibration"]["card"]) == ("warn", "a card")
+    assert told["answer"]["replicas"] >= 1
+    assert told["answer"]["times"]["ttft p95"]["high"] <= 1000
+    assert told["calibration"]["step"]["base"] > 0
+
+
+def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
+    words = ("--rate", "40", "--requests", "300", "--seeds", "1", "--ttft-p95", "1s", "--gpus", "1")
+    done = scale(*words, "--calibration", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "do NOT hold" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (ASK, 2, "without a measured load of an engine this cannot be answered"),
+        (("--users", "-5"), 2, "--users"),
+        ((*ASK, "--rate", "1"), 2, "either --users or --rate"),
+        (("--users", "9", "--calibration", "c.yaml"), 2, "no limit to hold"),
+        ((*ASK, "--tpot-p95", "fast"), 2, "not a time"),
+        ((*ASK, "--gpus", "5..2"), 2, "is no range"),
+        ((*ASK, "--gpus", "5..6", "--tensor-parallel-size", "4"), 2, "no whole engines of 4"),
+        ((*ASK, "--router", "random"), 2, "no router is named"),
+        ((*ASK, "--prompt-tokens", "500", "--prompt-p95", "100"), 2, "below the median"),
+        ((*ASK, "--lengths", "c.yaml"), 2, "c.yaml line"),
+        ((*ASK, "--calibration", "nofile"), 2, "cannot read nofile"),
+        ((*ASK, "--calibration", "broken.yaml"), 2, "broken.yaml is no calibration: runs.0.levels.0.ttft.p50"),
+        ((*ASK, "--calibration", "list.json"), 2, "list.json is no calibration"),
+        ((*ASK, "--calibration", "c.yaml", "--kv-cache-tokens", "320"), 2, "do not fit into a KV cache of 320 tokens"),
+        (("--users", "9", "--calibration", "c.yaml", "--ttft-p95", "3ms"), 13, "no number of GPUs helps"),
+        ((*ASK[2:], "--users", "100000", "--calibration", "c.yaml", "--gpus", "1..2"), 13, "not even 2 replicas"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    (tmp_path / "broken.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: -30,"))
+    (tmp_path / "list.json").write_text("[1, 2]")
+    done = scale(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
