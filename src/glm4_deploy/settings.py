@@ -99,6 +99,13 @@ class Kubernetes(BaseModel):
     max_replicas: int | None = Field(None, ge=2, le=1024, description="KEDA adds engines up to here; empty: no KEDA")
     prometheus_url: Text = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
     kit_image: Text = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
+    rollout: Literal["deployment", "canary", "blue-green"] = Field(
+        "deployment", description="how a new version takes over: a Deployment, or Argo Rollouts behind the smoke suite"
+    )
+    runtime_class: DnsName | None = Field(None, description="RuntimeClass of the engine's pod; empty: the cluster's")
+    node_selector: dict[Text, Text] = Field(default_factory=dict, description="labels of the nodes that may run it")
+    cpu: int = Field(4, ge=1, le=1024, description="cores that the engine's pod asks for")
+    memory: Quantity = Field("16Gi", description="host memory that the engine's pod asks for")
 
 
 class Settings(BaseModel):

@@ -5,10 +5,12 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -23,6 +25,7 @@ from golden.render import CASES, HERE, render_case
 
 ROOT = Path(__file__).parents[2]
 LIVENESS = ROOT / "templates/targets/liveness.py"
+DRAIN = ROOT / "templates/targets/drain.py"
 
 
 def files(target: str, *sets: str) -> dict[str, str]:
@@ -45,8 +48,140 @@ def test_golden_files_have_not_drifted(name: str) -> None:
 def test_kubernetes_accepts_each_object(name: str, version: str) -> None:
     for text in render_case(name).values():
         for item in yaml.safe_load_all(text):
-            if item["kind"] != "ScaledObject":  # KEDA's own kind: no schema of it is to be had here
-                kubernetes_validate.validate(item, version, strict=True)
+            for part in kubernetes_parts(item):
+                kubernetes_validate.validate(part, version, strict=True)
+
+
+def kubernetes_parts(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The object itself; of a kind that is not Kubernetes' own, what it shares with one that is."""
+    if item["kind"] == "Rollout":  # Argo's: a Deployment but for its strategy
+        shared = {key: value for key, value in item["spec"].items() if key not in ("strategy", "progressDeadlineAbort")}
+        yield item | {"apiVersion": "apps/v1", "kind": "Deployment", "spec": shared}
+    elif item["kind"] == "AnalysisTemplate":
+        for metric in item["spec"]["metrics"]:
+            yield {"apiVersion": "batch/v1", "kind": "Job", "spec": metric["provider"]["job"]["spec"]}
+    elif item["kind"] not in ("ScaledObject", "PodMonitor"):  # KEDA's and the Prometheus operator's
+        yield item
+
+
+def closed(required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+# What these manifests use of Argo Rollouts' CRDs (v1.9.1), with the names, types and required fields of its schema.
+TEXT, COUNT, WHOLE = {"type": "string"}, {"type": "integer"}, {"type": "object"}
+GATE = closed(
+    ["templates"], templates={"type": "array", "minItems": 1, "items": closed(["templateName"], templateName=TEXT)}
+)
+STEP = {
+    "oneOf": [
+        closed(["setWeight"], setWeight={"type": "integer", "minimum": 0, "maximum": 100}),
+        closed(["analysis"], analysis=GATE),
+    ]
+}
+CANARY = closed(
+    maxSurge=COUNT, maxUnavailable=COUNT, canaryService=TEXT, stableService=TEXT, steps={"type": "array", "items": STEP}
+)
+BLUE_GREEN = closed(
+    ["activeService"],
+    activeService=TEXT,
+    previewService=TEXT,
+    prePromotionAnalysis=GATE,
+    scaleDownDelaySeconds=COUNT,
+    abortScaleDownDelaySeconds=COUNT,
+)
+ROLLOUT = closed(
+    ["selector", "template", "strategy"],
+    replicas=COUNT,
+    selector=WHOLE,
+    template=WHOLE,
+    progressDeadlineAbort={"type": "boolean"},
+    progressDeadlineSeconds=COUNT,
+    revisionHistoryLimit=COUNT,
+    strategy=closed(canary=CANARY, blueGreen=BLUE_GREEN) | {"minProperties": 1, "maxProperties": 1},
+)
+JOB = closed(["job"], job=closed(["spec"], spec=WHOLE))
+ANALYSIS = closed(
+    ["metrics"],
+    metrics={"type": "array", "minItems": 1, "items": closed(["name", "provider"], name=TEXT, provider=JOB)},
+)
+
+
+@pytest.mark.parametrize("name", ["kubernetes-canary-one", "kubernetes-canary-four", "kubernetes-blue-green"])
+def test_argo_s_kinds_have_its_fields_and_name_what_is_there(name: str) -> None:
+    items = list(yaml.safe_load_all(next(iter(render_case(name).values()))))
+    made = {item["kind"]: item.get("spec") for item in items}
+    jsonschema.validate(made["Rollout"], ROLLOUT)
+    jsonschema.validate(made["AnalysisTemplate"], ANALYSIS)
+    services = {item["metadata"]["name"]: item["spec"]["selector"] for item in items if item["kind"] == "Service"}
+    (strategy,) = made["Rollout"]["strategy"].values()
+    named = {value for key, value in strategy.items() if key.endswith("Service")}
+    assert named <= set(services)
+    assert all(
+        selector.items() <= made["Rollout"]["template"]["metadata"]["labels"].items() for selector in services.values()
+    )
+    words = made["AnalysisTemplate"]["metrics"][0]["provider"]["job"]["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+    asked = words[words.index("--base-url") + 1]
+    assert asked in {f"http://glm4{suffix}:8080" for suffix in ("-canary", "-preview")}, "the new version alone"
+    assert asked.split("/")[-1].split(":")[0] in named
+
+
+def test_a_canary_takes_one_engine_s_place_and_one_alone_serves_nobody_before_it_has_passed() -> None:
+    def canary(replicas: int) -> Any:
+        made = objects(
+            files("kubernetes", "profile=b200", "kubernetes.rollout=canary", f"replicas={replicas}")["kubernetes.yaml"]
+        )
+        return made["Rollout"]["spec"]["strategy"]["canary"]
+
+    assert (canary(1)["steps"][0], canary(1)["stableService"]) == ({"setWeight": 100}, "glm4")
+    # Argo rounds replicas * weight / 100 to the nearest, at the least to one. Behind stableService alone the last old
+    # engine would leave clients without any while the last new one loads.
+    for replicas in (2, 3, 4, 7, 64, 100):
+        assert round(replicas * canary(replicas)["steps"][0]["setWeight"] / 100) == 1
+        assert "stableService" not in canary(replicas)
+
+
+def test_with_a_claim_and_a_user_the_pod_is_what_the_restricted_standard_asks_for() -> None:
+    """Pod Security Standards, `restricted`: every rule that a pod of this shape can break."""
+    for file in render_case("kubernetes-canary-one").values():
+        for item in yaml.safe_load_all(file):
+            for part in kubernetes_parts(item):
+                spec = part.get("spec", {}).get("template", {}).get("spec")
+                if spec is None:
+                    continue
+                assert spec["securityContext"]["runAsNonRoot"] is True
+                assert spec["securityContext"]["runAsUser"] > 0
+                assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+                assert spec["automountServiceAccountToken"] is False
+                assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+                for volume in spec.get("volumes", []):
+                    assert set(volume) - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+                for container in spec["containers"]:
+                    context = container["securityContext"]
+                    assert context["allowPrivilegeEscalation"] is False
+                    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_memory_that_is_asked_for_is_never_above_its_limit() -> None:
+    def memory(*sets: str) -> tuple[str, str]:
+        pod = objects(files("kubernetes", "profile=b200", *sets)["kubernetes.yaml"])["Deployment"]["spec"]["template"][
+            "spec"
+        ]
+        resources = pod["containers"][0]["resources"]
+        return resources["requests"]["memory"], resources["limits"].get("memory", "")
+
+    assert memory() == ("16Gi", "")
+    assert memory("mem_limit=8gb") == ("8Gi", "8Gi")
+    assert memory("mem_limit=64g", "kubernetes.memory=24Gi") == ("24Gi", "64Gi")
+
+
+def test_every_probe_of_the_chart_asks_at_the_engine_s_port() -> None:
+    """The chart's own liveness and readiness ask at 8000; `helm template` showed it."""
+    spec = yaml.safe_load(files("helm-values", "profile=b200")["values.yaml"])["servingEngineSpec"]
+    ports = {spec[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert ports == {spec["containerPort"]}
 
 
 def test_kubernetes_runs_the_same_words_as_compose_and_keeps_the_entrypoint() -> None:
@@ -85,6 +220,11 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("kubernetes", "extras=watch"),
         ("helm-values", "port=9000"),
         ("helm-values", "kubernetes.max_replicas=4"),
+        ("helm-values", "kubernetes.rollout=canary"),
+        ("helm-values", "user=1000"),
+        ("kubernetes", "model_dir=a/b"),
+        ("compose", "kubernetes.rollout=canary"),
+        ("quadlet", "kubernetes.rollout=blue-green"),
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
         ("quadlet", "model_dir=a/b"),
@@ -116,10 +256,12 @@ class Metrics(http.server.BaseHTTPRequestHandler):
 
     running: ClassVar[float] = 0
     tokens: ClassVar[float] = 0
+    waiting: ClassVar[float] = 0
 
     def do_GET(self) -> None:
         body = (
             f'vllm:num_requests_running{{engine="0"}} {self.running}\n'
+            f'vllm:num_requests_waiting{{engine="0"}} {self.waiting}\n'
             f'vllm:generation_tokens_total{{engine="0",model_name="a b"}} {self.tokens}\n'
         ).encode()
         self.send_response(200)
@@ -155,6 +297,23 @@ def test_the_liveness_probe_tells_hanging_from_busy_and_from_idle(metrics: int, 
         [sys.executable, LIVENESS, "1", "0", tmp_path / "state.json"], check=False, capture_output=True, text=True
     )
     assert (dead.returncode, "no metrics" in dead.stdout) == (1, True)
+
+
+def test_the_drain_waits_for_requests_and_no_longer_than_it_may(metrics: int) -> None:
+    def drain(seconds: float, **seen: float) -> tuple[str, float]:
+        Metrics.running, Metrics.waiting = seen.get("running", 0), seen.get("waiting", 0)
+        before = time.monotonic()
+        words = [sys.executable, DRAIN, str(metrics), str(seconds), "0.2"]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        return done.stdout, time.monotonic() - before
+
+    assert drain(0.5, running=1)[0] == "requests still run after 0 s\n"
+    assert drain(0.5, waiting=1)[0] == "requests still run after 0 s\n"
+    threading.Timer(1, lambda: setattr(Metrics, "running", 0)).start()
+    said, seconds = drain(60, running=1)
+    assert (said, seconds < 30) == ("", True)
+    gone = subprocess.run([sys.executable, DRAIN, "1", "6", "0"], check=True, capture_output=True, text=True)
+    assert "nothing to wait for" in gone.stdout
 
 
 def test_a_refusal_names_the_wish_once() -> None:

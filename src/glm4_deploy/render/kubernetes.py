@@ -1,0 +1,149 @@
+"""Deployment → plain manifests, and values for the chart of the vLLM production stack."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.deployment import CACHE, CONTAINER_PORT, Deployment
+from glm4_deploy.render.templates import source
+from glm4_deploy.render.words import render_template
+from glm4_deploy.settings import Settings
+
+CHART = "0.1.12"  # vllm-stack, the chart of github.com/vllm-project/production-stack, whose values these are
+QUEUE = "5"  # requests waiting an engine, above which KEDA adds one
+DRAIN = 100  # seconds that requests get to end in before their engine is stopped
+PROPAGATION = 5  # seconds of them until no Service sends to it any more
+UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+
+
+def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
+    """The manifests, and the smoke suite as a Job.
+
+    Raises:
+        UsageError: a wish that contradicts another, or that these manifests cannot express.
+    """
+    wish = settings.kubernetes
+    if settings.replicas > 1 and wish.storage_class is not None:
+        raise UsageError(
+            f"kubernetes.storage_class {wish.storage_class} cannot be expressed for several replicas",
+            hint="each of them keeps its cache on its node: leave storage_class out",
+        )
+    if wish.rollout == "canary" and settings.replicas == 1 and wish.max_replicas is not None:
+        raise UsageError(
+            "kubernetes.rollout canary of one replica that KEDA multiplies would replace all before one is judged",
+            hint="set replicas to 2 or more, or leave max_replicas out",
+        )
+    values = _values(deployment, settings)
+    address = f"http://{values['name']}{{}}:{deployment.port}"
+    new = {"canary": "-canary", "blue-green": "-preview"}.get(wish.rollout, "")
+    return {
+        "kubernetes.yaml": render_template(
+            "kubernetes.yaml.j2",
+            probes={name: source(f"targets/{name}") for name in ("liveness.py", "drain.py")},
+            smoke=_smoke(address.format(new), deployment, settings),
+            new=new,
+            **values,
+        ),
+        "smoke-job.yaml": render_template(
+            "smoke-job.yaml.j2", smoke=_smoke(address.format(""), deployment, settings), **values
+        ),
+    }
+
+
+def helm_values(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
+    """Values for the chart.
+
+    Raises:
+        UsageError: a wish that the chart cannot express.
+    """
+    for key, hint in (
+        # Its schema wants `triggers` to be one object, and KEDA a list; its default asks for a label that vLLM lacks.
+        ("max_replicas", "its schema refuses the triggers that KEDA needs: use --target kubernetes"),
+        ("rollout", "the chart makes Deployments: use --target kubernetes"),
+    ):
+        value = getattr(settings.kubernetes, key)
+        if value != type(settings.kubernetes).model_fields[key].default:
+            raise UsageError(
+                f"kubernetes.{key} {value} cannot be expressed in the target helm-values (chart {CHART})", hint=hint
+            )
+    # What the chart writes from fields of its own.
+    own = {"model", "port", "max-model-len", "tensor-parallel-size"}
+    extra = [word for flag in deployment.flags if flag.name not in own for word in flag.words]
+    # extraObjects pass through Helm's own templates.
+    smoke = _smoke("http://{{ .Release.Name }}-router-service", deployment, settings)
+    values = _values(deployment, settings) | {"tensor_parallel_size": settings.tensor_parallel_size}
+    return {"values.yaml": render_template("helm-values.yaml.j2", extra_args=extra, smoke=smoke, **values)}
+
+
+def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
+    wish = settings.kubernetes
+    if wish.model_claim is None and not deployment.model_source.startswith("/"):
+        raise UsageError(
+            f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the targets kubernetes and helm-values",
+            hint="give an absolute path of the nodes, or name a claim: kubernetes.model_claim",
+        )
+    model = json.dumps(settings.served_model_name, ensure_ascii=False)
+    limit = _quantity(settings.mem_limit) if settings.mem_limit else None
+    return {
+        "d": deployment,
+        "k": wish,
+        "name": _dns_name(deployment.project),
+        "replicas": settings.replicas,
+        "scaled": wish.max_replicas is not None,
+        # One engine at a time writes one claim. Beside the old one, or on several nodes, each keeps its own.
+        "cache_claim": settings.replicas == 1 and wish.rollout != "blue-green" and wish.max_replicas is None,
+        # A little more than one pod's share would be two pods.
+        "weight": 100 // settings.replicas,
+        "query": f"sum(vllm:num_requests_waiting{{model_name={model}}})",
+        "queue": QUEUE,
+        "shm": _quantity(settings.shm_size),
+        "memory_limit": limit,
+        "memory_request": min(wish.memory, limit, key=_size) if limit else wish.memory,
+        "cache": CACHE,
+        "container_port": CONTAINER_PORT,
+        "drain": DRAIN,
+        "propagation": PROPAGATION,
+        "chart": CHART,
+        "identity": dict(_identity(settings.user)),
+        "nodes": _architecture(deployment.profile) | wish.node_selector,
+    }
+
+
+def _architecture(profile: str) -> dict[str, str]:
+    return {"kubernetes.io/arch": "arm64"} if profile in ("gb10", "jetson-thor") else {}
+
+
+def _identity(user: str | None) -> Iterator[tuple[str, object]]:
+    """The pod's securityContext for UID or UID:GID; its volumes belong to the group."""
+    if user is None:
+        return
+    uid, _, gid = user.partition(":")
+    yield "runAsUser", int(uid)
+    yield "runAsNonRoot", int(uid) != 0
+    if gid:
+        yield "runAsGroup", int(gid)
+    yield "fsGroup", int(gid or uid)
+    yield "fsGroupChangePolicy", "OnRootMismatch"  # not each of a model's files, at each start
+
+
+def _smoke(base_url: str, deployment: Deployment, settings: Settings) -> tuple[str, ...]:
+    key = ("--api-key-file", "/run/secrets/api-key") if settings.kubernetes.api_key_secret else ()
+    return ("smoke", "--base-url", base_url, "--model", deployment.served_model_name, "--suite", "quick", *key)
+
+
+def _quantity(size: str) -> str:
+    """Docker's `8gb`, counted by 1024, as Kubernetes writes it: `8Gi`."""
+    number, unit = re.fullmatch(r"([0-9]+)([kmg]?)b?", size).groups()  # type: ignore[union-attr]  # settings.Size
+    return f"{number}{unit.upper()}i" if unit else number
+
+
+def _size(quantity: str) -> int:
+    unit = quantity.lstrip("0123456789")
+    return int(quantity.removesuffix(unit)) * UNITS[unit]
+
+
+def _dns_name(text: str) -> str:
+    """A Kubernetes name (RFC 1123 label) as near to the text as one can be."""
+    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
