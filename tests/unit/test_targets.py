@@ -240,6 +240,16 @@ def test_a_wish_without_a_form_is_refused_by_name(target: str, wish: str) -> Non
     assert caught.value.hint
 
 
+def test_a_unit_has_the_gpus_that_were_named_and_no_more() -> None:
+    def devices(*sets: str) -> list[str]:
+        unit = files("quadlet", "profile=b200", *sets)["glm4.container"]
+        return [line.partition("gpu=")[2] for line in unit.splitlines() if line.startswith("AddDevice=")]
+
+    assert devices() == ["0"]
+    assert devices("tensor_parallel_size=2") == ["0", "1"]
+    assert devices("tensor_parallel_size=2", "devices=3,5") == ["3", "5"]
+
+
 def test_every_refusal_names_a_setting() -> None:
     fields = set(type(load_settings(environ={})[0]).model_fields)
     assert all(set(target.refuses) <= fields for target in TARGETS.values())

@@ -37,6 +37,7 @@ def quadlet(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
         cache=CACHE,
         published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
         shm=_podman_size(settings.shm_size),
+        devices=settings.devices[: deployment.gpus] or range(deployment.gpus),
         memory=_podman_size(limits.mem_limit) if limits.mem_limit else None,
         user=user,
         group=group,

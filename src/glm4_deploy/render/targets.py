@@ -90,7 +90,6 @@ TARGETS: dict[str, Target] = {
         render=quadlet,
         refuses={
             "replicas": "one unit runs one engine: render one unit a GPU",
-            "devices": "name them in the unit (AddDevice=nvidia.com/gpu=0)",
             "kubernetes": _KUBERNETES_ALONE,
             "extras": _NO_EXTRAS,
         },
