@@ -8,21 +8,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cache, lru_cache
 
-from glm4_deploy.catalog.signatures import Signature, signatures
+from glm4_deploy.catalog.signatures import Signature
 from glm4_deploy.facts import enginefacts
 from glm4_deploy.facts.enginefacts import EngineFacts, Phase
-from glm4_deploy.facts.logline import Line, decode, looks_like_a_log, parse, visible
+from glm4_deploy.facts.logline import Line, decode, looks_like_a_log, visible
+from glm4_deploy.facts.logpart import LONGEST_KNOWN, Part, parts_of
 from glm4_deploy.facts.redact import redact
-from glm4_deploy.facts.traceback import START, Raised, Tracebacks
+from glm4_deploy.facts.traceback import Raised, Tracebacks
 
 __all__ = ["EngineFacts", "LogFinding", "LogReader", "Phase", "Severity"]
 
 TAIL_LINES = 200
-LONGEST_LINE = 64 * 1024
 LONGEST_QUOTE = 1000
-LONGEST_KNOWN = 500
 MOST_GENERIC = 10
 LAST_WORDS = 20  # lines: what stands among so many at the end of a log may be why it ends
 
@@ -109,7 +107,7 @@ class LogReader:
     def feed(self, line: str) -> None:
         """One line; carriage returns (progress bars, CRLF) part it further."""
         self.lines += 1
-        for part in line.split("\r"):
+        for part in parts_of(line) if len(line) <= LONGEST_KNOWN else parts_of.__wrapped__(line):
             self._take(part)
 
     def tail(self, count: int) -> tuple[str, ...]:
@@ -122,37 +120,29 @@ class LogReader:
         self.lines += len(lines)
         self._tail.extend(lines[-TAIL_LINES:])
 
-    def _take(self, raw: str) -> None:
-        shown = visible(raw[:LONGEST_LINE]).rstrip()
-        if not shown:
-            return
+    def _take(self, part: Part) -> None:
+        shown, line = part.shown, part.line
         self._tail.append(shown)
-        line = parse(shown)
-        self._begin(line)
-        self._time(line)
-        before = self.facts
-        rows, telling = _known(line.text) if len(line.text) <= LONGEST_KNOWN else _known.__wrapped__(line.text)
-        if telling:
+        if part.boot:
+            self._begin(part.boot)
+        if line.clock is not None or line.stamp is not None:
+            self._time(line)
+        if part.telling:
             self._learn(line.text)
-        if self.facts.phase is Phase.READY and before.phase is not Phase.READY:
-            self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
         self._recognised = self._recognised or looks_like_a_log(shown)
         writer = (line.process, line.place)
-        if START in line.text:
+        if part.opens:
             self._forget_errors(writer)
-        raised = self._tracebacks.feed(writer, line.text)
-        if self._match(rows, line, shown):
+        raised = self._tracebacks.feed(writer, line.text) if part.opens or self._tracebacks.any_open else None
+        if part.rows and self._match(part.rows, line, shown):
             return
         if raised is not None:
             self._unknown(raised, line, shown)
         elif line.level in _LOUD:
             self._unknown_error(writer, line, shown)
 
-    def _begin(self, line: Line) -> None:
+    def _begin(self, said: str) -> None:
         """A start shows by its banner; a new one by a banner seen before, once the last went past its beginning."""
-        said = next((literal for literal in enginefacts.BOOT if literal in line.text), None)
-        if said is None:
-            return
         under_way = self._troubled or self.facts.phase not in (Phase.STARTING, Phase.CONFIG)
         if under_way and (said in self._banners or not self.starts):
             self.facts = EngineFacts()
@@ -179,7 +169,10 @@ class LogReader:
         return round(seconds if seconds >= 0 else seconds + year, 1)
 
     def _learn(self, text: str) -> None:
+        before = self.facts.phase
         self.facts = enginefacts.learn(self.facts, text)
+        if self.facts.phase is Phase.READY and before is not Phase.READY:
+            self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
         self._size = enginefacts.checkpoint_size(text) or self._size
         seen = enginefacts.progress(text, self._size)
         if seen is not None and seen[0] is self.facts.phase:
@@ -269,25 +262,6 @@ _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 _LOUD = frozenset({"ERROR", "CRITICAL"})
 _FAILURES = frozenset({Severity.FATAL, Severity.ERROR})
 _DIGITS = re.compile(r"\d+")
-
-
-@lru_cache(maxsize=4096)
-def _known(text: str) -> tuple[tuple[Signature, ...], bool]:
-    """The signatures that match a message, and whether it may tell a fact. Logs repeat themselves: remembered."""
-    numbers = sorted({number for word, rows in _words() if word in text for number in rows})
-    table = signatures()
-    rows = tuple(table[number] for number in numbers if table[number].regex.search(text))
-    return rows, any(word in text for word in enginefacts.literals())
-
-
-@cache
-def _words() -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Each literal with the numbers of the rows that it stands for."""
-    rows: dict[str, list[int]] = {}
-    for number, row in enumerate(signatures()):
-        for word in row.has:
-            rows.setdefault(word, []).append(number)
-    return tuple((word, tuple(numbers)) for word, numbers in rows.items())
 
 
 def _rank(finding: LogFinding) -> tuple[bool, int, int]:

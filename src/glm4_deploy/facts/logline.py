@@ -13,8 +13,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:[.,]\d+)?)(Z|[+-]\d\d:?\d\d)?\s+(?:\|\s)?")
 _OUTER = re.compile(
-    r"[A-Za-z0-9][\w.-]*\s+\|\s?"  # docker compose logs
-    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [\w.@-]+(?:\[\d+\])?: ?"  # journald, syslog
+    r"[A-Za-z0-9][\w.@-]*\s+\|\s?"  # docker compose logs, docker service logs
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [\w.@/-]+(?:\[\d+\])?: ?"  # journald, syslog
+    r"|[\w.-]+ [\w.@/-]+\[\d+\]: ?"  # journald after a time of another form
+    r"|\[pod/[\w.-]+/[\w.-]+\] ?"  # kubectl logs --prefix
 )
 _PROCESS = re.compile(r"\([A-Za-z][\w.-]*[ ,]+[^()]*\bpid=\d+[^()]*\) ?|\[rank\d+\]: ?")
 _LEVEL = re.compile(

@@ -5,18 +5,22 @@ to its shape (each digit a 0); a shape that holds no literal which any fact, pha
 and its lines are counted and passed over. That loses nothing: the literals are reduced in the same way.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 
 from glm4_deploy.catalog.signatures import signatures
 from glm4_deploy.facts.enginefacts import literals
-from glm4_deploy.facts.enginelog import LONGEST_LINE, LogReader
+from glm4_deploy.facts.enginelog import LogReader
 from glm4_deploy.facts.logline import ANSI, decode
+from glm4_deploy.facts.logpart import LONGEST_LINE
+from glm4_deploy.facts.logwrap import Unwrapped, without_prompts
 from glm4_deploy.facts.traceback import START
 
 # The last two: how PyTorch begins a line of level error or fatal (`[E1123 14:42:43.1 …`).
 COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", "E0000 00:00:00", "F0000 00:00:00")
+_UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
 MOST_SHAPES = 1 << 14
 MOST_BYTES = 1 << 20
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -32,9 +36,9 @@ def _needles() -> tuple[bytes, ...]:
 
 
 def read(reader: LogReader, chunks: Iterable[bytes]) -> LogReader:
-    """Feed the reader a stream of bytes, cut anywhere. UTF-16 (a file that PowerShell wrote) becomes readable too."""
+    """Feed the reader a stream of bytes, cut anywhere: UTF-8, UTF-16 (PowerShell writes it), records of JSON."""
     dull: set[bytes] = set()
-    for block in _blocks(chunks):
+    for block in _lines(_utf8(chunks)):
         lines = block.split(b"\n")
         shapes = block.translate(_DIGITS).split(b"\n")
         new = set(shapes) - dull
@@ -64,11 +68,20 @@ def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: s
             reader.skip((line,))
 
 
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines as the engine wrote them, without what its users said."""
+    unwrapped = Unwrapped()
+    for block in _blocks(chunks):
+        yield _plain(without_prompts(unwrapped.feed(block)))
+    if rest := unwrapped.rest():
+        yield rest
+
+
 def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Whole lines, the last newline taken off; a line beyond the limit is cut."""
     rest = b""
     for chunk in chunks:
-        block, newline, tail = _plain(chunk).rpartition(b"\n")
+        block, newline, tail = chunk.rpartition(b"\n")
         if newline:
             yield rest + block
             rest = tail
@@ -82,3 +95,19 @@ def _plain(chunk: bytes) -> bytes:
     if b"\0" in chunk:
         chunk = chunk.replace(b"\0", b"")
     return _ANSI.sub(b"", chunk) if b"\x1b" in chunk else chunk
+
+
+def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """UTF-16 is known by its mark and a first ASCII letter; without them its NULs are dropped later: ASCII is left."""
+    begin, plain, decoder = b"", False, None
+    for chunk in chunks:
+        if decoder is not None:
+            yield decoder.decode(chunk).encode(errors="replace")
+        elif plain:
+            yield chunk
+        elif len(begin := begin + chunk) >= 4:
+            decoder = codecs.getincrementaldecoder("utf-16")("replace") if _UTF16.match(begin) else None
+            plain = decoder is None
+            yield begin if decoder is None else decoder.decode(begin).encode(errors="replace")
+    if not plain and decoder is None and begin:
+        yield begin
