@@ -228,7 +228,6 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
         ("quadlet", "model_dir=a/b"),
-        ("quadlet", "devices=1"),
         ("kubernetes", "devices=0,1"),
     ],
 )
@@ -248,6 +247,14 @@ def test_a_unit_has_the_gpus_that_were_named_and_no_more() -> None:
     assert devices() == ["0"]
     assert devices("tensor_parallel_size=2") == ["0", "1"]
     assert devices("tensor_parallel_size=2", "devices=3,5") == ["3", "5"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("flag", ["pipeline-parallel-size", "nnodes", "data-parallel-address", "tensor-parallel-size"])
+def test_an_engine_is_not_spread_behind_the_file_s_back(target: str, flag: str) -> None:
+    """Its GPUs are counted from the settings; and nothing here starts its other parts on other hosts."""
+    with pytest.raises(UsageError, match=f"args.{flag}"):
+        files(target, "profile=b200", f"args.{flag}=2")
 
 
 def test_every_refusal_names_a_setting() -> None:

@@ -29,7 +29,18 @@ RESERVED_FLAGS = {
     "host": "bind",
     "served-model-name": "served_model_name",
     "api-key": "api_key_file (a key in the command line is seen by every user of the host)",
+    # The number of GPUs follows from these.
+    "tensor-parallel-size": "tensor_parallel_size",
+    "data-parallel-size": "data_parallel_size",
 }
+# One engine over several hosts, or in stages: no file of this kit starts the other parts. A 9B model fits one GPU.
+SPREAD_FLAGS = frozenset(
+    {
+        "pipeline-parallel-size", "nnodes", "node-rank", "master-addr", "master-port", "headless",
+        "data-parallel-size-local", "data-parallel-start-rank", "data-parallel-rank", "data-parallel-address",
+        "data-parallel-rpc-port",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +239,11 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
     for name, value in settings.args.items():
         if name in RESERVED_FLAGS:
             raise UsageError(f"args.{name} would contradict the file", hint=f"set {RESERVED_FLAGS[name]} instead")
+        if name in SPREAD_FLAGS:
+            raise UsageError(
+                f"args.{name} spreads one engine over hosts or stages, which no target here can express",
+                hint="ask for more engines: replicas (docs/targets.md says why)",
+            )
         named[name] = Flag(name=name, value=_flag_value(value), note="asked for in the settings")
     return tuple(named.values())
 
