@@ -23,9 +23,9 @@ _LEVEL = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?::\s+|\s+((?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?)"
     r" \[?([\w./<>-]+:\d+)\](?: |$))"
 )
-# FlashInfer's `- WARNING - x.py:1 - ` and PyTorch's `[W1123 14:42:43.1 x.cpp:2] `.
+# FlashInfer's `- WARNING - x.py:1 - ` and PyTorch's `[W1123 14:42:43.1 x.cpp:2] `, `[E321 …`, `[E x.cpp:2] `.
 _OTHER_LEVEL = re.compile(
-    r"- (DEBUG|INFO|WARNING|ERROR|CRITICAL) - |\[?([WEIF])\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]{1,200}\] ?"
+    r"- (DEBUG|INFO|WARNING|ERROR|CRITICAL) - |\[?([WEIF])(?:\d{3,4} \d\d:\d\d:\d\d\.\d+)? [^\]\s]{1,200}:\d+\] ?"
 )
 # A level, a word of failure, a time: dmesg's, syslog's, or of any form that holds hours, minutes and seconds.
 _LOG = re.compile(

@@ -18,8 +18,9 @@ from glm4_deploy.facts.logpart import LONGEST_LINE
 from glm4_deploy.facts.logwrap import Unwrapped, without_prompts
 from glm4_deploy.facts.traceback import START
 
-# The last two: how PyTorch begins a line of level error or fatal (`[E1123 14:42:43.1 …`).
-COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", "E0000 00:00:00", "F0000 00:00:00")
+# How PyTorch begins a line of level error or fatal: `[E1123 14:42:43.1 …`, `[E321 …`, `[E x.cpp:2]`.
+_TORCH = ("E0000 00:00:00", "F0000 00:00:00", "E000 00:00:00", "F000 00:00:00", "[E ", "[F ")
+COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", *_TORCH)
 _UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
 MOST_SHAPES = 1 << 14
 MOST_BYTES = 1 << 20

@@ -1,12 +1,16 @@
 """Each row of the table fires on the line it was made from, and nothing else does."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from glm4_deploy.catalog.signatures import Signature, signatures
 from glm4_deploy.facts.enginelog import LogReader, Severity
 from glm4_deploy.facts.logscan import read
 
 ROWS = signatures()
+LINES = yaml.safe_load((Path(__file__).parents[2] / "data/lines.yaml").read_text(encoding="utf-8"))
 PREFIXES = (
     "",
     "2026-03-18T12:03:55.123456789Z ",
@@ -55,3 +59,14 @@ def test_a_failure_that_a_prompt_quotes_is_not_believed() -> None:
     for row in ROWS:
         if row.severity in ("fatal", "error"):
             assert findings(prompt.format(row.example)) == (), row.id
+
+
+@pytest.mark.parametrize("line", LINES["healthy"])
+def test_a_healthy_line_that_looks_alike_is_no_finding(line: str) -> None:
+    assert findings(line) == ()
+    assert read(LogReader(), [line.encode() + b"\n" + b"x\n" * 300]).findings == ()
+
+
+@pytest.mark.parametrize(("line", "row"), LINES["alike"].items())
+def test_other_words_for_the_same_failure_are_known(line: str, row: str) -> None:
+    assert findings(line) == (row,)
