@@ -16,12 +16,16 @@ from glm4_deploy.scale.measured import Measured, from_mapping
 from glm4_deploy.scale.shape import EngineLimits, Lengths, StepCost, Workload
 
 SEEDS = 5
+STALL_S = 0.5  # as measure.py's own clock saw it
 FIGURES = ("ttft p50", "ttft p95", "tpot p50", "tpot p95", "tokens/s")
 Row = dict[str, Any]
 
 
 def main() -> None:
     data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    whole = len(data["rows"])
+    data["rows"] = [row for row in data["rows"] if row["stall_s"] < STALL_S]
+    print(f"{whole - len(data['rows'])} of {whole} loads left out: the machine stood still for {STALL_S} s or more")
     fitted = calibrate(data)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
     print("| load | part | " + " | ".join(FIGURES) + " | preempted |")

@@ -91,7 +91,7 @@ def open_loop(capacity: float) -> list[Load]:
             part="held-out",
             input_len=128,
             output_len=64,
-            requests=round(max(40, 40 * share * capacity)),
+            requests=round(max(40, 25 * share * capacity)),
             rate=share * capacity,
             spread=0.5,
         )

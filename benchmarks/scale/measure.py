@@ -10,6 +10,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +66,32 @@ def main() -> None:
                 write(options.out, engines, rows)
 
 
+class Stalls(threading.Thread):
+    """How long this process was kept from running although it wanted to: what the machine's other work does to us all.
+
+    Independent of the engine, so a load that met a stall may be left out without looking at its figures.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.worst = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            began = time.monotonic()
+            time.sleep(0.05)
+            self.worst = max(self.worst, time.monotonic() - began - 0.05)
+
+    def take(self) -> float:
+        """Seconds of the longest stall since the last call."""
+        worst, self.worst = self.worst, 0.0
+        return round(worst, 2)
+
+
+STALLS = Stalls()
+
+
 def slow_model(directory: Path) -> Path:
     """The demo model's tokenizer beside a larger shape."""
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -88,6 +116,7 @@ def send(
             continue
         load, after = left.pop(0), preemptions(base_url)
         row = read(load, json.loads(line.removeprefix(MARK))) | {"round": number, "preemptions": after - before}
+        row["stall_s"] = STALLS.take()
         before = after
         if load.part != "warm-up":
             rows.append(row)

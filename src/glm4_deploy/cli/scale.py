@@ -67,6 +67,10 @@ def scale(
         int | None, typer.Option(min=64, help="KV cache as the engine logs it. [as calibrated, else --gpu]")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="Plan the KV cache of this GPU: h100, gb10 …")] = None,
+    failures_per_gpu_year: Annotated[
+        float | None, typer.Option(min=0, max=1000, help="Say how many spares keep the limits 99.9 % of the time.")
+    ] = None,
+    repair_time: Annotated[str, typer.Option(help="With it: until a failed GPU serves again.")] = "24h",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions with other random numbers.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="The first of them; the same seed, the same answer.")] = 0,
     requests: Annotated[int, typer.Option(min=200, max=1_000_000, help="Requests counted a simulation.")] = 4000,
@@ -109,13 +113,14 @@ def scale(
         cost=fitted.cost, limits=engine, workload=workload, slo=limits, router=chosen_router, requests=requests
     )
     found = answer(setting, fitted, replicas=within, gpus_each=tensor_parallel_size, seeds=seeds, seed=seed)
+    spare = scaling.spares_of(found.replicas, failures_per_gpu_year, repair_time, tensor_parallel_size)
     if as_json:
         from glm4_deploy.report.scale import scale_wire
         from glm4_deploy.report.wire import dumps
 
-        typer.echo(dumps(scale_wire(setting, fitted, found, assumed)))
+        typer.echo(dumps(scale_wire(setting, fitted, found, assumed, spare)))
     else:
         from glm4_deploy.report.scale import scale_text
 
-        typer.echo(scale_text(setting, fitted, found, assumed, color=sys.stdout.isatty()), nl=False)
+        typer.echo(scale_text(setting, fitted, found, assumed, spare, color=sys.stdout.isatty()), nl=False)
     raise typer.Exit(1 if found.broken else 0)

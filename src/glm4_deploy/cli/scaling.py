@@ -9,6 +9,7 @@ from glm4_deploy.files import read_text
 from glm4_deploy.scale.examples import example, examples
 from glm4_deploy.scale.measured import Measured, joined, parse
 from glm4_deploy.scale.shape import EngineLimits, Lengths, Limit, Router, Workload
+from glm4_deploy.scale.spares import Spares, down_share, spares
 
 
 def check_load(workload: Workload) -> None:
@@ -176,3 +177,19 @@ def check_lengths(workload: Workload, engine: EngineLimits) -> None:
             f"requests of {typical:g} tokens do not fit into a KV cache of {engine.kv_cache_tokens:,} tokens",
             hint="shorten them, or give the engine more: --kv-cache-tokens",
         )
+
+
+AVAILABILITY = 0.999
+
+
+def spares_of(replicas: int, failures: float | None, repair: str, ranks: int) -> Spares | None:
+    """None where no rate of failures was given: the kit knows none for the reader's machines."""
+    if failures is None:
+        return None
+    hours = seconds_of(repair) / 3600
+    return Spares(
+        failures_per_gpu_year=failures,
+        repair_hours=hours,
+        availability=AVAILABILITY,
+        engines=spares(replicas, down_share(failures, hours, ranks), AVAILABILITY),
+    )

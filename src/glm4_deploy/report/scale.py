@@ -9,10 +9,17 @@ from glm4_deploy.scale.fit import Calibration
 from glm4_deploy.scale.look import Setting
 from glm4_deploy.scale.measured import Measured
 from glm4_deploy.scale.shape import Lengths, StepCost, Workload
+from glm4_deploy.scale.spares import Spares
 
 
 def scale_text(
-    setting: Setting, fitted: Calibration, found: Answer, assumed: tuple[str, ...], *, color: bool = False
+    setting: Setting,
+    fitted: Calibration,
+    found: Answer,
+    assumed: tuple[str, ...],
+    spare: Spares | None,
+    *,
+    color: bool = False,
 ) -> str:
     """The whole answer, ending in a newline."""
     lines = [
@@ -23,6 +30,7 @@ def scale_text(
         "",
         *_load(setting, found),
         *_next(setting, found),
+        *_spares(found, spare),
         "",
         "what it rests on:",
         *(f"  · {line}" for line in _basis(setting, fitted, found)),
@@ -32,7 +40,9 @@ def scale_text(
     return "\n".join(lines) + "\n"
 
 
-def scale_wire(setting: Setting, fitted: Calibration, found: Answer, assumed: tuple[str, ...]) -> dict[str, Any]:
+def scale_wire(
+    setting: Setting, fitted: Calibration, found: Answer, assumed: tuple[str, ...], spare: Spares | None
+) -> dict[str, Any]:
     """The same for machines: `answer`, what was asked, and what it rests on."""
     measured = to_wire(fitted.measured)
     del measured["levels"]
@@ -44,6 +54,7 @@ def scale_wire(setting: Setting, fitted: Calibration, found: Answer, assumed: tu
         "engine": to_wire(setting.limits),
         "router": str(setting.router),
         "assumed": list(assumed),
+        "spares": to_wire(spare),
         "calibration": measured | {"step": to_wire(fitted.cost), "misses": to_wire(fitted.misses)},
     }
 
@@ -78,7 +89,7 @@ def _sure(found: Answer) -> Iterator[str]:
 def _table(found: Answer) -> Iterator[str]:
     yield f"  {'milliseconds':<14}{'p50':>18}{'p95':>18}{'p99':>18}{'one alone, p95':>18}"
     for metric in ("ttft", "tpot"):
-        cells = [_spread(found.times[f"{metric} p{share}"]) for share in (50, 95, 99)]
+        cells = [_spread(found.fleet.times[f"{metric} p{share}"]) for share in (50, 95, 99)]
         yield f"  {metric.upper():<14}{''.join(f'{cell:>18}' for cell in cells)}{found.alone[f'{metric} p95']:>18.1f}"
 
 
@@ -87,10 +98,11 @@ def _spread(spread: Spread) -> str:
 
 
 def _load(setting: Setting, found: Answer) -> Iterator[str]:
-    yield f"  {found.requests_per_s:,.1f} requests/s, {found.output_tokens_per_s:,.0f} tokens/s in all"
+    yield f"  {found.fleet.requests_per_s:,.1f} requests/s, {found.fleet.output_tokens_per_s:,.0f} tokens/s in all"
+    fleet = found.fleet
     yield (
-        f"  an engine: up to {found.running} of {setting.limits.max_num_seqs} requests at once, KV cache used "
-        f"{found.kv_mean:.0%} on average, {found.kv_peak:.0%} at most; {found.preemptions:.1f} preempted in 1000"
+        f"  an engine: up to {fleet.running} of {setting.limits.max_num_seqs} requests at once, KV cache used "
+        f"{fleet.kv_mean:.0%} on average, {fleet.kv_peak:.0%} at most; {fleet.preemptions:.1f} preempted in 1000"
     )
 
 
@@ -101,6 +113,13 @@ def _next(setting: Setting, found: Answer) -> Iterator[str]:
         yield f"  with one engine down: {'; '.join(found.one_down)}. Add spares (docs/scale.md)"
     else:
         yield "  with one engine down: the limits still hold"
+
+
+def _spares(found: Answer, spare: Spares | None) -> Iterator[str]:
+    if spare is not None:
+        count = "no number of" if spare.engines is None else f"{spare.engines:,}"
+        rate = f"{spare.failures_per_gpu_year:g} failures a GPU and year, {spare.repair_hours:g} h to replace one"
+        yield f"  spares: {count} more engines keep {found.replicas:,} up {spare.availability:.1%} of the time ({rate})"
 
 
 def _headroom(setting: Setting, room: Headroom) -> str:

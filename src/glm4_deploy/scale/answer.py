@@ -23,6 +23,19 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What the chosen number of replicas does, over the seeds: a View's figures, means where they are not the worst."""
+
+    times: Mapping[str, Spread]
+    requests_per_s: float
+    output_tokens_per_s: float
+    kv_mean: float
+    kv_peak: float
+    preemptions: float
+    running: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Headroom:
     """size: the largest load (users or requests a second) that still holds; None: none was found up to `tried`.
 
@@ -49,13 +62,7 @@ class Answer:
     least: int
     most: int
     seeds: int
-    times: Mapping[str, Spread]
-    requests_per_s: float
-    output_tokens_per_s: float
-    kv_mean: float
-    kv_peak: float
-    preemptions: float
-    running: int
+    fleet: Fleet
     broken: tuple[str, ...]
     simulated: int
     alone: Mapping[str, float]
@@ -81,12 +88,10 @@ def answer(
             hint="relax the limit, shorten the requests, or calibrate with a faster engine",
         )
     low, high = replicas
-    searched = low < high
-    found = [least(setting, low, high, seed, start=None)] if searched else [low]
-    if searched:
-        found += [least(setting, low, high, seed + i, start=found[0]) for i in range(1, seeds)]
+    found = [low] if low == high else _over_seeds(setting, low, high, seed, seeds)
     chosen = max(found)
     views = [look(setting, chosen, seed + i) for i in range(seeds)]
+    broken = tuple(dict.fromkeys(line for view in views for line in view.broken))
     slow = replace(setting, cost=setting.cost.scaled(calibration.slower))
     return Answer(
         gpus=chosen * gpus_each,
@@ -94,6 +99,26 @@ def answer(
         least=min(found),
         most=max(found),
         seeds=seeds,
+        fleet=_fleet(views),
+        broken=broken,
+        simulated=min(chosen, setting.cell),
+        alone=dict(idle.times),
+        headroom=None if broken else _headroom(setting, chosen, seed),
+        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("none is left",),
+        slower=calibration.slower,
+        if_slower=None if low == high else _try_least(slow, high, seed, chosen),
+        warnings=warnings(calibration, setting, views),
+    )
+
+
+def _over_seeds(setting: Setting, low: int, high: int, seed: int, seeds: int) -> list[int]:
+    """The least number for each seed; the first is sought from afar, the others from there."""
+    first = least(setting, low, high, seed, start=None)
+    return [first, *(least(setting, low, high, seed + i, start=first) for i in range(1, seeds))]
+
+
+def _fleet(views: list[View]) -> Fleet:
+    return Fleet(
         times={name: _spread([view.times[name] for view in views]) for name in views[0].times},
         requests_per_s=_mean(view.requests_per_s for view in views),
         output_tokens_per_s=_mean(view.output_tokens_per_s for view in views),
@@ -101,14 +126,6 @@ def answer(
         kv_peak=max(view.kv_peak for view in views),
         preemptions=_mean(view.preemptions for view in views),
         running=max(view.running for view in views),
-        broken=tuple(dict.fromkeys(line for view in views for line in view.broken)),
-        simulated=min(chosen, setting.cell),
-        alone=dict(idle.times),
-        headroom=_headroom(setting, chosen, seed) if not any(view.broken for view in views) else None,
-        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("none is left",),
-        slower=calibration.slower,
-        if_slower=_try_least(slow, high, seed, chosen) if searched else None,
-        warnings=warnings(calibration, setting, views),
     )
 
 

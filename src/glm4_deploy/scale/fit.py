@@ -72,7 +72,7 @@ def fit(measured: Measured, limits: EngineLimits) -> Calibration:
         if missed < loss:
             best, loss = cost, missed
         cost = _mixed(cost, _solve(measured.levels, outcomes))
-    misses = tuple(_miss(level, play(level, best, limits)) for level in measured.levels)
+    misses = tuple(miss_of(level, play(level, best, limits)) for level in measured.levels)
     slower = max(max(1 / miss.tpot_p50, miss.tokens_per_s) for miss in misses)
     return Calibration(measured=measured, cost=best, misses=misses, slower=max(1.0, slower))
 
@@ -137,11 +137,12 @@ def non_negative(rows: Array, wanted: Array) -> Array:
 
 
 def _error(level: Level, outcome: Outcome) -> float:
-    miss = _miss(level, outcome)
+    miss = miss_of(level, outcome)
     return TTFT_WEIGHT**2 * (miss.ttft_p50 - 1) ** 2 + (miss.tpot_p50 - 1) ** 2
 
 
-def _miss(level: Level, outcome: Outcome) -> Miss:
+def miss_of(level: Level, outcome: Outcome) -> Miss:
+    """A simulated load as multiples of the measured one."""
     ttft = sorted(1000 * request.ttft for request in outcome.requests)
     tpot = sorted(1000 * request.tpot for request in outcome.requests)
     took = max(r.done for r in outcome.requests) - min(r.sent for r in outcome.requests)

@@ -48,7 +48,7 @@ def test_json_carries_the_answer_and_what_it_rests_on(tmp_path: Path) -> None:
     told: dict[str, Any] = json.loads(done.stdout)
     assert (told["status"], told["calibration"]["card"]) == ("warn", "a card")
     assert told["answer"]["replicas"] >= 1
-    assert told["answer"]["times"]["ttft p95"]["high"] <= 1000
+    assert told["answer"]["fleet"]["times"]["ttft p95"]["high"] <= 1000
     assert told["calibration"]["step"]["base"] > 0
 
 

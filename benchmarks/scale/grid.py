@@ -1,0 +1,102 @@
+"""From 1 to 10,000 GPUs under one SLO: users held, the time it took, where the knee is, and what the shortcut misses.
+
+python -m benchmarks.scale.grid CALIBRATION [--ttft-p95 1000] [--tpot-p95 50]
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+from glm4_deploy.cli.scaling import engine_of, read_calibrations
+from glm4_deploy.scale.fit import fit
+from glm4_deploy.scale.look import Setting, look
+from glm4_deploy.scale.shape import Lengths, Limit, Router, Workload
+from glm4_deploy.scale.spares import down_share, spares
+
+GPUS = (1, 2, 4, 8, 16, 32, 64, 100, 1000, 10_000)
+SEEDS = 3
+# Interruptions by GPUs (148), their HBM3 (72), SRAM (19) and system processor (17) in 54 days of 16,384 H100: the
+# Llama 3 training report, arXiv 2407.21783, section 3.3.4.
+FAILURES_A_YEAR = (148 + 72 + 19 + 17) / (16_384 * 54) * 365.25
+REPAIR_HOURS = 24.0  # an assumption
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("calibration", nargs="+")
+    parser.add_argument("--ttft-p95", type=float, default=1000)
+    parser.add_argument("--tpot-p95", type=float, default=50)
+    parser.add_argument("--kv-cache-tokens", type=int)
+    options = parser.parse_args()
+    measured = read_calibrations(options.calibration)
+    engine, _ = engine_of(measured, None, None, options.kv_cache_tokens, None, 1)
+    load = Workload(users=1, think_s=30.0, prompt=Lengths(median=512, p95=1500), answer=Lengths(median=128, p95=400))
+    limits = tuple(
+        Limit(metric=m, share=95, ms=ms) for m, ms in (("ttft", options.ttft_p95), ("tpot", options.tpot_p95))
+    )
+    setting = Setting(cost=fit(measured, engine).cost, limits=engine, workload=load, slo=limits)
+    one = table(setting)
+    knee(setting, one)
+    shortcut(setting, one)
+
+
+def table(setting: Setting) -> int:
+    """Users that so many GPUs hold; those of one GPU."""
+    print("| GPUs | users held | a GPU | tokens/s | spares for 99.9 % | seconds |\n|---|---|---|---|---|---|")
+    one = 0
+    down = down_share(FAILURES_A_YEAR, REPAIR_HOURS)
+    for gpus in GPUS:
+        began = time.process_time()
+        held = min(most_users(setting, gpus, seed, one * gpus) for seed in range(SEEDS))
+        took = time.process_time() - began
+        one = one or held
+        tokens = look(setting.with_size(held), gpus, 0).output_tokens_per_s
+        more = spares(gpus, down, 0.999)
+        print(f"| {gpus:,} | {held:,} | {held / gpus:.0f} | {tokens:,.0f} | {more} | {took:.1f} |", flush=True)
+    return one
+
+
+def most_users(setting: Setting, gpus: int, seed: int, start: int) -> int:
+    def holds(users: int) -> bool:
+        return not look(setting.with_size(users), gpus, seed).broken
+
+    good, bad = 0, max(4, start)
+    while holds(bad):
+        good, bad = bad, round(1.3 * bad) + 1
+    while bad - good > max(1, 0.01 * bad):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if holds(middle) else (good, middle)
+    return good
+
+
+def knee(setting: Setting, one: int) -> None:
+    print("\n| users on one GPU | TTFT p95 ms | TPOT p95 ms | tokens/s | at once |\n|---|---|---|---|---|")
+    for share in (0.25, 0.5, 0.75, 0.9, 1.0, 1.05, 1.1, 1.2, 1.5):
+        view = look(setting.with_size(max(1, round(share * one))), 1, 0)
+        times = f"{view.times['ttft p95']:.0f} | {view.times['tpot p95']:.1f}"
+        print(f"| {round(share * one)} ({share:.0%}) | {times} | {view.output_tokens_per_s:,.0f} | {view.running} |")
+
+
+def shortcut(setting: Setting, one: int) -> None:
+    """A cell of 16 in place of all: its figures as multiples of the whole's, and the answers of both."""
+    print("\n| router | GPUs | TTFT p95, cell/whole | TPOT p95 | tokens/s | users held: cell / whole |")
+    print("|---|---|---|---|---|---|")
+    for router in Router:
+        for gpus in (32, 64):
+            cell = replace(setting, router=router, requests=250 * gpus)
+            whole, load = replace(cell, cell=gpus), round(0.95 * one * gpus)
+            pairs = zip(at(cell, load, gpus), at(whole, load, gpus), strict=True)
+            ratios = " | ".join(f"{ours / theirs:.2f}" for ours, theirs in pairs)
+            held = [most_users(kind, gpus, 0, one * gpus) for kind in (cell, whole)]
+            print(f"| {router} | {gpus} | {ratios} | {held[0]:,} / {held[1]:,} |", flush=True)
+
+
+def at(setting: Setting, users: int, gpus: int) -> tuple[float, float, float]:
+    """TTFT p95, TPOT p95 and tokens a second, means over the seeds."""
+    views = [look(setting.with_size(users), gpus, seed) for seed in range(SEEDS)]
+    times = [sum(view.times[name] for view in views) / SEEDS for name in ("ttft p95", "tpot p95")]
+    return times[0], times[1], sum(view.output_tokens_per_s for view in views) / SEEDS
+
+
+if __name__ == "__main__":
+    main()
