@@ -24,29 +24,37 @@ Row = dict[str, Any]
 def main() -> None:
     data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     whole = len(data["rows"])
-    data["rows"] = [row for row in data["rows"] if row["stall_s"] < STALL_S]
+    data["rows"] = [row for row in data["rows"] if row.get("stall_s", 0.0) < STALL_S]
     print(f"{whole - len(data['rows'])} of {whole} loads left out: the machine stood still for {STALL_S} s or more")
     fitted = calibrate(data)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
     print("| load | part | " + " | ".join(FIGURES) + " | preempted |")
     print("|---|---|" + "---|" * (len(FIGURES) + 1))
-    names = dict.fromkeys((row["part"], row["name"]) for row in data["rows"])
     misses: dict[str, dict[str, list[float]]] = {}
-    for part, name in names:
+    for part, name in dict.fromkeys((row["part"], row["name"]) for row in data["rows"]):
         rows = [row for row in data["rows"] if (row["part"], row["name"]) == (part, name)]
-        measured = [measured_figures(row) for row in rows]
-        said = predicted(rows[0], fitted.cost, engine(data, part))
+        pairs = compared(rows, fitted.cost, engine(data, part))
         cells = []
         for figure in FIGURES:
-            seen = statistics.median(one[figure] for one in measured)
-            low, high = min(one[figure] for one in measured), max(one[figure] for one in measured)
-            misses.setdefault(part, {}).setdefault(figure, []).append(said[figure] / seen)
-            cells.append(f"{said[figure]:.3g} / {seen:.3g} ({low:.3g}-{high:.3g}) = {said[figure] / seen:.2f}")
-        preempted = statistics.median(row["preemptions"] for row in rows)
-        print(f"| {name} | {part} | {' | '.join(cells)} | {said['preempted']:.0f} / {preempted:.0f} |")
+            ratios = [said[figure] / seen[figure] for said, seen in pairs]
+            misses.setdefault(part, {}).setdefault(figure, []).append(statistics.median(ratios))
+            said, seen = (statistics.median(pair[i][figure] for pair in pairs) for i in (0, 1))
+            cells.append(
+                f"{said:,.0f} / {seen:,.0f} = {spread(ratios)}"
+                if said > 99
+                else f"{said:.1f} / {seen:.1f} = {spread(ratios)}"
+            )
+        counts = (statistics.median(pair[i]["preempted"] for pair in pairs) for i in (0, 1))
+        print(f"| {name} | {part} | {' | '.join(cells)} | {' / '.join(f'{count:.0f}' for count in counts)} |")
     print()
     for part, figures in misses.items():
         print(part, *(f"{figure}: {spread(ratios)}" for figure, ratios in figures.items()), sep="; ")
+
+
+def compared(rows: list[Row], cost: StepCost, limits: EngineLimits) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """(predicted, measured) for each round; the rate of an open loop is another one in each."""
+    said = {rate: predicted(row, cost, limits) for rate, row in {row["rate"]: row for row in rows}.items()}
+    return [(said[row["rate"]], measured_figures(row)) for row in rows]
 
 
 def spread(ratios: Iterable[float]) -> str:
@@ -122,7 +130,8 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 
 def measured_figures(row: Row) -> dict[str, float]:
-    return of(row["ttfts"], row["tpots"], row["output_tokens_per_s"])
+    named = of(row["ttfts"], row["tpots"], row["output_tokens_per_s"])
+    return named | {"preempted": float(row["preemptions"])}
 
 
 def of(ttfts: list[float], tpots: list[float], tokens: float) -> dict[str, float]:

@@ -27,10 +27,17 @@ def main() -> None:
     parser.add_argument("--ttft-p95", type=float, default=1000)
     parser.add_argument("--tpot-p95", type=float, default=50)
     parser.add_argument("--kv-cache-tokens", type=int)
+    parser.add_argument("--prompt", type=float, nargs=2, default=(512, 1500), help="tokens, median and p95")
+    parser.add_argument("--answer", type=float, nargs=2, default=(128, 400), help="tokens, median and p95")
     options = parser.parse_args()
     measured = read_calibrations(options.calibration)
     engine, _ = engine_of(measured, None, None, options.kv_cache_tokens, None, 1)
-    load = Workload(users=1, think_s=30.0, prompt=Lengths(median=512, p95=1500), answer=Lengths(median=128, p95=400))
+    load = Workload(
+        users=1,
+        think_s=30.0,
+        prompt=Lengths(median=options.prompt[0], p95=options.prompt[1]),
+        answer=Lengths(median=options.answer[0], p95=options.answer[1]),
+    )
     limits = tuple(
         Limit(metric=m, share=95, ms=ms) for m, ms in (("ttft", options.ttft_p95), ("tpot", options.tpot_p95))
     )
@@ -82,8 +89,8 @@ def shortcut(setting: Setting, one: int) -> None:
     print("\n| router | GPUs | TTFT p95, cell/whole | TPOT p95 | tokens/s | users held: cell / whole |")
     print("|---|---|---|---|---|---|")
     for router in Router:
-        for gpus in (32, 64):
-            cell = replace(setting, router=router, requests=250 * gpus)
+        for gpus in (32,) if router is Router.CACHE_AWARE else (32, 64):
+            cell = replace(setting, router=router, requests=150 * gpus)
             whole, load = replace(cell, cell=gpus), round(0.95 * one * gpus)
             pairs = zip(at(cell, load, gpus), at(whole, load, gpus), strict=True)
             ratios = " | ".join(f"{ours / theirs:.2f}" for ours, theirs in pairs)

@@ -23,7 +23,7 @@ def scale_text(
 ) -> str:
     """The whole answer, ending in a newline."""
     lines = [
-        _paint(_verdict(setting, found), not found.broken, color),
+        _paint(_verdict(setting, found), not (found.broken or found.warnings), color),
         *_sure(found),
         "",
         *_table(found),
@@ -63,7 +63,8 @@ def _verdict(setting: Setting, found: Answer) -> str:
     limits = ", ".join(f"{limit.name} ≤ {limit.ms:g} ms" for limit in setting.slo)
     if found.broken:
         return f"{_gpus(found)} do NOT hold {limits} for {_who(setting.workload)}: {'; '.join(found.broken)}"
-    return f"{_gpus(found)} hold {limits} for {_who(setting.workload)}"
+    unsure = "; read the lines marked ! first" if found.warnings else ""
+    return f"{_gpus(found)} hold {limits} for {_who(setting.workload)}{unsure}"
 
 
 def _gpus(found: Answer) -> str:

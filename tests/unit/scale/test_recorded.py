@@ -1,0 +1,39 @@
+"""The simulation against what a real vLLM on the CPU did, as benchmarks/scale recorded it (table: docs/scale.md)."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.scale.evaluate import calibrate, compared, engine
+
+RECORD = Path(__file__).parents[3] / "benchmarks" / "scale" / "results" / "cpu.json"
+
+
+@pytest.fixture(scope="module")
+def ratios() -> dict[str, dict[str, float]]:
+    """load → figure → predicted / measured (median of the rounds), for closed loops that the fit has not seen."""
+    data: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    cost, found = calibrate(data).cost, {}
+    for name in dict.fromkeys(row["name"] for row in data["rows"] if row["part"] != "fit" and row["concurrency"]):
+        rows = [row for row in data["rows"] if row["name"] == name]
+        pairs = compared(rows, cost, engine(data, rows[0]["part"]))
+        found[name] = {
+            figure: statistics.median(said[figure] / seen[figure] for said, seen in pairs)
+            for figure, value in pairs[0][1].items()
+            if value
+        }
+    return found
+
+
+def test_tpot_and_throughput_of_loads_it_has_not_seen(ratios: dict[str, dict[str, float]]) -> None:
+    for figure in ("tpot p50", "tokens/s"):
+        off = {name: figures[figure] for name, figures in ratios.items()}
+        assert 0.8 < statistics.median(off.values()) < 1.25, (figure, off)
+        assert all(0.55 < ratio < 1.8 for ratio in off.values()), (figure, off)
+
+
+def test_preemptions_where_the_cache_is_too_small(ratios: dict[str, dict[str, float]]) -> None:
+    assert 0.7 < ratios["200/96 @16"]["preempted"] < 1.4
+    assert "preempted" not in ratios["200/96 @8"], "none were measured with eight"
