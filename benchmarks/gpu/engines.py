@@ -69,6 +69,7 @@ def fork(log: Path, work: Callable[[], object]) -> int:
     """Run `work` in a child of its own process group that writes to `log`; its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
+    log.unlink(missing_ok=True)  # a log of before would answer for this start
     pid = os.fork()
     if pid:
         return pid
@@ -120,7 +121,14 @@ def used_mib() -> float:
     import pynvml
 
     pynvml.nvmlInit()
-    return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used) / 2**20
+    return (
+        float(
+            pynvml.nvmlDeviceGetMemoryInfo(
+                pynvml.nvmlDeviceGetHandleByIndex(int(os.environ["CUDA_VISIBLE_DEVICES"][0]))
+            ).used
+        )
+        / 2**20
+    )
 
 
 def settle(idle: float, patience: float = 15) -> float:

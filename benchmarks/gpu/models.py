@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import struct
@@ -60,19 +61,38 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def make_models(models: Path) -> None:
-    """The demo model, its NaN twin, and a checkpoint damaged on purpose: one of two slots gets another global scale.
+    """The demo model, its NaN twin, checkpoints damaged on purpose, and the 9B shape."""
+    subprocess.run([sys.executable, str(ROOT / "demo/twins.py"), "nan", "--out", str(models / "twin-nan")], check=True)
+    shutil.copytree(ROOT / "demo/glm-4-tiny-chat", models / "bf16", dirs_exist_ok=True)
+    damage(models / "nvfp4-for-0.13", models / "nvfp4-damaged", layers=(1,))
+    damage(models / "nvfp4-for-0.13", models / "nvfp4-damaged-all", layers=None)
+    shape_only(models / "9b-nvfp4", models / "nvfp4-raw")
+    shape_only(models / "9b-bf16", models / "bf16")
+
+
+def damage(good: Path, bad: Path, layers: tuple[int, ...] | None) -> None:
+    """Copy a split checkpoint with one of two global scales (up_proj's) 64 times as large, in some layers or in all.
 
     The larger of two is the one that vLLM takes: the slot that is spoiled is made larger, or nothing would show.
     """
-    subprocess.run([sys.executable, str(ROOT / "demo/twins.py"), "nan", "--out", str(models / "twin-nan")], check=True)
-    shutil.copytree(ROOT / "demo/glm-4-tiny-chat", models / "bf16", dirs_exist_ok=True)
-    damaged = models / "nvfp4-damaged"
-    shutil.copytree(models / "nvfp4-for-0.13", damaged, dirs_exist_ok=True)
-    path = damaged / "model.safetensors"
+    shutil.copytree(good, bad, dirs_exist_ok=True)
+    path = bad / "model.safetensors"
     data = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
-    at = start + json.loads(data[8:start])["model.layers.1.mlp.up_proj.weight_global_scale"]["data_offsets"][0]
-    struct.pack_into("<f", data, at, struct.unpack_from("<f", data, at)[0] * 64)
+    for name, tensor in json.loads(data[8:start]).items():
+        if not name.endswith("mlp.up_proj.weight_global_scale"):
+            continue
+        if layers is None or int(name.split(".")[2]) in layers:
+            at = start + tensor["data_offsets"][0]
+            struct.pack_into("<f", data, at, struct.unpack_from("<f", data, at)[0] * 64)
     path.write_bytes(data)
-    shape_only(models / "9b-nvfp4", models / "nvfp4-raw")
-    shape_only(models / "9b-bf16", models / "bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="holds nvfp4-raw, nvfp4-for-0.13, nvfp4-for-0.24")
+    make_models(parser.parse_args().models)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,11 +30,14 @@ CUBLAS_WORKSPACE = 32 * MIB
 UNIFIED_OVERHEAD = 2.0 * GIB
 # NCCL's buffers of several ranks: 1.38 GiB in all in one public log (two H200, vLLM 0.11).
 RANK_OVERHEAD = 1.2 * GIB
-# CUDA graphs as the engine estimates them (gpu_model_runner.py profile_cudagraph_memory): the first capture, then each
-# further piecewise and full graph. 34, 4 and 1 MiB in a log of 0.24 (NVFP4, H100, largest graph 128 tokens).
-FIRST_GRAPH = {Weights.NVFP4: 21 * MIB, Weights.BF16: 58 * MIB}
+# CUDA graphs as the engine estimates them (gpu_model_runner.py profile_cudagraph_memory): the larger of the two first
+# captures, then each further piecewise and full graph. NVFP4 on an H100 with 0.24, two logs: 34 MiB first at 128 tokens
+# and 98 at 512; full ones 34 at 64 sequences and 132 at 256, where FlashAttention 3 splits the KV cache in 32; 4 MiB
+# each piecewise, 1 each full at 64 and 2 at 256. bf16: one log, the growth taken from NVFP4's.
+FIRST_GRAPH = {Weights.NVFP4: 12.7 * MIB, Weights.BF16: 50 * MIB}
+GRAPH_TOKEN, GRAPH_SEQUENCE = 170.7 * 1024, 0.516 * MIB
 PIECEWISE_GRAPH, FULL_GRAPH = 4 * MIB, 1 * MIB
-# How much more a graph turns out to take: 0.16 for 0.11 GiB, 0.20 for 0.15, 30 graphs each.
+# How much more a graph turns out to take: 0.16 for 0.11 GiB, 0.20 for 0.15, 30 graphs each; 0.51 for 0.39, 86 graphs.
 GRAPH_UNDERESTIMATE = 1.7 * MIB
 
 
@@ -214,10 +217,12 @@ def graph_bytes(wish: Wish) -> float:
     if not sizes:
         return 0.0
     model, (piecewise, full) = wish.model, rules.graph_counts(sizes, wish.max_num_seqs)
-    scale = max(0.35, model.layers / 40)
-    pool = max(sizes) * 2 * 3 * (model.ffn / wish.tensor_parallel_size + model.hidden)
-    each = (piecewise - 1) * PIECEWISE_GRAPH * scale + max(0, full - 1) * FULL_GRAPH
-    return FIRST_GRAPH[model.weights] * scale + pool + each
+    depth, width = max(0.35, model.layers / 40), (model.ffn / wish.tensor_parallel_size + model.hidden) / 17792
+    largest = min(max(sizes), wish.max_num_seqs)
+    first = FIRST_GRAPH[model.weights] * depth + max(sizes) * GRAPH_TOKEN * width
+    if not uses_flashinfer(wish):
+        first = max(first, largest * GRAPH_SEQUENCE / wish.tensor_parallel_size)
+    return first + (piecewise - 1) * PIECEWISE_GRAPH * depth + max(0, full - 1) * FULL_GRAPH * max(1, largest / 128)
 
 
 def _capture_sizes(wish: Wish) -> tuple[int, ...]:

@@ -61,8 +61,8 @@ class Load:
         common += ["--goodput", *limits] if limits else []
         loads = [(max(self.concurrency), max(self.concurrency)), *((n, max(8, 4 * n)) for n in self.concurrency)]
         return [
-            [*common, "--max-concurrency", str(level), "--num-prompts", str(requests), "--seed", str(requests)]
-            for level, requests in loads
+            [*common, "--max-concurrency", str(level), "--num-prompts", str(requests), "--seed", str(seed)]
+            for seed, (level, requests) in enumerate(loads)
         ]
 
 

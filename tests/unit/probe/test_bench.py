@@ -60,6 +60,14 @@ def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
     assert all("ttft:500" in level and "--ignore-eos" in level for level in words)
 
 
+def test_no_level_sends_the_prompts_of_another() -> None:
+    """The generator makes its prompts from the seed: the same one twice would be answered from the prefix cache."""
+    seeds = [level[level.index("--seed") + 1] for level in Load(
+        base_url="http://x", model="m", tokenizer="t", concurrency=(1, 16, 64, 256)
+    ).words(None)]  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == 5
+
+
 def test_the_key_is_never_an_argument() -> None:
     assert in_container("c") == ["docker", "exec", "-i", "-e", "OPENAI_API_KEY", "c", "python3"]
     assert not any("sk-" in word for level in LOAD.words(None) for word in level)
