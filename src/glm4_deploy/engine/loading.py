@@ -27,7 +27,9 @@ class Meter:
         rate = (total - self._last) / GB / max(now - self._at, 0.001)
         self._last, self._at = total, now
         read = (total - self._first) / GB
-        return f"{read:.1f} GB read, {max(rate, 0):.2f} GB/s" if read >= SHOWN_FROM else ""
+        if read < SHOWN_FROM:
+            return ""
+        return f"{read:.1f} GB read, {rate:.2f} GB/s" if rate >= 0.01 else f"{read:.1f} GB read, nothing now"
 
 
 def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
