@@ -5,8 +5,8 @@
 set -euo pipefail
 
 suite=trixie # the first Debian whose Podman (5.4) has Quadlet
-packages=systemd,systemd-sysv,dbus,podman,crun,netavark,nftables,iptables,docker.io,ca-certificates,curl,procps
-image=glm4-deploy/test-machine:$suite-2
+packages=systemd,systemd-sysv,dbus,podman,crun,netavark,nftables,iptables,docker.io,docker-cli,ca-certificates,curl,procps
+image=glm4-deploy/test-machine:$suite-3
 
 docker image inspect "$image" >/dev/null 2>&1 && { echo "$image"; exit 0; }
 command -v debootstrap >/dev/null || { echo "systemd-image: debootstrap is not installed" >&2; exit 1; }

@@ -30,6 +30,7 @@ install_without_starting() (
 missing=()
 command -v dockerd >/dev/null || docker info >/dev/null 2>&1 || missing+=(docker.io iptables)
 command -v chromium >/dev/null || missing+=(chromium)
+command -v debootstrap >/dev/null || missing+=(debootstrap)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
 command -v promtool >/dev/null || missing+=(prometheus)
