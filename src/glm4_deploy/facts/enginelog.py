@@ -72,6 +72,7 @@ class LogReader:
         self._banners: set[str] = set()
         self._size: float | None = None
         self._clock: tuple[float, float] | None = None
+        self._now: float | None = None  # of the last line that had a time
         self._stamp: tuple[float, float] | None = None
 
     @property
@@ -121,16 +122,16 @@ class LogReader:
         self._tail.extend(lines[-TAIL_LINES:])
 
     def _take(self, part: Part) -> None:
-        shown, line = part.shown, part.line
+        shown, line, writer = part.shown, part.line, part.writer
         self._tail.append(shown)
         if part.boot:
             self._begin(part.boot)
-        if line.clock is not None or line.stamp is not None:
+        if line.clock != self._now or line.stamp is not None:
             self._time(line)
         if part.telling:
             self._learn(line.text)
-        self._recognised = self._recognised or looks_like_a_log(shown)
-        writer = (line.process, line.place)
+        if not self._recognised:
+            self._recognised = looks_like_a_log(shown)
         if part.opens:
             self._forget_errors(writer)
         raised = self._tracebacks.feed(writer, line.text) if part.opens or self._tracebacks.any_open else None
@@ -138,7 +139,7 @@ class LogReader:
             return
         if raised is not None:
             self._unknown(raised, line, shown)
-        elif line.level in _LOUD:
+        elif line.level in _LOUD and not self._tracebacks.wrote(writer):
             self._unknown_error(writer, line, shown)
 
     def _begin(self, said: str) -> None:
@@ -152,6 +153,7 @@ class LogReader:
         self._banners.add(said)
 
     def _time(self, line: Line) -> None:
+        self._now = line.clock
         if line.clock is not None:
             first, last = self._clock or (line.clock, line.clock)
             self._clock = (first, line.clock if line.clock > last or first - line.clock > 15e6 else last)
@@ -216,7 +218,7 @@ class LogReader:
 
     def _unknown_error(self, writer: tuple[str, str], line: Line, shown: str) -> None:
         """A line of level ERROR that no signature knows; not one that continues or follows a traceback."""
-        if self._tracebacks.wrote(writer) or not line.text.strip():
+        if not line.text.strip():
             return
         key = f"unknown-error {writer} {_DIGITS.sub('0', line.text[:200])}"
         if key not in self._findings:

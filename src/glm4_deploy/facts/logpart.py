@@ -15,7 +15,7 @@ LONGEST_KNOWN = 500
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """shown: the line without control characters. rows: the signatures that match it. telling: it may tell a fact.
-    boot: the banner in it, "" for none. opens: a traceback begins here.
+    boot: the banner in it, "" for none. opens: a traceback begins here. writer: process and logger.
     """
 
     shown: str
@@ -24,6 +24,7 @@ class Part:
     telling: bool
     boot: str
     opens: bool
+    writer: tuple[str, str]
 
 
 @lru_cache(maxsize=4096)
@@ -45,6 +46,7 @@ def _part(shown: str) -> Part:
         telling=any(word in text for word in enginefacts.literals()),
         boot=next((literal for literal in enginefacts.BOOT if literal in text), ""),
         opens=START in text,
+        writer=(line.process, line.place),
     )
 
 
