@@ -7,7 +7,7 @@ import subprocess
 import sys
 from zlib import crc32
 
-from benchmarks.detector import late, legit_made, legit_real, quoted, sick_engine, sick_made, songs  # noqa: F401 - they register families
+from benchmarks.detector import held, late, legit_made, legit_real, quoted, sick_engine, sick_made, songs  # noqa: F401 - they register families
 from benchmarks.detector.documents import DEGENERATE, LEGITIMATE, Document, Maker, MissingError, cache, is_test, write
 from benchmarks.detector.legit_real import PACKAGES
 

@@ -39,7 +39,7 @@ _ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
 _STOPS = frozenset(".,;:!?'\"-，。：；！？、“”‘’「」《》—…")
 _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f]+|x)\b", re.IGNORECASE)
 _STRUCTURE = re.compile(
-    r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|[^\s.!?] {2,}\S|\n {2,}\w", re.MULTILINE
+    r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|[^\s.!?] {2,}\S|\n {2,}\w|^\s*- \w+: ", re.MULTILINE
 )
 
 
@@ -162,7 +162,8 @@ _COUNTING = re.compile(r"\bcount(?:s|ing)?\b|数数|数羊|数一数", re.IGNORE
 _COUNT = re.compile(
     r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
     r"\b\d+\s*(?:-|–|to|through|until)\s*\d+\b|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
-    r"数到|从\s*\d+|列出|计数|编号|乘法",
+    r"\barray\b|\bmatrix\b|\bgrid\b|\bzeros\b|\bcells?\b|"
+    r"数到|从\s*\d+|列出|表格|数组|矩阵|计数|编号|乘法",
     re.IGNORECASE,
 )
 # A plan has as many steps as it was asked for, and only then.
