@@ -158,6 +158,10 @@ _REPEAT = re.compile(
 _VERSE = re.compile(
     r"\blyrics?\b|\bsongs?\b|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
 )
+_VARIANTS = re.compile(
+    r"\b(?:versions|variations|variants|drafts|rewrites|alternatives|paraphrases|options)\b|版本|变体|方案",
+    re.IGNORECASE,
+)
 _COUNTING = re.compile(r"\bcount(?:s|ing)?\b|数数|数羊|数一数", re.IGNORECASE)
 _COUNT = re.compile(
     r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
@@ -174,7 +178,7 @@ _TIMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eig
 _CHINESE = re.compile(r"([一二两三四五六七八九])?([十百千])([一二三四五六七八九])?")
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
 _PLACES = {"十": 10, "百": 100, "千": 1000}
-VERSE_COPIES = 30
+VERSE_COPIES, VARIANTS = 30, 12
 COUNTED = 500  # how far a count may go where no end was named
 
 
@@ -189,6 +193,8 @@ def request_of(prompt: str | None) -> Request:
     if _VERSE.search(text):
         # Songs repeat themselves and count, but not for ever.
         return Request(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
+    if _VARIANTS.search(text):
+        return Request(repeat=True, count=True, limit=max(limit or 0, VARIANTS))
     if limit is None and _COUNTING.search(text):
         return Request(count=True, limit=COUNTED)
     count = bool(_COUNT.search(text)) or (limit is not None and bool(_PLAN.search(text)))

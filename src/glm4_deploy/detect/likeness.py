@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from glm4_deploy.detect.context import Ending, Request, Shape, is_verse, shape_of
-from glm4_deploy.detect.limits import NEAR
+from glm4_deploy.detect.limits import DRIFT, NEAR
 from glm4_deploy.detect.model import Finding, Verdict, degenerate
 from glm4_deploy.detect.neardup import Likeness
 from glm4_deploy.detect.text import Text
@@ -16,7 +16,9 @@ def find_near_duplicate(found: Iterable[Likeness], text: Text, *, ending: Ending
 
 
 def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
-    if item.tokens < NEAR.tokens or item.copies < NEAR.copies[ending]:
+    # A long paragraph whose changes fall anywhere is no template being filled in: it needs fewer copies.
+    drifts = item.lag >= DRIFT.unit and item.changes >= DRIFT.changes and item.spread >= DRIFT.spread
+    if item.tokens < NEAR.tokens or item.copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
         return False
     sample = text.between(item.start, item.end)
     if shape_of(sample) is not Shape.PROSE or (is_verse(sample) and item.copies < NEAR.verse_copies):
@@ -28,7 +30,7 @@ def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
         return few and (ending is Ending.CUT or item.copies >= enough)
     if item.novelty <= NEAR.few:
         return True
-    if item.lag < NEAR.short_unit or item.copies < NEAR.varied_copies:
+    if item.lag < NEAR.short_unit or item.copies < (DRIFT.copies if drifts else NEAR.varied_copies):
         return False
     # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere, or
     # it never ends.

@@ -153,6 +153,19 @@ NEAR = Near(
     spread=0.5,
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """When a near duplicate of long paragraphs is told early. unit: tokens of one copy; changes: at least so many."""
+
+    unit: int
+    copies: float
+    changes: int
+    spread: float
+
+
+DRIFT = Drift(unit=64, copies=3.1, changes=3, spread=0.8)
+
 # '!' in a row: token 0 of GLM-4's vocabulary. A text of nothing else needs fewer.
 BANGS = {Ending.RUNNING: 48, Ending.STOPPED: 48, Ending.UNKNOWN: 32, Ending.CUT: 16}
 ALL_BANGS = 8

@@ -79,7 +79,8 @@ class Likeness:
 
     start: offset where the first copy begins; tokens: its length; lag: tokens from copy to copy.
     copies: how many, the first one counted; novelty: share of new tokens after the first copy.
-    numerals: share of the new tokens that are numbers; spread: distinct places of the changes over all changes.
+    numerals: share of the new tokens that are numbers; changes: rows of new tokens; spread: distinct places of them
+    over all.
     """
 
     start: int
@@ -89,6 +90,7 @@ class Likeness:
     novelty: float
     numerals: float
     spread: float
+    changes: int
 
     @property
     def copies(self) -> float:
@@ -165,5 +167,6 @@ def _likeness(region: Region, words: Words) -> Likeness:
         lag=lag,
         novelty=region.new / region.length,
         numerals=region.numerals / max(region.new, 1),
+        changes=len(region.before_new),
         spread=len(set(region.before_new)) / max(len(region.before_new), 1),
     )

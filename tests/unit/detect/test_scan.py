@@ -169,6 +169,36 @@ def test_near_duplicates() -> None:
     assert found.start == 0
 
 
+LONG = (
+    PROSE
+    + "In the morning he counted the gulls on the wall and swept the floor before anybody else in town was awake. "
+)
+
+
+def drifting(copies: int) -> str:
+    """A long paragraph over and over, each time with another word or two at another place."""
+    dice, out = random.Random(3), []
+    for _ in range(copies):
+        words = LONG.split()
+        for place in dice.sample(range(len(words)), 2):
+            words[place] = dice.choice(["river", "stone", "window", "often", "cold"])
+        out.append(" ".join(words))
+    return "\n\n".join(out)
+
+
+def test_a_long_paragraph_that_drifts_is_told_within_four_copies() -> None:
+    text = drifting(4)
+    assert scan(text).verdict is Verdict.NEAR_DUPLICATE
+    assert not scan(text, prompt="Give me four versions of this paragraph.").degenerate
+    assert scan(drifting(20), prompt="Give me four versions of this paragraph.").degenerate
+
+
+def test_a_template_that_is_filled_in_is_not_told_so_early() -> None:
+    letters = [f"Dear {name}, {LONG}We shall see you in {city} on the day. " for name, city in
+               [("Ann", "Oslo"), ("Ben", "Rome"), ("Eva", "Bonn")]]  # fmt: skip
+    assert not scan("\n\n".join(letters) + "\n\nShall I go on?").degenerate
+
+
 def test_copies_that_are_written_differently() -> None:
     rng = random.Random(1)
     forms = ["e-mail the long-term plan; ", "email the long term plan; ", "E-MAIL THE LONG-TERM PLAN; "]
