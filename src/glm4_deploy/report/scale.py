@@ -62,9 +62,12 @@ def scale_wire(
 def _verdict(setting: Setting, found: Answer) -> str:
     limits = ", ".join(f"{limit.name} ≤ {limit.ms:g} ms" for limit in setting.slo)
     if found.broken:
-        return f"{_gpus(found)} do NOT hold {limits} for {_who(setting.workload)}: {'; '.join(found.broken)}"
+        do = "does" if found.gpus == 1 else "do"
+        broken = "; ".join(found.broken)
+        return f"{_gpus(found)} {do} NOT hold {limits} for {_who(setting.workload)}: {broken}"
     unsure = "; read the lines marked ! first" if found.warnings else ""
-    return f"{_gpus(found)} hold {limits} for {_who(setting.workload)}{unsure}"
+    holds = "holds" if found.gpus == 1 else "hold"
+    return f"{_gpus(found)} {holds} {limits} for {_who(setting.workload)}{unsure}"
 
 
 def _gpus(found: Answer) -> str:
@@ -83,7 +86,7 @@ def _sure(found: Answer) -> Iterator[str]:
     seeds = f"{found.seeds} seed{'s' if found.seeds != 1 else ''}"
     yield f"  engines needed: {found.least:,} to {found.most:,} over {seeds}, the largest is given"
     if found.slower > 1.005:
-        then = "no number helps" if found.if_slower is None else f"{found.if_slower:,} engines"
+        then = "no number helps" if found.if_slower is None else f"{found.if_slower:,} needed"
         yield f"  if steps are {found.slower:.2f} times slower, the calibration's worst miss: {then}"
 
 
@@ -99,7 +102,7 @@ def _spread(spread: Spread) -> str:
 
 
 def _load(setting: Setting, found: Answer) -> Iterator[str]:
-    yield f"  {found.fleet.requests_per_s:,.1f} requests/s, {found.fleet.output_tokens_per_s:,.0f} tokens/s in all"
+    yield f"  {_rate(found.fleet.requests_per_s)} requests/s, {_rate(found.fleet.output_tokens_per_s)} tokens/s in all"
     fleet = found.fleet
     yield (
         f"  an engine: up to {fleet.running} of {setting.limits.max_num_seqs} requests at once, KV cache used "
@@ -110,7 +113,9 @@ def _load(setting: Setting, found: Answer) -> Iterator[str]:
 def _next(setting: Setting, found: Answer) -> Iterator[str]:
     if found.headroom is not None:
         yield f"  headroom: {_headroom(setting, found.headroom)}"
-    if found.one_down:
+    if found.replicas == 1:
+        yield "  with one engine down: nothing answers"
+    elif found.one_down:
         yield f"  with one engine down: {'; '.join(found.one_down)}. Add spares (docs/scale.md)"
     else:
         yield "  with one engine down: the limits still hold"
@@ -126,10 +131,14 @@ def _spares(found: Answer, spare: Spares | None) -> Iterator[str]:
 def _headroom(setting: Setting, room: Headroom) -> str:
     unit = "users" if setting.workload.users is not None else "requests a second"
     if room.size is None:
-        return f"none was found to break up to {room.tried:,.0f} {unit}"
+        return f"none was found to break up to {_rate(room.tried)} {unit}"
     more = room.size / setting.workload.size - 1
-    size = f"{room.size:,.0f}" if unit == "users" else f"{room.size:,.3g}"
-    return f"holds up to about {size} {unit} (+{more:.0%}); then {room.then}"
+    return f"holds up to about {_rate(room.size)} {unit} (+{more:.0%}); then {room.then}"
+
+
+def _rate(value: float) -> str:
+    """Three digits of what is small, none after the point of what is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _basis(setting: Setting, fitted: Calibration, found: Answer) -> Iterator[str]:

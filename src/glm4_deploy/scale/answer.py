@@ -104,7 +104,7 @@ def answer(
         simulated=min(chosen, setting.cell),
         alone=dict(idle.times),
         headroom=None if broken else _headroom(setting, chosen, seed),
-        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("none is left",),
+        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("nothing answers",),
         slower=calibration.slower,
         if_slower=None if low == high else _try_least(slow, high, seed, chosen),
         warnings=warnings(calibration, setting, views),

@@ -13,6 +13,8 @@ P95 = 1.6448536269514722  # of the normal distribution
 # vllm-router's cache_aware policy leaves a user's replica when the busiest has this many requests more than the idlest,
 # and this many times as many (--balance-abs-threshold, --balance-rel-threshold; its defaults).
 BALANCE_ABS, BALANCE_REL = 64, 1.5
+# An open loop whose backlog grows by more than this share of what arrives does not keep up, however short the look.
+GROWTH = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class Cell:
                 if what.counted:
                     counted.append(what)
                 self._deliver(what, now)
-                if self.workload.users is None:
+                if self.workload.users is None and not (delivered >= wanted and _grows(under_way, requests)):
                     next(started, None)
                 continue
             for request in self._advance(what, now):
@@ -163,6 +165,11 @@ class Cell:
         # Which of several equally idle ones comes by turns, else the first would have all the light load.
         self._turn = (self._turn + 1) % count
         return min(range(count), key=lambda i: (loads[i], (i - self._turn) % count))
+
+
+def _grows(under_way: list[int], requests: int) -> bool:
+    """Nobody is asked for more then: it would only lengthen a queue that is too long already."""
+    return under_way[1] - under_way[0] > GROWTH * requests
 
 
 def draw(source: random.Random, lengths: Lengths) -> int:

@@ -9,13 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from glm4_deploy.scale.cell import Cell, Outcome, quantile
+from glm4_deploy.scale.cell import GROWTH, Cell, Outcome, quantile
 from glm4_deploy.scale.shape import EngineLimits, Limit, Router, StepCost, Workload
 
 CELL = 16
 SHARES = (50, 95, 99)
-# An open loop whose backlog grows by more than this share of what arrives does not keep up, however short the look.
-GROWTH = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

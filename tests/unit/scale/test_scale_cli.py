@@ -77,6 +77,7 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
         ((*ASK, "--calibration", "list.json"), 2, "list.json is no calibration"),
         ((*ASK, "--calibration", "c.yaml", "--kv-cache-tokens", "320"), 2, "do not fit into a KV cache of 320 tokens"),
         (("--users", "9", "--calibration", "c.yaml", "--ttft-p95", "3ms"), 13, "no number of GPUs helps"),
+        (("--rate", "1e8", "--ttft-p95", "1s", "--requests", "300", "--calibration", "c.yaml"), 13, "does not keep up"),
         ((*ASK[2:], "--users", "100000", "--calibration", "c.yaml", "--gpus", "1..2"), 13, "not even 2 replicas"),
     ],
 )
