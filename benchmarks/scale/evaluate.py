@@ -22,10 +22,8 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    whole = len(data["rows"])
-    data["rows"] = [row for row in data["rows"] if row.get("stall_s", 0.0) < STALL_S]
-    print(f"{whole - len(data['rows'])} of {whole} loads left out: the machine stood still for {STALL_S} s or more")
+    data, stalled = load(Path(sys.argv[1]))
+    print(f"{stalled} loads left out: the machine stood still for {STALL_S} s or more")
     fitted = calibrate(data)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
     print("| load | part | " + " | ".join(FIGURES) + " | preempted |")
@@ -49,6 +47,14 @@ def main() -> None:
     print()
     for part, figures in misses.items():
         print(part, *(f"{figure}: {spread(ratios)}" for figure, ratios in figures.items()), sep="; ")
+
+
+def load(path: Path) -> tuple[Row, int]:
+    """The measurements, and how many loads of them are left out because the machine stood still."""
+    data: Row = json.loads(path.read_text(encoding="utf-8"))
+    whole = len(data["rows"])
+    data["rows"] = [row for row in data["rows"] if row.get("stall_s", 0.0) < STALL_S]
+    return data, whole - len(data["rows"])
 
 
 def compared(rows: list[Row], cost: StepCost, limits: EngineLimits) -> list[tuple[dict[str, float], dict[str, float]]]:
@@ -106,14 +112,12 @@ def engine(data: Row, part: str) -> EngineLimits:
 
 def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float]:
     """The figures of a load that the simulation was not told: mean over seeds of other arrivals and lengths."""
-    spread_lengths = tuple(zip(row["input_lens"], row["output_lens"], strict=True))
-    fixed = len(set(row["output_lens"])) == 1
     load = Workload(
         users=row["concurrency"],
         rate=row["rate"],
         prompt=Lengths(median=row["input_len"]),
         answer=Lengths(median=row["output_len"]),
-        pairs=() if fixed else spread_lengths,
+        pairs=tuple(zip(row["input_lens"], row["output_lens"], strict=True)),
     )
     seen = [
         figures(Cell(cost, limits, load, replicas=1, seed=seed).run(row["requests"], drain=True))

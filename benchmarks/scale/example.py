@@ -1,26 +1,62 @@
-"""The rows of src/glm4_deploy/catalog/calibrations.yaml that come from this machine's measurements, on stdout.
+"""Make src/glm4_deploy/catalog/calibrations.yaml from the measurements in this repository, on stdout.
 
-python -m benchmarks.scale.example benchmarks/scale/results/cpu.json
+python -m benchmarks.scale.example > src/glm4_deploy/catalog/calibrations.yaml
 """
 
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
-from benchmarks.scale.evaluate import calibration_file
+from benchmarks.scale.evaluate import calibration_file, load
 
-NAME = "cpu-26m"
-NOTE = (
-    "benchmarks/scale; a model of 26 million parameters with dummy weights on a shared machine: to try the command with"
-)
+ROOT = Path(__file__).parents[2]
+HEAD = "# Measured loads that ship as examples: somebody's engine, never the reader's. By benchmarks/scale/example.py."
+H100 = ("512-128", "128-256", "1536-64")
 
 
 def main() -> None:
-    data = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    row = calibration_file(data) | {"note": NOTE}
-    row["runs"] = row.pop("runs")
-    print(yaml.dump({NAME: row}, Dumper=yaml.SafeDumper, sort_keys=False, default_flow_style=None, width=160))
+    rows = {"h100-marlin": h100(), "cpu-26m": cpu()}
+    print(HEAD)
+    print(yaml.safe_dump({"calibrations": rows}, sort_keys=False, default_flow_style=None, width=160), end="")
+
+
+def h100() -> dict[str, Any]:
+    """docs/gpu.md, the planner's setting for 256 users of 2048 tokens."""
+    runs = [read(ROOT / f"benchmarks/gpu/results/h100-plan-256x2k-{lengths}.json") for lengths in H100]
+    return {
+        "card": "NVIDIA H100 80GB HBM3 (NOT Blackwell: NVFP4 through Marlin)",
+        "vllm": "0.24.0",
+        "date": "2026-11-25",
+        "model": "GLM-4-9B's shape in NVFP4, dummy weights",
+        "note": "benchmarks/gpu/results, docs/gpu.md; one run a load",
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 8192,
+        "kv_cache_tokens": 544_368,
+        "runs": runs,
+    }
+
+
+def cpu() -> dict[str, Any]:
+    data, _ = load(ROOT / "benchmarks/scale/results/cpu.json")
+    file = calibration_file(data)
+    note = "benchmarks/scale; a model of 26 million parameters, dummy weights, on a busy machine: to try the command"
+    return {**{key: value for key, value in file.items() if key != "runs"}, "note": note, "runs": file["runs"]}
+
+
+def read(path: Path) -> dict[str, Any]:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    levels = [
+        {
+            "concurrency": level["concurrency"],
+            "requests": level["requests"],
+            "ttft": {share: round(level["ttft"][share], 2) for share in ("p50", "p95")},
+            "tpot": {share: round(level["tpot"][share], 3) for share in ("p50", "p95")},
+            "output_tokens_per_s": round(level["output_tokens_per_s"], 1),
+        }
+        for level in report["levels"]
+    ]
+    return {"input_len": report["input_len"], "output_len": report["output_len"], "levels": levels}
 
 
 if __name__ == "__main__":

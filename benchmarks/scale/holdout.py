@@ -4,6 +4,7 @@ python -m benchmarks.scale.holdout --fit a.json b.json --held c.json --max-num-s
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from glm4_deploy.scale.fit import Miss, fit, miss_of, play
@@ -18,6 +19,9 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, required=True)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
     parser.add_argument("--kv-cache-tokens", type=int, required=True)
+    parser.add_argument(
+        "--held-max-num-seqs", type=int, help="where the other loads were of an engine with other limits"
+    )
     options = parser.parse_args()
     limits = EngineLimits(
         max_num_seqs=options.max_num_seqs,
@@ -29,6 +33,7 @@ def main() -> None:
     print("| load | part | TTFT p50 | TTFT p95 | TPOT p50 | TPOT p95 | tokens/s |\n|---|---|---|---|---|---|---|")
     for miss in fitted.misses:
         print(row(miss, "fit"))
+    limits = replace(limits, max_num_seqs=options.held_max_num_seqs or limits.max_num_seqs)
     for path in options.held:
         for level in parse(path.read_text(encoding="utf-8"), path.name).levels:
             print(row(miss_of(level, play(level, fitted.cost, limits)), "held-out"))
