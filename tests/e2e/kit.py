@@ -51,8 +51,8 @@ class Kit:
         assert "Traceback" not in done.stderr, done.stderr
         return Done(code=done.returncode, out=done.stdout, err=done.stderr)
 
-    def up(self, *words: str | Path, model: Path = MODEL) -> Done:
-        return self.run("up", *self.wish(model), *words)
+    def up(self, *words: str | Path, model: Path = MODEL, timeout: float = 400) -> Done:
+        return self.run("up", *self.wish(model), *words, timeout=timeout)
 
     def wish(self, model: Path) -> tuple[str, ...]:
         sets = (f"project={self.project}", f"container_name={self.project}")

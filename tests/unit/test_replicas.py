@@ -87,6 +87,7 @@ def test_the_router_is_as_hardened_as_the_engine_and_never_sees_the_key() -> Non
 
 def test_its_wheel_is_held_to_its_sums() -> None:
     recipe = services("replicas=2")["router"]["build"]["dockerfile_inline"]
+    assert services("replicas=2")["router"]["pull_policy"] == "never", "no registry's image of that name"
     assert "--require-hashes" in recipe
     assert recipe.count("--hash=sha256:") == 2
     assert len(recipe.splitlines()) == 2, "one line a step: a broken line would be another instruction"

@@ -18,6 +18,7 @@ from glm4_deploy.cli.options import (
     ModelDir,
     Port,
     ProfileName,
+    Replicas,
     ServedModelName,
     SetOptions,
     ShmSize,
@@ -62,6 +63,7 @@ def up(
     extras: With = None,
     tensor_parallel_size: TensorParallelSize = None,
     data_parallel_size: DataParallelSize = None,
+    replicas: Replicas = None,
     sets: SetOptions = None,
     config: Config = None,
     runner: Annotated[
@@ -134,14 +136,16 @@ def _candidate(
         raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
     if wished == "process" and deployment.engine != "cpu":
         raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
-    if settings.replicas > 1:
-        raise UsageError("up starts one engine: replicas are rendered only", hint="glm4-deploy render -o compose.yaml")
+    if wished == "process" and settings.replicas > 1:
+        raise UsageError(
+            f"--runner process serves one engine, not replicas {settings.replicas}", hint="--runner compose"
+        )
     wish = settings.model_dump(mode="json")
     if wished != "process":
         try:
             return compose_candidate(deployment, overrides, state_dir, wish)
         except (DockerMissing, ComposeMissing) as error:
-            if wished == "compose" or deployment.engine != "cpu":
+            if wished == "compose" or deployment.engine != "cpu" or settings.replicas > 1:
                 raise
             progress.note(f"no Docker ({error.message}): the same plan runs as a local process")
     return process_candidate(deployment, state_dir, os.environ.get("GLM4_CPU_PYTHON"), wish)

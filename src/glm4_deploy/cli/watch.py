@@ -75,6 +75,8 @@ def watch(
         raise UsageError(f"--from {source[:80]!r} is no http(s) address", hint="http://HOST:9109/healthz")
     limits = Limits(interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0)
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
+    if source is None and (base_url is None or restart):
+        _one_engine(state_dir)
     target = None if source else make_target(base_url, model, api_key_file, stall, None)
     if target:
         _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
@@ -87,6 +89,19 @@ def watch(
         end()
     if seconds is not None and not last.good:
         raise Judged(f"the engine is not known to be well: {last}", hint="see the lines above, and docs/watch.md")
+
+
+def _one_engine(state_dir: Path) -> None:
+    """Refuse a deployment of several engines: a router has no progress of its own, and there is no one container."""
+    from glm4_deploy.engine import state
+    from glm4_deploy.errors import UsageError
+
+    record = state.load(state_dir)
+    if record is not None and record.replicas:
+        raise UsageError(
+            f"watch judges one engine, and {record.project!r} has {len(record.replicas)} replicas behind a router",
+            hint="give one engine's own address, without --restart: docs/replicas.md tells how to find it",
+        )
 
 
 def _mender(

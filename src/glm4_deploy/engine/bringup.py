@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,7 @@ class Seen:
     """What one start showed, filled as it goes. Times are seconds; `error` says what ended it before or at the gate.
 
     ready_seconds: from start to /health; gate_seconds: from there to the verdict; phases: from start to each.
+    serving: whether others serve on where it failed, so that what must not serve is stopped already.
     """
 
     started: Started | None = None
@@ -46,6 +47,7 @@ class Seen:
     ready_seconds: float | None = None
     gate_seconds: float | None = None
     error: DeployError | None = None
+    serving: bool = False
 
     @property
     def verdict(self) -> Status:
@@ -62,6 +64,7 @@ def bring_up(
     listener: Listener,
     fresh: bool = False,
     on_ready: Callable[[], None] = lambda: None,
+    address: Callable[[], str] | None = None,
 ) -> Seen:
     """Never raises what a deployment can suffer: the error is part of what was seen. An interrupt passes through.
 
@@ -69,12 +72,15 @@ def bring_up(
         timeout: seconds until /health must answer.
         fresh: start anew even what already runs with these settings.
         on_ready: called between the start and the gate.
+        address: asked after the start for the URL that is to be judged; None: the service's own.
     """
     seen = Seen()
     boot: Boot | None = None
     try:
         seen.started = runner.start(fresh=fresh)
         listener.note(f"started {runner.kind} {seen.started.id[:12]}")
+        if address is not None:
+            service = replace(service, base_url=address())
         boot = Boot(runner, seen.started, service.base_url, listener.phase, logs_requests=service.logs_requests)
         seen.ready_seconds = round(boot.wait_ready(timeout), 1)
         on_ready()
@@ -96,8 +102,13 @@ def _gate(service: Service, boot: Boot, listener: Listener, seen: Seen) -> None:
     )
     seen.results, seen.gate_seconds = (proof, *report.results), round(report.seconds, 1)
     boot.check()
-    failed = [row for row in seen.results if row.status in (Status.FAIL, Status.UNKNOWN)]
-    if failed or seen.verdict is Status.UNKNOWN:
+    judge(seen.results)
+
+
+def judge(results: tuple[Result, ...]) -> None:
+    """Raises Judged where a check failed or could not be judged."""
+    failed = [row for row in results if row.status in (Status.FAIL, Status.UNKNOWN)]
+    if failed or verdict(results) is Status.UNKNOWN:
         what = f"{failed[0].check}: {failed[0].observed or failed[0].reason}" if failed else "nothing could be judged"
         raise Judged(
             f"the engine came up but did not pass: {what}",

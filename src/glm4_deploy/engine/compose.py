@@ -46,11 +46,13 @@ class Compose:
         content: dict[str, Any] = json.loads(self._run("config", "--format", "json"))
         return content
 
-    def up(self, *, recreate: bool = False) -> None:
-        self._run("up", "--detach", "--remove-orphans", *(["--force-recreate"] if recreate else []))
+    def up(self, *, recreate: bool = False, only: str | None = None) -> None:
+        """Create and start everything, or one service alone and nothing that it depends on."""
+        words = ["--force-recreate"] if recreate else []
+        self._run("up", "--detach", *words, *(["--no-deps", only] if only else ["--remove-orphans"]))
 
-    def stop(self, *, seconds: int = 30) -> None:
-        self._run("stop", "--timeout", str(seconds))
+    def stop(self, *, seconds: int = 30, only: str | None = None) -> None:
+        self._run("stop", "--timeout", str(seconds), *([only] if only else []))
 
     def down(self, *, volumes: bool = False, seconds: int = 30) -> None:
         self._run("down", "--remove-orphans", "--timeout", str(seconds), *(["--volumes"] if volumes else []))
@@ -138,6 +140,8 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
 def _hint(text: str) -> str:
     hints = {
         r"[Nn]o such image.*glm4-deploy/kit": "make it first: glm4-deploy image build",
+        r"unable to prepare context": "it builds the router's image with Docker's buildx plugin: install "
+        "docker-buildx-plugin, or build it by hand as docs/replicas.md says",
         r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
         r"is already in use by container": "another container has that name: remove it, or set container_name",
         r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it is not there",

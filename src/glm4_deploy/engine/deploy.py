@@ -26,7 +26,9 @@ from glm4_deploy.engine.outcome import (
     unrecorded,
 )
 from glm4_deploy.engine.release import Image, Release, content_of
+from glm4_deploy.engine.replicas import ReplicaSet
 from glm4_deploy.engine.restore import candidate_of, check
+from glm4_deploy.engine.rolling import bring_up_replicas
 from glm4_deploy.engine.runner import ComposeRunner
 from glm4_deploy.engine.store import Draft, Store, capped
 from glm4_deploy.engine.up import Candidate, runner_of
@@ -93,7 +95,7 @@ class Deployment:
 
     def _image(self, candidate: Candidate) -> Image | None:
         """The image that the candidate names, fetched where it is not here."""
-        if not isinstance(candidate.runner, ComposeRunner):
+        if not isinstance(candidate.runner, ComposeRunner | ReplicaSet):
             return None
         reference = candidate.runner.image
         found = find_image(connect(), reference)
@@ -113,7 +115,8 @@ class Deployment:
         release, unkept = self._keep(attempt, seen)
         if seen.error is not None:
             self._listener.note(f"failed after {took:.1f} s: {seen.error.message}")
-            stop(candidate.runner, self._listener)
+            if not seen.serving:
+                stop(candidate.runner, self._listener)
         record = _record(candidate, seen, release)
         try:
             state.save(record if seen.error is None else replace(record, release=""), self._directory)
@@ -131,7 +134,7 @@ class Deployment:
         """Make room and bring the candidate up to its verdict."""
         candidate = attempt.candidate
         try:
-            if not attempt.kept:
+            if not attempt.kept and not _rolls(candidate):
                 self._stop_old(candidate)
             _enter(Stage.START, attempt, journal)
             runs = self._id_of_kept(attempt) if attempt.kept else ""
@@ -140,21 +143,24 @@ class Deployment:
             self._listener.expect(self._expected(candidate))
         except DeployError as error:
             return Seen(error=error)
-        return bring_up(
-            candidate.service,
-            candidate.runner,
-            timeout=self._timeout if self._timeout is not None else float(candidate.service.start_period),
-            listener=self._listener,
-            fresh=attempt.restoring,
-            on_ready=lambda: _enter(Stage.GATE, attempt, journal),
-        )
+        timeout = self._timeout if self._timeout is not None else float(candidate.service.start_period)
+        runner, listener, fresh = candidate.runner, self._listener, attempt.restoring
+
+        def gating() -> None:
+            _enter(Stage.GATE, attempt, journal)
+
+        if isinstance(runner, ReplicaSet):
+            return bring_up_replicas(
+                candidate.service, runner, timeout=timeout, listener=listener, fresh=fresh, on_ready=gating
+            )
+        return bring_up(candidate.service, runner, timeout=timeout, listener=listener, fresh=fresh, on_ready=gating)
 
     def _stop_old(self, candidate: Candidate) -> None:
         """What this directory runs now, under whatever name, makes room: one GPU holds one engine."""
         record = state.load(self._directory)
         service = candidate.service
-        mine = (service.runner, service.project, service.service)
-        if record is not None and (record.runner, record.project, record.service) != mine:
+        mine = (service.runner, service.project, service.engines)
+        if record is not None and (record.runner, record.project, record.engines) != mine:
             before = runner_of(record, self._directory)
             if before.state().started is not None:
                 self._listener.note(f"stopping {before.state().detail}")
@@ -256,9 +262,14 @@ def _enter(stage: Stage, attempt: Attempt, journal: Journal) -> None:
     journal.stage(Stage.RESTORE if attempt.restoring else stage)
 
 
+def _rolls(candidate: Candidate) -> bool:
+    """Whether engines are replaced one at a time, while the others serve."""
+    return isinstance(candidate.runner, ReplicaSet) and candidate.runner.rolls()
+
+
 def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
     service = candidate.service
-    files = candidate.runner.files if isinstance(candidate.runner, ComposeRunner) else ()
+    files = candidate.runner.files if isinstance(candidate.runner, ComposeRunner | ReplicaSet) else ()
     return state.Record(
         runner=service.runner,
         project=service.project,
@@ -274,6 +285,7 @@ def _record(candidate: Candidate, seen: Seen, release: str) -> state.Record:
         ready_seconds=seen.ready_seconds,
         release=release,
         api_key_file=service.api_key_file,
+        replicas=service.replicas,
     )
 
 

@@ -48,11 +48,12 @@ def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
     record = state.load(directory)
     if record is not None and record.runner == "compose":
         try:
-            container = find_container(connect(), record.project, record.service)
+            found = [find_container(connect(), record.project, name) for name in record.engines]
         except DockerMissing:
-            container = None
-        if container is not None and container.status == "running":
-            return diagnose_container(str(container.name))
+            found = []
+        running = next((one for one in found if one is not None and one.status == "running"), None)
+        if running is not None:
+            return diagnose_container(str(running.name))
     elif record is not None:
         from glm4_deploy.engine.process import ProcessRunner
 

@@ -128,6 +128,14 @@ def state_of(container: Container) -> ContainerState | None:
     )
 
 
+def address_in(container: Container) -> str | None:
+    """The container's address on its Compose network, as this host reaches it; None where it has none."""
+    with answering():
+        container.reload()
+    networks = container.attrs["NetworkSettings"]["Networks"].values()
+    return next((str(network["IPAddress"]) for network in networks if network.get("IPAddress")), None)
+
+
 def _published(attributes: dict[str, Any]) -> Iterator[str]:
     for inside, bindings in (attributes["NetworkSettings"].get("Ports") or {}).items():
         for binding in bindings or ():

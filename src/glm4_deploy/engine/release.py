@@ -16,7 +16,7 @@ class Service:
     """Where a release serves and how it is to be gated. start_period: seconds; port: of the host.
 
     logs_requests: whether the engine writes a line a request; image: the reference in the rendered file, '' for a
-    process.
+    process. replicas: the services of several engines behind a router, () for one engine.
     """
 
     runner: str
@@ -34,6 +34,12 @@ class Service:
     image: str
     vllm: tuple[int, ...] | None = None
     api_key_file: str | None = None
+    replicas: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The Compose services that are engines."""
+        return self.replicas or (self.service,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,12 @@ def candidate_of(release: Release, store: Store, directory: Path, on_pull: Calla
     files = _pinned(release, store.files_of(release), on_pull)
     service = release.service
     runner = compose_runner(
-        service.project, service.service, files, directory, kept=None if PIN in files.texts else store.root / release.id
+        service.project,
+        service.service,
+        files,
+        directory,
+        kept=None if PIN in files.texts else store.root / release.id,
+        replicas=service.replicas,
     )
     return Candidate(service=service, runner=runner, files=files, settings=release.settings, restores=release.id)
 
@@ -91,7 +96,8 @@ def _pinned(release: Release, files: Files, on_pull: Callable[[PullState], None]
     now = find_image(client, image.reference)
     if now is not None and now.id == image.id:
         return files
-    text = f'services: {{"{release.service.service}": {{image: "{image.id}"}}}}\n'
+    images = ", ".join(f'"{name}": {{image: "{image.id}"}}' for name in release.service.engines)
+    text = f"services: {{{images}}}\n"
     return Files(texts={**files.texts, PIN: text}, compose=(*files.compose, PIN))
 
 

@@ -55,9 +55,11 @@ class ComposeRunner:
 
     kind = "compose"
 
-    def __init__(self, *, compose: Compose, service: str) -> None:
+    def __init__(self, *, compose: Compose, service: str, alone: bool = False) -> None:
+        """alone: start and stop touch this service only, and leave the rest of the project as it is."""
         self._compose = compose
         self._service = service
+        self._only = service if alone else None
         self._client = connect()
         self._fresh_id = ""
 
@@ -90,9 +92,9 @@ class ComposeRunner:
         before = self._container()
         recreate = fresh or not self.keeps()
         try:
-            self._compose.up(recreate=recreate)
+            self._compose.up(recreate=recreate, only=self._only)
         except DeployError:
-            if before is None:
+            if before is None and self._only is None:
                 # Compose leaves a created container and a network behind when the engine refuses to start it.
                 self.remove()
             raise
@@ -148,7 +150,7 @@ class ComposeRunner:
         return self._compose.config_json()
 
     def stop(self) -> None:
-        self._compose.stop()
+        self._compose.stop(only=self._only)
 
     def remove(self, *, volumes: bool = False) -> None:
         self._compose.down(volumes=volumes)

@@ -35,6 +35,12 @@ class Record:
     ready_seconds: float | None = None
     release: str = ""
     api_key_file: str | None = None
+    replicas: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The Compose services that are engines: several stand behind a router."""
+        return self.replicas or (self.service,)
 
 
 def save(record: Record, directory: Path = DIRECTORY) -> None:
@@ -55,7 +61,8 @@ def load(directory: Path = DIRECTORY) -> Record | None:
         known = {field.name for field in fields(Record)}
         if content["schema"] > SCHEMA:
             raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
-        return Record(**{**{key: content[key] for key in content if key in known}, "files": tuple(content["files"])})
+        lists = {"files": tuple(content["files"]), "replicas": tuple(content.get("replicas", ()))}
+        return Record(**{**{key: content[key] for key in content if key in known}, **lists})
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is damaged: {error}", hint="remove it; `glm4-deploy up` writes it anew") from None
 
@@ -74,4 +81,10 @@ def expected(deployment: Deployment) -> Record:
         id="",
         started_at=0.0,
         api_key_file=deployment.hardening.api_key_file,
+        replicas=replica_names(deployment),
     )
+
+
+def replica_names(deployment: Deployment) -> tuple[str, ...]:
+    """The services behind a router; () for one engine."""
+    return tuple(one.service for one in deployment.replicas) if deployment.router else ()

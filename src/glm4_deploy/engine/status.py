@@ -10,9 +10,40 @@ import httpx
 
 from glm4_deploy.engine import keyfile
 from glm4_deploy.engine.journal import in_words
+from glm4_deploy.engine.replicas import ReplicaSet
+from glm4_deploy.engine.router import RouterClient, address_of
 from glm4_deploy.engine.runner import Runner
 from glm4_deploy.engine.state import Record
+from glm4_deploy.errors import Unreachable
 from glm4_deploy.facts.enginelog import EngineFacts, LogReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSeen:
+    """One of several engines. routed: whether the router sends it requests; None: the router does not answer."""
+
+    service: str
+    running: bool
+    detail: str
+    health: str | None
+    restarts: int
+    routed: bool | None
+
+    @property
+    def why(self) -> str:
+        """What keeps it from serving; '' where nothing does."""
+        if not self.running:
+            return f"{self.service}: {self.detail}"
+        if self.routed is None:
+            return "the router does not answer"
+        return "" if self.routed else f"{self.service}: the router sends it nothing"
+
+    @property
+    def words(self) -> str:
+        state = {True: "the router sends it requests", False: "left out by the router", None: "the router is silent"}
+        return (
+            f"{self.detail}, {self.health or 'no health check'}, restarted {self.restarts} times; {state[self.routed]}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +68,14 @@ class Seen:
     release: str
     deployment: str
     engine: EngineFacts
+    replicas: tuple[ReplicaSeen, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Name and value, for people."""
         yield "up", "yes" if self.up else f"no: {self.why}"
         yield "engine", self.detail
+        for one in self.replicas:
+            yield one.service[-17:], one.words
         yield "started", self.started or "-"
         health = f"{self.container_health or 'no health check'}, restarted {self.restarts} times"
         yield "health", health if self.started else "-"
@@ -62,15 +96,18 @@ def look(record: Record, runner: Runner, directory: Path) -> Seen:
     """Take one look; never starts or changes anything. What a killed deployment left unjudged is not up."""
     state = runner.state()
     models = _models(record) if state.running else None
+    replicas = tuple(_replicas(record, runner)) if isinstance(runner, ReplicaSet) else ()
     reader = LogReader()
     if state.started is not None:
-        for line in log_tail(runner, None, follow=False):
+        for line in log_tail(runner.engines[0] if isinstance(runner, ReplicaSet) else runner, None, follow=False):
             reader.feed(line)
-    why = ""
+    why = next((one.why for one in replicas if one.why), "")
     if not state.running:
         why = state.detail
     elif models is None:
         why = f"no answer at {record.base_url}/v1/models (phase {reader.facts.phase})"
+    elif why:
+        pass
     elif record.model not in models:
         why = f"{record.base_url} serves {', '.join(models)}, not {record.model}"
     elif state.health == "unhealthy":
@@ -96,7 +133,25 @@ def look(record: Record, runner: Runner, directory: Path) -> Seen:
         release=record.release,
         deployment=deployment,
         engine=reader.facts,
+        replicas=replicas,
     )
+
+
+def _replicas(record: Record, runner: ReplicaSet) -> Iterator[ReplicaSeen]:
+    try:
+        routed = RouterClient(base_url=record.base_url).workers()
+    except Unreachable:
+        routed = None
+    for name, engine in zip(runner.services, runner.engines, strict=True):
+        state = engine.state()
+        yield ReplicaSeen(
+            service=name,
+            running=state.running,
+            detail=state.detail,
+            health=state.health,
+            restarts=state.restarts,
+            routed=None if routed is None else routed.get(address_of(name), False),
+        )
 
 
 def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str]:

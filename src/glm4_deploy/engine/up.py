@@ -11,6 +11,7 @@ from glm4_deploy.engine.docker import connect
 from glm4_deploy.engine.preflight import Weights, check_checkpoint, check_port
 from glm4_deploy.engine.process import ProcessRunner
 from glm4_deploy.engine.release import Service
+from glm4_deploy.engine.replicas import ReplicaSet
 from glm4_deploy.engine.runner import ComposeRunner, Runner
 from glm4_deploy.engine.store import Files
 from glm4_deploy.errors import StorageError, UsageError
@@ -36,7 +37,7 @@ class Candidate:
         """Values that must not be kept with the log."""
         key = self.service.api_key_file
         own = frozenset({keyfile.read(Path(key))}) if key else frozenset()
-        if not isinstance(self.runner, ComposeRunner):
+        if not isinstance(self.runner, ComposeRunner | ReplicaSet):
             return own
         services = self.runner.model.get("services", {}).values()
         return own.union(*(secrets_in(service.get("environment") or {}) for service in services))
@@ -56,7 +57,9 @@ def compose_candidate(
     copies = {f"override-{number}.yaml": read_text(path) for number, path in enumerate(overrides, 1)}
     texts = {**rendered(absolute(deployment)), **copies}
     files = Files(texts=texts, compose=(COMPOSE, *copies))
-    runner = compose_runner(deployment.project, deployment.service, files, directory)
+    runner = compose_runner(
+        deployment.project, deployment.service, files, directory, replicas=state.replica_names(deployment)
+    )
     return Candidate(
         service=service_of(deployment, "compose", runner.image),
         runner=runner,
@@ -77,8 +80,14 @@ def process_candidate(
 
 
 def compose_runner(
-    project: str, service: str, files: Files, directory: Path, *, kept: Path | None = None
-) -> ComposeRunner:
+    project: str,
+    service: str,
+    files: Files,
+    directory: Path,
+    *,
+    kept: Path | None = None,
+    replicas: tuple[str, ...] = (),
+) -> ComposeRunner | ReplicaSet:
     """A runner over files written into the state directory; `kept` holds copies to use where that is full.
 
     Raises:
@@ -100,6 +109,12 @@ def compose_runner(
         command=command,
         directory=directory.resolve(),
     )
+    return _composed(compose, service, replicas)
+
+
+def _composed(compose: Compose, service: str, replicas: tuple[str, ...]) -> ComposeRunner | ReplicaSet:
+    if replicas:
+        return ReplicaSet(compose=compose, services=replicas)
     return ComposeRunner(compose=compose, service=service)
 
 
@@ -128,6 +143,7 @@ def service_of(deployment: Deployment, runner: str, image: str) -> Service:
         image=image,
         vllm=deployment.vllm,
         api_key_file=absolute(deployment).hardening.api_key_file,
+        replicas=state.replica_names(deployment),
     )
 
 
@@ -160,4 +176,4 @@ def runner_of(record: state.Record, directory: Path) -> Runner:
         return ProcessRunner(deployment=None, directory=directory, python=None)
     files = tuple(path for name in record.files if (path := Path(name)).is_file())
     compose = Compose(project=record.project, files=files, command=find_compose(), directory=directory.resolve())
-    return ComposeRunner(compose=compose, service=record.service)
+    return _composed(compose, record.service, record.replicas)

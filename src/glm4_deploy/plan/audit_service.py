@@ -37,6 +37,8 @@ class Service:
     @property
     def is_vllm(self) -> bool:
         """By its words; by its image where the words name no other program."""
+        if any("vllm_router" in word for word in self.words):
+            return False  # it passes requests on, and has none of an engine's switches
         other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
         return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
 

@@ -1,0 +1,54 @@
+"""What is on record of several engines, and what refuses them by name."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glm4_deploy.cli.app import app
+from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.engine import state
+from glm4_deploy.engine.up import service_of
+from glm4_deploy.errors import UsageError
+
+NAMES = ("glm4-9b-nvfp4-1", "glm4-9b-nvfp4-2")
+
+
+def record(*sets: str) -> state.Record:
+    return state.expected(make_deployment({"profile": "cpu"}, sets=sets))
+
+
+def test_a_record_keeps_the_engines(tmp_path: Path) -> None:
+    state.save(record("replicas=2"), tmp_path)
+    kept = state.load(tmp_path)
+    assert kept == record("replicas=2")
+    assert kept is not None
+    assert kept.engines == NAMES
+
+
+def test_one_engine_has_its_own_name_and_older_records_are_read(tmp_path: Path) -> None:
+    assert record().replicas == ()
+    assert record().engines == ("glm4-9b-nvfp4",)
+    state.save(record(), tmp_path)
+    file = tmp_path / "up.json"
+    file.write_text(file.read_text().replace('"replicas": []', '"unknown": 1'))
+    assert state.load(tmp_path) == record()
+
+
+def test_a_release_names_the_engines() -> None:
+    assert service_of(make_deployment({"profile": "cpu"}, sets=["replicas=2"]), "compose", "x").engines == NAMES
+
+
+@pytest.mark.parametrize("words", [[], ["--base-url", "http://127.0.0.1:9", "--restart"]])
+def test_watch_refuses_several_engines(words: list[str], tmp_path: Path) -> None:
+    state.save(record("replicas=2"), tmp_path)
+    done = CliRunner().invoke(app, ["watch", "--state-dir", str(tmp_path), "--for", "1s", *words])
+    assert isinstance(done.exception, UsageError)
+    assert "2 replicas" in done.exception.message
+
+
+def test_a_plain_process_serves_one_engine(tmp_path: Path) -> None:
+    words = ["up", "--profile", "cpu", "--replicas", "2", "--runner", "process", "--state-dir", str(tmp_path / "s")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UsageError)
+    assert "replicas 2" in done.exception.message
