@@ -50,7 +50,9 @@ class Machine:
         self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', path, stdin=text)
 
     def wait_for_boot(self) -> None:
-        wait_until(lambda: "running" in self.state() or "degraded" in self.state(), 60, self.state)
+        """Until its systemd takes orders: it says `starting` as long as a unit of the boot does, an engine for one."""
+        known = {"starting", "running", "degraded"}
+        wait_until(lambda: self.state().strip() in known, 90, self.state)
 
     def state(self) -> str:
         return self.run("systemctl", "is-system-running", check=False)

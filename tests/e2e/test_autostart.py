@@ -55,13 +55,13 @@ def test_it_comes_up_with_the_host_and_goes_down_when_told(debian: Machine) -> N
     assert not up(debian), "installing starts nothing"
 
     debian.reboot()
-    wait_until(lambda: up(debian), 60, told)
-    assert debian.run("systemctl", "is-active", UNIT).strip() == "active"
+    wait_until(lambda: up(debian), 90, told)
+    wait_until(lambda: debian.run("systemctl", "is-active", UNIT, check=False).strip() == "active", 30, told)
 
     debian.run("systemctl", "stop", UNIT)
     assert not up(debian)
     debian.reboot()
-    wait_until(lambda: up(debian), 60, told)
+    wait_until(lambda: up(debian), 90, told)
 
     assert "disabled and removed" in autostart("remove")
     assert up(debian), "what runs goes on running"

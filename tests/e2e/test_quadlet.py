@@ -101,7 +101,7 @@ def test_a_started_unit_is_a_healthy_engine_and_comes_back_with_the_machine(
     first = running(debian)
     debian.reboot()
     wait_until(
-        lambda: running(debian) not in ("", first), 60, lambda: debian.run("journalctl", "-u", "glm4q", "-n", "20")
+        lambda: running(debian) not in ("", first), 90, lambda: debian.run("journalctl", "-u", "glm4q", "-n", "20")
     )
     assert debian.run("systemctl", "is-active", "glm4q", check=False).strip() == "activating", "started is not healthy"
     debian.run("systemctl", "stop", "glm4q")
