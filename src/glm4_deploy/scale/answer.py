@@ -10,6 +10,7 @@ from glm4_deploy.scale.look import Setting, View, alone, look
 
 # Beyond some hundreds of replicas the seeds differ by more than one: the search stops at this share of the number.
 FINE = 0.003
+NEAR = 1.1  # beyond what was measured by less than a tenth is within it
 ENOUGH = 8.0  # headroom is sought up to this multiple of the load
 
 
@@ -222,9 +223,9 @@ def warnings(calibration: Calibration, setting: Setting, views: list[View]) -> t
         lines.append("the calibration does not tell its card")
     if running > users:
         lines.append(f"extrapolated: up to {running} requests at once in a replica, {users} were measured")
-    if prompt > prompts[-1]:
+    if prompt > NEAR * prompts[-1]:
         lines.append(f"extrapolated: prompts of {prompt:.0f} tokens (p95), up to {prompts[-1]} were measured")
-    if total > longest:
+    if total > NEAR * longest:
         lines.append(f"extrapolated: contexts of {total:.0f} tokens (p95), up to {longest} were measured")
     if len(prompts) == 1:
         lines.append(f"one prompt length was measured ({prompts[0]}): other lengths are extrapolated")

@@ -39,7 +39,7 @@ def test_an_answer_names_its_calibration_and_is_the_same_again(tmp_path: Path) -
     first, again = (scale(*ASK, "--calibration", "c.yaml", cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == again.stdout
-    for words in ("hold TTFT p95 ≤ 1000 ms", "a card, vLLM 0.24.0, m, 2026-11-25", "headroom:", "one prompt length"):
+    for words in ("GPU holds TTFT p95 ≤ 1000 ms", "a card, vLLM 0.24.0, m, 2026-11-25", "headroom:", "one prompt length"):
         assert words in first.stdout
 
 
@@ -56,7 +56,7 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
     words = ("--rate", "40", "--requests", "300", "--seeds", "1", "--ttft-p95", "1s", "--gpus", "1")
     done = scale(*words, "--calibration", "c.yaml", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "do NOT hold" in done.stdout
+    assert "1 GPU does NOT hold" in done.stdout
 
 
 @pytest.mark.parametrize(
