@@ -48,6 +48,7 @@ def model(directory: Path) -> Path:
         (["up", "--profile", "seed", "--runner", "process"], 2, "cpu profile only"),
         (["up", "--profile", "seed", "--runner", "magic"], 2, "not known"),
         (["up", "--profile", "cpu", "--runner", "process", "--model-dir", "/none"], 9, "no model directory at /none"),
+        (["up", "--profile", "b200", "--model-dir", "/none"], 9, "no model directory at /none"),  # no Docker is needed
         (["logs", "--tail", "many"], 2, "--tail"),
         (["watch", "--base-url", "foo"], 2, "not an http(s) address"),
         (["watch", "--from", "foo"], 2, "no http(s) address"),

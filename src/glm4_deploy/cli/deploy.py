@@ -129,6 +129,7 @@ def _candidate(
     state_dir: Path,
     progress: "Progress",
 ) -> "Candidate":
+    from glm4_deploy.engine.preflight import check_model_directory
     from glm4_deploy.engine.up import compose_candidate, process_candidate
     from glm4_deploy.errors import ComposeMissing, DockerMissing, UsageError
 
@@ -140,6 +141,8 @@ def _candidate(
         raise UsageError(
             f"--runner process serves one engine, not replicas {settings.replicas}", hint="--runner compose"
         )
+    # What is wrong with the command comes before what is wrong with the host.
+    check_model_directory(Path.cwd() / deployment.model_dir)
     wish = settings.model_dump(mode="json")
     if wished != "process":
         try:
