@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from glm4_deploy.catalog.profiles import Profile, profiles
 from glm4_deploy.errors import UsageError
@@ -34,9 +44,19 @@ Repository = Annotated[str, StringConstraints(pattern=rf"^{REPOSITORY}$", max_le
 Tag = Annotated[str, StringConstraints(pattern=rf"^{TAG}$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(b|k|kb|m|mb|g|gb)$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Image = Annotated[str, StringConstraints(pattern=rf"^{REPOSITORY}(:{TAG})?(@sha256:[0-9a-f]{{64}})?$", max_length=512)]
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
+# As Kubernetes takes a label: an optional DNS prefix, then 63 characters.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LabelKey = Annotated[str, StringConstraints(pattern=rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL}$", max_length=317)]
+LabelValue = Annotated[str, StringConstraints(pattern=rf"^({_LABEL})?$")]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=1024)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
-DeviceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:/.-]*$", max_length=128)]
+# An index (`0`; `0:1` is a MIG instance of it), or what `nvidia-smi -L` prints as UUID.
+DeviceName = Annotated[
+    str, StringConstraints(pattern=r"^([0-9]{1,4}(:[0-9]{1,3})?|(GPU|MIG)-[A-Za-z0-9/-]+)$", max_length=128)
+]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -91,19 +111,21 @@ class Kubernetes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    namespace: DnsName = Field("default", description="namespace of every object")
+    namespace: DnsLabel = Field("default", description="namespace of every object")
     model_claim: DnsName | None = Field(None, description="claim that holds the model; empty: model_dir of the node")
     storage_class: DnsName | None = Field(None, description="storage class of the cache; empty: the cluster's default")
     cache_size: Quantity = Field("20Gi", description="claim for compiled kernels")
     api_key_secret: DnsName | None = Field(None, description="Secret whose entry `api-key` is the engine's key")
     max_replicas: int | None = Field(None, ge=2, le=1024, description="KEDA adds engines up to here; empty: no KEDA")
-    prometheus_url: Text = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
-    kit_image: Text = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
+    prometheus_url: Url = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
+    kit_image: Image = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
     rollout: Literal["deployment", "canary", "blue-green"] = Field(
         "deployment", description="how a new version takes over: a Deployment, or Argo Rollouts behind the smoke suite"
     )
     runtime_class: DnsName | None = Field(None, description="RuntimeClass of the engine's pod; empty: the cluster's")
-    node_selector: dict[Text, Text] = Field(default_factory=dict, description="labels of the nodes that may run it")
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, description="labels of the nodes that may run it"
+    )
     cpu: int = Field(4, ge=1, le=1024, description="cores that the engine's pod asks for")
     memory: Quantity = Field("16Gi", description="host memory that the engine's pod asks for")
 
@@ -183,6 +205,14 @@ class Settings(BaseModel):
     kubernetes: Kubernetes = Field(
         default_factory=lambda: Kubernetes.model_validate({}), description="for the Kubernetes targets alone"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """`replicas: yes` in YAML would be 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, int | None):
+            raise ValueError("a number, not true or false")
+        return value
 
 
 def load_settings(
@@ -316,8 +346,12 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     path = [str(part) for part in first["loc"]]
     key = path[0] if path else "settings"
     dotted = ".".join([key, *path[1:2]]) if key in ("env", "args", "kubernetes") else key
-    field = Settings.model_fields.get(key)
-    meaning = f"{key}: {field.description}" if field and field.description else ""
+    within = key == "kubernetes" and len(path) > 1
+    field = Kubernetes.model_fields.get(path[1]) if within else Settings.model_fields.get(key)
+    if within and field is None:
+        hint = _did_you_mean(path[1], Kubernetes.model_fields) or "docs/settings.md lists them all"
+        return UsageError(f"{origin.get(key, 'settings')}: unknown key {dotted[:60]!r}", hint=hint)
+    meaning = f"{dotted}: {field.description}" if field and field.description else ""
     where, value = origin.get(key, "settings"), str(first["input"])[:60]
     said = first["msg"].removeprefix("Value error, ")
     return UsageError(f"{where}: {dotted} = {value!r}: {said[0].lower()}{said[1:]}", hint=meaning)

@@ -222,6 +222,7 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("helm-values", "kubernetes.max_replicas=4"),
         ("helm-values", "kubernetes.rollout=canary"),
         ("helm-values", "user=1000"),
+        ("helm-values", "served_model_name={{ x }}"),
         ("kubernetes", "model_dir=a/b"),
         ("compose", "kubernetes.rollout=canary"),
         ("quadlet", "kubernetes.rollout=blue-green"),
@@ -255,6 +256,12 @@ def test_an_engine_is_not_spread_behind_the_file_s_back(target: str, flag: str) 
     """Its GPUs are counted from the settings; and nothing here starts its other parts on other hosts."""
     with pytest.raises(UsageError, match=f"args.{flag}"):
         files(target, "profile=b200", f"args.{flag}=2")
+
+
+@pytest.mark.parametrize(("replicas", "weight"), [(1, 100), (3, 33), (101, 1), (1024, 1)])
+def test_a_canary_is_at_least_one_engine(replicas: int, weight: int) -> None:
+    made = files("kubernetes", "profile=b200", f"replicas={replicas}", "kubernetes.rollout=canary")["kubernetes.yaml"]
+    assert objects(made)["Rollout"]["spec"]["strategy"]["canary"]["steps"][0] == {"setWeight": weight}
 
 
 def test_every_refusal_names_a_setting() -> None:

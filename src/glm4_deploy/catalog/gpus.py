@@ -69,8 +69,9 @@ def parse_capability(text: str) -> Capability:
     return int(match[1]), int(match[2])
 
 
-def gpu_by_name(name: str) -> Gpu:
-    """A row by its key (`gb10`) or by what nvidia-smi prints (`NVIDIA GeForce RTX 5090`).
+def gpu_by_name(name: str, *, other: str = "--gpu-total-mib and --compute-capability") -> Gpu:
+    """A row by its key (`gb10`) or by what nvidia-smi prints (`NVIDIA GeForce RTX 5090`). other: what to give for a GPU
+    that is not in the table.
 
     Raises:
         UsageError: not in the table; the hint names the keys.
@@ -80,8 +81,7 @@ def gpu_by_name(name: str) -> Gpu:
         close = difflib.get_close_matches(name.lower(), list(gpus()), n=1)
         raise UsageError(
             f"unknown GPU {name[:60]!r}",
-            hint=f"{f'did you mean {close[0]}? ' if close else ''}known: {', '.join(gpus())}; "
-            "any other: --gpu-total-mib and --compute-capability",
+            hint=f"{f'did you mean {close[0]}? ' if close else ''}known: {', '.join(gpus())}; any other: {other}",
         )
     return found
 

@@ -68,7 +68,9 @@ def _findings(file: str, kind: Kind) -> "Iterator[tuple[int, Finding]]":
                 if line.strip():
                     yield number, scan(**_document(line, number))
         else:
-            yield 1, scan(head + stream.read())
+            text = head + stream.read()
+            _refuse_binary(text, file)
+            yield 1, scan(text)
 
 
 def _open(file: str) -> "TextIO":
@@ -84,6 +86,16 @@ def _open(file: str) -> "TextIO":
         raise UsageError(f"cannot read {file}: {error.strerror}", hint="name a file, or - for standard input") from None
     # newline="\n": offsets count every character as given. surrogateescape: a broken byte is one odd character.
     return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def _refuse_binary(text: str, file: str) -> None:
+    """A few broken bytes are a text's own; where a third is broken, or NUL (UTF-16), nothing can be judged."""
+    import re
+
+    from glm4_deploy.errors import UsageError
+
+    if len(re.findall("[\0\udc80-\udcff]", text)) > len(text) / 3:
+        raise UsageError(f"{file} is not UTF-8 text: nothing was judged", hint="convert it: iconv -f UTF-16 -t UTF-8")
 
 
 def _head(stream: "TextIO") -> tuple[str, bool]:

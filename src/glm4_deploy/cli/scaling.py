@@ -65,7 +65,9 @@ def limits_of(ttft_p95: str | None, tpot_p95: str | None, file: Path | None) -> 
     for metric, text in (("ttft", ttft_p95), ("tpot", tpot_p95)):
         if text is not None:
             wanted[metric, 95] = 1000 * seconds_of(text)
-    if not wanted or any(ms <= 0 for ms in wanted.values()):
+    if any(ms <= 0 for ms in wanted.values()):
+        raise UsageError("a limit of 0 is held by nothing", hint="write it like --ttft-p95 500ms")
+    if not wanted:
         raise UsageError("no limit to hold", hint="give --ttft-p95 1s, --tpot-p95 50ms or --slo FILE")
     return tuple(Limit(metric=metric, share=share, ms=ms) for (metric, share), ms in wanted.items())
 
@@ -147,8 +149,9 @@ def _planned_cache(gpu: str, seqs: int, batched: int, ranks: int) -> int:
     from glm4_deploy.plan.memory_model import glm4_9b
     from glm4_deploy.plan.memory_solve import solve
 
+    row = gpu_by_name(gpu, other="--kv-cache-tokens, from the engine's log")
     wish = Wish(
-        gpu=gpu_by_name(gpu), model=glm4_9b(), vllm=resolve_version(default_tag()), gpu_memory_utilization=0.5,
+        gpu=row, model=glm4_9b(), vllm=resolve_version(default_tag()), gpu_memory_utilization=0.5,
         max_num_seqs=seqs, max_num_batched_tokens=batched, tensor_parallel_size=ranks,
     )  # fmt: skip
     plan = solve(wish).plan

@@ -68,6 +68,11 @@ def helm_values(deployment: Deployment, settings: Settings) -> Mapping[str, str]
             raise UsageError(
                 f"kubernetes.{key} {value} cannot be expressed in the target helm-values (chart {CHART})", hint=hint
             )
+    if "{{" in settings.served_model_name:
+        raise UsageError(
+            f"served_model_name {settings.served_model_name[:60]!r} cannot be expressed in the target helm-values",
+            hint="Helm takes {{ for a template of its own: choose another name",
+        )
     # What the chart writes from fields of its own.
     own = {"model", "port", "max-model-len", "tensor-parallel-size"}
     extra = [word for flag in deployment.flags if flag.name not in own for word in flag.words]
@@ -94,8 +99,8 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         "scaled": wish.max_replicas is not None,
         # One engine at a time writes one claim. Beside the old one, or on several nodes, each keeps its own.
         "cache_claim": settings.replicas == 1 and wish.rollout != "blue-green" and wish.max_replicas is None,
-        # A little more than one pod's share would be two pods.
-        "weight": 100 // settings.replicas,
+        # A little more than one pod's share would be two pods; 0 % would be none, and nothing to judge.
+        "weight": max(1, 100 // settings.replicas),
         "query": f"sum(vllm:num_requests_waiting{{model_name={model}}})",
         "queue": QUEUE,
         "shm": _quantity(settings.shm_size),

@@ -123,9 +123,12 @@ def _next(setting: Setting, found: Answer) -> Iterator[str]:
 
 def _spares(found: Answer, spare: Spares | None) -> Iterator[str]:
     if spare is not None:
-        count = "no number of" if spare.engines is None else f"{spare.engines:,}"
         rate = f"{spare.failures_per_gpu_year:g} failures a GPU and year, {spare.repair_hours:g} h to replace one"
-        yield f"  spares: {count} more engines keep {found.replicas:,} up {spare.availability:.1%} of the time ({rate})"
+        up = f"{found.replicas:,} up {spare.availability:.1%} of the time ({rate})"
+        if spare.engines is None:
+            yield f"  spares: no number of them keeps {up}"
+        else:
+            yield f"  spares: {spare.engines:,} more keep {up}"
 
 
 def _headroom(setting: Setting, room: Headroom) -> str:

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
@@ -56,6 +56,12 @@ class _Times(BaseModel):
     p50: Positive
     p95: Positive
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.p95 < self.p50:
+            raise ValueError(f"p95 {self.p95:g} is below p50 {self.p50:g}")
+        return self
+
 
 class _Level(BaseModel):
     model_config = ConfigDict(extra="ignore")
@@ -105,7 +111,8 @@ def parse(text: str, name: str) -> Measured:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{name} is no calibration: {where}: {first['msg'][:120]}", hint=HINT) from None
+        said = first["msg"].removeprefix("Value error, ")[:120]
+        raise UsageError(f"{name} is no calibration: {where}: {said}", hint=HINT) from None
 
 
 def _load(text: str, name: str) -> Any:

@@ -83,5 +83,12 @@ def test_a_name_that_ends_in_jsonl_is_never_read_as_one_text(tmp_path: Path) -> 
     assert "not a JSON object" in done.stderr
 
 
+@pytest.mark.parametrize("content", [bytes(range(256)) * 40, "An answer. ".encode("utf-16"), b"\0" * 50])
+def test_what_is_no_text_is_not_called_clean(content: bytes) -> None:
+    done = run(stdin=content)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "not UTF-8 text" in done.stderr
+
+
 def test_broken_bytes_are_read() -> None:
     assert run(stdin=b"caf\xe9 \xff\xfe fine").returncode == 0

@@ -67,6 +67,9 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
         ((*ASK, "--rate", "1"), 2, "either --users or --rate"),
         (("--users", "9", "--calibration", "c.yaml"), 2, "no limit to hold"),
         ((*ASK, "--tpot-p95", "fast"), 2, "not a time"),
+        ((*ASK, "--tpot-p95", "0s"), 2, "a limit of 0 is held by nothing"),
+        ((*ASK, "--calibration", "c.yaml", "--gpu", "h1000x"), 2, "--kv-cache-tokens"),
+        ((*ASK, "--calibration", "turned.yaml"), 2, "runs.0.levels.0.ttft: p95 35 is below p50 3000"),
         ((*ASK, "--gpus", "5..2"), 2, "is no range"),
         ((*ASK, "--gpus", "5..6", "--tensor-parallel-size", "4"), 2, "no whole engines of 4"),
         ((*ASK, "--router", "random"), 2, "no router is named"),
@@ -83,6 +86,7 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
     (tmp_path / "broken.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: -30,"))
+    (tmp_path / "turned.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: 3000,"))
     (tmp_path / "list.json").write_text("[1, 2]")
     done = scale(*words, cwd=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
