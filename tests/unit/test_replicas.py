@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_what_stands_beside_talks_to_the_router() -> None:
         (("replicas=2", "devices=first,second"), "devices = 'first'"),
         (("replicas=2", "devices=all"), "devices = 'all'"),
         (("profile=cpu", "devices=0"), "devices"),
+        (("replicas=10", f"service={'x' * 61}"), "the name of a service"),
     ],
 )
 def test_what_replicas_cannot_have_is_refused_by_name(sets: tuple[str, ...], named: str) -> None:
@@ -129,10 +131,18 @@ def test_what_replicas_cannot_have_is_refused_by_name(sets: tuple[str, ...], nam
 
 
 def test_an_open_door_and_a_host_with_one_gpu_are_told() -> None:
-    warnings = make_deployment({"profile": "gb10"}, sets=["replicas=2"]).warnings
+    warnings = make_deployment({"profile": "gb10"}, sets=["replicas=2"]).router_warnings
     assert any("/add_worker" in text for text in warnings)
     assert any("one GPU" in text for text in warnings)
-    assert not any("/add_worker" in text for text in make_deployment({"profile": "gb10"}).warnings)
+    assert make_deployment({"profile": "gb10"}).router_warnings == ()
+
+
+@pytest.mark.parametrize(("target", "told"), [("compose", True), ("kubernetes", False), ("helm-values", False)])
+def test_a_cluster_is_not_warned_of_a_router_that_it_has_not(target: str, told: bool) -> None:
+    words = ["render", "--profile", "b200", "--replicas", "2", "--target", target]
+    done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert ("/add_worker" in done.stderr) == told
 
 
 @pytest.mark.parametrize("name", ["compose-two-b200", "compose-three-named"])

@@ -1,6 +1,7 @@
 """Kubernetes, the chart's values and Quadlet: golden, parsed again, and checked by what the field checks them with."""
 
 import http.server
+import re
 import shlex
 import subprocess
 import sys
@@ -222,6 +223,7 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("helm-values", "kubernetes.max_replicas=4"),
         ("helm-values", "kubernetes.rollout=canary"),
         ("helm-values", "user=1000"),
+        ("helm-values", "kubernetes.storage_class=fast"),
         ("helm-values", "served_model_name={{ x }}"),
         ("kubernetes", "model_dir=a/b"),
         ("compose", "kubernetes.rollout=canary"),
@@ -256,6 +258,27 @@ def test_an_engine_is_not_spread_behind_the_file_s_back(target: str, flag: str) 
     """Its GPUs are counted from the settings; and nothing here starts its other parts on other hosts."""
     with pytest.raises(UsageError, match=f"args.{flag}"):
         files(target, "profile=b200", f"args.{flag}=2")
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (("replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
+        (("kubernetes.rollout=blue-green", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
+        (("kubernetes.max_replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
+        (("replicas=3", "kubernetes.max_replicas=2"), "is below replicas 3"),
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused(sets: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        files("kubernetes", "profile=b200", *sets)
+
+
+@pytest.mark.parametrize("project", ["9b", "x" * 63, "Glm_4", "a.b"])
+def test_names_are_what_a_service_may_be_called(project: str) -> None:
+    made = files("kubernetes", f"project={project}", "kubernetes.rollout=blue-green")["kubernetes.yaml"]
+    names = [item["metadata"]["name"] for item in yaml.safe_load_all(made)]
+    assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in names), names
 
 
 @pytest.mark.parametrize(("replicas", "weight"), [(1, 100), (3, 33), (101, 1), (1024, 1)])

@@ -103,7 +103,7 @@ def up(
     for flag in deployment.flags:
         if flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
             progress.note(f"--{flag.name} {flag.value or ''}: {flag.note}")
-    for warning in deployment.warnings:
+    for warning in (*deployment.warnings, *deployment.router_warnings):
         progress.note(f"warning: {warning}")
     with deploying(state_dir, "up", progress):
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)

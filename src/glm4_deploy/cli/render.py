@@ -69,7 +69,8 @@ def render(
 
     wish = make_wish(flags, sets=sets or (), config=config)
     files = render_target(target, wish.deployment, wish.settings, wish.profile)
-    for warning in wish.deployment.warnings:
+    of_host = wish.deployment.router_warnings if target == "compose" else ()
+    for warning in (*wish.deployment.warnings, *of_host):
         typer.echo(f"warning: {warning}", err=True)
     if diff is not None or check:
         _compare(_placed(files, str(diff) if diff else output), check=check)

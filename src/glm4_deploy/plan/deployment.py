@@ -105,6 +105,7 @@ class Deployment:
     flags: tuple[Flag, ...]
     reasons: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    router_warnings: tuple[str, ...]
     memory: MemoryPlan | None
     extras: tuple[str, ...] = ()
     watch_port: int = 9109
@@ -185,6 +186,7 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
         flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction),
         reasons=tuple(profile.reasons.items()),
         warnings=tuple(_warnings(settings, profile, fraction)),
+        router_warnings=tuple(_of_replicas(settings, profile)),
         memory=fraction.plan,
         extras=settings.extras,
         watch_port=settings.watch_port,
@@ -262,8 +264,6 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
             yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
     if not is_loopback(settings.bind):
         yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
-    if settings.replicas > 1:
-        yield from _of_replicas(settings, profile)
     if "gateway" in settings.extras and not settings.api_key_file:
         yield "gateway without api_key_file: other containers of this project reach the engine without a key"
     if "VLLM_API_KEY" in settings.env:
@@ -278,6 +278,9 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
 
 
 def _of_replicas(settings: Settings, profile: Profile) -> Iterator[str]:
+    """What is true of several engines on one host; a cluster has neither this router nor one host."""
+    if settings.replicas == 1:
+        return
     yield "replicas: who reaches the router's port on this host can add an engine of their own to it (/add_worker)"
     if profile.gpu and gpus()[profile.gpu].unified:
         yield f"replicas {settings.replicas}: a host of the profile {profile.name} is known with one GPU"

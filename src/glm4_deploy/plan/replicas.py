@@ -10,6 +10,7 @@ from glm4_deploy.settings import Settings
 
 # The image's or CUDA's own choice of devices is made inside of each container: all replicas would make the same one.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+DNS_LABEL = 63  # characters (RFC 1035)
 ONE_ENGINE_ONLY = {
     "watch": "it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an engine's "
     "own address (docs/replicas.md)",
@@ -98,6 +99,13 @@ def _check_devices(settings: Settings, profile: Profile, each: int) -> None:
 
 
 def _refuse(settings: Settings) -> None:
+    longest = f"{settings.service}-{settings.replicas}"
+    if len(longest) > DNS_LABEL:
+        raise UsageError(
+            f"the name of a service, {longest}, has {len(longest)} characters: the router finds engines by it, and a "
+            f"name server knows {DNS_LABEL} at the most",
+            hint="give a shorter one: --set service=NAME",
+        )
     for name in DEVICE_VARIABLES:
         if name in settings.env:
             raise UsageError(

@@ -25,10 +25,16 @@ def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
         UsageError: a wish that contradicts another, or that these manifests cannot express.
     """
     wish = settings.kubernetes
-    if settings.replicas > 1 and wish.storage_class is not None:
+    if wish.storage_class is not None and not _cache_claim(settings):
         raise UsageError(
-            f"kubernetes.storage_class {wish.storage_class} cannot be expressed for several replicas",
+            f"kubernetes.storage_class {wish.storage_class} cannot be expressed for several engines (replicas, "
+            "max_replicas, blue-green)",
             hint="each of them keeps its cache on its node: leave storage_class out",
+        )
+    if wish.max_replicas is not None and wish.max_replicas < settings.replicas:
+        raise UsageError(
+            f"kubernetes.max_replicas {wish.max_replicas} is below replicas {settings.replicas}: KEDA refuses that",
+            hint="raise max_replicas, or lower replicas (KEDA's minimum)",
         )
     if wish.rollout == "canary" and settings.replicas == 1 and wish.max_replicas is not None:
         raise UsageError(
@@ -62,6 +68,7 @@ def helm_values(deployment: Deployment, settings: Settings) -> Mapping[str, str]
         # Its schema wants `triggers` to be one object, and KEDA a list; its default asks for a label that vLLM lacks.
         ("max_replicas", "its schema refuses the triggers that KEDA needs: use --target kubernetes"),
         ("rollout", "the chart makes Deployments: use --target kubernetes"),
+        ("storage_class", "each engine keeps its cache on its node: leave storage_class out"),
     ):
         value = getattr(settings.kubernetes, key)
         if value != type(settings.kubernetes).model_fields[key].default:
@@ -97,8 +104,7 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         "name": _dns_name(deployment.project),
         "replicas": settings.replicas,
         "scaled": wish.max_replicas is not None,
-        # One engine at a time writes one claim. Beside the old one, or on several nodes, each keeps its own.
-        "cache_claim": settings.replicas == 1 and wish.rollout != "blue-green" and wish.max_replicas is None,
+        "cache_claim": _cache_claim(settings),
         # A little more than one pod's share would be two pods; 0 % would be none, and nothing to judge.
         "weight": max(1, 100 // settings.replicas),
         "query": f"sum(vllm:num_requests_waiting{{model_name={model}}})",
@@ -114,6 +120,12 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         "identity": dict(_identity(settings.user)),
         "nodes": _architecture(deployment.profile) | wish.node_selector,
     }
+
+
+def _cache_claim(settings: Settings) -> bool:
+    """One engine at a time writes one claim. Beside the old one, or on several nodes, each keeps its own cache."""
+    wish = settings.kubernetes
+    return settings.replicas == 1 and wish.rollout != "blue-green" and wish.max_replicas is None
 
 
 def _architecture(profile: str) -> dict[str, str]:
@@ -150,5 +162,6 @@ def _size(quantity: str) -> int:
 
 
 def _dns_name(text: str) -> str:
-    """A Kubernetes name (RFC 1123 label) as near to the text as one can be."""
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
+    """A name (RFC 1035 label, what a Service wants) as near to the text as can be; `-preview` fits behind it."""
+    name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
+    return (name if name[0].isalpha() else f"glm4-{name}")[:50].rstrip("-")
