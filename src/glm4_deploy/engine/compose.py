@@ -62,10 +62,6 @@ class Compose:
         words = self._run("config", "--hash", service).split()
         return words[-1] if words else ""
 
-    def logs_command(self, *, follow: bool, tail: str) -> tuple[str, ...]:
-        """The words that show the log, for a caller that hands its terminal over."""
-        return self._argv("logs", "--no-log-prefix", "--tail", tail, *(["--follow"] if follow else []))
-
     def _argv(self, *words: str) -> tuple[str, ...]:
         files = [word for file in self.files for word in ("--file", str(file))]
         if self.directory is not None:

@@ -68,7 +68,7 @@ class RouterClient:
             time.sleep(0.5)
         raise Unreachable(
             f"the router at {self.base_url} is not ready with {len(services)} engines: {seen}",
-            hint="see its log: docker compose logs router",
+            hint="see its log: glm4-deploy logs",
         )
 
     def _ask(self, method: str, path: str, **query: str) -> httpx.Response:
@@ -77,10 +77,13 @@ class RouterClient:
         except httpx.HTTPError as error:
             raise Unreachable(
                 f"the router at {self.base_url} does not answer {path}: {type(error).__name__}",
-                hint="see its log: docker compose logs router",
+                hint="see its log: glm4-deploy logs",
             ) from None
         if answer.status_code != httpx.codes.OK:
-            raise Unreachable(f"the router refuses {path}: HTTP {answer.status_code} {answer.text[:200]}")
+            raise Unreachable(
+                f"the router refuses {path}: HTTP {answer.status_code} {answer.text[:200]}",
+                hint="see its log: glm4-deploy logs",
+            )
         return answer
 
 

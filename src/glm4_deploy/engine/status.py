@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, groupby
 from pathlib import Path
 
 import httpx
@@ -155,13 +156,19 @@ def _replicas(record: Record, runner: ReplicaSet) -> Iterator[ReplicaSeen]:
 
 
 def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str]:
-    """The last `count` lines (None: all) of the present start, and those that come where it is to be followed."""
+    """The last `count` lines (None: all) of the present start, and those that come where it is to be followed.
+
+    Of several engines, which stand one after the other: the last of each, or the router's would be all that is seen.
+    """
     state = runner.state()
     if state.started is None:
         return iter(())
     lines = runner.lines(state.started.started_at, follow=follow)
     if follow or count is None:
         return lines
+    if isinstance(runner, ReplicaSet):
+        services = groupby(lines, key=lambda line: line.partition(" | ")[0])
+        return chain.from_iterable(deque(of_one, maxlen=count) for _, of_one in services)
     return iter(deque(lines, maxlen=count))
 
 

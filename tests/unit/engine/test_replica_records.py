@@ -1,5 +1,6 @@
 """What is on record of several engines, and what refuses them by name."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from typer.testing import CliRunner
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.options import make_deployment
 from glm4_deploy.engine import state
+from glm4_deploy.engine.replicas import ReplicaSet
+from glm4_deploy.engine.runner import RunState, Started
+from glm4_deploy.engine.status import log_tail
 from glm4_deploy.engine.up import service_of
 from glm4_deploy.errors import UsageError
 
@@ -52,3 +56,22 @@ def test_a_plain_process_serves_one_engine(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, UsageError)
     assert "replicas 2" in done.exception.message
+
+
+class Talking(ReplicaSet):
+    """Stands for two containers with logs: what is read of Docker is given here."""
+
+    def __init__(self) -> None:
+        self.services = NAMES
+
+    def state(self) -> RunState:
+        return RunState(running=True, started=Started(id="a", started_at=0))
+
+    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
+        del since, follow
+        yield from (f"{name} | line {number}" for name in (*NAMES, "router") for number in range(5))
+
+
+def test_the_tail_of_several_logs_is_of_each() -> None:
+    tail = list(log_tail(Talking(), 2, follow=False))
+    assert tail == [f"{name} | line {number}" for name in (*NAMES, "router") for number in (3, 4)]
