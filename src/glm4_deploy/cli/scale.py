@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def scale(
+    context: typer.Context,
     calibration: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,6 +101,8 @@ def scale(
         cached_tokens=cached_tokens,
     )
     scaling.check_load(workload)
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    scaling.check_options({name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
     limits = scaling.limits_of(ttft_p95, tpot_p95, slo)
     within = scaling.replicas_of(gpus, tensor_parallel_size, MOST_GPUS)
     chosen_router = scaling.router_of(router)

@@ -1,6 +1,7 @@
 """What `glm4-deploy scale` is asked, turned into what is simulated; each refusal is one sentence."""
 
 import re
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,22 @@ from glm4_deploy.scale.examples import example, examples
 from glm4_deploy.scale.measured import Measured, joined, parse
 from glm4_deploy.scale.shape import EngineLimits, Lengths, Limit, Router, Workload
 from glm4_deploy.scale.spares import Spares, down_share, spares
+
+IDLE_WITH = {
+    "rate": ("think_time",),
+    "users": ("burstiness",),
+    "lengths": ("prompt_tokens", "prompt_p95", "output_tokens", "output_p95"),
+}
+"""Options that say nothing beside another."""
+
+
+def check_options(given: Set[str]) -> None:
+    """Raises UsageError: an option that the rest of the command line makes meaningless."""
+    for chosen, others in IDLE_WITH.items():
+        for other in others:
+            if chosen in given and other in given:
+                flag = f"--{other.replace('_', '-')}"
+                raise UsageError(f"{flag} says nothing beside --{chosen}", hint=f"leave out {flag} or --{chosen}")
 
 
 def check_load(workload: Workload) -> None:

@@ -65,6 +65,9 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
         (ASK, 2, "without a measured load of an engine this cannot be answered"),
         (("--users", "-5"), 2, "--users"),
         ((*ASK, "--rate", "1"), 2, "either --users or --rate"),
+        ((*ASK, "--burstiness", "2"), 2, "--burstiness says nothing beside --users"),
+        (("--rate", "1", "--think-time", "1s"), 2, "--think-time says nothing beside --rate"),
+        ((*ASK, "--lengths", "l.csv", "--prompt-p95", "900"), 2, "--prompt-p95 says nothing beside --lengths"),
         (("--users", "9", "--calibration", "c.yaml"), 2, "no limit to hold"),
         ((*ASK, "--tpot-p95", "fast"), 2, "not a time"),
         ((*ASK, "--tpot-p95", "0s"), 2, "a limit of 0 is held by nothing"),
@@ -88,6 +91,7 @@ def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[st
     (tmp_path / "broken.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: -30,"))
     (tmp_path / "turned.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: 3000,"))
     (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "l.csv").write_text("100,50\n" * 20)
     done = scale(*words, cwd=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stderr
