@@ -11,7 +11,7 @@ import httpx
 
 from e2e.engine import NAME
 
-PAUSE_S = 0.2  # between two requests of a client: an engine that starts beside them needs the cores too
+PAUSE_S = 0.5  # between two requests of a client: an engine that starts beside them needs the cores too
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class Load:
 
 
 @contextmanager
-def load(base_url: str, key: str, *, clients: int = 3) -> Iterator[Load]:
+def load(base_url: str, key: str, *, clients: int = 2) -> Iterator[Load]:
     """`clients` threads that ask one thing after another, not streamed; at the end each waits its last answer out."""
     found, stop = Load(), threading.Event()
     threads = [threading.Thread(target=_ask, args=(base_url, key, number, found, stop)) for number in range(clients)]
