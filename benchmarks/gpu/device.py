@@ -1,4 +1,4 @@
-"""Run vLLM on a borrowed NVIDIA GPU and bring back what it logged, said and took, stage by stage.
+"""Run vLLM on an NVIDIA GPU and bring back what it logged, said and took, stage by stage.
 
     python benchmarks/gpu/models.py --models DIR                        # once: what need not be carried is made there
     python benchmarks/gpu/device.py --models DIR --out DIR --stages plan,tiny,verdicts,users [--gpu 0] [--seconds 560]
