@@ -6,6 +6,7 @@ that a cache-aware router sends it to the same engine. Each of the two is killed
 python -m benchmarks.router
 """
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def rendered() -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"{'options':12} {'killed':7} {'sent':>5} {'lost':>5} {'seconds':>8}")
     for name, options in (("its own", []), ("rendered", rendered())):
         for victim in (0, 1):

@@ -3,9 +3,9 @@
 python -m benchmarks.scale.evaluate benchmarks/scale/results/cpu.json
 """
 
+import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    data, stalled = load(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="what benchmarks.scale.measure wrote")
+    data, stalled = load(parser.parse_args().file)
     print(f"{stalled} loads left out: the machine stood still for {STALL_S} s or more")
     fitted = calibrate(data)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
