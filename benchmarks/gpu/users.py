@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ CARD: dict[str, object] = {
     "gpu-memory-utilization": 0.75,
 }
 """From the publisher's compose example."""
-WISHES = {"plan-64x32k": ("64 users, 32k context",), "plan-256x2k": ("256 users, 2k context",)}
+WISHES = {"plan-64x32k": "64 users, 32k context", "plan-256x2k": "256 users, 2k context"}
 """The planner's settings for the card's own wish, and for 256 users whose requests are short."""
 OTHER_LENGTHS = (("128", "256", "1,16,64"), ("1536", "64", "1,16,64"))
 """Tokens in, tokens out, users: what a model of the engine's speed is fitted to, beside 512 in and 128 out."""
@@ -39,7 +38,7 @@ def planned(record: Record, gpu: str, wish: str) -> dict[str, object]:
 
 def users_stage(record: Record, models: Path, gpu: str, names: tuple[str, ...], idle: float, seconds: float) -> None:
     """Each setting by itself on the empty card, in the order of `names`."""
-    settings = {"model-card": CARD, **{name: planned(record, gpu, wish) for name, (wish,) in WISHES.items()}}
+    settings = {"model-card": CARD, **{name: planned(record, gpu, wish) for name, wish in WISHES.items()}}
     for name in names:
         if clock() > seconds - 100:
             record.add("users", name, skipped="no time left")
@@ -65,10 +64,10 @@ def one_setting(record: Record, models: Path, name: str, flags: dict[str, object
     )
     if how == READY:
         bench(record, models, name, port, "512", "128", "1,16,64,256", seconds)
-        if os.environ.get("OTHER_LENGTHS") == name:
+        if name == "plan-256x2k":
             for tokens_in, tokens_out, users in OTHER_LENGTHS:
                 bench(record, models, name, port, tokens_in, tokens_out, users, seconds)
-        if os.environ.get("CLIENT") == name:
+        if name == "plan-64x32k":
             client(record, port, seconds)
         record.add("memory", name, used_after_load_mib=used_mib())
     end(pid)

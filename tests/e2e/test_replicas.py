@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from e2e.kit import Kit
-from e2e.load import load
+from e2e.load import Load, load
 
 SERVICES = ("glm4-9b-nvfp4-1", "glm4-9b-nvfp4-2")
 # Two engines share two cores here.
@@ -93,6 +93,16 @@ def pair(fills: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair
         subprocess.run([compose, "-p", made.project, "down", "--volumes"], capture_output=True, check=False)
 
 
+def rolled(pair: Pair, what: str, change: str) -> tuple[Any, Load]:
+    """`up` with a change while requests come: how it ended, and what became of them."""
+    with load(pair.url, KEY) as found:
+        began = time.monotonic()
+        up = pair.roll(change)
+        took = time.monotonic() - began
+    tell(f"{what}: {found}; {took:.1f} s")
+    return up, found
+
+
 def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
     report = json.loads((pair.directory / ".glm4/up.json").read_text())
     assert report["verdict"] == "ok"
@@ -117,11 +127,7 @@ def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
 
 def test_both_are_replaced_and_no_request_is_lost(pair: Pair) -> None:
     before = [pair.inspect(service)["Id"] for service in (*SERVICES, "router")]
-    with load(pair.url, KEY) as found:
-        began = time.monotonic()
-        up = pair.roll("args.seed=7")
-        took = time.monotonic() - began
-    tell(f"rolling update: {found}; {took:.1f} s")
+    up, found = rolled(pair, "rolling update", "args.seed=7")
     assert up.code == 0, up.err
     assert found.lost == []
     after = [pair.inspect(service)["Id"] for service in (*SERVICES, "router")]
@@ -131,11 +137,7 @@ def test_both_are_replaced_and_no_request_is_lost(pair: Pair) -> None:
 
 def test_the_first_that_fails_ends_the_roll_and_the_old_one_is_put_back(pair: Pair) -> None:
     other = pair.inspect(SERVICES[1])["Id"]
-    with load(pair.url, KEY) as found:
-        began = time.monotonic()
-        up = pair.roll("args.no-such-flag=1")
-        took = time.monotonic() - began
-    tell(f"a bad update: {found}; {took:.1f} s")
+    up, found = rolled(pair, "a bad update", "args.no-such-flag=1")
     assert up.code == 15, up.err
     assert found.lost == []
     assert pair.inspect(SERVICES[1])["Id"] == other, "it never stopped"

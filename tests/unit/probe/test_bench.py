@@ -1,6 +1,7 @@
 """`bench`: the words for vLLM's generator, and its result read back (a recorded one: tests/data/bench)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
 
 def test_no_level_sends_the_prompts_of_another() -> None:
     """The generator makes its prompts from the seed: the same one twice would be answered from the prefix cache."""
-    seeds = [level[level.index("--seed") + 1] for level in Load(
-        base_url="http://x", model="m", tokenizer="t", concurrency=(1, 16, 64, 256)
-    ).words(None)]  # fmt: skip
+    levels = replace(LOAD, concurrency=(1, 16, 64, 256)).words(None)
+    seeds = [level[level.index("--seed") + 1] for level in levels]
     assert len(set(seeds)) == len(seeds) == 5
 
 
