@@ -62,7 +62,7 @@ compose: $(READY) ## Render compose/ anew, one file a profile
 	@for name in $$($(BIN)/glm4-deploy profiles | cut -d' ' -f1); do $(BIN)/glm4-deploy render --profile $$name -o compose/$$name.yaml; done
 	@$(BIN)/python -m tests.golden.render
 
-eval-detector: $(READY) ## Rebuild the detector's corpus and its report in docs/detector.md
+eval-detector: $(READY) ## Rebuild the detector's corpus and its report in docs/lab/detector.md
 	@$(BIN)/python -m benchmarks.detector
 
 clean: ## Remove the virtual environment and caches of this tree

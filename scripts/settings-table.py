@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/settings.md's table anew, from the settings themselves. `--check` says whether it has drifted."""
+"""Rewrite the table in docs/reference/settings.md from the settings themselves. `--check` reports drift."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from glm4_deploy.settings import Kubernetes, Settings
 
-DOC = Path(__file__).parents[1] / "docs/settings.md"
+DOC = Path(__file__).parents[1] / "docs/reference/settings.md"
 MARK = "<!-- from settings.py: scripts/settings-table.py -->\n"
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write the table of known failures into docs/diagnose.md anew, from catalog/signatures.yaml."""
+"""Rewrite the table of known failures in docs/reference/signatures.md from catalog/signatures.yaml."""
 
 from pathlib import Path
 
 from glm4_deploy.catalog.signatures import table
 
-DOC = Path(__file__).parents[1] / "docs/diagnose.md"
+DOC = Path(__file__).parents[1] / "docs/reference/signatures.md"
 MARK = "<!-- from catalog/signatures.yaml: scripts/signature-table.py -->\n"
 
 head, _, _ = DOC.read_text(encoding="utf-8").partition(MARK)

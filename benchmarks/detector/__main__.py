@@ -1,4 +1,4 @@
-"""Builds the corpus (once), judges it, measures, and writes the tables of docs/detector.md.
+"""Builds the corpus (once), judges it, measures, and writes the tables of docs/lab/detector.md.
 
 python -m benchmarks.detector                all of it
 python -m benchmarks.detector --rebuild      with the corpus built again
@@ -14,7 +14,7 @@ from benchmarks.detector.build import build
 from benchmarks.detector.documents import cache
 from benchmarks.detector.evaluate import report, write_report
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "detector.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/lab/detector.md"
 
 
 def main(arguments: list[str]) -> None:

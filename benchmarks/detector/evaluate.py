@@ -1,4 +1,4 @@
-"""Judges the corpus and writes the tables of docs/detector.md."""
+"""Judges the corpus and writes the tables of docs/lab/detector.md."""
 
 import math
 import statistics
@@ -168,7 +168,7 @@ def _percent(rows: Sequence[Tally]) -> str:
 
 
 def write_report(lines: Sequence[str], document: Path, command: str) -> None:
-    """Put the tables between this command's marks of docs/detector.md."""
+    """Put the tables between this command's marks of docs/lab/detector.md."""
     begin, end = f"<!-- begin: {command} -->", "<!-- end -->"
     head, rest = document.read_text(encoding="utf-8").split(begin)
     tail = rest.split(end, 1)[1]

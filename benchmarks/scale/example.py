@@ -22,14 +22,14 @@ def main() -> None:
 
 
 def h100() -> dict[str, Any]:
-    """docs/gpu.md, the planner's setting for 256 users of 2048 tokens."""
+    """docs/lab/gpu.md, the planner's setting for 256 users of 2048 tokens."""
     runs = [read(ROOT / f"benchmarks/gpu/results/h100-plan-256x2k-{lengths}.json") for lengths in H100]
     return {
         "card": "NVIDIA H100 80GB HBM3 (NOT Blackwell: NVFP4 through Marlin)",
         "vllm": "0.24.0",
         "date": "2026-11-25",
         "model": "GLM-4-9B's shape in NVFP4, dummy weights",
-        "note": "benchmarks/gpu/results, docs/gpu.md; one run a load",
+        "note": "benchmarks/gpu/results, docs/lab/gpu.md; one run a load",
         "max_num_seqs": 256,
         "max_num_batched_tokens": 8192,
         "kv_cache_tokens": 544_368,

@@ -1,7 +1,7 @@
 """What the user wishes, checked at the edge: flags > GLM4_* > glm4.yaml > profile > default.
 
 The layers are merged here rather than by pydantic-settings: it has no place for a profile under the file, an error must
-name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/benchmarks.md).
+name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/README.md).
 """
 
 import difflib
@@ -332,7 +332,7 @@ def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
             shown = f"{ENV_PREFIX}{key.upper()}" if layer_name == "environment" else key
             raise UsageError(
                 f"{layer_name}: unknown key {shown[:60]!r}",
-                hint=_did_you_mean(key, Settings.model_fields) or "docs/settings.md lists them all",
+                hint=_did_you_mean(key, Settings.model_fields) or "docs/reference/settings.md lists them all",
             )
 
 
@@ -349,7 +349,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     within = key == "kubernetes" and len(path) > 1
     field = Kubernetes.model_fields.get(path[1]) if within else Settings.model_fields.get(key)
     if within and field is None:
-        hint = _did_you_mean(path[1], Kubernetes.model_fields) or "docs/settings.md lists them all"
+        hint = _did_you_mean(path[1], Kubernetes.model_fields) or "docs/reference/settings.md lists them all"
         return UsageError(f"{origin.get(key, 'settings')}: unknown key {dotted[:60]!r}", hint=hint)
     meaning = f"{dotted}: {field.description}" if field and field.description else ""
     where, value = origin.get(key, "settings"), str(first["input"])[:60]

@@ -1,7 +1,7 @@
 """Releases on a real Docker engine with a real vLLM: what fails is replaced by the last good one, whatever is killed.
 
 The tests of `served` run in order on one deployment, since each start takes a minute; each leaves it serving. What
-they measure is printed (`-s`), for docs/releases.md.
+they measure is printed (`-s`), for docs/lab/releases.md.
 """
 
 import json

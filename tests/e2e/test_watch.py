@@ -21,7 +21,7 @@ from e2e.kit import KIT, ROOT, Kit, free_port
 pytestmark = pytest.mark.e2e
 STALL_S, INTERVAL_S = 10, 1
 FAST = ("--interval", str(INTERVAL_S), "--stall", str(STALL_S), "--canary-every", "15", "--canary-tokens", "128")
-# The times that docs/watch.md promises are measured, not tested: a starved machine stretches all of them.
+# The times that docs/lab/watch.md promises are measured, not tested: a starved machine stretches all of them.
 PATIENCE_S = 120.0
 
 

@@ -135,7 +135,7 @@ def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts:
 
 
 def test_the_table_in_the_docs_is_the_one_in_the_catalog() -> None:
-    assert (ROOT / "docs/diagnose.md").read_text().endswith(table()), "run scripts/signature-table.py"
+    assert (ROOT / "docs/reference/signatures.md").read_text().endswith(table()), "run scripts/signature-table.py"
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])

@@ -37,7 +37,7 @@ def signatures() -> tuple[Signature, ...]:
 
 
 def table() -> str:
-    """The rows as a Markdown table, for docs/diagnose.md."""
+    """The rows as a Markdown table, for docs/reference/signatures.md."""
     rows = ["| id | severity | cause | what to do | seen |", "|---|---|---|---|---|"]
     for row in signatures():
         where = f" ({row.where})" if row.where else ""

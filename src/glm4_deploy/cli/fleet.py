@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from glm4_deploy.probe.fleet import Answer
 
-File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/fleet.md).")]
+File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/how-to/fleet.md).")]
 AtOnce = Annotated[int, typer.Option(min=1, max=256, help="Hosts asked at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 INVENTORY = Path("fleet.yaml")

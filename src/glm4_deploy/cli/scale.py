@@ -36,7 +36,7 @@ def scale(
     ] = 1.0,
     ttft_p95: Annotated[str | None, typer.Option(help="Limit on the time to the first token: 500ms, 1s.")] = None,
     tpot_p95: Annotated[str | None, typer.Option(help="Limit on the time per token after the first.")] = None,
-    slo: Annotated[Path | None, typer.Option(help="Limits in a file, p50 and p99 too (docs/smoke.md).")] = None,
+    slo: Annotated[Path | None, typer.Option(help="Limits in a file, p50 and p99 too (docs/how-to/smoke.md).")] = None,
     prompt_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of a prompt, median.")] = 512,
     prompt_p95: Annotated[
         float | None, typer.Option(min=1, max=10_000_000, help="And 95th percentile. [all alike]")

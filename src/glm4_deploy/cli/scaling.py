@@ -141,7 +141,7 @@ def engine_of(
         raise UsageError(f"max_num_batched_tokens {batched} is below max_num_seqs {seqs}", hint="vLLM refuses that too")
     if cache is None and gpu is not None:
         cache = _planned_cache(gpu, seqs, batched, ranks)
-        assumed.append(f"KV cache {cache:,} tokens: planned for {gpu} (docs/planner.md), not measured")
+        assumed.append(f"KV cache {cache:,} tokens: planned for {gpu} (docs/explanation/planner.md), not measured")
     cache = cache or measured.kv_cache_tokens
     if cache is None:
         raise UsageError(

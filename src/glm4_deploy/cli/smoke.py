@@ -41,7 +41,7 @@ def smoke(
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Context in tokens, where the server does not tell.")
     ] = None,
-    slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/smoke.md).")] = None,
+    slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Perplexities of a good day to compare with.")] = None,
     save_baseline: Annotated[Path | None, typer.Option(help="Store this run's perplexities, if it passes.")] = None,
     json_: Annotated[
@@ -91,7 +91,7 @@ def bench(
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's directory as the generator sees it. [as served]")
     ] = None,
-    slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/smoke.md).")] = None,
+    slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
     ] = None,

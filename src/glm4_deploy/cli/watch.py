@@ -88,7 +88,9 @@ def watch(
     finally:
         end()
     if seconds is not None and not last.good:
-        raise Judged(f"the engine is not known to be well: {last}", hint="see the lines above, and docs/watch.md")
+        raise Judged(
+            f"the engine is not known to be well: {last}", hint="see the lines above, and docs/how-to/watch.md"
+        )
 
 
 def _one_engine(state_dir: Path) -> None:
@@ -100,7 +102,7 @@ def _one_engine(state_dir: Path) -> None:
     if record is not None and record.replicas:
         raise UsageError(
             f"watch judges one engine, and {record.project!r} has {len(record.replicas)} replicas behind a router",
-            hint="give one engine's own address, without --restart: docs/replicas.md tells how to find it",
+            hint="give one engine's own address, without --restart: docs/how-to/replicas.md tells how to find it",
         )
 
 

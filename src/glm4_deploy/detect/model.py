@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """Each verdict has its own cause and its own mend (docs/detector.md)."""
+    """Each verdict has its own cause and its own mend (docs/how-to/detect.md)."""
 
     CLEAN = "CLEAN"
     NAN_COLLAPSE = "NAN_COLLAPSE"

@@ -137,7 +137,7 @@ def _hint(text: str) -> str:
     hints = {
         r"[Nn]o such image.*glm4-deploy/kit": "make it first: glm4-deploy image build",
         r"unable to prepare context": "it builds the router's image with Docker's buildx plugin: install "
-        "docker-buildx-plugin, or build it by hand as docs/replicas.md says",
+        "docker-buildx-plugin, or build it by hand as docs/how-to/replicas.md says",
         r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
         r"is already in use by container": "another container has that name: remove it, or set container_name",
         r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it is not there",

@@ -56,7 +56,7 @@ class ReplicaSet:
         if found is None:
             raise ComposeFailed(
                 f"the container of {service} has no address of its own",
-                hint="replicas are gated one by one, over the project's bridge network: see docs/replicas.md",
+                hint="replicas are gated one by one, over the project's bridge network: see docs/how-to/replicas.md",
             )
         return f"http://{found}:{PORT}"
 

@@ -1,7 +1,7 @@
 """What is risky in a vLLM Compose file, beyond what holds for any container. Pure: a parsed file → findings.
 
 A rule is one function in RULES. Sources: vLLM's security guide (only /v1 asks for the key; development mode; media
-paths), its argument defaults (allowed origins are *), docs/security.md.
+paths), its argument defaults (allowed origins are *), docs/how-to/security.md.
 """
 
 import re

@@ -244,7 +244,7 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
         if name in SPREAD_FLAGS:
             raise UsageError(
                 f"args.{name} spreads one engine over hosts or stages, which no target here can express",
-                hint="ask for more engines: replicas (docs/targets.md says why)",
+                hint="ask for more engines: replicas (docs/how-to/targets.md says why)",
             )
         named[name] = Flag(name=name, value=_flag_value(value), note="asked for in the settings")
     return tuple(named.values())

@@ -229,7 +229,7 @@ def _loopback_ports(seen: Seen, settings: Settings) -> Result:
         status=Status.WARN,
         observed=f"Docker {facts.version}: {when}a neighbour that routes to a container reaches its published ports",
         expected=expected,
-        remedy="update Docker Engine; until then set api_key_file, or use a network that you trust (docs/security.md)",
+        remedy="update Docker Engine; until then set api_key_file or use a network you trust (docs/how-to/security.md)",
     )
 
 

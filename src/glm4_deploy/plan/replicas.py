@@ -13,7 +13,7 @@ DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 DNS_LABEL = 63  # characters (RFC 1035)
 ONE_ENGINE_ONLY = {
     "watch": "it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an engine's "
-    "own address (docs/replicas.md)",
+    "own address (docs/how-to/replicas.md)",
     "restarter": "it restarts one container; the router leaves out a replica that does not answer",
 }
 

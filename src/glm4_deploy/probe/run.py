@@ -184,7 +184,7 @@ class _Run:
         return False
 
     def exit_code(self) -> int:
-        """0 only for a pass; what could not be judged is no pass (docs/smoke.md, "Exit codes")."""
+        """0 only for a pass; what could not be judged is no pass (docs/how-to/smoke.md, "Exit codes")."""
         if self.error is not None:
             return self.error.exit_code
         return 0 if verdict(self.results) in {Status.OK, Status.WARN} else Judged.exit_code

@@ -116,7 +116,7 @@ def _next(setting: Setting, found: Answer) -> Iterator[str]:
     if found.replicas == 1:
         yield "  with one engine down: nothing answers"
     elif found.one_down:
-        yield f"  with one engine down: {'; '.join(found.one_down)}. Add spares (docs/scale.md)"
+        yield f"  with one engine down: {'; '.join(found.one_down)}. Add spares (docs/how-to/scale.md)"
     else:
         yield "  with one engine down: the limits still hold"
 
@@ -164,8 +164,8 @@ def _basis(setting: Setting, fitted: Calibration, found: Answer) -> Iterator[str
         f"KV cache {limits.kv_cache_tokens:,} tokens; router {setting.router}"
     )
     if found.simulated < found.replicas:
-        yield f"simulated: a cell of {found.simulated} engines with its share of the load (error: docs/scale.md)"
-    yield "not in it: network, the router's own time, failures, other work on the GPU (docs/scale.md)"
+        yield f"simulated: a cell of {found.simulated} engines with its share of the load (error: docs/lab/scale.md)"
+    yield "not in it: network, the router's own time, failures, other work on the GPU (docs/explanation/scale.md)"
 
 
 def _told(measured: Measured) -> str:

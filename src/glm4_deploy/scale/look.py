@@ -2,7 +2,7 @@
 
 Up to CELL replicas are simulated as they are. More are simulated as a cell of CELL replicas with its share of the load:
 behind a router that spreads evenly, replicas know of each other only through the router, and a router with more
-replicas to choose from chooses no worse. docs/scale.md has the error of this shortcut.
+replicas to choose from chooses no worse. docs/lab/scale.md has the error of this shortcut.
 """
 
 import math

@@ -10,7 +10,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 from glm4_deploy.samples import BenchReport
 
-HINT = "measure one with `glm4-deploy bench --json FILE`; docs/scale.md shows the form"
+HINT = "measure one with `glm4-deploy bench --json FILE`; docs/how-to/scale.md shows the form"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,7 +202,7 @@ def test_the_model_card_on_a_spark() -> None:
     card = wish("gb10", "0.13.0")
     plan, best = estimate(card), solve(card)
 
-    # The figures of docs/planner.md and of the reason in catalog/profiles.yaml.
+    # The figures of docs/lab/planner.md and of the reason in catalog/profiles.yaml.
     assert f"{plan.kv_cache_gib:.0f} ± {plan.error_range_gib:.1f}" == "81 ± 1.4"
     assert "81 ± 1.4 GiB" in profiles()["seed"].reasons["gpu_memory_utilization"]
     assert load_bytes(card) == 40 * 2**30

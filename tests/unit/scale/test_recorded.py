@@ -1,4 +1,4 @@
-"""The simulation against what a real vLLM on the CPU did, as benchmarks/scale recorded it (table: docs/scale.md)."""
+"""The simulation compared with a real vLLM on the CPU, as benchmarks/scale recorded it (docs/lab/scale.md)."""
 
 import statistics
 from pathlib import Path
