@@ -119,9 +119,6 @@ class Kubernetes(BaseModel):
     max_replicas: int | None = Field(None, ge=2, le=1024, description="KEDA adds engines up to here; empty: no KEDA")
     prometheus_url: Url = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
     kit_image: Image = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
-    rollout: Literal["deployment", "canary", "blue-green"] = Field(
-        "deployment", description="how a new version takes over: a Deployment, or Argo Rollouts behind the smoke suite"
-    )
     runtime_class: DnsName | None = Field(None, description="RuntimeClass of the engine's pod; empty: the cluster's")
     node_selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, description="labels of the nodes that may run it"

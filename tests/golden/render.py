@@ -19,21 +19,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kubernetes",
         ("profile=b200", "kubernetes.namespace=llm", "kubernetes.max_replicas=6", *SHARED),
     ),
-    "kubernetes-canary-one": (
+    "kubernetes-restricted": (
         "kubernetes",
         (
             "profile=gb10",
-            "kubernetes.rollout=canary",
             "kubernetes.runtime_class=nvidia",
             "kubernetes.model_claim=models",
             "user=1000:1000",
             "mem_limit=64gb",
         ),
-    ),
-    "kubernetes-canary-four": ("kubernetes", ("profile=b200", "kubernetes.rollout=canary", "replicas=4")),
-    "kubernetes-blue-green": (
-        "kubernetes",
-        ("profile=b200", "kubernetes.rollout=blue-green", "kubernetes.max_replicas=6", *SHARED),
     ),
     "helm-values-b200": ("helm-values", ("profile=b200",)),
     "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -54,99 +53,14 @@ def test_kubernetes_accepts_each_object(name: str, version: str) -> None:
 
 
 def kubernetes_parts(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The object itself; of a kind that is not Kubernetes' own, what it shares with one that is."""
-    if item["kind"] == "Rollout":  # Argo's: a Deployment but for its strategy
-        shared = {key: value for key, value in item["spec"].items() if key not in ("strategy", "progressDeadlineAbort")}
-        yield item | {"apiVersion": "apps/v1", "kind": "Deployment", "spec": shared}
-    elif item["kind"] == "AnalysisTemplate":
-        for metric in item["spec"]["metrics"]:
-            yield {"apiVersion": "batch/v1", "kind": "Job", "spec": metric["provider"]["job"]["spec"]}
-    elif item["kind"] not in ("ScaledObject", "PodMonitor"):  # KEDA's and the Prometheus operator's
+    """The object itself, if its kind is Kubernetes' own."""
+    if item["kind"] not in ("ScaledObject", "PodMonitor"):  # KEDA's and the Prometheus operator's
         yield item
-
-
-def closed(required: Sequence[str] = (), **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-
-
-# What these manifests use of Argo Rollouts' CRDs (v1.9.1), with the names, types and required fields of its schema.
-TEXT, COUNT, WHOLE = {"type": "string"}, {"type": "integer"}, {"type": "object"}
-GATE = closed(
-    ["templates"], templates={"type": "array", "minItems": 1, "items": closed(["templateName"], templateName=TEXT)}
-)
-STEP = {
-    "oneOf": [
-        closed(["setWeight"], setWeight={"type": "integer", "minimum": 0, "maximum": 100}),
-        closed(["analysis"], analysis=GATE),
-    ]
-}
-CANARY = closed(
-    maxSurge=COUNT, maxUnavailable=COUNT, canaryService=TEXT, stableService=TEXT, steps={"type": "array", "items": STEP}
-)
-BLUE_GREEN = closed(
-    ["activeService"],
-    activeService=TEXT,
-    previewService=TEXT,
-    prePromotionAnalysis=GATE,
-    scaleDownDelaySeconds=COUNT,
-    abortScaleDownDelaySeconds=COUNT,
-)
-ROLLOUT = closed(
-    ["selector", "template", "strategy"],
-    replicas=COUNT,
-    selector=WHOLE,
-    template=WHOLE,
-    progressDeadlineAbort={"type": "boolean"},
-    progressDeadlineSeconds=COUNT,
-    revisionHistoryLimit=COUNT,
-    strategy=closed(canary=CANARY, blueGreen=BLUE_GREEN) | {"minProperties": 1, "maxProperties": 1},
-)
-JOB = closed(["job"], job=closed(["spec"], spec=WHOLE))
-ANALYSIS = closed(
-    ["metrics"],
-    metrics={"type": "array", "minItems": 1, "items": closed(["name", "provider"], name=TEXT, provider=JOB)},
-)
-
-
-@pytest.mark.parametrize("name", ["kubernetes-canary-one", "kubernetes-canary-four", "kubernetes-blue-green"])
-def test_argo_s_kinds_have_its_fields_and_name_what_is_there(name: str) -> None:
-    items = list(yaml.safe_load_all(next(iter(render_case(name).values()))))
-    made = {item["kind"]: item.get("spec") for item in items}
-    jsonschema.validate(made["Rollout"], ROLLOUT)
-    jsonschema.validate(made["AnalysisTemplate"], ANALYSIS)
-    services = {item["metadata"]["name"]: item["spec"]["selector"] for item in items if item["kind"] == "Service"}
-    (strategy,) = made["Rollout"]["strategy"].values()
-    named = {value for key, value in strategy.items() if key.endswith("Service")}
-    assert named <= set(services)
-    assert all(
-        selector.items() <= made["Rollout"]["template"]["metadata"]["labels"].items() for selector in services.values()
-    )
-    words = made["AnalysisTemplate"]["metrics"][0]["provider"]["job"]["spec"]["template"]["spec"]["containers"][0][
-        "args"
-    ]
-    asked = words[words.index("--base-url") + 1]
-    assert asked in {f"http://glm4{suffix}:8080" for suffix in ("-canary", "-preview")}, "the new version alone"
-    assert asked.split("/")[-1].split(":")[0] in named
-
-
-def test_a_canary_takes_one_engine_s_place_and_one_alone_serves_nobody_before_it_has_passed() -> None:
-    def canary(replicas: int) -> Any:
-        made = objects(
-            files("kubernetes", "profile=b200", "kubernetes.rollout=canary", f"replicas={replicas}")["kubernetes.yaml"]
-        )
-        return made["Rollout"]["spec"]["strategy"]["canary"]
-
-    assert (canary(1)["steps"][0], canary(1)["stableService"]) == ({"setWeight": 100}, "glm4")
-    # Argo rounds replicas * weight / 100 to the nearest, at the least to one. Behind stableService alone the last old
-    # engine would leave clients without any while the last new one loads.
-    for replicas in (2, 3, 4, 7, 64, 100):
-        assert round(replicas * canary(replicas)["steps"][0]["setWeight"] / 100) == 1
-        assert "stableService" not in canary(replicas)
 
 
 def test_with_a_claim_and_a_user_the_pod_is_what_the_restricted_standard_asks_for() -> None:
     """Pod Security Standards, `restricted`: every rule that a pod of this shape can break."""
-    for file in render_case("kubernetes-canary-one").values():
+    for file in render_case("kubernetes-restricted").values():
         for item in yaml.safe_load_all(file):
             for part in kubernetes_parts(item):
                 spec = part.get("spec", {}).get("template", {}).get("spec")
@@ -221,13 +135,11 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("kubernetes", "extras=watch"),
         ("helm-values", "port=9000"),
         ("helm-values", "kubernetes.max_replicas=4"),
-        ("helm-values", "kubernetes.rollout=canary"),
         ("helm-values", "user=1000"),
         ("helm-values", "kubernetes.storage_class=fast"),
         ("helm-values", "served_model_name={{ x }}"),
         ("kubernetes", "model_dir=a/b"),
-        ("compose", "kubernetes.rollout=canary"),
-        ("quadlet", "kubernetes.rollout=blue-green"),
+        ("compose", "kubernetes.namespace=x"),
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
         ("quadlet", "model_dir=a/b"),
@@ -264,7 +176,6 @@ def test_an_engine_is_not_spread_behind_the_file_s_back(target: str, flag: str) 
     ("sets", "said"),
     [
         (("replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
-        (("kubernetes.rollout=blue-green", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
         (("kubernetes.max_replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
         (("replicas=3", "kubernetes.max_replicas=2"), "is below replicas 3"),
     ],
@@ -276,15 +187,9 @@ def test_wishes_that_contradict_each_other_are_refused(sets: tuple[str, ...], sa
 
 @pytest.mark.parametrize("project", ["9b", "x" * 63, "Glm_4", "a.b"])
 def test_names_are_what_a_service_may_be_called(project: str) -> None:
-    made = files("kubernetes", f"project={project}", "kubernetes.rollout=blue-green")["kubernetes.yaml"]
+    made = files("kubernetes", f"project={project}")["kubernetes.yaml"]
     names = [item["metadata"]["name"] for item in yaml.safe_load_all(made)]
     assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in names), names
-
-
-@pytest.mark.parametrize(("replicas", "weight"), [(1, 100), (3, 33), (101, 1), (1024, 1)])
-def test_a_canary_is_at_least_one_engine(replicas: int, weight: int) -> None:
-    made = files("kubernetes", "profile=b200", f"replicas={replicas}", "kubernetes.rollout=canary")["kubernetes.yaml"]
-    assert objects(made)["Rollout"]["spec"]["strategy"]["canary"]["steps"][0] == {"setWeight": weight}
 
 
 def test_every_refusal_names_a_setting() -> None:

@@ -28,7 +28,7 @@ def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
     if wish.storage_class is not None and not _cache_claim(settings):
         raise UsageError(
             f"kubernetes.storage_class {wish.storage_class} cannot be expressed for several engines (replicas, "
-            "max_replicas, blue-green)",
+            "max_replicas)",
             hint="each of them keeps its cache on its node: leave storage_class out",
         )
     if wish.max_replicas is not None and wish.max_replicas < settings.replicas:
@@ -36,25 +36,12 @@ def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
             f"kubernetes.max_replicas {wish.max_replicas} is below replicas {settings.replicas}: KEDA refuses that",
             hint="raise max_replicas, or lower replicas (KEDA's minimum)",
         )
-    if wish.rollout == "canary" and settings.replicas == 1 and wish.max_replicas is not None:
-        raise UsageError(
-            "kubernetes.rollout canary of one replica that KEDA multiplies would replace all before one is judged",
-            hint="set replicas to 2 or more, or leave max_replicas out",
-        )
     values = _values(deployment, settings)
-    address = f"http://{values['name']}{{}}:{deployment.port}"
-    new = {"canary": "-canary", "blue-green": "-preview"}.get(wish.rollout, "")
+    probes = {name: source(f"targets/{name}") for name in ("liveness.py", "drain.py")}
+    smoke = _smoke(f"http://{values['name']}:{deployment.port}", deployment, settings)
     return {
-        "kubernetes.yaml": render_template(
-            "kubernetes.yaml.j2",
-            probes={name: source(f"targets/{name}") for name in ("liveness.py", "drain.py")},
-            smoke=_smoke(address.format(new), deployment, settings),
-            new=new,
-            **values,
-        ),
-        "smoke-job.yaml": render_template(
-            "smoke-job.yaml.j2", smoke=_smoke(address.format(""), deployment, settings), **values
-        ),
+        "kubernetes.yaml": render_template("kubernetes.yaml.j2", probes=probes, **values),
+        "smoke-job.yaml": render_template("smoke-job.yaml.j2", smoke=smoke, **values),
     }
 
 
@@ -67,7 +54,6 @@ def helm_values(deployment: Deployment, settings: Settings) -> Mapping[str, str]
     for key, hint in (
         # Its schema wants `triggers` to be one object, and KEDA a list; its default asks for a label that vLLM lacks.
         ("max_replicas", "its schema refuses the triggers that KEDA needs: use --target kubernetes"),
-        ("rollout", "the chart makes Deployments: use --target kubernetes"),
         ("storage_class", "each engine keeps its cache on its node: leave storage_class out"),
     ):
         value = getattr(settings.kubernetes, key)
@@ -105,8 +91,6 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         "replicas": settings.replicas,
         "scaled": wish.max_replicas is not None,
         "cache_claim": _cache_claim(settings),
-        # A little more than one pod's share would be two pods; 0 % would be none, and nothing to judge.
-        "weight": max(1, 100 // settings.replicas),
         "query": f"sum(vllm:num_requests_waiting{{model_name={model}}})",
         "queue": QUEUE,
         "shm": _quantity(settings.shm_size),
@@ -123,9 +107,8 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
 
 
 def _cache_claim(settings: Settings) -> bool:
-    """One engine at a time writes one claim. Beside the old one, or on several nodes, each keeps its own cache."""
-    wish = settings.kubernetes
-    return settings.replicas == 1 and wish.rollout != "blue-green" and wish.max_replicas is None
+    """One engine at a time writes one claim. On several nodes, each keeps its own cache."""
+    return settings.replicas == 1 and settings.kubernetes.max_replicas is None
 
 
 def _architecture(profile: str) -> dict[str, str]:
@@ -162,6 +145,6 @@ def _size(quantity: str) -> int:
 
 
 def _dns_name(text: str) -> str:
-    """A name (RFC 1035 label, what a Service wants) as near to the text as can be; `-preview` fits behind it."""
+    """A name (RFC 1035 label, what a Service wants) as near to the text as can be; `-smoke` fits behind it."""
     name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
     return (name if name[0].isalpha() else f"glm4-{name}")[:50].rstrip("-")
