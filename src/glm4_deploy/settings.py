@@ -107,7 +107,7 @@ FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_te
 
 
 class Kubernetes(BaseModel):
-    """Wishes that only the targets `kubernetes` and `helm-values` have."""
+    """Settings of the target `kubernetes` alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -200,7 +200,7 @@ class Settings(BaseModel):
         (), description="GPUs by index or UUID, in the order that engines take them; empty: from 0 on"
     )
     kubernetes: Kubernetes = Field(
-        default_factory=lambda: Kubernetes.model_validate({}), description="for the Kubernetes targets alone"
+        default_factory=lambda: Kubernetes.model_validate({}), description="for the target kubernetes alone"
     )
 
     @field_validator("*", mode="before")

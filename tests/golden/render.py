@@ -29,8 +29,6 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "mem_limit=64gb",
         ),
     ),
-    "helm-values-b200": ("helm-values", ("profile=b200",)),
-    "helm-values-three": ("helm-values", ("profile=b200", *SHARED)),
     "compose-two-b200": (
         "compose",
         ("profile=b200", "replicas=2", "tensor_parallel_size=2", "api_key_file=/etc/glm4/engine.key"),

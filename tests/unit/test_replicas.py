@@ -137,7 +137,7 @@ def test_an_open_door_and_a_host_with_one_gpu_are_told() -> None:
     assert make_deployment({"profile": "gb10"}).router_warnings == ()
 
 
-@pytest.mark.parametrize(("target", "told"), [("compose", True), ("kubernetes", False), ("helm-values", False)])
+@pytest.mark.parametrize(("target", "told"), [("compose", True), ("kubernetes", False)])
 def test_a_cluster_is_not_warned_of_a_router_that_it_has_not(target: str, told: bool) -> None:
     words = ["render", "--profile", "b200", "--replicas", "2", "--target", target]
     done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=False)

@@ -92,13 +92,6 @@ def test_memory_that_is_asked_for_is_never_above_its_limit() -> None:
     assert memory("mem_limit=64g", "kubernetes.memory=24Gi") == ("24Gi", "64Gi")
 
 
-def test_every_probe_of_the_chart_asks_at_the_engine_s_port() -> None:
-    """The chart's own liveness and readiness ask at 8000; `helm template` showed it."""
-    spec = yaml.safe_load(files("helm-values", "profile=b200")["values.yaml"])["servingEngineSpec"]
-    ports = {spec[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert ports == {spec["containerPort"]}
-
-
 def test_kubernetes_runs_the_same_words_as_compose_and_keeps_the_entrypoint() -> None:
     service = next(iter(yaml.safe_load(files("compose", "profile=b200")["compose.yaml"])["services"].values()))
     pod = objects(files("kubernetes", "profile=b200")["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
@@ -133,11 +126,6 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
         ("kubernetes", "bind=0.0.0.0"),
         ("kubernetes", "restart=no"),
         ("kubernetes", "extras=watch"),
-        ("helm-values", "port=9000"),
-        ("helm-values", "kubernetes.max_replicas=4"),
-        ("helm-values", "user=1000"),
-        ("helm-values", "kubernetes.storage_class=fast"),
-        ("helm-values", "served_model_name={{ x }}"),
         ("kubernetes", "model_dir=a/b"),
         ("compose", "kubernetes.namespace=x"),
         ("quadlet", "replicas=2"),

@@ -50,7 +50,7 @@ def render(
     tensor_parallel_size: TensorParallelSize = None,
     data_parallel_size: DataParallelSize = None,
     replicas: Replicas = None,
-    target: Annotated[str, typer.Option(help="compose, kubernetes, helm-values or quadlet.")] = "compose",
+    target: Annotated[str, typer.Option(help="compose, kubernetes or quadlet.")] = "compose",
     sets: SetOptions = None,
     config: Config = None,
     output: Annotated[

@@ -1,4 +1,4 @@
-"""Deployment → plain manifests, and values for the chart of the vLLM production stack."""
+"""Deployment → plain Kubernetes manifests, and the smoke suite as a Job."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from glm4_deploy.render.templates import source
 from glm4_deploy.render.words import render_template
 from glm4_deploy.settings import Settings
 
-CHART = "0.1.12"  # vllm-stack, the chart of github.com/vllm-project/production-stack, whose values these are
 QUEUE = "5"  # requests waiting an engine, above which KEDA adds one
 DRAIN = 100  # seconds that requests get to end in before their engine is stopped
 PROPAGATION = 5  # seconds of them until no Service sends to it any more
@@ -45,41 +44,11 @@ def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
     }
 
 
-def helm_values(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
-    """Values for the chart.
-
-    Raises:
-        UsageError: a wish that the chart cannot express.
-    """
-    for key, hint in (
-        # Its schema wants `triggers` to be one object, and KEDA a list; its default asks for a label that vLLM lacks.
-        ("max_replicas", "its schema refuses the triggers that KEDA needs: use --target kubernetes"),
-        ("storage_class", "each engine keeps its cache on its node: leave storage_class out"),
-    ):
-        value = getattr(settings.kubernetes, key)
-        if value != type(settings.kubernetes).model_fields[key].default:
-            raise UsageError(
-                f"kubernetes.{key} {value} cannot be expressed in the target helm-values (chart {CHART})", hint=hint
-            )
-    if "{{" in settings.served_model_name:
-        raise UsageError(
-            f"served_model_name {settings.served_model_name[:60]!r} cannot be expressed in the target helm-values",
-            hint="Helm takes {{ for a template of its own: choose another name",
-        )
-    # What the chart writes from fields of its own.
-    own = {"model", "port", "max-model-len", "tensor-parallel-size"}
-    extra = [word for flag in deployment.flags if flag.name not in own for word in flag.words]
-    # extraObjects pass through Helm's own templates.
-    smoke = _smoke("http://{{ .Release.Name }}-router-service", deployment, settings)
-    values = _values(deployment, settings) | {"tensor_parallel_size": settings.tensor_parallel_size}
-    return {"values.yaml": render_template("helm-values.yaml.j2", extra_args=extra, smoke=smoke, **values)}
-
-
 def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
     wish = settings.kubernetes
     if wish.model_claim is None and not deployment.model_source.startswith("/"):
         raise UsageError(
-            f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the targets kubernetes and helm-values",
+            f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the target kubernetes",
             hint="give an absolute path of the nodes, or name a claim: kubernetes.model_claim",
         )
     model = json.dumps(settings.served_model_name, ensure_ascii=False)
@@ -100,7 +69,6 @@ def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,
         "propagation": PROPAGATION,
-        "chart": CHART,
         "identity": dict(_identity(settings.user)),
         "nodes": _architecture(deployment.profile) | wish.node_selector,
     }

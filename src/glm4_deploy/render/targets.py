@@ -1,4 +1,4 @@
-"""Deployment → the files of a target: Docker Compose, Kubernetes, the production stack's chart, Podman Quadlet.
+"""Deployment → the files of a target: Docker Compose, Kubernetes, Podman Quadlet.
 
 A target is a row of TARGETS: its files, and the wishes that it cannot express. Such a wish is refused by name: a
 rendered file never drops one silently.
@@ -11,7 +11,7 @@ from glm4_deploy.catalog.profiles import Profile
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.deployment import Deployment
 from glm4_deploy.render.compose import rendered
-from glm4_deploy.render.kubernetes import helm_values, kubernetes
+from glm4_deploy.render.kubernetes import kubernetes
 from glm4_deploy.render.quadlet import quadlet
 from glm4_deploy.settings import Settings
 
@@ -48,13 +48,7 @@ def _compose(deployment: Deployment, _settings: Settings) -> Files:
 
 
 _NO_EXTRAS = "render it for Compose, or use what the target's own world has (ingress, its monitoring)"
-_POD = {
-    "devices": "the cluster's device plugin chooses the GPUs",
-    "pids_limit": "it is the kubelet's to set (podPidsLimit)",
-    "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
-    "no_new_privileges": "a pod of ours never gains privileges",
-}
-_KUBERNETES_ALONE = "it is for the targets kubernetes and helm-values"
+_KUBERNETES_ALONE = "it is for the target kubernetes"
 TARGETS: dict[str, Target] = {
     "compose": Target(
         render=_compose,
@@ -69,21 +63,10 @@ TARGETS: dict[str, Target] = {
             "restart": "a Deployment restarts its pods always",
             "ipc": "the pod has a /dev/shm of shm_size; nothing here needs the host's",
             "extras": _NO_EXTRAS,
-            **_POD,
-        },
-    ),
-    "helm-values": Target(
-        render=helm_values,
-        refuses={
-            "bind": "the chart's Service is ClusterIP; publish it through the chart's ingress",
-            "port": "the chart's router listens on its own servicePort",
-            "restart": "a Deployment restarts its pods always",
-            "ipc": "the chart gives the pod a /dev/shm of shm_size",
-            "extras": _NO_EXTRAS,
-            "read_only": "the chart's container keeps its root writable",
-            "mem_limit": "use --target kubernetes",
-            "user": "use --target kubernetes",
-            **_POD,
+            "devices": "the cluster's device plugin chooses the GPUs",
+            "pids_limit": "it is the kubelet's to set (podPidsLimit)",
+            "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
+            "no_new_privileges": "a pod of ours never gains privileges",
         },
     ),
     "quadlet": Target(
