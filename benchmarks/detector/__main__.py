@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         return
     skipped = (cache() / "skipped.txt").read_text(encoding="utf-8").splitlines()
     lines = [*report("development"), *report("test"), *report("confirmation")]
-    lines.append("Skipped for want of a source: " + ("; ".join(skipped) or "none") + ".")
+    lines.append("Skipped because a source is missing: " + ("; ".join(skipped) or "none") + ".")
     write_report(lines, DOCUMENT, "python -m benchmarks.detector judge")
     print("\n".join(lines))
     if "judge" not in arguments:

@@ -1,7 +1,7 @@
 """What the user wishes, checked at the edge: flags > GLM4_* > glm4.yaml > profile > default.
 
 The layers are merged here rather than by pydantic-settings: it has no place for a profile under the file, an error must
-name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/README.md).
+name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/cli.md).
 """
 
 import difflib

@@ -1,0 +1,157 @@
+"""The documentation only names what exists: pages, headings, files, make targets, commands and their options."""
+
+import io
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
+MAX_LINE = 120
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+INLINE = re.compile(r"`([^`]+)`")
+CODE_DIRECTORIES = ("src/", "tests/", "scripts/", "benchmarks/", "templates/", "compose/", "demo/", "docs/")
+TEST_DIRECTORIES = ("unit/", "e2e/")
+# In code: the words up to the end of the line, a comment, a pipe, or the next command.
+CALL = re.compile(r"(?<![\w/.-])glm4-deploy ([a-z][^\n`#|;&)]*)")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose_of(page: Path) -> str:
+    """The page without fenced and inline code."""
+    return INLINE.sub("", FENCE.sub("", text_of(page)))
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Fenced blocks, indented blocks and inline code, with continued lines joined."""
+    text = text_of(page).replace("\\\n", " ")
+    yield from FENCE.findall(text)
+    rest = FENCE.sub("", text)
+    yield from (line for line in rest.splitlines() if line.startswith("    "))
+    yield from (found.replace("\n", " ") for found in INLINE.findall(rest))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(slug if slug not in found else f"{slug}-1")
+    return found
+
+
+@cache
+def help_of(*command: str) -> str:
+    """What `python -m glm4_deploy COMMAND --help` prints, in this process. Wide, so that no option is cut."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["glm4-deploy", *command, "--help"])
+        patch.setenv("COLUMNS", "400")
+        runpy.run_module("glm4_deploy", run_name="__main__")
+    assert ended.value.code == 0
+    return printed.getvalue()
+
+
+@cache
+def commands(*group: str) -> set[str]:
+    """The commands of a group, from its help (boxed or plain); empty if it is a single command."""
+    table = re.split(r"\bCommands[ :]", help_of(*group))[1:]
+    return set(re.findall(r"^(?:│ |  )([a-z-]+)(?: |$)", table[0], re.MULTILINE)) if table else set()
+
+
+def wrong_in(call: str) -> str:
+    """What a call of the command line names that does not exist; empty if everything does."""
+    words = call.split()
+    path = (words[0],)
+    if words[0] not in commands():
+        return words[0]
+    if inner := commands(words[0]):
+        if len(words) == 1:
+            return ""
+        path = (words[0], words[1])
+        if words[1] not in inner:
+            return " ".join(path)
+    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", help_of(*path)))
+    flags = [re.split(r"[=,.]", word)[0] for word in words[len(path) :] if re.match(r"--?[a-z]", word)]
+    return " ".join(flag for flag in flags if flag not in options)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_anchor_resolves(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(prose_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_is_wider_than_a_terminal(page: Path) -> None:
+    lines = FENCE.sub("", text_of(page)).splitlines()
+    assert not [line for line in lines if len(line) > MAX_LINE and not line.startswith("|")]
+
+
+def test_every_file_that_is_named_exists() -> None:
+    missing = []
+    for page in PAGES:
+        for code in INLINE.findall(FENCE.sub("", text_of(page))):
+            if re.search(r"[\s*…<>{}]|NAME", code):
+                continue
+            name = f"tests/{code}" if code.startswith(TEST_DIRECTORIES) else code
+            if name.startswith(CODE_DIRECTORIES) and not (ROOT / name).exists():
+                missing.append(f"{page.name}: {name}")
+    assert not missing
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    rooms = [ROOT / "Makefile", *(path for name in CODE_DIRECTORIES[:6] for path in (ROOT / name).rglob("*"))]
+    named = set()
+    for path in rooms:
+        if path.is_file() and path.suffix in {"", ".py", ".yaml", ".j2", ".sh", ".md"}:
+            named |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8", errors="replace")))
+    assert named
+    assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_the_index_links_to_every_page() -> None:
+    index = DOCS / "README.md"
+    linked = {(DOCS / target.partition("#")[0]).resolve() for target in LINK.findall(prose_of(index))}
+    linked |= {(DOCS / "lab" / name).resolve() for name in LINK.findall(prose_of(DOCS / "lab/README.md"))}
+    assert not [str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md") if page not in linked | {index}]
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for page in PAGES for code in code_of(page) for name in re.findall(r"\bmake ([a-z][a-z0-9-]*)", code)}
+    assert named
+    assert not named - targets
+
+
+def test_every_command_and_option_exists() -> None:
+    calls = {call for page in PAGES for code in code_of(page) for call in CALL.findall(code)}
+    assert len(calls) > 50
+    wrong = {call: found for call in sorted(calls) if (found := wrong_in(call))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [("renders", "renders"), ("key ad ada", "key ad"), ("render --prot 9000 -o FILE", "--prot"), ("render -x", "-x")],
+)
+def test_a_wrong_command_or_option_is_found(call: str, wrong: str) -> None:
+    assert wrong_in(call) == wrong
