@@ -1,4 +1,4 @@
-"""An endpoint shaped after what vLLM 0.32.0 answered when it was asked the same things (tests/servers/README.md).
+"""An endpoint that answers as vLLM 0.32.0 answered the same requests.
 
 Plain ASGI. Each step is a method, so that a twin can break exactly one of them (broken.py).
 """
