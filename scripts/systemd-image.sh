@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A Debian machine as an image, for tests: systemd as its first process, Podman with its Quadlet generator, a Docker
-# engine. Built once from Debian's packages (about a minute); this host's packages stay as they are.
+# A Debian machine as an image, for tests: systemd as its first process, and Podman with its Quadlet generator.
+# Built once from Debian's packages (about a minute); this host's packages stay as they are.
 # Prints the image's name.
 set -euo pipefail
 
 suite=trixie # the first Debian whose Podman (5.4) has Quadlet
-packages=systemd,systemd-sysv,dbus,podman,crun,netavark,nftables,iptables,docker.io,docker-cli,ca-certificates,curl,procps
-image=glm4-deploy/test-machine:$suite-3
+packages=systemd,systemd-sysv,dbus,podman,crun,netavark,nftables,iptables,ca-certificates,curl,procps
+image=glm4-deploy/test-machine:$suite-4
 
 docker image inspect "$image" >/dev/null 2>&1 && { echo "$image"; exit 0; }
 command -v debootstrap >/dev/null || { echo "systemd-image: debootstrap is not installed" >&2; exit 1; }
@@ -15,8 +15,6 @@ trap 'rm -rf "$work"' EXIT
 debootstrap --variant=minbase --include="$packages" "$suite" "$work/root" >"$work/log" 2>&1 ||
   { tail -5 "$work/log" >&2; exit 1; }
 rm -rf "$work"/root/var/{cache/apt/archives/*.deb,lib/apt/lists/*}
-# Tests start the Docker engine when they want it.
-rm -f "$work"/root/etc/systemd/system/*.wants/{docker,containerd}.service "$work"/root/etc/systemd/system/sockets.target.wants/docker.socket
 # A machine's own cgroup tree is version 2, also where the host still has version 1.
 cat >"$work/root/sbin/start-machine" <<'EOF'
 #!/bin/sh

@@ -1,4 +1,4 @@
-"""A Debian machine to boot: a container whose first process is systemd, with Podman and a Docker engine of its own."""
+"""A Debian machine to boot: a container whose first process is systemd, with Podman in it."""
 
 import os
 import subprocess
@@ -94,7 +94,7 @@ def machine(name: str, mounts: dict[Path, Path]) -> Iterator[Machine]:
         "--device-cgroup-rule=a *:* rwm",
     ]
     words += [f"--cap-add={capability}" for capability in _capabilities()] + UNCONFINED
-    words += ["--tmpfs=/run:exec", "--tmpfs=/tmp:exec", "--volume=/var/lib/containers", "--volume=/var/lib/docker"]
+    words += ["--tmpfs=/run:exec", "--tmpfs=/tmp:exec", "--volume=/var/lib/containers"]
     words += [f"--volume={here}:{there}:ro" for here, there in mounts.items()]
     subprocess.run(["docker", "rm", "--force", "--volumes", name], capture_output=True, check=False)
     subprocess.run([*words, made.stdout.strip()], check=True, capture_output=True)

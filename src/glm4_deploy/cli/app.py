@@ -35,7 +35,6 @@ GROUPS = (
     "detect",
     "fleet",
     "bundle",
-    "autostart",
     "watch",
     "image",
     "audit",
