@@ -51,7 +51,6 @@ def model(directory: Path) -> Path:
         (["up", "--profile", "b200", "--model-dir", "/none"], 9, "no model directory at /none"),  # no Docker is needed
         (["logs", "--tail", "many"], 2, "--tail"),
         (["watch", "--base-url", "foo"], 2, "not an http(s) address"),
-        (["watch", "--from", "foo"], 2, "no http(s) address"),
         (["watch", "--base-url", "http://127.0.0.1:9", "--listen", "203.0.113.9"], 2, "cannot listen"),
         (["watch", "--for", "long"], 2, "write it like 90s, 30m or 8h"),
         (["watch", "--canary-every", "1"], 2, "shorter than --interval"),

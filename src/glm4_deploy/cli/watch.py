@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from glm4_deploy.engine.watch.exporter import Exporter
-    from glm4_deploy.engine.watch.judge import Limits, State
+    from glm4_deploy.engine.watch.judge import Limits, State, Verdict
     from glm4_deploy.engine.watch.restart import ContainerKeeper, Policy
-    from glm4_deploy.engine.watch.run import Seen
     from glm4_deploy.probe import Target
 
 
@@ -47,9 +46,6 @@ def watch(
     container: Annotated[
         str | None, typer.Option(help="Container to restart. [what `up` started from this directory]")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="URL", help="Ask another watch's /healthz, not the engine.")
-    ] = None,
     duration: Annotated[
         str | None, typer.Option("--for", help="How long: 90s, 30m, 8h; then exit 0 if it is well, else 1.")
     ] = None,
@@ -71,20 +67,17 @@ def watch(
     seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
-    if source is not None and not source.startswith(("http://", "https://")):
-        raise UsageError(f"--from {source[:80]!r} is no http(s) address", hint="http://HOST:9109/healthz")
     limits = Limits(interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0)
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
-    if source is None and (base_url is None or restart):
+    if base_url is None or restart:
         _one_engine(state_dir)
-    target = None if source else make_target(base_url, model, api_key_file, stall, None)
-    if target:
-        _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
+    target = make_target(base_url, model, api_key_file, stall, None)
+    _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
     policy, keeper = _mender(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
     end = serve(exporter, listen, port)
     try:
-        moments = _moments(target, source, limits, canary_every, canary_tokens, exporter, _teller(json_))
-        last = asyncio.run(_run(moments, exporter, _teller(json_), policy, keeper, seconds))
+        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, _teller(json_))
+        last = asyncio.run(_run(verdicts, exporter, _teller(json_), policy, keeper, seconds))
     finally:
         end()
     if seconds is not None and not last.good:
@@ -118,27 +111,24 @@ def _mender(
     return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
 
 
-def _moments(
-    target: "Target | None",
-    source: str | None,
+def _verdicts(
+    target: "Target",
     limits: "Limits",
     every: float,
     tokens: int,
     exporter: "Exporter",
     tell: Callable[..., None],
-) -> "AsyncIterator[Seen]":
+) -> "AsyncIterator[Verdict]":
     from glm4_deploy.engine.watch.canary import Schedule
-    from glm4_deploy.engine.watch.run import judged, relayed
+    from glm4_deploy.engine.watch.run import judged
 
-    if target is None:
-        return relayed(source or "", limits.interval_s, exporter)
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
     return judged(target, limits, schedule, exporter, tell)
 
 
 async def _run(
-    moments: "AsyncIterator[Seen]",
+    verdicts: "AsyncIterator[Verdict]",
     exporter: "Exporter",
     tell: Callable[..., None],
     policy: "Policy | None",
@@ -153,7 +143,7 @@ async def _run(
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    watching = asyncio.create_task(run(moments, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
+    watching = asyncio.create_task(run(verdicts, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     if watching.done():

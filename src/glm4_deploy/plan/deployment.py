@@ -148,8 +148,6 @@ def deploy(settings: Settings, profile: Profile, fraction: Fraction) -> Deployme
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
         raise UsageError("the chat page (ui) stands behind the gateway", hint="ask for both: --with gateway,ui")
-    if "restarter" in settings.extras and "watch" not in settings.extras:
-        raise UsageError("the restarter acts on the verdict of watch", hint="ask for both: --with watch,restarter")
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS

@@ -11,11 +11,6 @@ from glm4_deploy.settings import Settings
 # The image's or CUDA's own choice of devices is made inside of each container: all replicas would make the same one.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 DNS_LABEL = 63  # characters (RFC 1035)
-ONE_ENGINE_ONLY = {
-    "watch": "it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an engine's "
-    "own address (docs/how-to/replicas.md)",
-    "restarter": "it restarts one container; the router leaves out a replica that does not answer",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +107,12 @@ def _refuse(settings: Settings) -> None:
                 f"env.{name} with replicas {settings.replicas}: every replica would take the same devices",
                 hint="name the devices instead: --set devices=0,1",
             )
-    for extra, why in ONE_ENGINE_ONLY.items():
-        if extra in settings.extras:
-            raise UsageError(f"--with {extra} does not go with replicas {settings.replicas}", hint=why)
+    if "watch" in settings.extras:
+        raise UsageError(
+            f"--with watch does not go with replicas {settings.replicas}",
+            hint="it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an "
+            "engine's own address (docs/how-to/replicas.md)",
+        )
     if not is_loopback(settings.bind):
         raise UsageError(
             f"bind {settings.bind} with replicas {settings.replicas}: the router takes new engines from whoever "

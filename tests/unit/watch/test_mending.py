@@ -10,9 +10,9 @@ import pytest
 from glm4_deploy.engine.docker import ContainerState
 from glm4_deploy.engine.watch.canary import Schedule, fault_of
 from glm4_deploy.engine.watch.exporter import Exporter
-from glm4_deploy.engine.watch.judge import State
+from glm4_deploy.engine.watch.judge import Judge, Limits, State, Verdict
 from glm4_deploy.engine.watch.restart import Policy, Rules
-from glm4_deploy.engine.watch.run import Seen, watch
+from glm4_deploy.engine.watch.run import watch
 from glm4_deploy.errors import DeployError
 from glm4_deploy.probe.answer import Answer
 from glm4_deploy.samples import Timing
@@ -124,14 +124,14 @@ class Broken:
 def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> None:
     told: list[tuple[str, dict[str, Any]]] = []
 
-    async def moments() -> AsyncIterator[Seen]:
+    async def verdicts() -> AsyncIterator[Verdict]:
         for _ in range(5):
-            yield Seen(state=State.HUNG, why="frozen", since=0.0)
+            yield Verdict(state=State.HUNG, why="frozen", since=0.0)
 
     exporter = Exporter(stale_s=60)
     policy = Policy(Rules(backoff_s=1000, grace_s=0))
     run = watch(
-        moments(), exporter=exporter, tell=lambda event, /, **fields: told.append((event, fields)),
+        verdicts(), exporter=exporter, tell=lambda event, /, **fields: told.append((event, fields)),
         policy=policy, keeper=Broken(),
     )  # fmt: skip
     asyncio.run(run)
@@ -144,9 +144,10 @@ def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> Non
 def test_healthz_is_green_for_what_is_known_to_be_well_only() -> None:
     exporter = Exporter(stale_s=60)
     assert exporter.health()[0] == 503
+    judge = Judge(Limits(), at=0.0)
     for state in State:
-        exporter.relay(state, "why", 1.0)
+        exporter.publish(Verdict(state=state, why="why", since=0.0), judge, 1.0)
         assert exporter.health()[0] == (200 if state in (State.OK, State.BUSY) else 503)
-    exporter.relay(State.OK, "why", 1.0)
+    exporter.publish(Verdict(state=State.OK, why="why", since=0.0), judge, 1.0)
     exporter._stale_s = -1.0
     assert exporter.health()[0] == 503, "a watch that stopped looking says nothing of the engine"

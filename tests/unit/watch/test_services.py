@@ -1,4 +1,4 @@
-"""The services `watch` and `restarter` as Compose reads them: what each may do; the image's context."""
+"""The service `watch` as Compose reads it: what it may do; the image's context."""
 
 import json
 import subprocess
@@ -15,9 +15,7 @@ from glm4_deploy.render.compose import COMPOSE, rendered
 
 @pytest.fixture
 def services(tmp_path: Path, compose: list[str]) -> dict[str, Any]:
-    deployment = make_deployment(
-        {"profile": "gb10", "extras": ["watch", "restarter"]}, sets=["watch_port=9999", "container_name=mine"]
-    )
+    deployment = make_deployment({"profile": "gb10", "extras": ["watch"]}, sets=["watch_port=9999"])
     write_text(tmp_path / COMPOSE, rendered(deployment)[COMPOSE])
     words = ["-f", tmp_path / COMPOSE, "--profile", "*", "config", "--format", "json"]
     done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
@@ -32,24 +30,14 @@ def test_the_watch_can_change_nothing(services: dict[str, Any]) -> None:
     assert watch["cap_drop"] == ["ALL"]
     assert "volumes" not in watch
     assert "--restart" not in watch["command"]
+    assert not any("docker.sock" in json.dumps(service) for service in services.values())
     (port,) = watch["ports"]
     assert (port["host_ip"], port["published"]) == ("127.0.0.1", "9999")
     assert "http://glm4-9b-nvfp4:8080" in watch["command"]
 
 
-def test_the_restarter_alone_has_the_socket_and_asks_the_watch_alone(services: dict[str, Any]) -> None:
-    restarter = services["restarter"]
-    assert [name for name, service in services.items() if "docker.sock" in json.dumps(service)] == ["restarter"]
-    command = restarter["command"]
-    assert command[command.index("--container") + 1] == "mine"
-    assert command[command.index("--from") + 1] == "http://watch:9109/healthz"
-    assert "--base-url" not in command
-    assert "ports" not in restarter
-
-
-def test_neither_starts_unless_it_is_asked_for(services: dict[str, Any]) -> None:
+def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
     assert services["watch"]["profiles"] == ["watch"]
-    assert services["restarter"]["profiles"] == ["restarter"]
     assert set(rendered(make_deployment({"profile": "gb10"}))) == {COMPOSE}
     assert "watch" not in rendered(make_deployment({"profile": "gb10"}))[COMPOSE]
 

@@ -57,17 +57,8 @@ class Exporter:
             self.running.set(judge.last.running)
             if judge.last.corrupted is not None:
                 self.corrupted.set(judge.last.corrupted)
-        self._publish(verdict.state, verdict.why, at - verdict.since)
-
-    def relay(self, state: State, why: str, seconds: float) -> None:
-        """Publish what another watch said."""
-        for each in State:
-            self.state.labels(each.value).set(each is state)
-        self._publish(state, why, seconds)
-
-    def _publish(self, state: State, why: str, seconds: float) -> None:
-        self._status = {"state": state.value, "why": why, "seconds": round(seconds, 1)}
-        self._state, self._told = state, time.monotonic()
+        self._status = {"state": verdict.state.value, "why": verdict.why, "seconds": round(at - verdict.since, 1)}
+        self._state, self._told = verdict.state, time.monotonic()
 
     def canary(self, canary: Canary) -> None:
         self.canaries.labels(canary.said.value).inc()

@@ -1,17 +1,14 @@
 """The loop: look, judge, publish, and, where asked, restart. The clock is monotonic: a wall clock may jump."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
-
-import httpx
 
 from glm4_deploy.engine.watch.canary import Schedule, put
 from glm4_deploy.engine.watch.exporter import Exporter
-from glm4_deploy.engine.watch.judge import Canary, Judge, Limits, Look, Said, State
+from glm4_deploy.engine.watch.judge import Canary, Judge, Limits, Look, Said, State, Verdict
 from glm4_deploy.engine.watch.look import LOOK_S, look
 from glm4_deploy.engine.watch.restart import Keeper, Policy
 from glm4_deploy.errors import DeployError
@@ -30,18 +27,9 @@ class Teller(Protocol):
     def __call__(self, event: str, /, **fields: Any) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """One moment of a watched engine, from a judge of our own or from another watch."""
-
-    state: State
-    why: str
-    since: float
-
-
 async def judged(
     target: Target, limits: Limits, schedule: Schedule | None, exporter: Exporter, tell: Teller
-) -> AsyncIterator[Seen]:
+) -> AsyncIterator[Verdict]:
     """Look every interval, with canaries beside, for ever."""
     judge = Judge(limits, at=time.monotonic())
     asking: asyncio.Task[Canary] | None = None
@@ -72,7 +60,7 @@ async def judged(
                     asking = asyncio.create_task(question)
                 exporter.spent.set(schedule.spent(begin) if schedule else 0)
                 exporter.publish(verdict, judge, time.monotonic())
-                yield Seen(state=verdict.state, why=verdict.why, since=verdict.since)
+                yield verdict
                 await asyncio.sleep(max(limits.interval_s - (time.monotonic() - begin), 0.1))
         finally:
             if asking is not None:
@@ -89,25 +77,8 @@ def _came_back(canary: Canary, state: State, schedule: Schedule | None, exporter
         schedule.calm()
 
 
-async def relayed(url: str, interval_s: float, exporter: Exporter) -> AsyncIterator[Seen]:
-    """What another watch publishes at its /healthz, every interval, for ever. Its silence is unknown, not bad."""
-    state, since = State.UNKNOWN, time.monotonic()
-    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
-        while True:
-            why = ""
-            try:
-                body = json.loads((await client.get(url)).content)
-                now, why = State(body["state"]), str(body["why"])[:400]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                now, why = State.UNKNOWN, f"the watch at {url} does not tell: {type(error).__name__}"
-            state, since = (state, since) if now is state else (now, time.monotonic())
-            exporter.relay(state, why, time.monotonic() - since)
-            yield Seen(state=state, why=why, since=since)
-            await asyncio.sleep(interval_s)
-
-
 async def watch(
-    moments: AsyncIterator[Seen],
+    verdicts: AsyncIterator[Verdict],
     *,
     exporter: Exporter,
     tell: Teller,
@@ -117,38 +88,44 @@ async def watch(
 ) -> None:
     """Tell each change of state, and restart where a policy allows it, for ever."""
     state, beat, gpu_at, left_alone = None, time.monotonic(), 0.0, ""
-    async for seen in moments:
+    async for verdict in verdicts:
         at = time.monotonic()
-        if seen.state is not state:
-            tell("state", state=seen.state.value, was=state and state.value, why=seen.why)
-            state, beat = seen.state, at
+        if verdict.state is not state:
+            tell("state", state=verdict.state.value, was=state and state.value, why=verdict.why)
+            state, beat = verdict.state, at
         elif at - beat >= HEARTBEAT_S:
-            tell("still", state=seen.state.value, why=seen.why, seconds=round(at - seen.since))
+            tell("still", state=verdict.state.value, why=verdict.why, seconds=round(at - verdict.since))
             beat = at
         if at - gpu_at >= GPU_S:
             exporter.gpus(await asyncio.to_thread(read_gpus))
             gpu_at = at
         if policy is not None and keeper is not None:
-            left_alone = await _mend(seen, policy, keeper, exporter, tell, left_alone, wall)
+            left_alone = await _mend(verdict, policy, keeper, exporter, tell, left_alone, wall)
 
 
 async def _mend(
-    seen: Seen, policy: Policy, keeper: Keeper, exporter: Exporter, tell: Teller, told: str, wall: Callable[[], float]
+    verdict: Verdict,
+    policy: Policy,
+    keeper: Keeper,
+    exporter: Exporter,
+    tell: Teller,
+    told: str,
+    wall: Callable[[], float],
 ) -> str:
     """Restart, or say once why not. Returns what was said last."""
     at = time.monotonic()
     try:
         container = await asyncio.to_thread(keeper.state)
         up_s = wall() - container.started_at if container and container.running else None
-        why_not = policy.why_not(seen.state, at, container, up_s=up_s, since_s=at - seen.since)
+        why_not = policy.why_not(verdict.state, at, container, up_s=up_s, since_s=at - verdict.since)
         exporter.given_up.set("ceiling" in (why_not or ""))
         if why_not is not None:
             if why_not and why_not.split(" ")[:2] != told.split(" ")[:2]:
-                tell("left-alone", state=seen.state.value, why=why_not)
+                tell("left-alone", state=verdict.state.value, why=why_not)
             return why_not
-        tell("restarting", state=seen.state.value, why=seen.why)
+        tell("restarting", state=verdict.state.value, why=verdict.why)
         policy.done(at)
-        kept = await asyncio.to_thread(keeper.restart, seen.why)
+        kept = await asyncio.to_thread(keeper.restart, verdict.why)
     except DeployError as error:
         if error.message != told:
             tell("restart-failed", why=error.message)
