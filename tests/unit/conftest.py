@@ -4,11 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-# A busy machine is no failure.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 BIN = Path(sys.executable).parent
 
 

@@ -13,11 +13,10 @@ Version: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """One row of images.yaml. `vllm` is the version as text ("0.13.0"); `cuda` is None where it is not known."""
+    """One row of images.yaml. `vllm` is the version as text ("0.13.0")."""
 
     tag: str
     vllm: str
-    cuda: str | None = None
     note: str = ""
 
 

@@ -24,13 +24,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One row of variables.yaml. `before` is the first vLLM version that no longer reads it."""
+    """One row of variables.yaml."""
 
     name: str
     value: str
     read_by: str
     engines: tuple[str, ...] = ("nvcr", "cpu")
-    before: str | None = None
 
 
 @cache

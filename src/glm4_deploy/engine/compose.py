@@ -151,11 +151,6 @@ def _cap(line: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def flags_of(files: Sequence[Path]) -> str:
-    """`-f A -f B`, for a sentence that tells a user what to type."""
-    return " ".join(f"-f {file}" for file in files)
-
-
 def images_of(files: Sequence[Path]) -> tuple[str, ...]:
     """The images that the services of Compose files name, without asking Compose.
 

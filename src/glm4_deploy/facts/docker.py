@@ -13,7 +13,7 @@ from glm4_deploy.facts.command import run
 class DockerFacts:
     """The engine's own words. `trouble` is empty where it answered; `denied` tells a missing permission from the rest.
 
-    runtimes: names (runc, nvidia). cdi: CDI device directories that it reads. arch: x86_64, aarch64.
+    runtimes: names (runc, nvidia). arch: x86_64, aarch64.
     digest: of the image wanted, None where it is not here.
     """
 
@@ -25,8 +25,6 @@ class DockerFacts:
     root: str | None = None
     rootless: bool = False
     runtimes: tuple[str, ...] = ()
-    default_runtime: str | None = None
-    cdi: tuple[str, ...] = ()
     cdi_devices: tuple[str, ...] = ()
     image_here: bool | None = None
     image_digest: str | None = None
@@ -75,8 +73,6 @@ def parse_info(
         root=info.get("DockerRootDir"),
         rootless=any("rootless" in option for option in options),
         runtimes=tuple(info.get("Runtimes") or ()),
-        default_runtime=info.get("DefaultRuntime"),
-        cdi=tuple(info.get("CDISpecDirs") or ()),
         cdi_devices=tuple(devices),
         image_here=image_here,
         image_digest=image_digest,

@@ -7,13 +7,9 @@ from typing import Any
 
 from glm4_deploy.facts.command import Output, run
 from glm4_deploy.facts.gpu_model import GpuFacts, GpuProcess, GpuReport
-from glm4_deploy.facts.smi_table import parse_table
 
-QUERY = (
-    "index,name,uuid,driver_version,compute_cap,memory.total,memory.used,memory.free,mig.mode.current,"
-    "utilization.gpu,temperature.gpu"
-)
-APPS = "gpu_uuid,pid,process_name,used_gpu_memory"
+QUERY = "index,name,driver_version,compute_cap,memory.total,memory.used,memory.free,mig.mode.current,temperature.gpu"
+APPS = "pid,process_name,used_gpu_memory"
 # What nvidia-smi prints where it does not know.
 UNKNOWN = frozenset({"", "[n/a]", "n/a", "[not supported]", "not supported", "[unknown error]", "[gpu requires reset]"})
 
@@ -28,9 +24,6 @@ def read_gpus(*, timeout: float = 1.8) -> GpuReport:
     if gpus.ok:
         apps = run("nvidia-smi", f"--query-compute-apps={APPS}", "--format=csv,nounits", timeout=timeout)
     smi = from_nvidia_smi(gpus, apps)
-    if not smi.gpus and "not a valid field" in smi.trouble:
-        # A driver that does not know a column of the query still prints its table.
-        smi = from_table(run("nvidia-smi", timeout=timeout))
     if smi.gpus or not report.trouble:
         return smi
     return replace(smi, trouble=f"{smi.trouble}; {report.trouble}".strip("; "))
@@ -47,14 +40,6 @@ def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
     return GpuReport(
         gpus=rows, processes=parse_apps(apps.stdout) if apps.ok else (), driver=driver, source="nvidia-smi"
     )
-
-
-def from_table(output: Output) -> GpuReport:
-    """What the plain table says. Pure."""
-    gpus, processes = parse_table(output.stdout) if output.ok else ((), ())
-    if not gpus:
-        return GpuReport(source="nvidia-smi", trouble=_trouble(output) or "nvidia-smi lists no GPU")
-    return GpuReport(gpus=gpus, processes=processes, driver=gpus[0].driver, source="nvidia-smi")
 
 
 def _trouble(output: Output) -> str:
@@ -75,11 +60,7 @@ def parse_apps(text: str) -> tuple[GpuProcess, ...]:
         pid = _number(row.get("pid"))
         if pid is not None:
             used = _number(row.get("used_gpu_memory") or row.get("used_memory"))
-            found.append(
-                GpuProcess(
-                    pid=int(pid), name=row.get("process_name") or "", used_mib=used, uuid=row.get("gpu_uuid") or ""
-                )
-            )
+            found.append(GpuProcess(pid=int(pid), name=row.get("process_name") or "", used_mib=used))
     return tuple(found)
 
 
@@ -104,7 +85,6 @@ def _gpu(number: int, row: dict[str, str]) -> GpuFacts:
     return GpuFacts(
         index=number if index is None else int(index),
         name=row["name"],
-        uuid=row.get("uuid", ""),
         driver=row.get("driver_version"),
         compute_capability=_capability(row.get("compute_cap")),
         total_mib=_number(row.get("memory.total")),
@@ -167,7 +147,6 @@ def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
     return GpuFacts(
         index=index,
         name=_text(_ask(pynvml.nvmlDeviceGetName, handle)) or "unnamed GPU",
-        uuid=_text(_ask(pynvml.nvmlDeviceGetUUID, handle)) or "",
         driver=driver,
         compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
         total_mib=memory.total / 2**20 if known else None,
@@ -181,13 +160,11 @@ def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
 def _nvml_processes(handle: Any) -> list[GpuProcess]:
     import pynvml
 
-    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle)) or ""
     return [
         GpuProcess(
             pid=process.pid,
             name=_text(_ask(pynvml.nvmlSystemGetProcessName, process.pid)) or "",
             used_mib=None if process.usedGpuMemory is None else process.usedGpuMemory / 2**20,
-            uuid=uuid,
         )
         for process in _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
     ]

@@ -10,7 +10,6 @@ class GpuProcess:
     pid: int
     name: str
     used_mib: float | None
-    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +21,6 @@ class GpuFacts:
 
     index: int
     name: str
-    uuid: str = ""
     driver: str | None = None
     compute_capability: tuple[int, int] | None = None
     total_mib: float | None = None

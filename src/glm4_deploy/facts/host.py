@@ -36,7 +36,7 @@ class HostFacts:
     """Sizes in bytes, times in seconds since 1970; None: not known.
 
     machine: x86_64, aarch64. selinux: enforcing, permissive, or None where there is none. apparmor: on or off.
-    cgroup: 1 or 2. cpu_threads: logical CPUs.
+    cgroup: 1 or 2.
     """
 
     machine: str
@@ -48,13 +48,10 @@ class HostFacts:
     selinux: str | None
     apparmor: bool
     clock: float
-    cpu_threads: int | None
 
 
 def read_host(*, proc: Path = Path("/proc"), sys: Path = Path("/sys"), shm: Path = Path("/dev/shm")) -> HostFacts:  # noqa: S108
     """Read the host. The directories are given only to read a recorded tree."""
-    import os
-
     memory = parse_meminfo(_text(proc / "meminfo") or "")
     return HostFacts(
         machine=platform.machine(),
@@ -66,7 +63,6 @@ def read_host(*, proc: Path = Path("/proc"), sys: Path = Path("/sys"), shm: Path
         selinux={"1": "enforcing", "0": "permissive"}.get((_text(sys / "fs/selinux/enforce") or "").strip()),
         apparmor=(_text(sys / "module/apparmor/parameters/enabled") or "").strip() == "Y",
         clock=time.time(),
-        cpu_threads=os.cpu_count(),
     )
 
 

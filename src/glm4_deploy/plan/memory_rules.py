@@ -33,11 +33,6 @@ def counts_graphs(version: Version) -> bool:
     return version >= (0, 20)
 
 
-def sees_page_cache_as_free(version: Version) -> bool:
-    """On unified memory, MemAvailable is taken for free from 0.11.1 (utils/mem_utils.py MemorySnapshot.measure)."""
-    return version >= (0, 11, 1)
-
-
 def default_fraction(version: Version) -> float:
     """gpu_memory_utilization where none is given (config/cache.py)."""
     return 0.92 if version >= (0, 20) else 0.9

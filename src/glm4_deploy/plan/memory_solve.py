@@ -20,13 +20,11 @@ class Solution:
 
     fraction: 0.01 to 0.95, two decimals.
     serves: whether max_num_seqs requests of max_model_len fit at once; a smaller share still starts where plan.fits.
-    certain: whether they fit at the pessimistic end of the error range too.
     reason: why this fraction; "" where no fraction would do.
     """
 
     fraction: float
     serves: bool
-    certain: bool
     plan: MemoryPlan
     reason: str
 
@@ -43,19 +41,19 @@ def solve(wish: Wish, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> Solution
     for fraction, plan in plans:
         if plan.fits and plan.kv_cache_gib - plan.error_range_gib >= needed:
             reason = f"the smallest that keeps {_load(wish)} ({needed:.1f} GiB of KV cache) at once"
-            return Solution(fraction=fraction, serves=True, certain=True, plan=plan, reason=reason)
+            return Solution(fraction=fraction, serves=True, plan=plan, reason=reason)
     fraction, plan = plans[-1]
     why = f"the most that leaves {host_reserve_gib:g} GiB to the host" if wish.gpu.unified else "the most that is safe"
     if not plan.fits:
         reason = "" if at_any_fraction(wish) else f"{why}, and it does not start there"
-        return Solution(fraction=fraction, serves=False, certain=False, plan=_at_ceiling(plan), reason=reason)
+        return Solution(fraction=fraction, serves=False, plan=_at_ceiling(plan), reason=reason)
     if plan.kv_cache_gib >= needed:
         reason = f"{why}; {_load(wish)} just fit"
-        return Solution(fraction=fraction, serves=True, certain=False, plan=plan, reason=reason)
+        return Solution(fraction=fraction, serves=True, plan=plan, reason=reason)
     reason = (
         f"{why}; {plan.max_concurrency:.1f} of {wish.max_num_seqs} requests of {wish.max_model_len} tokens fit at once"
     )
-    return Solution(fraction=fraction, serves=False, certain=False, plan=plan, reason=reason)
+    return Solution(fraction=fraction, serves=False, plan=plan, reason=reason)
 
 
 def _at_ceiling(plan: MemoryPlan) -> MemoryPlan:

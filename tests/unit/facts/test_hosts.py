@@ -10,9 +10,8 @@ import pytest
 from glm4_deploy.facts.command import Output, run
 from glm4_deploy.facts.docker import parse_compose, parse_info
 from glm4_deploy.facts.gather import gather
-from glm4_deploy.facts.gpu import from_nvidia_smi, from_table, parse_apps, read_gpus
+from glm4_deploy.facts.gpu import from_nvidia_smi, parse_apps, parse_gpus, read_gpus
 from glm4_deploy.facts.host import PortState, parse_meminfo, read_disk, read_host, read_port
-from glm4_deploy.facts.smi_table import parse_table
 
 HOSTS = Path(__file__).parents[2] / "data/hosts"
 
@@ -33,41 +32,11 @@ def test_a_spark_tells_no_memory_and_that_stays_unknown() -> None:
     assert report.gpus[0].free_mib is None
 
 
-def test_the_table_of_a_spark() -> None:
-    (gpu,), processes = parse_table(recorded("gb10-table.txt"))
-
-    assert (gpu.name, gpu.driver, gpu.total_mib, gpu.mig) == ("NVIDIA GB10", "580.126.09", None, None)
-    assert processes == ()
-
-
 def test_a_sparks_memory_is_in_meminfo() -> None:
     memory = parse_meminfo(recorded("gb10-meminfo.txt"))
 
     assert memory["MemTotal"] / 2**30 == pytest.approx(121.69, abs=0.01)
     assert memory["MemAvailable"] < memory["MemTotal"]
-
-
-def test_several_h100() -> None:
-    gpus, _ = parse_table(recorded("h100-table.txt"))
-
-    assert [gpu.total_mib for gpu in gpus] == [81559, 81559]
-    assert gpus[0].driver == "570.148.08"
-    assert gpus[0].mig is False
-    assert gpus[1].mig is None  # the record is cut off before that line
-
-
-def test_two_5090_with_memory_in_use_and_a_new_wording() -> None:
-    report = from_table(printed(recorded("rtx-5090-two-table.txt")))
-
-    assert report.driver == "610.57.04"
-    assert [(gpu.used_mib, gpu.free_mib) for gpu in report.gpus] == [(29324, 3283), (30357, 2250)]
-
-
-def test_an_old_driver_and_a_record_that_breaks_off() -> None:
-    gpus, _ = parse_table(recorded("old-driver-two-gpus-table.txt"))
-
-    assert [gpu.driver for gpu in gpus] == ["535.129.03", "535.129.03"]
-    assert [gpu.total_mib for gpu in gpus] == [8192, None]
 
 
 def test_several_gpus_of_different_kinds() -> None:
@@ -77,11 +46,10 @@ def test_several_gpus_of_different_kinds() -> None:
     assert report.driver == "570.86.15"
 
 
-def test_processes_of_mig_instances() -> None:
-    _, processes = parse_table(recorded("mig-processes.txt"))
+def test_mig_is_on_off_or_unknown() -> None:
+    gpus = parse_gpus("index, name, mig.mode.current\n0, H100, Enabled\n1, H100, Disabled\n2, GB10, [N/A]\n")
 
-    assert [process.pid for process in processes][:3] == [23824, 33724, 34965]
-    assert sum(process.used_mib or 0 for process in processes) == 72147
+    assert [gpu.mig for gpu in gpus] == [True, False, None]
 
 
 def test_processes_without_a_size_stay_unknown() -> None:
@@ -107,7 +75,6 @@ def test_no_tool_at_all_is_told_plainly() -> None:
 @pytest.mark.parametrize("text", ["", "\n\n", "No devices were found\n", "a,b\n1,2,3\n", "index, name\n0\n"])
 def test_nonsense_is_no_gpu(text: str) -> None:
     assert from_nvidia_smi(printed(text), printed(text)).gpus == ()
-    assert parse_table(text) == ((), ())
 
 
 def test_this_host_answers_without_raising() -> None:

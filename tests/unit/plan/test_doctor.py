@@ -9,7 +9,7 @@ import pytest
 from glm4_deploy.engine.doctor import look
 from glm4_deploy.facts.command import Output, run
 from glm4_deploy.facts.docker import ComposeFacts, DockerFacts
-from glm4_deploy.facts.gpu import from_nvidia_smi, from_table
+from glm4_deploy.facts.gpu import from_nvidia_smi
 from glm4_deploy.facts.gpu_model import GpuFacts, GpuProcess, GpuReport
 from glm4_deploy.facts.host import Disk, HostFacts, PortState, parse_meminfo
 from glm4_deploy.plan.doctor import Diagnosis, Needs, Seen, Verdict, diagnose
@@ -28,14 +28,19 @@ SPARK = HostFacts(
     selinux=None,
     apparmor=True,
     clock=1_790_000_000.0,
-    cpu_threads=20,
 )
 PC = replace(SPARK, machine="x86_64", memory_total=64 * 2**30, memory_available=60 * 2**30)
 DOCKER = DockerFacts(version="29.1.3", runtimes=("runc", "nvidia"), image_here=True, image_digest="sha256:1234")
 
 
-def table(name: str) -> GpuReport:
-    return from_table(Output(code=0, stdout=(HOSTS / name).read_text(encoding="utf-8")))
+def report(name: str, driver: str, **figures: Any) -> GpuReport:
+    return GpuReport(gpus=(GpuFacts(index=0, name=name, driver=driver, **figures),), driver=driver)
+
+
+GB10 = report("NVIDIA GB10", "580.126.09")  # it reports no memory
+H100 = report("NVIDIA H100 80GB HBM3", "580.126.09", total_mib=81559.0, used_mib=0.0, free_mib=81559.0, mig=False)
+FULL_5090 = report("NVIDIA GeForce RTX 5090", "610.57.04", total_mib=32607.0, used_mib=29324.0, free_mib=3283.0)
+TWO_5090 = replace(FULL_5090, gpus=(*FULL_5090.gpus, replace(FULL_5090.gpus[0], index=1)))
 
 
 def needs(profile: str = "gb10", **settings: Any) -> Needs:
@@ -61,7 +66,7 @@ def row(diagnosis: Diagnosis, check: str) -> Result:
 
 
 def test_a_spark_is_ready() -> None:
-    diagnosis = diagnose(seen(table("gb10-table.txt")), needs())
+    diagnosis = diagnose(seen(GB10), needs())
 
     assert diagnosis.verdict is Verdict.READY
     assert "native FP4" in row(diagnosis, "kernel-path").observed
@@ -70,7 +75,7 @@ def test_a_spark_is_ready() -> None:
 
 
 def test_the_model_cards_fraction_on_a_spark_is_safe_but_a_larger_one_warns() -> None:
-    high = diagnose(seen(table("gb10-table.txt"), replace(SPARK, memory_available=SPARK.memory_total)),
+    high = diagnose(seen(GB10, replace(SPARK, memory_available=SPARK.memory_total)),
                     needs(gpu_memory_utilization=0.97))  # fmt: skip
 
     assert row(high, "memory-plan").status is Status.WARN
@@ -79,23 +84,21 @@ def test_the_model_cards_fraction_on_a_spark_is_safe_but_a_larger_one_warns() ->
 
 def test_a_spark_whose_memory_is_taken_is_blocked() -> None:
     busy = replace(SPARK, memory_available=20 * 2**30)
-    diagnosis = diagnose(seen(table("gb10-table.txt"), busy), needs(gpu_memory_utilization=0.75))
+    diagnosis = diagnose(seen(GB10, busy), needs(gpu_memory_utilization=0.75))
 
     assert diagnosis.verdict is Verdict.BLOCKED
     assert "20.00 of 121.69 GiB are free" in row(diagnosis, "memory-plan").observed
 
 
 def test_an_h100_is_slow_and_says_why() -> None:
-    report = replace(table("h100-table.txt"), driver="580.126.09")
-    diagnosis = diagnose(seen(report, PC), needs("hopper"))
+    diagnosis = diagnose(seen(H100, PC), needs("hopper"))
 
     assert diagnosis.verdict is Verdict.SLOW
     assert "Marlin" in row(diagnosis, "kernel-path").observed
 
 
 def test_an_old_driver_on_a_geforce_blocks() -> None:
-    report = table("rtx-5090-two-table.txt")
-    old = replace(report, driver="570.86.15")
+    old = replace(TWO_5090, driver="570.86.15")
     diagnosis = diagnose(seen(old, PC), needs("rtx-5090"))
 
     assert row(diagnosis, "driver").status is Status.FAIL
@@ -104,7 +107,7 @@ def test_an_old_driver_on_a_geforce_blocks() -> None:
 
 
 def test_a_full_5090_is_refused_before_anything_is_pulled() -> None:
-    diagnosis = diagnose(seen(table("rtx-5090-two-table.txt"), PC), needs("rtx-5090", gpu_memory_utilization=0.9))
+    diagnosis = diagnose(seen(TWO_5090, PC), needs("rtx-5090", gpu_memory_utilization=0.9))
 
     assert row(diagnosis, "memory-plan").status is Status.FAIL
     assert row(diagnosis, "gpu").observed.startswith("2 x")
@@ -145,9 +148,9 @@ def test_mig_leaves_the_memory_unknown() -> None:
 
 
 def test_who_holds_the_memory_is_named() -> None:
-    report = replace(table("gb10-table.txt"), processes=(GpuProcess(pid=7, name="/usr/bin/python3", used_mib=None),))
+    used = replace(GB10, processes=(GpuProcess(pid=7, name="/usr/bin/python3", used_mib=None),))
 
-    assert row(diagnose(seen(report), needs()), "gpu-users").observed == "python3 (pid 7, unknown size)"
+    assert row(diagnose(seen(used), needs()), "gpu-users").observed == "python3 (pid 7, unknown size)"
 
 
 def test_probes_that_did_not_answer_leave_it_unknown() -> None:
@@ -175,7 +178,7 @@ def test_probes_that_did_not_answer_leave_it_unknown() -> None:
     ],
 )
 def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check: str) -> None:
-    diagnosis = diagnose(seen(table("gb10-table.txt"), **changes), needs())
+    diagnosis = diagnose(seen(GB10, **changes), needs())
 
     assert diagnosis.verdict is Verdict.BLOCKED
     assert row(diagnosis, check).status is Status.FAIL
@@ -199,7 +202,7 @@ def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check
 )
 def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: str | None, status: Status) -> None:
     docker = replace(DOCKER, version=version)
-    diagnosis = diagnose(seen(table("gb10-table.txt"), docker=docker), needs())
+    diagnosis = diagnose(seen(GB10, docker=docker), needs())
 
     found = row(diagnosis, "loopback-ports")
     assert found.status is status
@@ -222,9 +225,7 @@ def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: st
 def test_only_what_is_published_on_loopback_is_looked_at(changes: dict[str, Any], status: Status) -> None:
     docker = replace(DOCKER, version="27.5.1")
 
-    assert (
-        row(diagnose(seen(table("gb10-table.txt"), docker=docker), needs(**changes)), "loopback-ports").status is status
-    )
+    assert row(diagnose(seen(GB10, docker=docker), needs(**changes)), "loopback-ports").status is status
     rootless = replace(docker, rootless=True)
     assert row(diagnose(seen(None, docker=rootless), needs()), "loopback-ports").status is Status.OK
 
