@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glm4_deploy.checkpoint.shape import GROUP_SIZE, layer_linears, model_shape
-from glm4_deploy.checkpoint.writer import Piece
+from glm4_deploy.checkpoint.model import GROUP_SIZE, layer_linears, model_shape
+from glm4_deploy.checkpoint.rewrite import Piece
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "nvfp4-tiny" / "glm-4-tiny-nvfp4"
 CHUNK = 64 << 20

@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm4_deploy.catalog.gpus import gpu_by_name
-from glm4_deploy.catalog.images import parse_version
-from glm4_deploy.plan import memory_rules as rules
-from glm4_deploy.plan.memory import MemoryPlan, Wish, estimate
-from glm4_deploy.plan.memory_model import Weights, glm4_9b
+from glm4_deploy.catalog.rows import gpu_by_name, parse_version
+from glm4_deploy.plan.engine_rules import WeightFormat, default_fraction, default_num_seqs, glm4_9b
+from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,7 @@ class Case:
     """One log: the wish that its settings make, and what was seen. None: not printed."""
 
     name: str
-    wish: Wish
+    wish: MemoryRequest
     weights_gib: float | None
     kv_cache_gib: float | None
     tokens: int | None
@@ -49,13 +47,13 @@ def read_case(path: Path, gpu: str) -> Case | None:
         return None
     device, vllm = gpu_by_name(gpu), parse_version(version)
     quantized = "quantization=compressed-tensors" in text or "NVFP4" in text
-    wish = Wish(
+    wish = MemoryRequest(
         gpu=device,
-        model=glm4_9b(Weights.NVFP4 if quantized else Weights.BF16),
+        model=glm4_9b(WeightFormat.NVFP4 if quantized else WeightFormat.BF16),
         vllm=vllm,
-        gpu_memory_utilization=flags.get("gpu_memory_utilization", rules.default_fraction(vllm)),
+        gpu_memory_utilization=flags.get("gpu_memory_utilization", default_fraction(vllm)),
         max_model_len=flags.get("max_model_len", 131072),
-        max_num_seqs=flags.get("max_num_seqs", rules.default_num_seqs(vllm, device)),
+        max_num_seqs=flags.get("max_num_seqs", default_num_seqs(vllm, device)),
         max_num_batched_tokens=flags.get("max_num_batched_tokens"),
         kv_cache_dtype=flags.get("kv_cache_dtype", "auto"),
         enforce_eager=bool(flags.get("enforce_eager", False)),

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.render.compose import ROUTER, compose_file
 
 TESTS = str(Path(__file__).parents[1] / "tests")
@@ -32,7 +32,7 @@ QUICK = ["--worker-startup-check-interval", "1"]  # the start is not what is mea
 
 def rendered() -> list[str]:
     """The options of the rendered file, from the policy to the last one before its addresses and ports."""
-    text = compose_file(make_deployment({"profile": "cpu"}, sets=["replicas=2"]))
+    text = compose_file(resolve_spec({"profile": "cpu"}, sets=["replicas=2"]))
     words = [str(word) for word in yaml.safe_load(text)["services"]["router"]["command"]]
     return words[words.index("--policy") : words.index("--worker-startup-timeout-secs")]
 

@@ -93,10 +93,9 @@ async def bare(url: str) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def ours(url: str) -> AsyncIterator[Ask]:
     """The smoke client: stamped, cut into events, parsed, assembled."""
-    from glm4_deploy.probe.client import Client
-    from glm4_deploy.probe.target import Target
+    from glm4_deploy.probe.client import Client, ProbeTarget
 
-    async with Client(Target(base_url=url)) as client:
+    async with Client(ProbeTarget(base_url=url)) as client:
 
         async def ask(tokens: int) -> float:
             begin = time.perf_counter()

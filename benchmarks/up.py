@@ -22,8 +22,8 @@ from pathlib import Path
 
 import httpx
 
-from glm4_deploy.cli.options import make_deployment
-from glm4_deploy.engine.process import command, environment
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.engines import command, environment
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 300.0
@@ -42,7 +42,7 @@ def wishes(port: int) -> dict[str, object]:
 def bare(directory: Path, python: str) -> float:
     """Seconds from the process to /health."""
     port = free_port()
-    deployment = make_deployment(wishes(port))
+    deployment = resolve_spec(wishes(port))
     begin = time.perf_counter()
     process = subprocess.Popen(
         command(deployment, python),

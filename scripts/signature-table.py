@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from glm4_deploy.catalog.signatures import table
+from glm4_deploy.catalog.rows import table
 
 DOC = Path(__file__).parents[1] / "docs/reference/signatures.md"
 MARK = "<!-- from catalog/signatures.yaml: scripts/signature-table.py -->\n"

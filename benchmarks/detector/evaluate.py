@@ -11,7 +11,9 @@ from pathlib import Path
 from benchmarks.detector.baselines import BASELINES, tokens
 from benchmarks.detector.documents import Document, cache, read
 
-from glm4_deploy.detect import Finding, Stream, scan
+from glm4_deploy.detect import scan
+from glm4_deploy.detect.finding import LoopFinding
+from glm4_deploy.detect.stream import Stream
 
 # Families of the targets, by the verdict that they are about.
 GROUPS = {
@@ -44,7 +46,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / total)), min(1.0, (middle + spread) / (1 + z * z / total))
 
 
-def judge(document: Document) -> Finding:
+def judge(document: Document) -> LoopFinding:
     return scan(
         document.text,
         prompt=document.prompt,

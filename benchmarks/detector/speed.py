@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from benchmarks.detector.baselines import vllm_step
 from benchmarks.detector.documents import cache, read
 
-from glm4_deploy.detect import Stream, scan
-from glm4_deploy.detect.limits import REACH
+from glm4_deploy.detect import scan
+from glm4_deploy.detect.stream import Stream
+from glm4_deploy.detect.thresholds import REACH
 
 CHARS_PER_TOKEN = 4
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.scale.cell import Cell, Outcome, quantile
+from glm4_deploy.scale.engine import Cell, CellResult, quantile
 from glm4_deploy.scale.fit import Calibration, fit
-from glm4_deploy.scale.measured import Measured, from_mapping
-from glm4_deploy.scale.shape import EngineLimits, Lengths, StepCost, Workload
+from glm4_deploy.scale.measured import MeasuredRun, from_mapping
+from glm4_deploy.scale.request import EngineLimits, Lengths, StepCost, Workload
 
 SEEDS = 5
 STALL_S = 0.5  # as measure.py's own clock saw it
@@ -97,7 +97,7 @@ def calibration_file(data: Row) -> Row:
 
 
 def calibrate(data: Row) -> Calibration:
-    measured: Measured = from_mapping(calibration_file(data), "cpu")
+    measured: MeasuredRun = from_mapping(calibration_file(data), "cpu")
     return fit(measured, engine(data, "fit"))
 
 
@@ -128,7 +128,7 @@ def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float
     return {name: statistics.mean(one[name] for one in seen) for name in seen[0]}
 
 
-def figures(outcome: Outcome) -> dict[str, float]:
+def figures(outcome: CellResult) -> dict[str, float]:
     done = outcome.requests
     took = max(r.done for r in done) - min(r.sent for r in done)
     named = of([1000 * r.ttft for r in done], [1000 * r.tpot for r in done], sum(r.answer for r in done) / took)

@@ -7,11 +7,18 @@ import argparse
 import time
 from dataclasses import replace
 
-from glm4_deploy.cli.scaling import engine_of, read_calibrations
+from glm4_deploy.scale.answer import Setting, simulate_load
 from glm4_deploy.scale.fit import fit
-from glm4_deploy.scale.look import Setting, look
-from glm4_deploy.scale.shape import Lengths, Limit, Router, Workload
-from glm4_deploy.scale.spares import down_share, spares
+from glm4_deploy.scale.request import (
+    Lengths,
+    Limit,
+    RouterPolicy,
+    Workload,
+    down_share,
+    engine_of,
+    read_calibrations,
+    spares,
+)
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 100, 1000, 10_000)
 SEEDS = 3
@@ -57,7 +64,7 @@ def table(setting: Setting) -> int:
         held = min(most_users(setting, gpus, seed, one * gpus) for seed in range(SEEDS))
         took = time.process_time() - began
         one = one or held
-        tokens = look(setting.with_size(held), gpus, 0).output_tokens_per_s
+        tokens = simulate_load(setting.with_size(held), gpus, 0).output_tokens_per_s
         more = spares(gpus, down, 0.999)
         print(f"| {gpus:,} | {held:,} | {held / gpus:.0f} | {tokens:,.0f} | {more} | {took:.1f} |", flush=True)
     return one
@@ -65,7 +72,7 @@ def table(setting: Setting) -> int:
 
 def most_users(setting: Setting, gpus: int, seed: int, start: int) -> int:
     def holds(users: int) -> bool:
-        return not look(setting.with_size(users), gpus, seed).broken
+        return not simulate_load(setting.with_size(users), gpus, seed).broken
 
     good, bad = 0, max(4, start)
     while holds(bad):
@@ -79,7 +86,7 @@ def most_users(setting: Setting, gpus: int, seed: int, start: int) -> int:
 def knee(setting: Setting, one: int) -> None:
     print("\n| users on one GPU | TTFT p95 ms | TPOT p95 ms | tokens/s | at once |\n|---|---|---|---|---|")
     for share in (0.25, 0.5, 0.75, 0.9, 1.0, 1.05, 1.1, 1.2, 1.5):
-        view = look(setting.with_size(max(1, round(share * one))), 1, 0)
+        view = simulate_load(setting.with_size(max(1, round(share * one))), 1, 0)
         times = f"{view.times['ttft p95']:.0f} | {view.times['tpot p95']:.1f}"
         print(f"| {round(share * one)} ({share:.0%}) | {times} | {view.output_tokens_per_s:,.0f} | {view.running} |")
 
@@ -88,8 +95,8 @@ def shortcut(setting: Setting, one: int) -> None:
     """A cell of 16 in place of all: its figures as multiples of the whole's, and the answers of both."""
     print("\n| router | GPUs | TTFT p95, cell/whole | TPOT p95 | tokens/s | users held: cell / whole |")
     print("|---|---|---|---|---|---|")
-    for router in Router:
-        for gpus in (32,) if router is Router.CACHE_AWARE else (32, 64):
+    for router in RouterPolicy:
+        for gpus in (32,) if router is RouterPolicy.CACHE_AWARE else (32, 64):
             cell = replace(setting, router=router, requests=150 * gpus)
             whole, load = replace(cell, cell=gpus), round(0.95 * one * gpus)
             pairs = zip(at(cell, load, gpus), at(whole, load, gpus), strict=True)
@@ -100,7 +107,7 @@ def shortcut(setting: Setting, one: int) -> None:
 
 def at(setting: Setting, users: int, gpus: int) -> tuple[float, float, float]:
     """TTFT p95, TPOT p95 and tokens a second, means over the seeds."""
-    views = [look(setting.with_size(users), gpus, seed) for seed in range(SEEDS)]
+    views = [simulate_load(setting.with_size(users), gpus, seed) for seed in range(SEEDS)]
     times = [sum(view.times[name] for view in views) / SEEDS for name in ("ttft p95", "tpot p95")]
     return times[0], times[1], sum(view.output_tokens_per_s for view in views) / SEEDS
 

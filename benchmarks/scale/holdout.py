@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from glm4_deploy.scale.fit import Miss, fit, miss_of, play
-from glm4_deploy.scale.measured import joined, parse
-from glm4_deploy.scale.shape import EngineLimits
+from glm4_deploy.scale.measured import joined, parse_measured
+from glm4_deploy.scale.request import EngineLimits
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
         max_num_batched_tokens=options.max_num_batched_tokens,
         kv_cache_tokens=options.kv_cache_tokens,
     )
-    fitted = fit(joined([parse(path.read_text(encoding="utf-8"), path.name) for path in options.fit]), limits)
+    fitted = fit(joined([parse_measured(path.read_text(encoding="utf-8"), path.name) for path in options.fit]), limits)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
     print("| load | part | TTFT p50 | TTFT p95 | TPOT p50 | TPOT p95 | tokens/s |\n|---|---|---|---|---|---|---|")
     for miss in fitted.misses:
         print(row(miss, "fit"))
     limits = replace(limits, max_num_seqs=options.held_max_num_seqs or limits.max_num_seqs)
     for path in options.held:
-        for level in parse(path.read_text(encoding="utf-8"), path.name).levels:
+        for level in parse_measured(path.read_text(encoding="utf-8"), path.name).levels:
             print(row(miss_of(level, play(level, fitted.cost, limits)), "held-out"))
 
 

@@ -1,5 +1,5 @@
 """`python -m glm4_deploy`."""
 
-from glm4_deploy.cli import main
+from glm4_deploy.cli.app import main
 
 main()

@@ -24,7 +24,7 @@ from pydantic import (
     field_validator,
 )
 
-from glm4_deploy.catalog.profiles import Profile, profiles
+from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from e2e.kit import free_port
-from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.render.compose import rendered
 
 CADDY = str(Path(sys.executable).parent / "caddy")
@@ -39,7 +39,7 @@ class Gateway:
 @contextmanager
 def gateway(engine: str, directory: Path, *, engine_key: str = "", sets: tuple[str, ...] = ()) -> Iterator[Gateway]:
     """Run it in front of `engine` (host:port) with the files that `render --with gateway` writes."""
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["gateway"]}, sets=sets))
+    files = rendered(resolve_spec({"profile": "cpu", "extras": ["gateway"]}, sets=sets))
     for name in ("gateway/Caddyfile", "gateway/authorise.py"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(files[name])

@@ -10,11 +10,10 @@ import pytest
 import checkpoints as made
 from e2e.engine import NAME, engine
 from e2e.kit import MODEL
-from glm4_deploy.checkpoint.fuse import pieces, split
-from glm4_deploy.checkpoint.repair import repair
-from glm4_deploy.checkpoint.verify import verify
-from glm4_deploy.checkpoint.writer import write_shard
-from glm4_deploy.facts.checkpoint import read_checkpoint
+from glm4_deploy.checkpoint.read import read_checkpoint
+from glm4_deploy.checkpoint.repair import repair_checkpoint
+from glm4_deploy.checkpoint.rewrite import pieces_of, split, write_shard
+from glm4_deploy.checkpoint.verify import verify_checkpoint
 
 pytestmark = pytest.mark.e2e
 ENGINE = (0, 32, 0)  # scripts/cpu-engine.sh
@@ -29,7 +28,7 @@ def broken(directory: Path) -> Path:
     (directory / "model.safetensors").unlink()
     write_shard(
         directory / "model.safetensors",
-        [part for piece in pieces(shard.header.tensors) for part in split(piece)],
+        [part for piece in pieces_of(shard.header.tensors) for part in split(piece)],
         metadata=shard.header.metadata,
         shards={"model.safetensors": MODEL / "model.safetensors"},
         progress=lambda _: None,
@@ -39,8 +38,8 @@ def broken(directory: Path) -> Path:
 
 def test_a_repaired_checkpoint_answers_and_stops(cpu_python: str, tmp_path: Path) -> None:
     sick, mended = broken(tmp_path / "glm-4-sick"), tmp_path / "glm-4-mended"
-    assert {result.check for result in verify(sick, vllm=ENGINE).failures} == {"gate-up", "eos-ids"}
-    assert repair(sick, mended, vllm=ENGINE).report.failures == ()
+    assert {result.check for result in verify_checkpoint(sick, vllm=ENGINE).failures} == {"gate-up", "eos-ids"}
+    assert repair_checkpoint(sick, mended, vllm=ENGINE).report.failures == ()
     assert (mended / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
     assert json.loads((mended / "generation_config.json").read_text())["eos_token_id"] == [2038, 2045, 2047]
     question = {"role": "user", "content": "What is 17 + 25? Answer with the number only."}

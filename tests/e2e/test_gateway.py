@@ -14,7 +14,7 @@ import pytest
 
 from e2e.engine import NAME, Engine
 from e2e.gateway import Gateway, gateway
-from glm4_deploy.engine import keys
+from glm4_deploy.deploy.keys import add_key, revoke_key
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +28,7 @@ def front(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def ada(front: Gateway) -> str:
-    return keys.add(front.keys, "ada", rate=100_000)
+    return add_key(front.keys, "ada", rate=100_000)
 
 
 def chat(words: str, *, max_tokens: int = 16, stream: bool = False) -> dict[str, object]:
@@ -119,17 +119,17 @@ def _arrivals(front: Gateway, key: str) -> list[float]:
 
 
 def test_a_key_that_is_revoked_ends_at_once(front: Gateway, ada: str) -> None:
-    token = keys.add(front.keys, "bob", rate=1000)
+    token = add_key(front.keys, "bob", rate=1000)
     with front.client(token) as client:
         assert client.get("/v1/models").status_code == 200
-        keys.revoke(front.keys, "bob")
+        revoke_key(front.keys, "bob")
         assert client.get("/v1/models").status_code == 401
     with front.client(ada) as client:
         assert client.get("/v1/models").status_code == 200
 
 
 def test_too_many_requests_are_429_for_that_key_alone(front: Gateway, ada: str) -> None:
-    token = keys.add(front.keys, "eager", rate=3)
+    token = add_key(front.keys, "eager", rate=3)
     with front.client(token) as client:
         answers = [client.get("/v1/models") for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
@@ -207,7 +207,7 @@ def test_the_engine_sees_its_own_key_and_never_the_clients(tmp_path: Path) -> No
             place = tmp_path / str(index)
             place.mkdir()
             with gateway(f"127.0.0.1:{server.server_port}", place, engine_key=engine_key) as front:
-                token = keys.add(front.keys, "ada", rate=10)
+                token = add_key(front.keys, "ada", rate=10)
                 with front.client(token) as client:
                     assert client.get("/v1/models", headers={"cookie": "a=b"}).status_code == 204
             headers = {name.lower(): value for name, value in seen[-1].items()}

@@ -16,7 +16,7 @@ import yaml
 
 from e2e.engine import NAME, Engine
 from e2e.kit import KIT, free_port
-from glm4_deploy.cli.options import make_deployment
+from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.render.compose import rendered
 
 pytestmark = pytest.mark.e2e
@@ -56,7 +56,7 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     if None in programs:
         pytest.skip("no Prometheus: apt-get install prometheus prometheus-node-exporter")
     directory = tmp_path_factory.mktemp("prometheus")
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
+    files = rendered(resolve_spec({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     config = yaml.safe_load(files["monitoring/prometheus.yml"])
     port, host_port, watch_port = free_port(), free_port(), free_port()
     targets = {"engine": urlsplit(healthy.base_url).netloc}
@@ -101,7 +101,7 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: Callable[[str], list[object]]) -> None:
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
+    files = rendered(resolve_spec({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     panels = json.loads(files["monitoring/engine.json"])["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     assert len(queries) > 20
@@ -111,7 +111,7 @@ def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: 
 
 
 def test_every_figure_that_a_rule_reads_is_there_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
-    files = rendered(make_deployment({"profile": "cpu", "extras": ["monitoring", "watch"]}))
+    files = rendered(resolve_spec({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     rules = [rule for group in yaml.safe_load(files["monitoring/rules.yml"])["groups"] for rule in group["rules"]]
     for rule in rules:
         prometheus(rule["expr"])

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from glm4_deploy.engine.docker import connect
-from glm4_deploy.engine.images import PullState, find_image, pull
+from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
 from glm4_deploy.errors import ImageMissing
 from servers.registry import Registry, registry
 

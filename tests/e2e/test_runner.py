@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glm4_deploy.engine.runner import ComposeRunner
-from glm4_deploy.engine.store import Files
-from glm4_deploy.engine.up import compose_runner
+from glm4_deploy.deploy.candidates import compose_runner
+from glm4_deploy.deploy.engines import ComposeRunner
+from glm4_deploy.deploy.releases import Files
 
 pytestmark = pytest.mark.e2e
 SERVICE = "glm4-9b-nvfp4"

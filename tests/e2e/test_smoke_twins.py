@@ -11,7 +11,10 @@ import pytest
 
 from e2e.engine import NAME, Engine, engine
 from e2e.kit import KIT, MODEL
-from glm4_deploy.probe import Options, Report, Suite, Target, run_suite
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.suite import run_suite
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status
 
 pytestmark = pytest.mark.e2e
@@ -22,11 +25,11 @@ SICK = {
     "noise": ("arithmetic", "wrong", "checkpoint verify"),
     "missing-eos": ("stops", "length", "eos_token_id in generation_config.json"),
 }
-Runs = Mapping[str, Future[Report]]
+Runs = Mapping[str, Future[SuiteReport]]
 
 
-def ask(running: Engine, suite: Suite, baseline: Mapping[str, float] | None = None) -> Report:
-    target = Target(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
+def ask(running: Engine, suite: Suite, baseline: Mapping[str, float] | None = None) -> SuiteReport:
+    target = ProbeTarget(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
     return asyncio.run(run_suite(target, suite=suite, options=Options(baseline=baseline)))
 
 
@@ -35,20 +38,20 @@ def kit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def report(healthy: Engine) -> Report:
+def report(healthy: Engine) -> SuiteReport:
     """The full suite on the healthy engine."""
     return ask(healthy, Suite.FULL)
 
 
 @pytest.fixture(scope="session")
 def runs(
-    report: Report, cpu_python: str, twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    report: SuiteReport, cpu_python: str, twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Runs:
     """All sick engines, two at a time (starting one keeps about one core busy), held against the healthy baseline."""
     logs = tmp_path_factory.mktemp("logs")
     baseline = {measure.name: measure.value for measure in report.perplexity}
 
-    def judge(model: Path, log: Path) -> Report:
+    def judge(model: Path, log: Path) -> SuiteReport:
         with engine(cpu_python, model, log) as running:
             return ask(running, Suite.QUICK, baseline)
 
@@ -56,18 +59,18 @@ def runs(
     return {kind: pool.submit(judge, twin(kind), logs / f"{kind}.log") for kind in SICK}
 
 
-def row(report: Report, check: str) -> Result:
+def row(report: SuiteReport, check: str) -> Result:
     return next(result for result in report.results if result.check == check)
 
 
-def test_the_healthy_model_passes(report: Report) -> None:
+def test_the_healthy_model_passes(report: SuiteReport) -> None:
     bad = [result for result in report.results if result.status not in {Status.OK, Status.SKIPPED}]
     assert bad == []
     assert (report.verdict, report.exit_code) == (Status.OK, 0)
     assert "started" in row(report, "identity").observed
 
 
-def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(report: Report) -> None:
+def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(report: SuiteReport) -> None:
     skipped = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
     assert "not configured" in skipped.pop("tools")
     assert "no key" in skipped.pop("key")
@@ -78,7 +81,7 @@ def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(repor
     }
 
 
-def test_a_soak_tells_a_rolling_verdict(healthy: Engine, report: Report, tmp_path: Path) -> None:
+def test_a_soak_tells_a_rolling_verdict(healthy: Engine, report: SuiteReport, tmp_path: Path) -> None:
     done = kit("smoke", "--base-url", healthy.base_url, "--suite", "soak", "--for", "10s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "round 1, " in done.stderr
@@ -86,7 +89,7 @@ def test_a_soak_tells_a_rolling_verdict(healthy: Engine, report: Report, tmp_pat
     assert "rounds in 0:00:" in " ".join(done.stdout.split())
 
 
-def test_bench_drives_the_real_generator(healthy: Engine, report: Report, cpu_python: str, tmp_path: Path) -> None:
+def test_bench_drives_the_real_generator(healthy: Engine, report: SuiteReport, cpu_python: str, tmp_path: Path) -> None:
     load = ("--concurrency", "1,2", "--input-len", "16", "--output-len", "8", "--json", "b.json")
     done = kit("bench", "--base-url", healthy.base_url, "--python", cpu_python, *load, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,5 +122,5 @@ def test_nothing_answers_after_the_engine_is_gone(runs: Runs, tmp_path: Path) ->
     assert json.loads((tmp_path / "r.json").read_text())["exit_code"] == 3
 
 
-def test_the_demo_model_is_the_one_that_is_served(report: Report) -> None:
+def test_the_demo_model_is_the_one_that_is_served(report: SuiteReport) -> None:
     assert {fact.value for fact in report.engine} >= {NAME, str(MODEL)}

@@ -5,8 +5,7 @@ python -m tests.golden.render        # write them anew (make compose)
 
 from pathlib import Path
 
-from glm4_deploy.plan.deployment import deploy
-from glm4_deploy.plan.fraction import choose_fraction
+from glm4_deploy.plan.spec import choose_fraction, plan_deployment
 from glm4_deploy.render.targets import render_target
 from glm4_deploy.settings import load_settings
 
@@ -46,7 +45,7 @@ def render_case(name: str) -> dict[Path, str]:
     """Path → text of one case."""
     target, sets = CASES[name]
     settings, profile = load_settings(environ={}, sets=sets)
-    deployment = deploy(settings, profile, choose_fraction(settings, profile))
+    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
     return {HERE / name / file: text for file, text in render_target(target, deployment, settings, profile).items()}
 
 

@@ -4,7 +4,7 @@ import re
 import zlib
 from typing import Any
 
-from glm4_deploy.probe.canaries import canaries
+from glm4_deploy.probe.probe import canaries
 
 ANSWERS = {
     "add": "42",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from glm4_deploy import errors
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE
+from glm4_deploy.errors import DeployError
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STABLE = {
@@ -14,8 +15,8 @@ STABLE = {
 }  # fmt: skip
 
 
-def classes() -> list[type[errors.DeployError]]:
-    return [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.DeployError)]
+def classes() -> list[type[DeployError]]:
+    return [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, DeployError)]
 
 
 def test_every_error_has_its_own_code_and_keeps_it() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.catalog.profiles import profiles
+from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.settings import Settings, load_settings
 

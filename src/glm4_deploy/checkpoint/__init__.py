@@ -1,0 +1,1 @@
+"""Verify, repair and quantize checkpoints. Imports `catalog`, `result` and `files`."""

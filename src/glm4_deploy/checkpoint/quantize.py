@@ -5,29 +5,207 @@ Recipe: QuantizationModifier, scheme NVFP4 (weights and activations in 4 bits, g
 """
 
 import contextlib
+import hashlib
+import itertools
 import json
+import random
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from glm4_deploy.catalog.images import Version
-from glm4_deploy.checkpoint import calibration
-from glm4_deploy.checkpoint.repair import check_output, repair
+from glm4_deploy.catalog.rows import Version
+from glm4_deploy.checkpoint.model import default_version, quantization_format, target
+from glm4_deploy.checkpoint.read import Checkpoint, read_checkpoint
+from glm4_deploy.checkpoint.repair import check_output, repair_checkpoint
+from glm4_deploy.checkpoint.rewrite import storage_error
 from glm4_deploy.checkpoint.rules_chat import LICENCE_FILES, PREFIX
-from glm4_deploy.checkpoint.shape import quantization_format
-from glm4_deploy.checkpoint.target import default_version, target
-from glm4_deploy.checkpoint.verify import OF_THE_BYTES, Report, verify
-from glm4_deploy.checkpoint.writer import storage_error
+from glm4_deploy.checkpoint.verify import OF_THE_BYTES, VerifyReport, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, ExtraMissing, PlanRefused, UsageError
-from glm4_deploy.facts.checkpoint import Checkpoint, read_checkpoint
 from glm4_deploy.files import write_text
 from glm4_deploy.result import Status
+
+# Draw calibration samples as the model card did: 90 % of 256–1024 tokens and 10 % of 1024–2048, by a seed.
+
+# The data sets that the model card names, on the Hugging Face hub.
+DEFAULT_SOURCES = ("hub:HuggingFaceH4/ultrachat_200k:train_sft", "hub:THUDM/LongAlign-10k:train")
+SHORT, LONG = (256, 1024), (1024, 2049)  # tokens, from and below
+LONG_SHARE = 0.1
+SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+TOO_SHORT_IN_A_ROW = 100_000  # texts without one that fits: this source has no more to give
+Sample: TypeAlias = list[int]
+Conversation: TypeAlias = list[dict[str, str]]
+Tokenize: TypeAlias = Callable[[Conversation | str], Sample]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What was drawn. Lengths in tokens; `digest` is the SHA-256 of all token ids: the same draw, the same digest."""
+
+    seed: int
+    short: int
+    long: int
+    shortest: int
+    median: int
+    longest: int
+    tokens: int
+    passed_over: int
+    by_source: dict[str, int]
+    digest: str
+
+    def table(self) -> str:
+        total = self.short + self.long
+        return "\n".join(
+            (
+                f"calibration: {total} samples, {self.tokens} tokens, seed {self.seed}, digest {self.digest[:12]}",
+                f"  {SHORT[0]}–{SHORT[1]} tokens   {self.short:6}  {100 * self.short / total:5.1f} %",
+                f"  {LONG[0]}–{LONG[1] - 1} tokens  {self.long:6}  {100 * self.long / total:5.1f} %",
+                f"  shortest {self.shortest}, median {self.median}, longest {self.longest}; "
+                f"{self.passed_over} texts were too short or of the other kind",
+                *(f"  {count:6} from {name}" for name, count in self.by_source.items()),
+            )
+        )
+
+
+def draw_samples(
+    sources: Sequence[str], tokenize: Tokenize, *, samples: int, seed: int, directory: Path | None = None
+) -> tuple[list[Sample], Drawn]:
+    """Draw `samples` texts in turn from the sources, each in an order that the seed decides.
+
+    A text that is longer than its sample is to be is cut to a length drawn from the bucket's range.
+
+    Args:
+        tokenize: a conversation or a text to token ids.
+        directory: where relative paths start; default: here.
+
+    Raises:
+        UsageError: a source that cannot be read, or too few texts of a length.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    wanted = {LONG: round(samples * LONG_SHARE)}
+    wanted[SHORT] = samples - wanted[LONG]
+    taken: list[Sample] = []
+    counts: Counter[str] = Counter()
+    passed_over = 0
+    for name, text in _in_turn(sources, rng, directory or Path.cwd()):
+        ids = tokenize(text)
+        bucket = next((one for one in (LONG, SHORT) if wanted[one] and len(ids) >= one[0]), None)
+        if bucket is None:
+            passed_over += 1
+            if passed_over > TOO_SHORT_IN_A_ROW + 100 * len(taken):
+                break
+            continue
+        wanted[bucket] -= 1
+        counts[name] += 1
+        taken.append(ids[: rng.randrange(*bucket)])
+        if len(taken) == samples:
+            return taken, _drawn(taken, counts, seed=seed, passed_over=passed_over)
+    raise UsageError(
+        f"only {len(taken)} of {samples} samples: {wanted[SHORT]} of {SHORT[0]} tokens or more and "
+        f"{wanted[LONG]} of {LONG[0]} or more are lacking ({passed_over} texts passed over)",
+        hint="give more data with --dataset, or ask for fewer --samples",
+    )
+
+
+def _drawn(taken: Sequence[Sample], counts: Counter[str], *, seed: int, passed_over: int) -> Drawn:
+    lengths = sorted(len(sample) for sample in taken)
+    digest = hashlib.sha256(json.dumps(taken).encode()).hexdigest()
+    short = sum(length < SHORT[1] for length in lengths)
+    return Drawn(
+        seed=seed,
+        short=short,
+        long=len(lengths) - short,
+        shortest=lengths[0],
+        median=lengths[len(lengths) // 2],
+        longest=lengths[-1],
+        tokens=sum(lengths),
+        passed_over=passed_over,
+        by_source=dict(counts),
+        digest=digest,
+    )
+
+
+def _in_turn(sources: Sequence[str], rng: random.Random, directory: Path) -> Iterator[tuple[str, Conversation | str]]:
+    """(source, text), one of each source after the other until all are empty."""
+    streams = [(name, _source(name, rng, directory)) for name in sources]
+    for texts in itertools.zip_longest(*(stream for _, stream in streams)):
+        for (name, _), text in zip(streams, texts, strict=True):
+            if text:
+                yield name, text
+
+
+def _source(name: str, rng: random.Random, directory: Path) -> Iterator[Conversation | str]:
+    rows = _from_hub(name, rng.randrange(2**31)) if name.startswith("hub:") else _from_file(directory / name, rng)
+    return (text for row in rows if (text := text_of(row)))
+
+
+def _from_hub(name: str, seed: int) -> Iterable[Any]:
+    repository, _, split = name.removeprefix("hub:").partition(":")
+    try:
+        from datasets import load_dataset
+
+        return load_dataset(repository, split=split or "train").shuffle(seed=seed)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[:1]
+        raise UsageError(
+            f"cannot get the data set {repository}: {''.join(first)[:200]}",
+            hint="check the network, or give local files: --dataset FILE.jsonl",
+        ) from None
+
+
+def _from_file(path: Path, rng: random.Random) -> Iterable[Any]:
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path.name}: no data set that is known here", hint=f"give {', '.join(SUFFIXES)}")
+    try:
+        rows = list(_parquet(path) if path.suffix == ".parquet" else _rows(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"cannot read {path}: {str(error)[:200]}", hint="check the file") from None
+    rng.shuffle(rows)
+    return rows
+
+
+def _parquet(path: Path) -> Iterable[Any]:
+    from datasets import load_dataset
+
+    return load_dataset("parquet", data_files=str(path), split="train")  # type: ignore[no-any-return]
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+    elif path.suffix == ".json":
+        document = json.loads(text)
+        yield from document if isinstance(document, list) else [document]
+    else:
+        yield text
+
+
+def text_of(row: Any) -> Conversation | str | None:
+    """A row's conversation (`messages` or `conversations`) or text (`text`, `prompt`); None where it has neither."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict):
+        return None
+    for key in ("messages", "conversations"):
+        if isinstance(row.get(key), list):
+            turns = [_turn(entry) for entry in row[key]]
+            return [turn for turn in turns if turn] if all(turns) and turns else None
+    return next((row[key] for key in ("text", "prompt") if isinstance(row.get(key), str)), None)
+
+
+def _turn(entry: Any) -> dict[str, str] | None:
+    if not isinstance(entry, dict):
+        return None
+    role, content = entry.get("role"), entry.get("content")
+    return {"role": role, "content": content} if isinstance(role, str) and isinstance(content, str) else None
+
 
 PACKAGES = ("llmcompressor", "datasets", "transformers", "torch")
 IGNORE = ("lm_head",)
@@ -47,15 +225,15 @@ class Made:
     """What was made. `report` judges the output for the engine that it is for."""
 
     output: str
-    drawn: calibration.Drawn
-    report: Report
+    drawn: Drawn
+    report: VerifyReport
 
 
-def quantize(
+def quantize_checkpoint(
     base: Path,
     output: Path,
     *,
-    sources: Sequence[str] = calibration.DEFAULT_SOURCES,
+    sources: Sequence[str] = DEFAULT_SOURCES,
     samples: int = 512,
     seed: int = 0,
     vllm: Version | None = None,
@@ -92,10 +270,10 @@ def quantize(
         _complete(checkpoint, work / output.name, drawn, output.name)
         if raw:
             (work / output.name).rename(output)
-            report = verify(output, vllm=vllm)
+            report = verify_checkpoint(output, vllm=vllm)
         else:
             note("mending what the engine would stumble over")
-            report = repair(work / output.name, output, vllm=vllm).report
+            report = repair_checkpoint(work / output.name, output, vllm=vllm).report
     except OSError as error:
         raise storage_error(output, error) from None
     finally:
@@ -125,9 +303,7 @@ def _check_base(checkpoint: Checkpoint) -> None:
         )
 
 
-def _compress(
-    base: Path, output: Path, sources: Sequence[str], *, samples: int, seed: int, note: Note
-) -> calibration.Drawn:
+def _compress(base: Path, output: Path, sources: Sequence[str], *, samples: int, seed: int, note: Note) -> Drawn:
     """Draw, calibrate, compress and save what llm-compressor makes of it."""
     import torch
     from datasets import Dataset
@@ -137,7 +313,7 @@ def _compress(
 
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     note(f"drawing {samples} calibration samples")
-    drawn_ids, drawn = calibration.draw(sources, _tokenize(tokenizer), samples=samples, seed=seed)
+    drawn_ids, drawn = draw_samples(sources, _tokenize(tokenizer), samples=samples, seed=seed)
     note(drawn.table())
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True)
@@ -149,7 +325,7 @@ def _compress(
             processor=tokenizer,
             dataset=Dataset.from_list(rows),
             recipe=QuantizationModifier(targets="Linear", scheme="NVFP4", ignore=list(IGNORE)),
-            max_seq_length=calibration.LONG[1] - 1,
+            max_seq_length=LONG[1] - 1,
             num_calibration_samples=samples,
             shuffle_calibration_samples=False,
         )
@@ -162,8 +338,8 @@ def _compress(
     return drawn
 
 
-def _tokenize(tokenizer: Any) -> calibration.Tokenize:
-    def tokenize(text: calibration.Conversation | str) -> calibration.Sample:
+def _tokenize(tokenizer: Any) -> Tokenize:
+    def tokenize(text: Conversation | str) -> Sample:
         if isinstance(text, str):
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         rendered = tokenizer.apply_chat_template(text, tokenize=False, add_generation_prompt=False)
@@ -172,7 +348,7 @@ def _tokenize(tokenizer: Any) -> calibration.Tokenize:
     return tokenize
 
 
-def _complete(base: Checkpoint, output: Path, drawn: calibration.Drawn, name: str) -> None:
+def _complete(base: Checkpoint, output: Path, drawn: Drawn, name: str) -> None:
     """The base's tokenizer and licence, a model card, how it was calibrated; readable by every user."""
     for file in base.files:
         if file.name in FROM_BASE or file.name.lower().startswith(LICENCE_FILES):
@@ -216,7 +392,7 @@ needs a registration with the publisher of GLM-4. Military and illegal use are f
 """
 
 
-def _card(name: str, base: str, drawn: calibration.Drawn, *, has_licence: bool) -> str:
+def _card(name: str, base: str, drawn: Drawn, *, has_licence: bool) -> str:
     licence = "Its text is in this directory." if has_licence else "Its text was not with the base model: add it."
     return CARD.format(
         name=name, base=base, llmcompressor=version("llmcompressor"), drawn=drawn.table(), licence=licence

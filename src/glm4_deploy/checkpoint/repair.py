@@ -13,43 +13,244 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
-from glm4_deploy.catalog.images import Version
-from glm4_deploy.checkpoint import manifest
-from glm4_deploy.checkpoint.fuse import LossyError
-from glm4_deploy.checkpoint.mends import MENDS, Change, Draft
-from glm4_deploy.checkpoint.target import Target, default_version, target
-from glm4_deploy.checkpoint.verify import RULES, Report, changed_files, verify
-from glm4_deploy.checkpoint.writer import storage_error, write_shard
+from glm4_deploy.catalog.rows import Version
+from glm4_deploy.checkpoint.model import (
+    GATE,
+    GATE_UP,
+    UP,
+    GateUp,
+    TargetEngine,
+    default_version,
+    fused_nvfp4,
+    plural,
+    split_layers,
+    target,
+)
+from glm4_deploy.checkpoint.read import INDEX, Checkpoint, File, read_checkpoint
+from glm4_deploy.checkpoint.rewrite import (
+    LossyError,
+    Piece,
+    join_split,
+    pieces_of,
+    split_fused,
+    storage_error,
+    write_shard,
+)
+from glm4_deploy.checkpoint.rules_chat import added_tokens, eos_ids, stop_ids, stops
+from glm4_deploy.checkpoint.rules_engine import (
+    DTYPE_KEYS,
+    PLAIN_TOKENIZER,
+    TRANSFORMERS_5_TOKENIZER,
+    quantization_args,
+    rope_parameters,
+)
+from glm4_deploy.checkpoint.scan import NAME
+from glm4_deploy.checkpoint.verify import RULES, VerifyReport, changed_files, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
-from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
-from glm4_deploy.result import Status
+from glm4_deploy.result import Result, Status
+
+# What repair changes in the small files, as pure functions: documents in, changed documents out.
+
+Documents: TypeAlias = dict[str, dict[str, Any]]
+
+# Chat without tools, in GLM-4's own form (llama.cpp's test of "ChatGLM4" has its expected output).
+CHAT_TEMPLATE = """\
+[gMASK]<sop>
+{%- for message in messages -%}
+{%- set role = 'observation' if message['role'] == 'tool' else message['role'] -%}
+{{- '<|' + role + '|>\\n' + (message['content'] or '') -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+TEMPLATE_TOKENS = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CheckpointEdit:
+    """One thing that repair does. `check` is the finding that it mends."""
+
+    check: str
+    file: str
+    detail: str
+
+
+@dataclass(slots=True)
+class RepairDraft:
+    """What is to be written: JSON documents that mends may change, plain texts, and shards by name."""
+
+    checkpoint: Checkpoint
+    target: TargetEngine
+    documents: Documents
+    texts: dict[str, str]
+    shards: dict[str, list[Piece]]
+
+
+Mend: TypeAlias = Callable[[RepairDraft], list[CheckpointEdit]]
+
+
+def repair_quantization_keys(draft: RepairDraft) -> list[CheckpointEdit]:
+    settings = draft.documents.get("config.json", {}).get("quantization_config")
+    if not draft.target.refuses_dtype_keys or not isinstance(settings, dict):
+        return []
+    stripped = []
+    for path, args in quantization_args(settings):
+        for key in DTYPE_KEYS:
+            if key in args:
+                del args[key]
+                stripped.append(f"{path}.{key}")
+    if not stripped:
+        return []
+    return [CheckpointEdit(check="quantization-keys", file="config.json", detail=f"stripped {', '.join(stripped)}")]
+
+
+def repair_rope_theta(draft: RepairDraft) -> list[CheckpointEdit]:
+    config = draft.documents.get("config.json", {})
+    nested = rope_parameters(config)
+    if "rope_theta" not in nested or config.get("rope_theta") is not None or draft.target.transformers == 5:
+        return []
+    # partial_rotary_factor moved with it, and has the same trap for a model with another value than the default.
+    keys = [key for key in ("rope_theta", "partial_rotary_factor") if key in nested and config.get(key) is None]
+    _set(config, {key: nested[key] for key in keys})
+    detail = ", ".join(f"{key} {nested[key]}" for key in keys) + " written at the top level too"
+    return [CheckpointEdit(check="rope-theta", file="config.json", detail=detail)]
+
+
+def repair_tokenizer_class(draft: RepairDraft) -> list[CheckpointEdit]:
+    settings = draft.documents.get("tokenizer_config.json")
+    if settings is None or draft.target.transformers == 5:
+        return []
+    details = []
+    if settings.get("tokenizer_class") == TRANSFORMERS_5_TOKENIZER:
+        settings["tokenizer_class"] = PLAIN_TOKENIZER
+        details.append(f"tokenizer_class {PLAIN_TOKENIZER}")
+    if isinstance(settings.get("extra_special_tokens"), list):
+        extra = settings.pop("extra_special_tokens")
+        _set(settings, {"additional_special_tokens": settings.get("additional_special_tokens") or extra})
+        details.append(f"{len(extra)} extra_special_tokens under their older name")
+    return [CheckpointEdit(check="tokenizer-class", file="tokenizer_config.json", detail=detail) for detail in details]
+
+
+def repair_eos_ids(draft: RepairDraft) -> list[CheckpointEdit]:
+    if not _found(stops(draft.checkpoint, draft.target)):
+        return []
+    wanted = tuple(stop_ids(draft.checkpoint).values())
+    changes = []
+    config = draft.documents.setdefault("config.json", {})
+    generation = draft.documents.setdefault("generation_config.json", {})
+    for name, document in (("config.json", config), ("generation_config.json", generation)):
+        present = eos_ids(document) or ()
+        ids = [*present, *(number for number in wanted if number not in present)]
+        if document.get("eos_token_id") != ids:
+            _set(document, {"eos_token_id": ids})
+            changes.append(CheckpointEdit(check="eos-ids", file=name, detail=f"eos_token_id {ids}"))
+    if generation.get("pad_token_id") is None and type(config.get("pad_token_id")) is int:
+        _set(generation, {"pad_token_id": config["pad_token_id"]})
+    return changes
+
+
+def repair_chat_template(draft: RepairDraft) -> list[CheckpointEdit]:
+    tokens = added_tokens(draft.checkpoint)
+    if draft.checkpoint.chat_template or not all(token in tokens for token in TEMPLATE_TOKENS):
+        return []
+    draft.texts["chat_template.jinja"] = CHAT_TEMPLATE
+    return [
+        CheckpointEdit(
+            check="chat-template", file="chat_template.jinja", detail="GLM-4's form of a chat, without tools"
+        )
+    ]
+
+
+def repair_gate_up(draft: RepairDraft) -> list[CheckpointEdit]:
+    """Split or join the gate and up projections, in the shards that hold them, the index and the ignore list."""
+    checkpoint, changes = draft.checkpoint, []
+    if draft.target.gate_up is GateUp.SPLIT_IF_NVFP4:
+        layers, reshaped, how = fused_nvfp4(checkpoint), split_fused(checkpoint), "gate_proj and up_proj apart"
+    elif draft.target.gate_up is GateUp.FUSED:
+        layers, reshaped, how = split_layers(checkpoint), join_split(checkpoint), "gate_up_proj fused"
+    else:
+        return []
+    for name, pieces in reshaped.items():
+        draft.shards[name] = pieces
+        changes.append(CheckpointEdit(check="gate-up", file=name, detail=how))
+    if not changes:
+        return []
+    changes[0] = replace(changes[0], detail=f"{how}, {plural(len(layers), 'layer')}")
+    if draft.target.gate_up is GateUp.FUSED:
+        _rename_ignored(draft.documents.get("config.json", {}))
+    index = draft.documents.get(INDEX)
+    if index is not None:
+        _rewrite_index(index, checkpoint, draft.shards)
+        changes.append(CheckpointEdit(check="gate-up", file=INDEX, detail="the new names"))
+    return changes
+
+
+def _rewrite_index(index: dict[str, Any], checkpoint: Checkpoint, shards: Mapping[str, list[Piece]]) -> None:
+    held = {shard.file.name: pieces_of(shard.header.tensors) for shard in checkpoint.shards} | dict(shards)
+    index["weight_map"] = dict(sorted((piece.name, shard) for shard, pieces in held.items() for piece in pieces))
+    if isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
+        index["metadata"]["total_size"] = sum(piece.nbytes for pieces in held.values() for piece in pieces)
+
+
+def _rename_ignored(config: Mapping[str, Any]) -> None:
+    """`ignore` names modules: where gate and up become one, so do their names there."""
+    settings = config.get("quantization_config")
+    ignored = settings.get("ignore") if isinstance(settings, dict) else None
+    if isinstance(settings, dict) and isinstance(ignored, list):
+        renamed = (str(name).replace(GATE, GATE_UP).replace(UP, GATE_UP) for name in ignored)
+        settings["ignore"] = list(dict.fromkeys(renamed))
+
+
+MENDS: Mapping[str, Mend] = {
+    "gate-up": repair_gate_up,
+    "quantization-keys": repair_quantization_keys,
+    "rope-theta": repair_rope_theta,
+    "tokenizer-class": repair_tokenizer_class,
+    "eos-ids": repair_eos_ids,
+    "chat-template": repair_chat_template,
+}
+
+
+def _found(result: Result) -> bool:
+    return result.status in (Status.FAIL, Status.WARN)
+
+
+def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set keys, and keep the document sorted if it was."""
+    in_order = list(document) == sorted(document)
+    document.update(values)
+    if in_order:
+        items = sorted(document.items())
+        document.clear()
+        document.update(items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult:
     """What was done. `report` judges the new directory; `left_out` are entries that were not carried over."""
 
     output: str
-    changes: tuple[Change, ...]
+    changes: tuple[CheckpointEdit, ...]
     written: tuple[str, ...]
     linked: tuple[str, ...]
     copied: tuple[str, ...]
     left_out: tuple[str, ...]
-    report: Report
+    report: VerifyReport
 
 
-def repair(
+def repair_checkpoint(
     directory: Path,
     output: Path,
     *,
     vllm: Version | None = None,
     only: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
+) -> RepairResult:
     """Write a repaired copy of `directory` to `output`.
 
     With nothing to repair the copy is made all the same (of links), so that `output` is there after every success.
@@ -69,7 +270,7 @@ def repair(
     check_output(directory, output)
     checkpoint = read_checkpoint(directory)
     _refuse_the_unmendable(checkpoint, engine)
-    draft, changes = plan(checkpoint, engine, only=only)
+    draft, changes = plan_repair(checkpoint, engine, only=only)
     partial = output.parent / f"{output.name}.partial-{secrets.token_hex(4)}"
     try:
         partial.mkdir()
@@ -81,7 +282,7 @@ def repair(
         raise storage_error(output, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Outcome(
+    return RepairResult(
         output=str(output),
         changes=changes,
         written=tuple(placed["written"]),
@@ -92,7 +293,9 @@ def repair(
     )
 
 
-def plan(checkpoint: Checkpoint, engine: Target, *, only: Collection[str] = ()) -> tuple[Draft, tuple[Change, ...]]:
+def plan_repair(
+    checkpoint: Checkpoint, engine: TargetEngine, *, only: Collection[str] = ()
+) -> tuple[RepairDraft, tuple[CheckpointEdit, ...]]:
     """What repair would change: files as they are to be, and a line for each change. Writes nothing.
 
     Raises:
@@ -103,7 +306,9 @@ def plan(checkpoint: Checkpoint, engine: Target, *, only: Collection[str] = ()) 
     if strange:
         raise UsageError(f"{strange[0]!r} is nothing that repair mends", hint=f"choose from {', '.join(MENDS)}")
     documents = {name: document for name, document in checkpoint.documents.items() if name != "tokenizer.json"}
-    draft = Draft(checkpoint=checkpoint, target=engine, documents=copy.deepcopy(_plain(documents)), texts={}, shards={})
+    draft = RepairDraft(
+        checkpoint=checkpoint, target=engine, documents=copy.deepcopy(_plain(documents)), texts={}, shards={}
+    )
     try:
         changes = [change for name, mend in MENDS.items() if not only or name in only for change in mend(draft)]
     except LossyError as error:
@@ -128,12 +333,12 @@ def check_output(directory: Path, output: Path) -> None:
         raise UsageError(f"no directory {output.parent}", hint=f"mkdir -p {output.parent}")
 
 
-def _refuse_the_unmendable(checkpoint: Checkpoint, engine: Target) -> None:
+def _refuse_the_unmendable(checkpoint: Checkpoint, engine: TargetEngine) -> None:
     """A checkpoint that would still fail after every mend is not given the looks of a good one."""
     failed = [result for rule in RULES if (result := rule(checkpoint, engine)).status is Status.FAIL]
     lost = [result for result in failed if result.check not in MENDS]
     if not lost:
-        mended = {change.check for change in plan(checkpoint, engine)[1]}
+        mended = {change.check for change in plan_repair(checkpoint, engine)[1]}
         lost = [result for result in failed if result.check not in mended]
     if lost:
         told = "; ".join(f"{result.check}: {result.observed}" for result in lost)
@@ -141,7 +346,7 @@ def _refuse_the_unmendable(checkpoint: Checkpoint, engine: Target) -> None:
 
 
 def _write(
-    checkpoint: Checkpoint, draft: Draft, partial: Path, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
 ) -> dict[str, list[str]]:
     """Fill the new directory. Returns file names by how they came there."""
     _write_shards(checkpoint, draft, partial, progress)
@@ -156,7 +361,7 @@ def _write(
     for file in checkpoint.files:
         if file.name in placed["written"] or file.name in checkpoint.unfinished:
             continue
-        if file.name == manifest.NAME:
+        if file.name == NAME:
             placed["left out"].append(file.name)  # its digests are those of the old files
         else:
             placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
@@ -164,7 +369,9 @@ def _write(
     return placed
 
 
-def _write_shards(checkpoint: Checkpoint, draft: Draft, partial: Path, progress: Callable[[int, int], None]) -> None:
+def _write_shards(
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
+) -> None:
     """Raises StorageError; OSError where there is not the room."""
     shards = {shard.file.name: shard for shard in checkpoint.shards}
     paths = {name: shard.file.path for name, shard in shards.items()}
@@ -211,7 +418,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _renamed(report: Report, partial: Path, output: Path) -> Report:
+def _renamed(report: VerifyReport, partial: Path, output: Path) -> VerifyReport:
     """What was found under the name of the moment, told of the name that it has now."""
     results = tuple(
         replace(
@@ -224,7 +431,9 @@ def _renamed(report: Report, partial: Path, output: Path) -> Report:
     return replace(report, directory=str(output), results=results)
 
 
-def _prove(checkpoint: Checkpoint, draft: Draft, partial: Path, engine: Target, only: Collection[str]) -> Report:
+def _prove(
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, engine: TargetEngine, only: Collection[str]
+) -> VerifyReport:
     """The original did not change meanwhile, the reference library opens every new shard, and verify agrees."""
     changed = changed_files(checkpoint)
     if changed:
@@ -240,7 +449,7 @@ def _prove(checkpoint: Checkpoint, draft: Draft, partial: Path, engine: Target, 
             raise StorageError(f"{name} was not written whole: {error}", hint="check the disk") from None
         if not same:
             raise StorageError(f"{name} was not written whole", hint="check the disk")
-    report = verify(partial, vllm=engine.vllm)
+    report = verify_checkpoint(partial, vllm=engine.vllm)
     if report.failures and not only:
         told = "; ".join(f"{result.check}: {result.observed}" for result in report.failures)
         raise CheckpointRefused(f"the repaired copy would still fail: {told}", hint="report this")

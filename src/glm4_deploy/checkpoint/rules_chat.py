@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.model import REPAIR, Rule, TargetEngine, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.checkpoint.rules_tensors import shape_of
-from glm4_deploy.checkpoint.target import Target
-from glm4_deploy.facts.checkpoint import Checkpoint
 from glm4_deploy.result import Result, Status
 
 # A turn ends with any of these: the end of text, the user's turn, a tool's turn (zai-org/GLM-4 #398, #127, #170).
@@ -50,7 +49,7 @@ def eos_ids(document: Mapping[str, Any] | None) -> tuple[int, ...] | None:
     return tuple(values) if all(type(item) is int for item in values) else None
 
 
-def tokenizer(checkpoint: Checkpoint, _target: Target) -> Result:
+def tokenizer(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     if any(fault.file == "tokenizer.json" for fault in checkpoint.faults):
         return skipped("tokenizer", "tokenizer.json could not be read")
     if checkpoint.file("tokenizer.json") is None:
@@ -83,7 +82,7 @@ def tokenizer(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("tokenizer", plural(len(tokens), "special token"))
 
 
-def stops(checkpoint: Checkpoint, _target: Target) -> Result:
+def stops(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """The engine stops at generation_config.json's eos ids, or config.json's where that file is not there."""
     wanted = stop_ids(checkpoint)
     if not wanted:
@@ -118,7 +117,7 @@ def _shown(ids: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, ids[:8]))}{', …' if len(ids) > 8 else ''}]"
 
 
-def chat_template(checkpoint: Checkpoint, _target: Target) -> Result:
+def chat_template(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     template = checkpoint.chat_template
     if not template:
         return bad(
@@ -139,7 +138,7 @@ def chat_template(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("chat-template", plural(len(template), "character"))
 
 
-def name(checkpoint: Checkpoint, _target: Target) -> Result:
+def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """The licence asks that a derived model's name starts with glm-4."""
     home = checkpoint.directory.resolve()
     own = home.parent.parent.name.split("--")[-1] if home.parent.name == "snapshots" else home.name
@@ -155,7 +154,7 @@ def name(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def licence(checkpoint: Checkpoint, _target: Target) -> Result:
+def licence(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     text = any(file.name.lower().startswith(LICENCE_FILES) for file in checkpoint.files)
     built = "built with glm-4" in (checkpoint.readme or "").lower()
     if text and built:
@@ -170,4 +169,4 @@ def licence(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-RULES: tuple[Rule, ...] = (tokenizer, stops, chat_template, name, licence)
+CHAT_RULES: tuple[Rule, ...] = (tokenizer, stops, chat_template, name, licence)

@@ -6,10 +6,28 @@ Windows and sources: target.py.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint import shape as shapes
-from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad, listed, ok, plural, skipped, unknown
-from glm4_deploy.checkpoint.target import GateUp, Target
-from glm4_deploy.facts.checkpoint import Checkpoint
+from glm4_deploy.checkpoint.model import (
+    GATE,
+    GATE_UP,
+    REPAIR,
+    UP,
+    GateUp,
+    Rule,
+    TargetEngine,
+    bad,
+    foreign_quantization,
+    fused_nvfp4,
+    listed,
+    ok,
+    plural,
+    quantization_config,
+    quantization_format,
+    quantized_layers,
+    skipped,
+    split_layers,
+    unknown,
+)
+from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.result import Result, Status
 
 DTYPE_KEYS = ("scale_dtype", "zp_dtype")
@@ -32,16 +50,16 @@ TRANSFORMERS_5_TOKENIZER = "TokenizersBackend"
 PLAIN_TOKENIZER = "PreTrainedTokenizerFast"
 
 
-def gate_up(checkpoint: Checkpoint, target: Target) -> Result:
+def gate_up(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """How gate and up are stored against what the engine loads."""
-    fused, split = shapes.fused_nvfp4(checkpoint), shapes.split_layers(checkpoint)
+    fused, split = fused_nvfp4(checkpoint), split_layers(checkpoint)
     if not checkpoint.tensors:
         return skipped("gate-up", "no tensor could be read")
     if target.gate_up is GateUp.SPLIT_IF_NVFP4 and fused:
         return bad(
             "gate-up",
             Status.FAIL,
-            f"{plural(len(fused), 'NVFP4 layer')} with {shapes.GATE_UP} fused",
+            f"{plural(len(fused), 'NVFP4 layer')} with {GATE_UP} fused",
             expected="gate_proj and up_proj apart",
             why=f"{target.label} fills one of two slots of the fused global scale and takes the larger: "
             "undefined memory decides it, so loops and garbage at random with HTTP 200 (vllm#39764, mended in 0.20)",
@@ -53,7 +71,7 @@ def gate_up(checkpoint: Checkpoint, target: Target) -> Result:
             "gate-up",
             Status.FAIL,
             f"{plural(len(split), 'layer')} with gate_proj and up_proj apart",
-            expected=f"{shapes.GATE_UP} fused",
+            expected=f"{GATE_UP} fused",
             why=f"{target.label} loads GLM through the Transformers backend, which knows only the fused name",
             remedy=REPAIR,
             items=split,
@@ -73,9 +91,9 @@ def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[s
         yield "kv_cache_scheme", settings["kv_cache_scheme"]
 
 
-def quantization_keys(checkpoint: Checkpoint, target: Target) -> Result:
+def quantization_keys(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """Keys of quantization_config that the engine's compressed-tensors refuses."""
-    settings = shapes.quantization(checkpoint)
+    settings = quantization_config(checkpoint)
     if settings is None or settings.get("quant_method") != "compressed-tensors":
         return skipped("quantization-keys", "no compressed-tensors settings in config.json")
     found = [(path, key) for path, args in quantization_args(settings) for key in args]
@@ -104,13 +122,13 @@ def quantization_keys(checkpoint: Checkpoint, target: Target) -> Result:
     return ok("quantization-keys", f"known to {target.label}")
 
 
-def quantization(checkpoint: Checkpoint, _target: Target) -> Result:
+def quantization(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """quantization_config against the tensors that are really there."""
-    settings, packed = shapes.quantization(checkpoint), shapes.quantized_layers(checkpoint)
-    format_ = shapes.quantization_format(checkpoint)
+    settings, packed = quantization_config(checkpoint), quantized_layers(checkpoint)
+    format_ = quantization_format(checkpoint)
     if checkpoint.config is None or not checkpoint.tensors:
         return skipped("quantization", "config.json or the shards could not be read")
-    if shapes.foreign_quantization(checkpoint):
+    if foreign_quantization(checkpoint):
         return unknown("quantization", f"{format_}", reason="neither NVFP4 of compressed-tensors nor plain weights")
     if settings is None and packed:
         observed = f"{len(packed)} packed layers, no quantization_config"
@@ -145,10 +163,10 @@ def _plain_layers(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[s
 
 def _fused_names(name: str) -> set[str]:
     """`x.mlp.gate_proj` may be ignored under its fused name."""
-    return {name.replace(part, shapes.GATE_UP) for part in (shapes.GATE, shapes.UP) if name.endswith(part)}
+    return {name.replace(part, GATE_UP) for part in (GATE, UP) if name.endswith(part)}
 
 
-def rope_theta(checkpoint: Checkpoint, target: Target) -> Result:
+def rope_theta(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """Transformers 4 reads rope_theta at the top level, Transformers 5 in rope_parameters (or at the top level)."""
     config = checkpoint.config
     if config is None:
@@ -189,7 +207,7 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def tokenizer_class(checkpoint: Checkpoint, target: Target) -> Result:
+def tokenizer_class(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """What Transformers 5 writes into tokenizer_config.json and Transformers 4 cannot load."""
     settings = checkpoint.documents.get("tokenizer_config.json")
     if settings is None:
@@ -219,4 +237,4 @@ def tokenizer_class(checkpoint: Checkpoint, target: Target) -> Result:
     return ok("tokenizer-class", f"{str(settings.get('tokenizer_class'))[:60]}: {target.transformers_label} loads it")
 
 
-RULES: tuple[Rule, ...] = (gate_up, quantization, quantization_keys, rope_theta, tokenizer_class)
+ENGINE_RULES: tuple[Rule, ...] = (gate_up, quantization, quantization_keys, rope_theta, tokenizer_class)

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped
-from glm4_deploy.checkpoint.target import Target
-from glm4_deploy.facts.checkpoint import INDEX, PICKLE_SUFFIXES, Checkpoint, Fault, FaultKind, Link
+from glm4_deploy.checkpoint.model import Rule, TargetEngine, bad, listed, ok, plural, skipped
+from glm4_deploy.checkpoint.read import INDEX, PICKLE_SUFFIXES, Checkpoint, Fault, FaultKind, Link
 from glm4_deploy.result import Result, Status
 
 DOWNLOAD_AGAIN = "download these files again"
@@ -20,7 +19,7 @@ def _of(checkpoint: Checkpoint, *kinds: FaultKind) -> list[Fault]:
     return [fault for fault in checkpoint.faults if fault.kind in kinds]
 
 
-def links(checkpoint: Checkpoint, _target: Target) -> Result:
+def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Docker mounts one directory: what a link out of it leads to is not there in the container."""
     told = _told(_of(checkpoint, FaultKind.LINK))
     if told:
@@ -46,7 +45,7 @@ def links(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("links", "no symlink leads out of the directory")
 
 
-def lfs_pointers(checkpoint: Checkpoint, _target: Target) -> Result:
+def lfs_pointers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.LFS_POINTER))
     if not told:
         return ok("lfs-pointers", "none")
@@ -60,7 +59,7 @@ def lfs_pointers(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def readable(checkpoint: Checkpoint, _target: Target) -> Result:
+def readable(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE))
     if not told:
         return ok("files-readable", plural(len(checkpoint.files), "file"))
@@ -75,7 +74,7 @@ def readable(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def file_modes(checkpoint: Checkpoint, _target: Target) -> Result:
+def file_modes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """save_pretrained of Transformers 5 writes weights with mode 0600."""
     private = [f"{file.name!r}: mode {file.mode:04o}" for file in checkpoint.files if not file.mode & 0o004]
     if not private:
@@ -91,7 +90,7 @@ def file_modes(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def being_written(checkpoint: Checkpoint, _target: Target) -> Result:
+def being_written(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     partial = [repr(name) for name in checkpoint.unfinished]
     sparse = [
         f"{shard.file.name!r}: {shard.file.allocated} of {shard.file.size} bytes on disk"
@@ -110,7 +109,7 @@ def being_written(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def weights_format(checkpoint: Checkpoint, _target: Target) -> Result:
+def weights_format(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Safetensors or nothing: a pickle runs code when it is loaded."""
     pickles = [file.name for file in checkpoint.files if file.name.endswith(PICKLE_SUFFIXES)]
     shown = [repr(name) for name in pickles]
@@ -136,7 +135,7 @@ def weights_format(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("weights-format", plural(count, "safetensors file"))
 
 
-def shard_headers(checkpoint: Checkpoint, _target: Target) -> Result:
+def shard_headers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.HEADER))
     if told:
         return bad(
@@ -152,7 +151,7 @@ def shard_headers(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("shard-headers", f"{plural(len(checkpoint.shards), 'shard')}, {len(checkpoint.tensors)} tensors")
 
 
-def duplicate_tensors(checkpoint: Checkpoint, _target: Target) -> Result:
+def duplicate_tensors(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     counts = Counter(tensor.name for tensor in checkpoint.tensors)
     twice = [repr(name) for name, count in counts.items() if count > 1]
     if not checkpoint.shards:
@@ -169,7 +168,7 @@ def duplicate_tensors(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def index(checkpoint: Checkpoint, _target: Target) -> Result:
+def index(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """The index, where there is one, must say what the shards say."""
     document = checkpoint.documents.get(INDEX)
     if document is None:
@@ -231,7 +230,7 @@ def _index_lies(checkpoint: Checkpoint, weight_map: Mapping[str, Any]) -> list[s
     return lies
 
 
-RULES: tuple[Rule, ...] = (
+FILE_RULES: tuple[Rule, ...] = (
     links,
     lfs_pointers,
     readable,

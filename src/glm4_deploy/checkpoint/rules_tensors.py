@@ -5,12 +5,27 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from glm4_deploy.checkpoint import shape as shapes
-from glm4_deploy.checkpoint.finding import Rule, bad, listed, ok, plural, skipped, unknown
-from glm4_deploy.checkpoint.shape import BadConfigError, ModelShape
-from glm4_deploy.checkpoint.target import Target
-from glm4_deploy.facts.checkpoint import Checkpoint, open_file
-from glm4_deploy.facts.checkpoint_header import Tensor
+from glm4_deploy.checkpoint.header import Tensor
+from glm4_deploy.checkpoint.model import (
+    ARCHITECTURE,
+    GATE,
+    UP,
+    BadConfigError,
+    CheckpointShape,
+    Rule,
+    TargetEngine,
+    bad,
+    expected_tensors,
+    foreign_quantization,
+    listed,
+    model_shape,
+    ok,
+    plural,
+    quantized_layers,
+    skipped,
+    unknown,
+)
+from glm4_deploy.checkpoint.read import Checkpoint, open_file
 from glm4_deploy.result import Result, Status
 
 NO_SHAPE = "config.json does not say which tensors there must be"
@@ -23,13 +38,13 @@ GLOBAL_SCALE_NUMERATOR = 448.0 * 6.0
 AMAX_RANGE = (1e-6, 1e5)
 
 
-def shape_of(checkpoint: Checkpoint) -> ModelShape | None:
+def shape_of(checkpoint: Checkpoint) -> CheckpointShape | None:
     """The dimensions, or None where config.json does not give them or the model is none that is known here."""
     config = checkpoint.config
-    if config is None or shapes.ARCHITECTURE not in _architectures(config):
+    if config is None or ARCHITECTURE not in _architectures(config):
         return None
     try:
-        return shapes.model_shape(config)
+        return model_shape(config)
     except BadConfigError:
         return None
 
@@ -39,7 +54,7 @@ def _architectures(config: Mapping[str, object]) -> Sequence[object]:
     return value if isinstance(value, list) else []
 
 
-def config(checkpoint: Checkpoint, _target: Target) -> Result:
+def config(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     if checkpoint.config is None:
         if any(fault.file == "config.json" for fault in checkpoint.faults):
             return skipped("config", "config.json could not be read")
@@ -51,25 +66,25 @@ def config(checkpoint: Checkpoint, _target: Target) -> Result:
             remedy="give the directory that has config.json, or download it",
         )
     names = _architectures(checkpoint.config)
-    if shapes.ARCHITECTURE not in names:
+    if ARCHITECTURE not in names:
         return bad(
             "config",
             Status.FAIL,
             f"architectures: {str(names)[:80]}",
-            expected=shapes.ARCHITECTURE,
+            expected=ARCHITECTURE,
             why="another model, or GLM-4 in the old form that needs its own code (trust_remote_code)",
             remedy="use the -hf form of GLM-4 (glm-4-9b-chat-hf)",
         )
     try:
-        shape = shapes.model_shape(checkpoint.config)
+        shape = model_shape(checkpoint.config)
     except BadConfigError as error:
         return bad(
             "config", Status.FAIL, str(error), why="the engine cannot build the model", remedy="download it again"
         )
-    return ok("config", f"{shapes.ARCHITECTURE}, {shape.layers} layers, hidden {shape.hidden}, vocab {shape.vocab}")
+    return ok("config", f"{ARCHITECTURE}, {shape.layers} layers, hidden {shape.hidden}, vocab {shape.vocab}")
 
 
-def layers(checkpoint: Checkpoint, _target: Target) -> Result:
+def layers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Layers 0 to num_hidden_layers - 1, each with a tensor at least."""
     shape = shape_of(checkpoint)
     if shape is None:
@@ -94,14 +109,14 @@ def layers(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def tensor_names(checkpoint: Checkpoint, _target: Target) -> Result:
+def tensor_names(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
         return skipped("tensors", NO_SHAPE)
     if not checkpoint.whole:
         return skipped("tensors", NOT_WHOLE)
     held = _by_name(checkpoint.tensors)
-    wanted = {name for name, _, _ in shapes.expected(shape, held)}
+    wanted = {name for name, _, _ in expected_tensors(shape, held)}
     missing = [name for name in wanted if name not in held]
     extra = [repr(name) for name in held if name not in wanted and not name.endswith(HARMLESS_SUFFIXES)]
     if missing:
@@ -115,7 +130,7 @@ def tensor_names(checkpoint: Checkpoint, _target: Target) -> Result:
             remedy="download the shard that holds them again",
             items=missing,
         )
-    if extra and shapes.foreign_quantization(checkpoint):
+    if extra and foreign_quantization(checkpoint):
         return unknown("tensors", f"{len(extra)} more than a plain GLM has", reason="not quantised as NVFP4")
     if extra:
         return bad(
@@ -129,7 +144,7 @@ def tensor_names(checkpoint: Checkpoint, _target: Target) -> Result:
     return ok("tensors", f"all {len(wanted)} tensors")
 
 
-def tensor_shapes(checkpoint: Checkpoint, _target: Target) -> Result:
+def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
         return skipped("tensor-shapes", NO_SHAPE)
@@ -137,7 +152,7 @@ def tensor_shapes(checkpoint: Checkpoint, _target: Target) -> Result:
         return skipped("tensor-shapes", NOT_WHOLE)
     held = _by_name(checkpoint.tensors)
     wrong = []
-    for name, sizes, dtypes in shapes.expected(shape, held):
+    for name, sizes, dtypes in expected_tensors(shape, held):
         tensor = held.get(name)
         if tensor is None:
             continue
@@ -157,9 +172,9 @@ def tensor_shapes(checkpoint: Checkpoint, _target: Target) -> Result:
     )
 
 
-def global_scales(checkpoint: Checkpoint, _target: Target) -> Result:
+def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Every global scale is finite, positive, plausible; layers that the engine fuses share theirs."""
-    names = shapes.quantized_layers(checkpoint)
+    names = quantized_layers(checkpoint)
     if not names:
         return skipped("global-scales", "no NVFP4 layer")
     try:
@@ -214,7 +229,7 @@ def _plausible(scale: float) -> bool:
 def _scales_apart(names: Iterable[str], scales: Mapping[str, float]) -> Iterable[str]:
     prefixes = dict.fromkeys(match[0] for name in names if (match := LAYER.match(name)))
     for prefix in prefixes:
-        for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (shapes.GATE, shapes.UP)):
+        for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (GATE, UP)):
             for part in ("weight_global_scale", "input_global_scale"):
                 values = {scales[key] for name in group if (key := f"{prefix}{name}.{part}") in scales}
                 if len(values) > 1:
@@ -226,4 +241,4 @@ def _by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-RULES: tuple[Rule, ...] = (config, layers, tensor_names, tensor_shapes, global_scales)
+TENSOR_RULES: tuple[Rule, ...] = (config, layers, tensor_names, tensor_shapes, global_scales)

@@ -5,21 +5,137 @@ costs little more than the hash alone. Memory: two buffers of 8 MiB.
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BufferedReader
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4_deploy.checkpoint import shape as shapes
-from glm4_deploy.checkpoint.finding import bad, listed, ok, plural, skipped
-from glm4_deploy.facts.checkpoint import Checkpoint, Shard, open_file
-from glm4_deploy.facts.checkpoint_header import Tensor
+from glm4_deploy.checkpoint.header import Tensor
+from glm4_deploy.checkpoint.model import GROUP_SIZE, bad, listed, ok, plural, skipped
+from glm4_deploy.checkpoint.read import Checkpoint, File, Shard, open_file
+from glm4_deploy.errors import StorageError
+from glm4_deploy.files import write_bytes
 from glm4_deploy.result import Result, Status
+
+# A SHA-256 manifest in the format of `sha256sum`, so that `sha256sum -c` reads it too.
+
+NAME = "SHA256SUMS"
+MAX_BYTES = 4 << 20
+LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+
+
+def manifest_covers(checkpoint: Checkpoint, manifest: Path) -> tuple[File, ...]:
+    """The files that a manifest is to name: all of the directory but itself and what is still being downloaded."""
+    own = manifest.resolve()
+    return tuple(
+        file
+        for file in checkpoint.files
+        if file.name not in checkpoint.unfinished and (checkpoint.directory / file.name).resolve() != own
+    )
+
+
+def digest_file(file: File) -> str:
+    """SHA-256 of a file, in hex. Raises OSError."""
+    with open_file(file.path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_or_write(manifest: Path, digests: Mapping[str, str], *, damaged: bool) -> Result:
+    """Hold `digests` (SHA-256 by file name) against the manifest, or write it where there is none.
+
+    A `damaged` checkpoint is not written down as if it were good.
+
+    Raises:
+        StorageError: the manifest cannot be read or written.
+    """
+    try:
+        with open_file(manifest) as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return _write(manifest, digests, damaged=damaged)
+    except OSError as error:
+        raise StorageError(f"cannot read {manifest}: {error.strerror or error}", hint="check its permissions") from None
+    told = parse_manifest(data)
+    if told is None:
+        return bad(
+            "manifest",
+            Status.FAIL,
+            f"{manifest.name} is no list of sha256sum",
+            why="nothing can be held against it",
+            remedy="delete it and verify with --manifest to write a new one",
+        )
+    return _compare(told, digests)
+
+
+def _compare(told: Mapping[str, str], digests: Mapping[str, str]) -> Result:
+    wrong = [f"{name!r} differs" for name, digest in digests.items() if told.get(name, digest) != digest]
+    wrong += [f"{name!r} is missing" for name in told if name not in digests]
+    if wrong:
+        return bad(
+            "manifest",
+            Status.FAIL,
+            listed(wrong),
+            expected="the bytes that the manifest names",
+            why="these files are not the ones that were written down",
+            remedy="download them again",
+            items=wrong,
+        )
+    new = [repr(name) for name in digests if name not in told]
+    if new:
+        return bad(
+            "manifest",
+            Status.WARN,
+            f"{plural(len(told), 'file')} as written down; not in it: {listed(new)}",
+            why="nobody vouches for these files",
+            remedy="delete the manifest and write it again, if you know them",
+            items=new,
+        )
+    return ok("manifest", f"{plural(len(told), 'file')} as written down")
+
+
+def parse_manifest(data: bytes) -> dict[str, str] | None:
+    """File names to digests; None where it is not such a list."""
+    if len(data) > MAX_BYTES:
+        return None
+    found: dict[str, str] = {}
+    for line in data.decode("utf-8", errors="surrogateescape").splitlines():
+        match = LINE.fullmatch(line)
+        if match is None:
+            return None
+        name = match[3].replace("\\n", "\n").replace("\\\\", "\\") if match[1] else match[3]
+        found[name.removeprefix("./")] = match[2].lower()
+    return found or None
+
+
+def text(digests: Mapping[str, str]) -> str:
+    """The manifest's text, sorted by name."""
+    return "".join(_line(name, digests[name]) for name in sorted(digests))
+
+
+def _line(name: str, digest: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
+
+
+def _write(manifest: Path, digests: Mapping[str, str], *, damaged: bool) -> Result:
+    if damaged:
+        return bad(
+            "manifest",
+            Status.WARN,
+            "not written",
+            why="its files are not whole (see above) and are not to be written down as good",
+            remedy="download what is damaged, then verify with --manifest again",
+        )
+    write_bytes(manifest, text(digests).encode("utf-8", errors="surrogateescape"))
+    return ok("manifest", f"written: {plural(len(digests), 'file')} in {manifest.name}")
+
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Progress: TypeAlias = Callable[[int], None]
@@ -36,7 +152,7 @@ E4M3_NAN = 0x7F  # above it: the same patterns with the sign bit, so every negat
 
 
 @dataclass(slots=True)
-class Tally:
+class TensorTally:
     """Names of tensors by what is wrong with them. `zero_scales`: to be held against the weights they scale."""
 
     bad_scales: list[str] = field(default_factory=list)
@@ -48,13 +164,15 @@ class Tally:
     looked_at: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
-def scan(checkpoint: Checkpoint, *, digest: bool, progress: Progress | None = None) -> tuple[Tally, dict[str, str]]:
+def scan_tensors(
+    checkpoint: Checkpoint, *, digest: bool, progress: Progress | None = None
+) -> tuple[TensorTally, dict[str, str]]:
     """Look at every tensor. Returns what is wrong, and with `digest` the SHA-256 of each shard by file name.
 
     Args:
         progress: called with the number of bytes just read.
     """
-    tally, digests = Tally(), {}
+    tally, digests = TensorTally(), {}
     buffers = (np.empty(BUFFER, np.uint8), np.empty(BUFFER, np.uint8))
     with ThreadPoolExecutor(1) as pool:
         for shard in checkpoint.shards:
@@ -94,7 +212,7 @@ class _Hasher:
 
 
 def _scan_shard(
-    shard: Shard, tally: Tally, buffers: tuple[Bytes, Bytes], hasher: _Hasher | None, progress: Progress
+    shard: Shard, tally: TensorTally, buffers: tuple[Bytes, Bytes], hasher: _Hasher | None, progress: Progress
 ) -> None:
     with open_file(shard.file.path) as file:
         if hasher:
@@ -126,7 +244,7 @@ def _fill(file: BufferedReader, buffer: Bytes) -> Bytes:
 class _Look:
     """What is seen of one tensor, buffer by buffer."""
 
-    def __init__(self, tensor: Tensor, tally: Tally) -> None:
+    def __init__(self, tensor: Tensor, tally: TensorTally) -> None:
         self.tensor, self.tally = tensor, tally
         self.seen_nonzero = self.hole = self.wrong = self.zero = False
         name = tensor.name
@@ -175,13 +293,13 @@ def _has_hole(data: Bytes) -> bool:
     return any(not blocks[index].any() for index in suspects)
 
 
-def _zero_scales_that_matter(checkpoint: Checkpoint, tally: Tally) -> None:
+def _zero_scales_that_matter(checkpoint: Checkpoint, tally: TensorTally) -> None:
     """A zero scale is harmless over weights that are zero themselves (a pruned group); else it erases them."""
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
     paths = {shard.file.name: shard.file.path for shard in checkpoint.shards}
     for scale in tally.zero_scales:
         packed = tensors.get(scale.name.removesuffix("weight_scale") + "weight_packed")
-        if packed is None or packed.nbytes != scale.nbytes * (shapes.GROUP_SIZE // 2):
+        if packed is None or packed.nbytes != scale.nbytes * (GROUP_SIZE // 2):
             continue  # another finding speaks of the shapes
         with open_file(paths[scale.shard]) as scale_file, open_file(paths[packed.shard]) as packed_file:
             scale_file.seek(scale.start)
@@ -195,7 +313,7 @@ def _zero_scales_that_matter(checkpoint: Checkpoint, tally: Tally) -> None:
                     break
 
 
-def findings(tally: Tally) -> tuple[Result, ...]:
+def findings(tally: TensorTally) -> tuple[Result, ...]:
     """The rows of `--full`."""
     again = "download the shard again, or quantise again: it cannot be mended from what is here"
     return (

@@ -5,22 +5,32 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glm4_deploy.catalog.images import Version
-from glm4_deploy.checkpoint import rules_chat, rules_engine, rules_files, rules_tensors
-from glm4_deploy.checkpoint.finding import REPAIR, Rule, bad
-from glm4_deploy.checkpoint.manifest import check_or_write, covered, digest_file
-from glm4_deploy.checkpoint.shape import parameters, quantization_format
-from glm4_deploy.checkpoint.target import Target, default_version, target
-from glm4_deploy.facts.checkpoint import Checkpoint, File, read_checkpoint
+from glm4_deploy.catalog.rows import Version
+from glm4_deploy.checkpoint.model import (
+    REPAIR,
+    Rule,
+    TargetEngine,
+    bad,
+    default_version,
+    parameters,
+    quantization_format,
+    target,
+)
+from glm4_deploy.checkpoint.read import Checkpoint, File, read_checkpoint
+from glm4_deploy.checkpoint.rules_chat import CHAT_RULES
+from glm4_deploy.checkpoint.rules_engine import ENGINE_RULES
+from glm4_deploy.checkpoint.rules_files import FILE_RULES
+from glm4_deploy.checkpoint.rules_tensors import TENSOR_RULES
+from glm4_deploy.checkpoint.scan import check_or_write, digest_file, manifest_covers
 from glm4_deploy.result import Result, Status, verdict
 
 # Whether the bytes are whole and of one model, whatever engine is to load them; then what depends on the engine.
-OF_THE_BYTES: tuple[Rule, ...] = rules_files.RULES + rules_tensors.RULES
-RULES: tuple[Rule, ...] = OF_THE_BYTES + rules_engine.RULES + rules_chat.RULES
+OF_THE_BYTES: tuple[Rule, ...] = FILE_RULES + TENSOR_RULES
+RULES: tuple[Rule, ...] = OF_THE_BYTES + ENGINE_RULES + CHAT_RULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class VerifyReport:
     """What was found.
 
     engine: for whom it was judged ("vLLM 0.13.0").
@@ -44,14 +54,14 @@ class Report:
         return tuple(result for result in self.results if result.status is Status.FAIL)
 
 
-def verify(
+def verify_checkpoint(
     directory: Path,
     *,
     vllm: Version | None = None,
     full: bool = False,
     manifest: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> VerifyReport:
     """Verify a checkpoint directory for an engine.
 
     Args:
@@ -70,7 +80,7 @@ def verify(
     if full or manifest:
         results += _read_all(checkpoint, manifest, progress, damaged=_failed(results[: len(OF_THE_BYTES)]))
     results += _changed(checkpoint)
-    return Report(
+    return VerifyReport(
         directory=str(directory),
         engine=engine.label,
         verdict=verdict(results),
@@ -83,7 +93,7 @@ def verify(
     )
 
 
-def _with_command(result: Result, directory: Path, engine: Target) -> Result:
+def _with_command(result: Result, directory: Path, engine: TargetEngine) -> Result:
     """The remedy as the command to type."""
     if result.remedy != REPAIR:
         return result
@@ -101,7 +111,7 @@ def _read_all(
     checkpoint: Checkpoint, manifest: Path | None, progress: Callable[[int, int], None] | None, *, damaged: bool
 ) -> list[Result]:
     """The rows that take every byte of the shards; with `manifest` every byte of the other files too."""
-    from glm4_deploy.checkpoint.scan import findings, scan  # NumPy: the quick verify does without it
+    from glm4_deploy.checkpoint.scan import findings, scan_tensors  # NumPy: the quick verify does without it
 
     total = sum(shard.file.size for shard in checkpoint.shards)
     done = 0
@@ -112,11 +122,11 @@ def _read_all(
         if progress:
             progress(done, total)
 
-    tally, digests = scan(checkpoint, digest=manifest is not None, progress=step)
+    tally, digests = scan_tensors(checkpoint, digest=manifest is not None, progress=step)
     rows = list(findings(tally))
     if manifest is None:
         return rows
-    for file in covered(checkpoint, manifest):
+    for file in manifest_covers(checkpoint, manifest):
         if file.name not in digests:
             try:
                 digests[file.name] = digest_file(file)

@@ -1,4 +1,4 @@
-"""The command line: one thin function a command. Commands import what they need inside, so `--help` is instant."""
+"""The command line: one thin function per command; `main` is the only place that exits. May import every room."""
 
 import gc
 

@@ -1,14 +1,20 @@
-"""The Typer application and the only place that exits."""
+"""The command table, the Typer application, and the only place that exits.
+
+A command's module is imported when the command runs, so its imports stand at its top and `--help` stays instant.
+"""
 
 import errno
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from glm4_deploy import __version__
 from glm4_deploy.errors import DeployError, StorageError
@@ -19,35 +25,95 @@ ClickException: Any = typer.BadParameter.__mro__[2]
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 INTERRUPTED = 130
-READER_GONE = 141  # as a shell tells of SIGPIPE
+READER_GONE = 141  # as a shell reports SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
-# Each module has register(app) and imports nothing heavy at its top. Add a command group by adding its name.
-GROUPS = (
-    "render",
-    "deploy",
-    "releases",
-    "smoke",
-    "plan",
-    "scale",
-    "diagnose",
-    "checkpoint",
-    "detect",
-    "fleet",
-    "bundle",
-    "watch",
-    "image",
-    "audit",
-    "key",
-    "lock",
-)
+# Section → command → (module of this room, first sentence of its help). The module has a function or a Typer group of
+# the command's name; a test compares the sentence with the docstring. Add a command by adding a row.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Render and start": {
+        "render": ("render", "Print the Compose file (or another target's)."),
+        "profiles": ("render", "List the host profiles."),
+        "up": ("deploy", "Start the engine, or another replica set, and gate it."),
+        "down": ("deploy", "Stop and remove the engine."),
+        "status": ("deploy", "Show what runs."),
+        "logs": ("deploy", "Show the engine's log."),
+    },
+    "Releases": {
+        "releases": ("releases", "List what was deployed."),
+        "rollback": ("releases", "Put a release back."),
+        "diff": ("releases", "Show what changed between two releases."),
+        "lock": ("releases", "Pin images by digest."),
+        "key": ("releases", "The gateway's named keys."),
+        "image": ("releases", "The kit's own image."),
+        "bundle": ("bundle", "Carry a deployment to a host without a network."),
+    },
+    "Prove and watch": {
+        "smoke": ("smoke", "Ask an endpoint."),
+        "bench": ("smoke", "Measure it under load."),
+        "detect": ("detect", "Find loops and garbage in text."),
+        "diagnose": ("diagnose", "Read an engine's log."),
+        "watch": ("watch", "Watch an engine by its progress."),
+        "fleet": ("watch", "Ask many engines at once."),
+    },
+    "Before you start": {
+        "plan": ("host", "Memory before you start."),
+        "doctor": ("host", "What this host is."),
+        "audit": ("host", "Find what is risky in a Compose file."),
+        "scale": ("scale", "How many GPUs for so many users."),
+        "checkpoint": ("checkpoint", "Verify, repair or quantize a checkpoint."),
+        "version": ("render", "Show this kit's version."),
+    },
+}
 
+
+class _Commands(Mapping[str, Any]):
+    """Click's commands by name; looking one up imports its module."""
+
+    def __getitem__(self, name: str) -> Any:
+        module = next((rows[name][0] for rows in COMMANDS.values() if name in rows), None)
+        if module is None:
+            raise KeyError(name)
+        command = getattr(import_module(f"glm4_deploy.cli.{module}"), name)
+        if isinstance(command, typer.Typer):
+            return get_command(command)
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
+        alone.command(name)(command)
+        return get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for rows in COMMANDS.values() for name in rows)
+
+    def __len__(self) -> int:
+        return sum(map(len, COMMANDS.values()))
+
+
+class _LazyGroup(TyperGroup):
+    """The root: lists its commands from the table, imports the one that is asked for."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()  # type: ignore[assignment]  # read-only: commands come from the table
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for section, rows in COMMANDS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, summary) for name, (_, summary) in rows.items()])
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+# No markup: `[…]` in a help text is printed as it is written.
 app = typer.Typer(
     name="glm4-deploy",
+    cls=_LazyGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
     help="Deploy GLM-4-9B-chat in NVFP4 with Docker Compose, and prove that it answers sanely.",
 )
 
@@ -67,10 +133,6 @@ def options(
 ) -> None:
     if debug:
         os.environ["GLM4_DEBUG"] = "1"
-
-
-for group in GROUPS:
-    import_module(f"glm4_deploy.cli.{group}").register(app)
 
 
 def main() -> None:

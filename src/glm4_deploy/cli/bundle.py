@@ -5,18 +5,14 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.deploy.bundle import create_bundle, load_bundle, verify_bundle
+from glm4_deploy.deploy.compose_cli import images_of
+from glm4_deploy.errors import UsageError
+
 Directory = Annotated[Path, typer.Argument(help="The bundle.")]
 Signers = Annotated[
     Path | None, typer.Option(help="An allowed_signers file of OpenSSH: the signature must be by one of them.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Carry a deployment to a host without a network.")
-    for command in (create, verify, load):
-        group.command()(command)
-    app.add_typer(group, name="bundle")
 
 
 def create(
@@ -32,14 +28,11 @@ def create(
 
     Example: glm4-deploy bundle create compose.yaml --checkpoint /models/glm-4-9b-chat-hf-nvfp4 -o bundle
     """
-    from glm4_deploy.engine.bundle import create as make
-    from glm4_deploy.engine.compose import images_of
-
     for path in (*files, *((sign,) if sign else ())):
         _must_be(path, path.is_file(), "file")
     if checkpoint is not None:
         _must_be(checkpoint, checkpoint.is_dir(), "directory")
-    make(
+    create_bundle(
         output,
         files=files,
         images=images_of(files),
@@ -56,9 +49,7 @@ def verify(directory: Directory, signers: Signers = None) -> None:
 
     Example: glm4-deploy bundle verify bundle --signers allowed_signers
     """
-    from glm4_deploy.engine.bundle import verify as check
-
-    images = check(directory, signers=signers, note=_note)
+    images = verify_bundle(directory, signers=signers, note=_note)
     typer.echo(f"{directory}: whole, {len(images)} image(s){', signed' if signers else ', signature not asked for'}")
 
 
@@ -67,9 +58,7 @@ def load(directory: Directory, signers: Signers = None) -> None:
 
     Example: glm4-deploy bundle load bundle --signers allowed_signers
     """
-    from glm4_deploy.engine.bundle import load as bring
-
-    for image in bring(directory, signers=signers, note=_note):
+    for image in load_bundle(directory, signers=signers, note=_note):
         typer.echo(f"{image.reference} {image.id[:19]}")
     typer.echo(f"next: put {directory}/checkpoint where the compose file mounts it; docker compose -f … up -d")
 
@@ -79,7 +68,13 @@ def _note(text: str) -> None:
 
 
 def _must_be(path: Path, true: bool, kind: str) -> None:
-    from glm4_deploy.errors import UsageError
-
     if not true:
         raise UsageError(f"{path} is no {kind}", hint="check the path")
+
+
+bundle = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Carry a deployment to a host without a network."
+)
+bundle.command("create")(create)
+bundle.command("verify")(verify)
+bundle.command("load")(load)

@@ -1,14 +1,20 @@
 """`glm4-deploy checkpoint verify | repair | quantize`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from glm4_deploy.catalog.images import Version
-    from glm4_deploy.checkpoint.repair import Outcome
-    from glm4_deploy.checkpoint.verify import Report
+from glm4_deploy.catalog.rows import Version, parse_version, resolve_version
+from glm4_deploy.checkpoint.model import WHY
+from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
+from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
+from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
+from glm4_deploy.cli.output import BytesProgress
+from glm4_deploy.errors import UsageError
+from glm4_deploy.report.terminal import print_findings
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.text import one_line
 
 Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that has config.json.")]
 ImageTag = Annotated[str | None, typer.Option("--image-tag", help="Judge for this image of nvcr.io/nvidia/vllm.")]
@@ -18,15 +24,6 @@ For = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Output = Annotated[Path, typer.Option("--output", help="A new directory; nothing is overwritten.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Verify a checkpoint for an engine, repair it, or make one.")
-    group.command()(verify)
-    group.command()(repair)
-    group.command()(quantize)
-    app.add_typer(group, name="checkpoint")
 
 
 def verify(
@@ -46,12 +43,8 @@ def verify(
 
     Example: glm4-deploy checkpoint verify /models/glm-4-9b-chat-hf-nvfp4 --image-tag 26.01-py3
     """
-    from glm4_deploy.checkpoint.verify import verify as judge
-    from glm4_deploy.cli.progress import BytesProgress
-    from glm4_deploy.report.wire import dumps
-
     engine = _engine(image_tag, vllm)
-    report = judge(directory, vllm=engine, full=full, manifest=manifest, progress=BytesProgress("read"))
+    report = verify_checkpoint(directory, vllm=engine, full=full, manifest=manifest, progress=BytesProgress("read"))
     if as_json:
         typer.echo(dumps(report))
     else:
@@ -76,13 +69,8 @@ def repair(
 
     Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
     """
-    from glm4_deploy.catalog.images import resolve_version
-    from glm4_deploy.checkpoint.repair import repair as mend
-    from glm4_deploy.cli.progress import BytesProgress
-    from glm4_deploy.report.wire import dumps
-
     engine = resolve_version(for_) if for_ else None
-    outcome = mend(directory, output, vllm=engine, only=only or (), progress=BytesProgress("written"))
+    outcome = repair_checkpoint(directory, output, vllm=engine, only=only or (), progress=BytesProgress("written"))
     if as_json:
         typer.echo(dumps(outcome))
     else:
@@ -116,12 +104,7 @@ def quantize(
 
     Example: glm4-deploy checkpoint quantize /models/glm-4-9b-chat-hf --output /models/glm-4-9b-chat-hf-nvfp4
     """
-    from glm4_deploy.catalog.images import resolve_version
-    from glm4_deploy.checkpoint.calibration import DEFAULT_SOURCES
-    from glm4_deploy.checkpoint.quantize import quantize as make
-    from glm4_deploy.report.wire import dumps
-
-    outcome = make(
+    outcome = quantize_checkpoint(
         base,
         output,
         sources=tuple(dataset or DEFAULT_SOURCES),
@@ -141,9 +124,6 @@ def quantize(
 
 
 def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
-    from glm4_deploy.catalog.images import parse_version, resolve_version
-    from glm4_deploy.errors import UsageError
-
     if image_tag and vllm:
         raise UsageError("--image-tag and --vllm both name an engine", hint="give one of them")
     if vllm:
@@ -151,10 +131,7 @@ def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
     return resolve_version(image_tag) if image_tag else None
 
 
-def _show(report: "Report") -> None:
-    from glm4_deploy.checkpoint.finding import WHY
-    from glm4_deploy.report.findings import print_findings
-
+def _show(report: "VerifyReport") -> None:
     kind = report.quantization or "not quantised"
     size = (
         f"{report.parameters / 1e9:.3g} B parameters, {kind}, {report.tensors} tensors, {report.size / 2**30:.3g} GiB"
@@ -163,9 +140,7 @@ def _show(report: "Report") -> None:
     print_findings(report.results, why=WHY, close=close, verdict=report.verdict)
 
 
-def _show_changes(outcome: "Outcome") -> None:
-    from glm4_deploy.report.clean import one_line
-
+def _show_changes(outcome: "RepairResult") -> None:
     for change in outcome.changes:
         typer.echo(one_line(f"mended   {change.check:18}{change.file}: {change.detail}", 600))
     if not outcome.changes:
@@ -174,3 +149,11 @@ def _show_changes(outcome: "Outcome") -> None:
     if outcome.left_out:
         kept.append(f"left out: {', '.join(outcome.left_out[:5])}")
     typer.echo(one_line(f"{outcome.output}: {len(outcome.written)} files written, {', '.join(kept)}", 600))
+
+
+checkpoint = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Verify a checkpoint for an engine, repair it, or make one."
+)
+checkpoint.command("verify")(verify)
+checkpoint.command("repair")(repair)
+checkpoint.command("quantize")(quantize)

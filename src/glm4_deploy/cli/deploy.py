@@ -1,12 +1,16 @@
 """`glm4-deploy up | down | status | logs | version`."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from glm4_deploy.cli.options import (
+from glm4_deploy.cli.output import Progress
+from glm4_deploy.cli.params import (
     Bind,
     Config,
     DataParallelSize,
@@ -24,28 +28,90 @@ from glm4_deploy.cli.options import (
     ShmSize,
     TensorParallelSize,
     With,
-    make_deployment,
-    make_wish,
     profile_of_this_host,
+    resolve_plan,
+    resolve_spec,
 )
+from glm4_deploy.deploy.candidates import (
+    Candidate,
+    check_model_directory,
+    compose_candidate,
+    preflight,
+    process_candidate,
+    runner_of,
+)
+from glm4_deploy.deploy.engines import Runner
+from glm4_deploy.deploy.plan_check import gpu_here, hold_plan
+from glm4_deploy.deploy.state import (
+    Record,
+    describe_journal,
+    expected_record,
+    forget_journal,
+    hold_lock,
+    interrupted_entry,
+    load_record,
+)
+from glm4_deploy.deploy.status import log_tail, read_status
+from glm4_deploy.deploy.transaction import DeploymentResult, Transaction
+from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
+from glm4_deploy.plan.spec import DeploymentSpec
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.settings import Settings
 
-if TYPE_CHECKING:
-    from glm4_deploy.cli.progress import Progress
-    from glm4_deploy.engine.runner import Runner
-    from glm4_deploy.engine.state import Record
-    from glm4_deploy.engine.up import Candidate
-    from glm4_deploy.plan.deployment import Deployment
-    from glm4_deploy.settings import Settings
+# What `up` and `rollback` share: one hand at a time, an end that can be interrupted, and how the outcome is told.
+
+
+@contextmanager
+def exclusive(state_dir: Path, what: str, progress: "Progress") -> Iterator[None]:
+    """Hold the lock; say what an earlier deployment left; end like Ctrl-C on SIGTERM and on a lost terminal.
+
+    Raises:
+        Locked, StorageError
+    """
+    with hold_lock(state_dir, what):
+        if (left := interrupted_entry(state_dir)) is not None:
+            sentence, _ = describe_journal(state_dir, at_work=False)
+            progress.note(f"an earlier {sentence}")
+            if left.touched:
+                progress.note(f"this {what} goes on from what is there")
+        before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+        for name, handler in before.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(name, signal.default_int_handler)
+        try:
+            yield
+        except KeyboardInterrupt:
+            sentence, unjudged = describe_journal(state_dir, at_work=False)
+            left_as = f" ({sentence})" if unjudged else ""
+            progress.note(
+                f"interrupted: the engine is left as it is{left_as}; see `glm4-deploy status`, end it with `down`"
+            )
+            raise
+        finally:
+            progress.close()
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+def report_result(
+    outcome: "DeploymentResult", error: "DeployError | None", progress: "Progress", *, json_: bool
+) -> None:
+    """The report on stdout, then the error that the command ends in."""
+    if json_:
+        typer.echo(dumps(outcome))
+    else:
+        for one in (outcome, outcome.restored):
+            if one is not None and one.results:
+                progress.table(one.results)
+                release = f", release {one.release}" if one.release else ""
+                typer.echo(f"{one.record.base_url}/v1 serves {one.record.model!r}: {one.verdict}{release}")
+    if error is not None:
+        raise error
+
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the rendered file and the record are kept.")]
 STATE = Path(".glm4")
-
-
-def register(app: typer.Typer) -> None:
-    """Add up, down, status, logs and version."""
-    for command in (up, down, status, logs, version):
-        app.command()(command)
 
 
 def up(
@@ -90,13 +156,7 @@ def up(
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     from dataclasses import replace
 
-    from glm4_deploy.cli.deploying import deploying, tell
-    from glm4_deploy.cli.progress import Progress
-    from glm4_deploy.engine.deploy import Deployment
-    from glm4_deploy.engine.planned import gpu_here, hold_plan
-    from glm4_deploy.engine.up import preflight
-
-    wish = make_wish(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
+    wish = resolve_plan(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
     settings, deployment = wish.settings, wish.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
@@ -105,15 +165,15 @@ def up(
             progress.note(f"--{flag.name} {flag.value or ''}: {flag.note}")
     for warning in (*deployment.warnings, *deployment.router_warnings):
         progress.note(f"warning: {warning}")
-    with deploying(state_dir, "up", progress):
+    with exclusive(state_dir, "up", progress):
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
-        work = Deployment(state_dir, progress, timeout=timeout)
+        work = Transaction(state_dir, progress, timeout=timeout)
         outcome, error = work.run(candidate, what="up", rollback=not no_rollback)
     here = gpu_here() if deployment.memory else None
     planned = hold_plan(settings, wish.profile, deployment, outcome.facts, state_dir, here)
     outcome = replace(outcome, results=(*outcome.results, *planned))
-    tell(outcome, error, progress, json_=json_)
+    report_result(outcome, error, progress, json_=json_)
 
 
 _NOT_SETTINGS = frozenset(
@@ -123,16 +183,12 @@ _NOT_SETTINGS = frozenset(
 
 def _candidate(
     settings: "Settings",
-    deployment: "Deployment",
+    deployment: "DeploymentSpec",
     wished: str,
     overrides: tuple[Path, ...],
     state_dir: Path,
     progress: "Progress",
 ) -> "Candidate":
-    from glm4_deploy.engine.preflight import check_model_directory
-    from glm4_deploy.engine.up import compose_candidate, process_candidate
-    from glm4_deploy.errors import ComposeMissing, DockerMissing, UsageError
-
     if wished not in ("compose", "process", "auto"):
         raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
     if wished == "process" and deployment.engine != "cpu":
@@ -166,17 +222,13 @@ def down(
 
     Example: glm4-deploy down
     """
-    from glm4_deploy.engine.journal import forget
-    from glm4_deploy.engine.lock import hold
-    from glm4_deploy.report.wire import dumps
-
     if volumes and not yes:
         typer.confirm("Remove the cache volume (compiled kernels)?", abort=True, err=True)
-    with hold(state_dir, "down"):
+    with hold_lock(state_dir, "down"):
         record, runner = _recorded(state_dir)
         before = runner.state()
         runner.remove(volumes=volumes)
-        forget(state_dir)
+        forget_journal(state_dir)
     if json_:
         typer.echo(dumps({"project": record.project, "was_running": before.running, "removed_volumes": volumes}))
     else:
@@ -188,14 +240,9 @@ def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
 
     Example: glm4-deploy status --json
     """
-    from glm4_deploy.engine.status import look
-    from glm4_deploy.errors import Judged
-
     record, runner = _recorded(state_dir)
-    found = look(record, runner, state_dir)
+    found = read_status(record, runner, state_dir)
     if json_:
-        from glm4_deploy.report.wire import dumps
-
         typer.echo(dumps(found))
     else:
         for name, value in found.rows():
@@ -214,9 +261,6 @@ def logs(
 
     Example: glm4-deploy logs -f
     """
-    from glm4_deploy.engine.status import log_tail
-    from glm4_deploy.errors import Judged, UsageError
-
     if tail != "all" and not tail.isdigit():
         raise UsageError(f"--tail {tail!r} is not a number of lines", hint="for example --tail 200, or --tail all")
     record, runner = _recorded(state_dir)
@@ -224,30 +268,12 @@ def logs(
         raise Judged(f"nothing of {record.project!r} is here: no log", hint="start it with `glm4-deploy up`")
     for line in log_tail(runner, None if tail == "all" else int(tail), follow=follow):
         if json_:
-            from glm4_deploy.report.wire import dumps
-
             typer.echo(dumps({"line": line}, indent=None))
         else:
             typer.echo(line)
 
 
-def version(json_: Json = False) -> None:
-    """Show this kit's version and the image that it deploys by default."""
-    from glm4_deploy import __version__
-
-    if json_:
-        from glm4_deploy.catalog.images import default_tag, repository
-        from glm4_deploy.report.wire import dumps
-
-        typer.echo(dumps({"version": __version__, "default_image": f"{repository()}:{default_tag()}"}))
-    else:
-        typer.echo(__version__)
-
-
 def _recorded(state_dir: Path) -> tuple["Record", "Runner"]:
     """What this directory brought up last, or else what its settings name."""
-    from glm4_deploy.engine import state
-    from glm4_deploy.engine.up import runner_of
-
-    record = state.load(state_dir) or state.expected(make_deployment({}))
+    record = load_record(state_dir) or expected_record(resolve_spec({}))
     return record, runner_of(record, state_dir)

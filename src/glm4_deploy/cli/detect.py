@@ -6,32 +6,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glm4_deploy.detect import scan
+from glm4_deploy.detect.finding import LoopFinding
+from glm4_deploy.errors import UsageError
+from glm4_deploy.report.wire import dumps
+
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from glm4_deploy.detect import Finding
 
-
-class Kind(StrEnum):
+class InputFormat(StrEnum):
     AUTO = "auto"
     TEXT = "text"
     JSONL = "jsonl"
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(detect)
 
 
 def detect(
     file: Annotated[str, typer.Argument(help="A file, or - for standard input.", show_default=False)] = "-",
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a document, one a line.")] = False,
     kind: Annotated[
-        Kind,
+        InputFormat,
         typer.Option(
             "--format", help='auto: JSONL if FILE ends in .jsonl or its first line is an object with a "text".'
         ),
-    ] = Kind.AUTO,
+    ] = InputFormat.AUTO,
 ) -> None:
     """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
 
@@ -40,9 +38,6 @@ def detect(
 
     Example: glm4-deploy detect answers.jsonl --json
     """
-    from glm4_deploy.errors import UsageError
-    from glm4_deploy.report.wire import dumps
-
     degenerate, number = False, 0
     for number, finding in _findings(file, kind):
         degenerate |= finding.degenerate
@@ -53,16 +48,14 @@ def detect(
         raise typer.Exit(1)
 
 
-def _findings(file: str, kind: Kind) -> "Iterator[tuple[int, Finding]]":
+def _findings(file: str, kind: InputFormat) -> "Iterator[tuple[int, LoopFinding]]":
     import io
     from itertools import chain
-
-    from glm4_deploy.detect import scan
 
     with _open(file) as stream:
         head, rows = _head(stream)
         rows = rows or file.endswith((".jsonl", ".ndjson"))
-        if kind is Kind.JSONL or (kind is Kind.AUTO and rows):
+        if kind is InputFormat.JSONL or (kind is InputFormat.AUTO and rows):
             lines = chain(io.StringIO(head, newline="\n"), stream)
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -78,8 +71,6 @@ def _open(file: str) -> "TextIO":
     import sys
     from pathlib import Path
 
-    from glm4_deploy.errors import UsageError
-
     try:
         raw = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - the wrapper closes it
     except OSError as error:
@@ -91,8 +82,6 @@ def _open(file: str) -> "TextIO":
 def _refuse_binary(text: str, file: str) -> None:
     """A few broken bytes are a text's own; where a third is broken, or NUL (UTF-16), nothing can be judged."""
     import re
-
-    from glm4_deploy.errors import UsageError
 
     if len(re.findall("[\0\udc80-\udcff]", text)) > len(text) / 3:
         raise UsageError(f"{file} is not UTF-8 text: nothing was judged", hint="convert it: iconv -f UTF-16 -t UTF-8")
@@ -128,8 +117,6 @@ def _object(line: str) -> dict[str, Any]:
 
 def _document(line: str, number: int) -> dict[str, Any]:
     """The arguments of `scan` from a JSONL row; keys that it does not know are the user's own and are left alone."""
-    from glm4_deploy.errors import UsageError
-
     try:
         row = _object(line)
         for key, (holds, what) in _FIELDS.items():
@@ -164,7 +151,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _row(number: int, finding: "Finding") -> str:
+def _row(number: int, finding: "LoopFinding") -> str:
     """One line for a person."""
     place = f" from character {finding.start}" if finding.start is not None else ""
     unit = f": {_escaped(finding.unit[:60])}" if finding.unit else ""

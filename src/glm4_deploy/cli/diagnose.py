@@ -1,12 +1,16 @@
 """`glm4-deploy diagnose`: what an engine's log says."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from glm4_deploy.facts.enginelog import EngineFacts, LogFinding, LogReader
+from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
+from glm4_deploy.errors import UsageError
+from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.logs.reader import LogFinding, LogReader
+from glm4_deploy.logs.scan import read_file
+from glm4_deploy.report.wire import dumps
 
 STATE = Path(".glm4")
 # The keys of --json; `progress` is for people alone.
@@ -31,11 +35,6 @@ LAST_LINES = 5
 WIDTH = 400
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands."""
-    app.command()(diagnose)
-
-
 def diagnose(
     file: Annotated[str | None, typer.Argument(help="A log file, or - for standard input.", show_default=False)] = None,
     container: Annotated[str | None, typer.Option("--container", help="A container's name or id.")] = None,
@@ -50,21 +49,13 @@ def diagnose(
 
     Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
     """
-    from glm4_deploy.errors import UsageError
-
     if file is not None and container is not None:
         raise UsageError("both a file and --container", hint="name one of them")
     if file is None and container is None:
-        from glm4_deploy.engine.diagnose import diagnose_deployment
-
         source, reader = diagnose_deployment(state_dir)
     elif container is not None:
-        from glm4_deploy.engine.diagnose import diagnose_container
-
         source, reader = diagnose_container(container)
     else:
-        from glm4_deploy.facts.logfile import read_file
-
         source, reader = read_file(file or "-")
     if not reader.recognised:
         said = "it is empty" if not reader.lines else f"none of its {reader.lines} lines looks like one of a log"
@@ -73,8 +64,6 @@ def diagnose(
             hint="give the engine's log: docker logs vllm 2>&1 | glm4-deploy diagnose -",
         )
     if json_:
-        from glm4_deploy.report.wire import dumps
-
         typer.echo(dumps(wire(reader)))
     else:
         typer.echo("\n".join(_text(source, reader)))

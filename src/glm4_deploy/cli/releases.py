@@ -1,22 +1,31 @@
-"""`glm4-deploy releases | rollback | diff`."""
+"""`glm4-deploy image build`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from glm4_deploy.engine.release import Damaged, Release
+from glm4_deploy.cli.deploy import exclusive, report_result
+from glm4_deploy.cli.output import Progress
+from glm4_deploy.cli.params import Config, ProfileName, SetOptions, With, resolve_spec
+from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
+from glm4_deploy.deploy.docker import build_kit_image, image_digests, keep_pins
+from glm4_deploy.deploy.docker import tag as default
+from glm4_deploy.deploy.keys import add_key, load_keys, revoke_key
+from glm4_deploy.deploy.releases import Damaged, Release, Store, compare_releases
+from glm4_deploy.deploy.state import load_record
+from glm4_deploy.deploy.transaction import Transaction
+from glm4_deploy.errors import ImageMissing, Judged
+from glm4_deploy.plan.services import references
+from glm4_deploy.report.wire import dumps, to_wire
+from glm4_deploy.settings import FILE
+from glm4_deploy.text import clean_text, one_line
+
+# `glm4-deploy releases | rollback | diff`.
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the releases are kept.")]
 STATE = Path(".glm4")
-
-
-def register(app: typer.Typer) -> None:
-    """Add releases, rollback and diff."""
-    for command in (releases, rollback, diff):
-        app.command()(command)
 
 
 def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
@@ -24,16 +33,10 @@ def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
 
     Example: glm4-deploy releases
     """
-    from glm4_deploy.engine import state
-    from glm4_deploy.engine.release import Damaged
-    from glm4_deploy.engine.store import Store
-
-    store, record = Store(state_dir), state.load(state_dir)
+    store, record = Store(state_dir), load_record(state_dir)
     current = record.release if record else ""
     found = store.all()
     if json_:
-        from glm4_deploy.report.wire import dumps, to_wire
-
         rows = [
             {**to_wire(one), "good": False, "in_service": False}
             if isinstance(one, Damaged)
@@ -65,20 +68,15 @@ def rollback(
 
     Example: glm4-deploy rollback 12
     """
-    from glm4_deploy.cli.deploying import deploying, tell
-    from glm4_deploy.cli.progress import Progress
-    from glm4_deploy.engine.deploy import Deployment
-    from glm4_deploy.engine.restore import candidate_of, check, choose
-
     progress = Progress()
-    with deploying(state_dir, "rollback", progress):
-        work = Deployment(state_dir, progress, timeout=timeout)
-        wished = choose(work.store, state_dir, release, force=force)
+    with exclusive(state_dir, "rollback", progress):
+        work = Transaction(state_dir, progress, timeout=timeout)
+        wished = choose_release(work.store, state_dir, release, force=force)
         progress.note(f"release {wished.id} of {wished.created_at}, {wished.service.model_dir}")
-        candidate = candidate_of(wished, work.store, state_dir, progress.pull)
-        candidate = check(candidate, wished, state_dir, force=force, note=progress.note)
+        candidate = release_candidate(wished, work.store, state_dir, progress.pull)
+        candidate = check_release(candidate, wished, state_dir, force=force, note=progress.note)
         outcome, error = work.run(candidate, what="rollback", rollback=not no_rollback)
-    tell(outcome, error, progress, json_=json_)
+    report_result(outcome, error, progress, json_=json_)
 
 
 def diff(
@@ -91,31 +89,21 @@ def diff(
 
     Example: glm4-deploy diff 11 12
     """
-    from glm4_deploy.engine.compare import compare
-    from glm4_deploy.engine.store import Store
-
     store = Store(state_dir)
     one, other = store.find(a), store.find(b)
-    found = compare(one, other, store.files_of(one).texts, store.files_of(other).texts)
+    found = compare_releases(one, other, store.files_of(one).texts, store.files_of(other).texts)
     if json_:
-        from glm4_deploy.report.wire import dumps
-
         typer.echo(dumps(found))
         return
-    from glm4_deploy.report.clean import clean, one_line
-
     for change in found.changes:
         typer.echo(one_line(f"{change.group:11}{change.name}: {_shown(change.a)} → {_shown(change.b)}"))
     for file in found.files:
-        typer.echo(clean(file.diff))
+        typer.echo(clean_text(file.diff))
     if not found.changes and not found.files:
         typer.echo(f"{found.a} and {found.b} do not differ")
 
 
 def _row(one: "Release | Damaged", current: str) -> str:
-    from glm4_deploy.engine.release import Damaged
-    from glm4_deploy.report.clean import one_line
-
     if isinstance(one, Damaged):
         return f"  {one.id}  damaged  {one_line(one.reason, 120)}"
     ready = f"{one.ready_seconds:.0f} s" if one.ready_seconds is not None else "-"
@@ -128,3 +116,108 @@ def _row(one: "Release | Damaged", current: str) -> str:
 
 def _shown(value: object) -> str:
     return "-" if value is None else str(value)
+
+
+# `glm4-deploy lock`.
+
+
+def lock(profile: ProfileName = None, extras: With = None, sets: SetOptions = None, config: Config = None) -> None:
+    """Pin the images by the digests that this Docker engine pulled: into glm4.yaml, and so into what is rendered.
+
+    Another tag is another entry: a pin never holds an image back that you asked for. Exit 1 where one has no digest.
+
+    Example: docker compose -f compose.yaml pull && glm4-deploy lock
+    """
+    deployment = resolve_spec({"profile": profile, "extras": extras}, sets=sets or (), config=config)
+    found = image_digests(references(deployment.image, deployment.extras))
+    missing = [reference for reference, digest in found.items() if digest is None]
+    if missing:
+        raise ImageMissing(f"not here: {', '.join(missing)}", hint="pull first: docker compose -f FILE pull")
+    pins = {reference: digest for reference, digest in found.items() if digest}
+    file = config or Path(FILE)
+    if pins:
+        keep_pins(file, pins)
+        for reference, digest in pins.items():
+            typer.echo(f"{reference}@{digest}")
+        typer.echo(f"wrote {file}", err=True)
+    bare = [reference for reference, digest in found.items() if not digest]
+    if bare:
+        raise Judged(
+            f"no registry gave {', '.join(bare)}: built here, so there is no digest", hint="push it, then pull it"
+        )
+
+
+# `glm4-deploy key add | list | revoke`.
+
+Directory = Annotated[
+    Path, typer.Option("--dir", help="The `keys` directory beside the rendered file. [.glm4/keys, which `up` uses]")
+]
+KEYS = Path(".glm4/keys")
+
+
+def key_add(
+    name: Annotated[str, typer.Argument(help="Whom it is for.")],
+    rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = 120,
+    directory: Directory = KEYS,
+) -> None:
+    """Make a key and print it, once: only its hash is kept. A running gateway knows it at once.
+
+    Example: glm4-deploy key add ada --rate 60 >ada.key
+    """
+    token = add_key(directory, name, rate=rate)
+    typer.echo(f"key {name}: shown this once, {rate} requests a minute", err=True)
+    typer.echo(token)
+
+
+def key_list(
+    directory: Directory = KEYS,
+    json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+) -> None:
+    """List names, rates and dates."""
+    rows = load_keys(directory)
+    if json_:
+        typer.echo(dumps([{"name": row.name, "rate": row.rate, "created": row.created} for row in rows]))
+        return
+    for row in rows:
+        typer.echo(f"{row.name:24} {row.rate:>7}/min  {row.created}")
+
+
+def key_revoke(name: Annotated[str, typer.Argument()], directory: Directory = KEYS) -> None:
+    """End a key. A running gateway refuses it at once."""
+    revoke_key(directory, name)
+    typer.echo(f"key {name}: revoked", err=True)
+
+
+def image_group() -> None:
+    """Keep `build` a command of its own: a group of one would swallow its name."""
+
+
+def image_build(
+    base: Annotated[
+        str, typer.Option(help="Image to image_build on: Python 3.11 or newer with pip.")
+    ] = "python:3.12-slim",
+    tag: Annotated[str | None, typer.Option("--tag", help="Name of the image_group. [glm4-deploy/kit:VERSION]")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Network of the image_build, as docker image_build --network.")
+    ] = None,
+) -> None:
+    """Build the image that `--with watch` runs: this installation, a non-root user, no shell scripts.
+
+    Example: glm4-deploy image build
+    """
+    name = default() if tag is None else tag
+    build_kit_image(base=base, name=name, network=network)
+    typer.echo(name)
+
+
+key = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The gateway's named keys; they are stored hashed.")
+key.command("add")(key_add)
+key.command("list")(key_list)
+key.command("revoke")(key_revoke)
+
+
+image = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The kit's own image, for the services that `--with` adds."
+)
+image.command("build")(image_build)
+image.callback()(image_group)

@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from glm4_deploy.cli.options import (
+from glm4_deploy import __version__
+from glm4_deploy.catalog.rows import default_tag, repository
+from glm4_deploy.catalog.rows import profiles as rows
+from glm4_deploy.cli.params import (
     Bind,
     Config,
     DataParallelSize,
@@ -24,14 +27,12 @@ from glm4_deploy.cli.options import (
     ShmSize,
     TensorParallelSize,
     With,
-    make_wish,
+    resolve_plan,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add render and profiles."""
-    app.command()(render)
-    app.command()(profiles)
+from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.files import read_text, write_text
+from glm4_deploy.render.targets import render_target
+from glm4_deploy.report.wire import dumps
 
 
 def render(
@@ -65,9 +66,7 @@ def render(
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
     flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-    from glm4_deploy.render.targets import render_target
-
-    wish = make_wish(flags, sets=sets or (), config=config)
+    wish = resolve_plan(flags, sets=sets or (), config=config)
     files = render_target(target, wish.deployment, wish.settings, wish.profile)
     of_host = wish.deployment.router_warnings if target == "compose" else ()
     for warning in (*wish.deployment.warnings, *of_host):
@@ -75,8 +74,6 @@ def render(
     if diff is not None or check:
         _compare(_placed(files, str(diff) if diff else output), check=check)
     elif output is not None:
-        from glm4_deploy.files import write_text
-
         for path, text in _placed(files, output).items():
             write_text(path, text)
             typer.echo(f"wrote {path}", err=True)
@@ -98,8 +95,6 @@ def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
     Raises:
         UsageError: no name, or several files for a link, a device or a pipe.
     """
-    from glm4_deploy.errors import UsageError
-
     if where is None:
         raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
     path, first = Path(where), next(iter(files))
@@ -113,9 +108,6 @@ def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:
     import difflib
-
-    from glm4_deploy.errors import Judged
-    from glm4_deploy.files import read_text
 
     drifted = []
     for path, text in files.items():
@@ -134,13 +126,17 @@ def _lines(text: str) -> list[str]:
 
 def profiles(json_: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """List the host profiles and what each one is for."""
-    from glm4_deploy.catalog.profiles import profiles as rows
-
     if json_:
-        from glm4_deploy.report.wire import dumps
-
         table: list[Any] = list(rows().values())
         typer.echo(dumps(table))
         return
     for row in rows().values():
         typer.echo(f"{row.name:14} {row.summary}")
+
+
+def version(json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False) -> None:
+    """Show this kit's version and the image that it deploys by default."""
+    if json_:
+        typer.echo(dumps({"version": __version__, "default_image": f"{repository()}:{default_tag()}"}))
+    else:
+        typer.echo(__version__)

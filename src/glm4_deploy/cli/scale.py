@@ -6,12 +6,28 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.scale.answer import Setting, answer
+from glm4_deploy.scale.fit import fit
+from glm4_deploy.scale.report import scale_text, scale_wire
+from glm4_deploy.scale.request import (
+    Workload,
+    as_measured,
+    check_lengths,
+    check_load,
+    check_options,
+    engine_of,
+    lengths_of,
+    limits_of,
+    read_calibrations,
+    read_pairs,
+    replicas_of,
+    router_of,
+    scale_seconds,
+    spares_of,
+)
+
 MOST_GPUS = 10_000
-
-
-def register(app: typer.Typer) -> None:
-    """Add scale."""
-    app.command()(scale)
 
 
 def scale(
@@ -84,46 +100,35 @@ def scale(
 
     Example: glm4-deploy scale --users 2000 --calibration bench.json --ttft-p95 1s --tpot-p95 50ms
     """
-    from glm4_deploy.cli import scaling
-    from glm4_deploy.scale.answer import answer
-    from glm4_deploy.scale.fit import fit
-    from glm4_deploy.scale.look import Setting
-    from glm4_deploy.scale.shape import Workload
-
     workload = Workload(
         users=users,
-        think_s=scaling.seconds_of(think_time),
+        think_s=scale_seconds(think_time),
         rate=rate,
         burstiness=burstiness,
-        prompt=scaling.lengths_of("prompt", prompt_tokens, prompt_p95),
-        answer=scaling.lengths_of("output", output_tokens, output_p95),
-        pairs=scaling.read_pairs(lengths) if lengths is not None else (),
+        prompt=lengths_of("prompt", prompt_tokens, prompt_p95),
+        answer=lengths_of("output", output_tokens, output_p95),
+        pairs=read_pairs(lengths) if lengths is not None else (),
         cached_tokens=cached_tokens,
     )
-    scaling.check_load(workload)
+    check_load(workload)
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    scaling.check_options({name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
-    limits = scaling.limits_of(ttft_p95, tpot_p95, slo)
-    within = scaling.replicas_of(gpus, tensor_parallel_size, MOST_GPUS)
-    chosen_router = scaling.router_of(router)
-    measured = scaling.read_calibrations(calibration or [])
-    engine, assumed = scaling.engine_of(
+    check_options({name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
+    limits = limits_of(ttft_p95, tpot_p95, slo)
+    within = replicas_of(gpus, tensor_parallel_size, MOST_GPUS)
+    chosen_router = router_of(router)
+    measured = read_calibrations(calibration or [])
+    engine, assumed = engine_of(
         measured, max_num_seqs, max_num_batched_tokens, kv_cache_tokens, gpu, tensor_parallel_size
     )
-    scaling.check_lengths(workload, engine)
-    fitted = fit(measured, scaling.as_measured(measured, engine))
+    check_lengths(workload, engine)
+    fitted = fit(measured, as_measured(measured, engine))
     setting = Setting(
         cost=fitted.cost, limits=engine, workload=workload, slo=limits, router=chosen_router, requests=requests
     )
     found = answer(setting, fitted, replicas=within, gpus_each=tensor_parallel_size, seeds=seeds, seed=seed)
-    spare = scaling.spares_of(found.replicas, failures_per_gpu_year, repair_time, tensor_parallel_size)
+    spare = spares_of(found.replicas, failures_per_gpu_year, repair_time, tensor_parallel_size)
     if as_json:
-        from glm4_deploy.report.scale import scale_wire
-        from glm4_deploy.report.wire import dumps
-
         typer.echo(dumps(scale_wire(setting, fitted, found, assumed, spare)))
     else:
-        from glm4_deploy.report.scale import scale_text
-
         typer.echo(scale_text(setting, fitted, found, assumed, spare, color=sys.stdout.isatty()), nl=False)
     raise typer.Exit(1 if found.broken else 0)

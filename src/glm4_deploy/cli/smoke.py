@@ -1,12 +1,31 @@
-"""`glm4-deploy smoke` and `glm4-deploy bench`."""
+"""The work behind `glm4-deploy bench`: find where the generator runs, run it, show and store the result."""
 
+import asyncio
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from glm4_deploy.probe import Options, Report, Suite, Target
+from glm4_deploy.cli.output import Outputs
+from glm4_deploy.cli.params import resolve_spec, seconds_of
+from glm4_deploy.deploy.state import Record, expected_record, load_record
+from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
+from glm4_deploy.files import ensure_writable, read_text, write_text
+from glm4_deploy.plan.spec import CONTAINER_PORT
+from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.limits import Slo, read_baseline, read_slo
+from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.suite import CHECKS, MODEL_PATH, run_suite, soak
+from glm4_deploy.report.terminal import Live, print_bench, print_checks
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import BenchLevel, BenchReport, Suite, SuiteReport
+from glm4_deploy.result import Status
+
+# `glm4-deploy smoke` and `glm4-deploy bench`.
 
 BaseUrl = Annotated[
     str | None,
@@ -21,12 +40,6 @@ KeyFile = Annotated[
 Names = Annotated[
     list[str] | None, typer.Option(metavar="CHECK", help="Only this check, and what it needs; repeat, or `needle-*`.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add smoke and bench."""
-    app.command()(smoke)
-    app.command()(bench)
 
 
 def smoke(
@@ -60,13 +73,7 @@ def smoke(
 
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """
-    from glm4_deploy.cli.outputs import Outputs
-    from glm4_deploy.probe import Suite
-    from glm4_deploy.report.terminal import print_checks
-
     if list_:
-        from glm4_deploy.probe import CHECKS
-
         print_checks((check.id, _suites(check.suites), check.seconds, check.proves) for check in CHECKS.values())
         return
     chosen = _choice(suite, [str(name) for name in Suite])
@@ -104,8 +111,6 @@ def bench(
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
     """
-    from glm4_deploy.cli.bench import Where, run_bench
-
     where = Where(container=container, python=python, tokenizer=tokenizer)
     target = make_target(base_url, model, api_key_file, 120.0, None)
     levels = _levels(concurrency)
@@ -114,25 +119,19 @@ def bench(
 
 def make_target(
     base_url: str | None, model: str | None, key_file: Path | None, timeout: float, max_model_len: int | None
-) -> "Target":
+) -> "ProbeTarget":
     """Options → target; without --base-url, what `up` started from this directory, or what the settings name."""
     from pydantic import SecretStr
 
-    from glm4_deploy.files import read_text
-    from glm4_deploy.probe import Target
-
     started_at = None
     if base_url is None:
-        from glm4_deploy.cli.options import make_deployment
-        from glm4_deploy.engine import state
-
-        record = state.load() or state.expected(make_deployment({}))
+        record = load_record() or expected_record(resolve_spec({}))
         base_url, model = record.base_url, model or record.model
         started_at = record.started_at or None
         max_model_len = max_model_len or record.max_model_len
         key_file = key_file or (Path(record.api_key_file) if record.api_key_file else None)
     key = SecretStr(read_text(key_file)) if key_file is not None else None
-    return Target(
+    return ProbeTarget(
         base_url=base_url,
         model=model,
         api_key=key,
@@ -143,13 +142,14 @@ def make_target(
 
 
 def _run(
-    target: "Target", suite: "Suite", options: "Options", only: tuple[str, ...], skip: tuple[str, ...], duration: str
-) -> "Report":
+    target: "ProbeTarget",
+    suite: "Suite",
+    options: "Options",
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    duration: str,
+) -> "SuiteReport":
     import asyncio
-
-    from glm4_deploy.cli.options import seconds_of
-    from glm4_deploy.probe import Suite, run_suite, soak
-    from glm4_deploy.report.terminal import Live
 
     seconds = seconds_of(duration)
     with Live() as live:
@@ -180,19 +180,14 @@ def _run(
 
 
 def _options(slo: Path | None, stored: Path | None) -> "Options":
-    from glm4_deploy.probe import Options, baseline
-    from glm4_deploy.probe import slo as limits
-
     return Options(
-        slo=limits.read(slo) if slo is not None else None,
-        baseline=baseline.read(stored) if stored is not None else None,
+        slo=read_slo(slo) if slo is not None else None,
+        baseline=read_baseline(stored) if stored is not None else None,
     )
 
 
 def _choice(value: str, known: list[str]) -> str:
     from difflib import get_close_matches
-
-    from glm4_deploy.errors import UsageError
 
     if value in known:
         return value
@@ -203,8 +198,6 @@ def _choice(value: str, known: list[str]) -> str:
 
 def _levels(text: str) -> tuple[int, ...]:
     """`1,4,16,64`."""
-    from glm4_deploy.errors import UsageError
-
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
         raise UsageError(f"not a list of concurrencies: {text[:40]!r}", hint="write it like 1,4,16,64")
@@ -213,3 +206,137 @@ def _levels(text: str) -> tuple[int, ...]:
 
 def _suites(suites: "frozenset[Suite]") -> str:
     return " ".join(suite for suite in ("gate", "quick", "full", "soak") if suite in suites)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where the generator runs, as the user says; None: as `up` left it."""
+
+    container: str | None
+    python: str | None
+    tokenizer: str | None
+
+
+def run_bench(
+    target: ProbeTarget,
+    where: Where,
+    levels: tuple[int, ...],
+    lengths: tuple[int, int],
+    *,
+    slo: Path | None,
+    json_: Path | None,
+    compare: Path | None,
+) -> int:
+    """The exit code.
+
+    Raises:
+        UsageError, Unreachable, WrongEngine, ExtraMissing, Judged: see the command's help.
+    """
+    limits = read_slo(slo) if slo is not None else None
+    earlier = read_report(compare, lengths) if compare is not None else None
+    if json_ is not None and str(json_) != "-":
+        ensure_writable(json_)
+    found = _identify(target)
+    python, base_url = _place(target, where)
+    load = BenchLoad(
+        base_url=base_url,
+        model=str(found.model),
+        tokenizer=where.tokenizer or _tokenizer(found),
+        concurrency=levels,
+        input_len=lengths[0],
+        output_len=lengths[1],
+    )
+    started = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+    measured = bench_levels(python, load, slo=limits, key=target.key, on_level=_progress)
+    report = _judge(found, load, started, measured, limits)
+    if json_ is not None and str(json_) != "-":
+        write_text(json_, dumps(report) + "\n")
+    if json_ is not None and str(json_) == "-":
+        typer.echo(dumps(report))
+    else:
+        print_bench(report, earlier)
+    return report.exit_code
+
+
+def _identify(target: ProbeTarget) -> SuiteReport:
+    """Nothing is loaded before it is known to be the engine that is meant."""
+    found = asyncio.run(run_suite(target, only=["identity"]))
+    if found.exit_code:
+        last = next(row for row in found.results if row.status in {Status.FAIL, Status.UNKNOWN})
+        kinds: dict[int, type[DeployError]] = {3: Unreachable, 4: WrongEngine}
+        raise kinds.get(found.exit_code, WrongEngine)(last.observed, hint=last.remedy)
+    return found
+
+
+def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
+    """The words that run Python beside vLLM, and the engine's address as seen from there."""
+    if where.container is not None:
+        return in_container(where.container), _inside()
+    python = where.python or os.environ.get("GLM4_CPU_PYTHON")
+    record = _record()
+    if where.python is None and record is not None and record.runner == "compose" and record.id:
+        return in_container(record.id), _inside()
+    if python:
+        return [python], target.root
+    raise UsageError(
+        "no place to run the load generator: `up` started no container from here",
+        hint="name one with --container NAME, or a Python that has vLLM with --python PATH",
+    )
+
+
+def _record() -> "Record | None":
+    return load_record()
+
+
+def _inside() -> str:
+    return f"http://127.0.0.1:{CONTAINER_PORT}"
+
+
+def _tokenizer(found: SuiteReport) -> str:
+    path = next((fact.value for fact in found.engine if fact.name == MODEL_PATH and fact.value != "not told"), None)
+    if path is None:
+        raise UsageError("the server does not tell its model's path", hint="give the tokenizer with --tokenizer DIR")
+    return path
+
+
+def _progress(level: BenchLevel) -> None:
+    typer.echo(f"{level.concurrency:4} at once: {level.output_tokens_per_s:.0f} tokens/s", err=True)
+
+
+def _judge(
+    found: SuiteReport, load: BenchLoad, started: str, levels: tuple[BenchLevel, ...], slo: Slo | None
+) -> BenchReport:
+    broken = any(level.broken for level in levels)
+    return BenchReport(
+        base_url=found.base_url,
+        model=load.model,
+        started=started,
+        input_len=load.input_len,
+        output_len=load.output_len,
+        levels=levels,
+        verdict=Status.FAIL if broken else Status.OK,
+        exit_code=1 if broken else 0,
+        engine=found.engine,
+    )
+
+
+def read_report(path: Path, lengths: tuple[int, int]) -> BenchReport:
+    """An earlier --json.
+
+    Raises:
+        UsageError: it is none, or it asked for other lengths: two runs of unlike questions have no ratio.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        report = TypeAdapter(BenchReport).validate_json(read_text(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise UsageError(
+            f"{path} is no result of `bench --json`: {words[:160]}", hint="store one with --json"
+        ) from None
+    if (report.input_len, report.output_len) != lengths:
+        asked = f"{report.input_len} tokens in and {report.output_len} out"
+        raise UsageError(f"{path} asked {asked}", hint="give the same --input-len and --output-len")
+    return report

@@ -1,4 +1,4 @@
-"""`glm4-deploy watch`."""
+"""`glm4-deploy fleet smoke | status`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,21 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glm4_deploy.cli.options import seconds_of
+from glm4_deploy.cli.params import resolve_spec, seconds_of
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
+from glm4_deploy.deploy.state import expected_record, load_record
+from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.fleet import HostAnswer, ask_fleet, read_inventory
+from glm4_deploy.report.terminal import print_results
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import Suite
+from glm4_deploy.result import Status, verdict
+from glm4_deploy.watch.exporter import Exporter, serve
+from glm4_deploy.watch.judge import Limits, State, WatchVerdict
+from glm4_deploy.watch.loop import Schedule, judged, run_watch
+from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from glm4_deploy.engine.watch.exporter import Exporter
-    from glm4_deploy.engine.watch.judge import Limits, State, Verdict
-    from glm4_deploy.engine.watch.restart import ContainerKeeper, Policy
-    from glm4_deploy.probe import Target
 
-
-def register(app: typer.Typer) -> None:
-    """Add watch."""
-    app.command()(watch)
+# `glm4-deploy watch`.
 
 
 def watch(
@@ -60,10 +65,6 @@ def watch(
     """
     import asyncio
 
-    from glm4_deploy.engine.watch.exporter import Exporter, serve
-    from glm4_deploy.engine.watch.judge import Limits
-    from glm4_deploy.errors import Judged, UsageError
-
     seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
@@ -88,10 +89,7 @@ def watch(
 
 def _one_engine(state_dir: Path) -> None:
     """Refuse a deployment of several engines: a router has no progress of its own, and there is no one container."""
-    from glm4_deploy.engine import state
-    from glm4_deploy.errors import UsageError
-
-    record = state.load(state_dir)
+    record = load_record(state_dir)
     if record is not None and record.replicas:
         raise UsageError(
             f"watch judges one engine, and {record.project!r} has {len(record.replicas)} replicas behind a router",
@@ -102,33 +100,26 @@ def _one_engine(state_dir: Path) -> None:
 def _mender(
     container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
 ) -> tuple["Policy", "ContainerKeeper"]:
-    from glm4_deploy.cli.options import make_deployment
-    from glm4_deploy.engine import state
-    from glm4_deploy.engine.watch.restart import ContainerKeeper, Policy, Rules
-
-    record = state.load(state_dir) or state.expected(make_deployment({}))
+    record = load_record(state_dir) or expected_record(resolve_spec({}))
     keeper = ContainerKeeper(name=container, project=record.project, service=record.service, directory=state_dir)
     return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
 
 
 def _verdicts(
-    target: "Target",
+    target: "ProbeTarget",
     limits: "Limits",
     every: float,
     tokens: int,
     exporter: "Exporter",
     tell: Callable[..., None],
-) -> "AsyncIterator[Verdict]":
-    from glm4_deploy.engine.watch.canary import Schedule
-    from glm4_deploy.engine.watch.run import judged
-
+) -> "AsyncIterator[WatchVerdict]":
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
     return judged(target, limits, schedule, exporter, tell)
 
 
 async def _run(
-    verdicts: "AsyncIterator[Verdict]",
+    verdicts: "AsyncIterator[WatchVerdict]",
     exporter: "Exporter",
     tell: Callable[..., None],
     policy: "Policy | None",
@@ -138,12 +129,10 @@ async def _run(
     import asyncio
     import signal
 
-    from glm4_deploy.engine.watch.run import watch as run
-
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    watching = asyncio.create_task(run(verdicts, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
+    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     if watching.done():
@@ -169,3 +158,67 @@ def _teller(json_: bool) -> Callable[..., None]:
         print(line, flush=True)  # noqa: T201 (a pipe must not hold a line back)
 
     return tell
+
+
+File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/how-to/fleet.md).")]
+AtOnce = Annotated[int, typer.Option(min=1, max=256, help="Hosts asked at the same time.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
+INVENTORY = Path("fleet.yaml")
+
+
+def fleet_smoke(
+    inventory: File = INVENTORY,
+    suite: Annotated[str, typer.Option(help="gate, quick or full.")] = "quick",
+    at_once: AtOnce = 8,
+    json_: Json = False,
+) -> None:
+    """Run the smoke suite against every host of an inventory; one table. Exit 1 unless all pass.
+
+    Example: glm4-deploy fleet smoke -i fleet.yaml --suite full
+    """
+    if suite not in ("gate", "quick", "full"):
+        raise UsageError(f"--suite {suite!r} is not known", hint="gate, quick or full")
+    _ask(inventory, suite, (), at_once, json_)
+
+
+def fleet_status(inventory: File = INVENTORY, at_once: AtOnce = 8, json_: Json = False) -> None:
+    """Say for every host of an inventory whether the engine and model expected answer. Exit 1 unless all do.
+
+    Example: glm4-deploy fleet status -i fleet.yaml
+    """
+    _ask(inventory, "gate", ("alive", "identity"), at_once, json_)
+
+
+def _ask(inventory: Path, suite: str, only: tuple[str, ...], at_once: int, json_: bool) -> None:
+    import asyncio
+
+    def told(answer: "HostAnswer") -> None:
+        typer.echo(f"{answer.row.status:8}{answer.host}", err=True)
+
+    answers = asyncio.run(
+        ask_fleet(
+            read_inventory(inventory),
+            suite=Suite(suite),
+            only=only,
+            keys_from=inventory.parent,
+            at_once=at_once,
+            on_answer=told,
+        )
+    )
+    rows = [answer.row for answer in answers]
+    if json_:
+        typer.echo(dumps({"verdict": verdict(rows), "hosts": answers}))
+    else:
+        print_results(rows)
+    good = sum(row.status in {Status.OK, Status.WARN} for row in rows)
+    if not json_:
+        typer.echo(f"{good} of {len(rows)} hosts: no failure seen")
+    if good < len(rows):
+        raise typer.Exit(1)
+
+
+fleet = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Ask many engines at once, by address or through SSH."
+)
+fleet.command("smoke")(fleet_smoke)
+fleet.command("status")(fleet_status)

@@ -6,10 +6,10 @@
 
 from collections.abc import Sequence
 
-from glm4_deploy.detect.model import Finding, Verdict
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict
 from glm4_deploy.detect.stream import Stream
 
-__all__ = ["Finding", "Stream", "Verdict", "scan"]
+__all__ = ["LoopFinding", "LoopVerdict", "Stream", "scan"]
 
 
 def scan(
@@ -19,7 +19,7 @@ def scan(
     finish_reason: str | None = None,
     token_ids: Sequence[int] | None = None,
     logprobs: Sequence[float | None] | None = None,
-) -> Finding:
+) -> LoopFinding:
     """Judge one whole document: what a Stream fed with it would say.
 
     text: any code points, lone surrogates and NULs included; offsets in the finding refer to it as given.

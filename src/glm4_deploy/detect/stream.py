@@ -5,20 +5,13 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from glm4_deploy.detect.babble import find_mixed_scripts, find_poor
-from glm4_deploy.detect.context import Ending, request_of
-from glm4_deploy.detect.counters import counting, find_counter
-from glm4_deploy.detect.folded import find_folded, fold
-from glm4_deploy.detect.growth import Growth
-from glm4_deploy.detect.likeness import find_near_duplicate
-from glm4_deploy.detect.limits import HOP, WINDOW, WORD_HOPS, WORDS
-from glm4_deploy.detect.loops import find_loop, find_or_due, is_blank
-from glm4_deploy.detect.model import Finding, Verdict, clean, degenerate
-from glm4_deploy.detect.neardup import Shingles
-from glm4_deploy.detect.numbers import Numbers
-from glm4_deploy.detect.runaway import find_runaway
-from glm4_deploy.detect.text import Text
-from glm4_deploy.detect.words import Words
+from glm4_deploy.detect.counting import Words, counting, find_counter
+from glm4_deploy.detect.exact import find_folded, find_loop, find_or_due, fold, is_blank
+from glm4_deploy.detect.finding import Growth, LoopFinding, LoopVerdict, Text, clean, degenerate
+from glm4_deploy.detect.garbage import Numbers, find_mixed_scripts, find_poor, find_runaway
+from glm4_deploy.detect.prompt import Ending, request_of
+from glm4_deploy.detect.similar import Shingles, find_near_duplicate
+from glm4_deploy.detect.thresholds import HOP, WINDOW, WORD_HOPS, WORDS
 
 _BLOCKS = WINDOW // HOP
 
@@ -43,19 +36,19 @@ class Stream:
         self._shingles = Shingles()
         self._due = math.inf  # offset at which a run becomes a loop if it goes on
         self._due_blocks = 0
-        self._found: Finding | None = None
+        self._found: LoopFinding | None = None
         self._growth: Growth | None = None
 
     def feed(
         self, chunk: str, *, token_ids: Sequence[int] = (), logprobs: Sequence[float | None] = ()
-    ) -> Finding | None:
+    ) -> LoopFinding | None:
         """A degenerate finding as soon as there is one, and on every later call; None while all is well."""
         if self._found is None and (token_ids or logprobs):
             self._found = self._numbers.feed(token_ids, logprobs)
         self._take(chunk)
         return self._found
 
-    def close(self, finish_reason: str | None = None) -> Finding:
+    def close(self, finish_reason: str | None = None) -> LoopFinding:
         """The verdict on the whole, with how it ended."""
         if self._growth is not None:
             return self._growth.finding()
@@ -63,7 +56,7 @@ class Stream:
             self._found = self._conclude(Ending.of(finish_reason)) or clean("the text goes on without repeating itself")
         return self._found
 
-    def _conclude(self, ending: Ending) -> Finding | None:
+    def _conclude(self, ending: Ending) -> LoopFinding | None:
         found = self._numbers.close()
         if found is not None:
             return found
@@ -138,10 +131,10 @@ class Stream:
     def _tail(self, blocks: int) -> str:
         return self._turned_tail(blocks)[::-1]
 
-    def _look(self, text: Text, ending: Ending) -> Finding | None:
+    def _look(self, text: Text, ending: Ending) -> LoopFinding | None:
         return find_loop(text, ending=ending, request=self._request)
 
-    def _look_at_words(self, blocks: int, text: Text, ending: Ending) -> Finding | None:
+    def _look_at_words(self, blocks: int, text: Text, ending: Ending) -> LoopFinding | None:
         masks = self._words.turned_masks(blocks // WORD_HOPS + 1)
         ways = counting(self._words, masks, text, ended=ending is not Ending.RUNNING)
         found = find_counter(ways, ending=ending, request=self._request)
@@ -164,9 +157,9 @@ class Stream:
         return found and (self._look(text, ending) or found)
 
 
-def _nothing(length: int) -> Finding:
+def _nothing(length: int) -> LoopFinding:
     if not length:
-        return degenerate(Verdict.EMPTY, "the answer is empty", confidence=1.0, start=0)
+        return degenerate(LoopVerdict.EMPTY, "the answer is empty", confidence=1.0, start=0)
     return degenerate(
-        Verdict.WHITESPACE, f"the answer is {length} characters of whitespace", confidence=1.0, start=0, period=1
+        LoopVerdict.WHITESPACE, f"the answer is {length} characters of whitespace", confidence=1.0, start=0, period=1
     )

@@ -8,15 +8,148 @@ fitted to logs: each is a named function here, and `MemoryPlan.reasons` says whi
 
 from dataclasses import dataclass, replace
 
-from glm4_deploy.catalog.gpus import Gpu
-from glm4_deploy.catalog.images import Version
-from glm4_deploy.plan import memory_rules as rules
-from glm4_deploy.plan.memory_model import GIB, MIB, ModelShape, Weights
-from glm4_deploy.plan.memory_refusal import refusal
+from glm4_deploy.catalog.rows import Gpu, Version
+from glm4_deploy.plan.engine_rules import (
+    BLOCK_TOKENS,
+    FLASHINFER_WORKSPACE,
+    GIB,
+    MIB,
+    NEWEST,
+    OLDEST,
+    ModelShape,
+    WeightFormat,
+    capacity_tokens,
+    capture_sizes,
+    concurrency,
+    counted_state_bytes,
+    counts_graphs,
+    default_batched_tokens,
+    graph_counts,
+    requested_bytes,
+    sampler_bytes_per_logit,
+)
+
+# Why an engine would refuse to start, in the order and with the remedy of vLLM's own messages.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    message: str
+    remedy: str
+
+
+# What is never free: the CUDA context (78.66 of 79.19 GiB are free on an idle H100); on unified memory the system too
+# (MemAvailable of an idle DGX Spark: 113 of 121.69 GiB, headless somewhat more).
+CONTEXT = 0.5 * GIB
+SYSTEM = 5 * GIB
+
+
+def refusal(wish: "MemoryRequest", available: float, outside: float) -> Refusal | None:
+    """None where the engine starts.
+
+    Args:
+        available: the KV cache's share in bytes, negative where there is none.
+        outside: bytes that the engine takes beyond its request.
+    """
+    return (
+        at_any_fraction(wish)
+        or _free_memory(wish)
+        or _no_room(available)
+        or _too_long(wish, available)
+        or _beyond(wish, outside)
+    )
+
+
+def at_any_fraction(wish: "MemoryRequest") -> Refusal | None:
+    """What no gpu_memory_utilization mends: the limits of the model and of the batch."""
+    return _model_limits(wish) or _batch_limits(wish)
+
+
+def free_bytes(wish: "MemoryRequest") -> float:
+    """What is free: as told, else as on an idle machine."""
+    if wish.free_bytes is not None:
+        return wish.free_bytes
+    return wish.gpu.total_bytes - (SYSTEM if wish.gpu.unified else CONTEXT)
+
+
+def _model_limits(wish: "MemoryRequest") -> Refusal | None:
+    if wish.max_model_len > wish.model.max_position:
+        return Refusal(
+            message=f"max_model_len {wish.max_model_len:,} is beyond the model's own limit of"
+            f" {wish.model.max_position:,} tokens",
+            remedy=f"set max_model_len to {wish.model.max_position} or less",
+        )
+    ranks = wish.tensor_parallel_size
+    if wish.model.heads % ranks or (wish.model.kv_heads % ranks and ranks % wish.model.kv_heads):
+        return Refusal(
+            message=f"{wish.model.heads} heads and {wish.model.kv_heads} KV heads cannot be split over {ranks} GPUs",
+            remedy="use 1, 2 or 4; for more GPUs run one engine each (data parallel)",
+        )
+    per_rank = wish.model.ffn // ranks
+    if wish.native_fp4 and wish.model.ffn % ranks == 0 and per_rank % 32:
+        return Refusal(
+            message=f"{wish.model.ffn} / {ranks} ranks = {per_rank} is not a multiple of 32, as NVFP4 kernels want it",
+            remedy="use 1, 2 or 4 ranks; for more GPUs run one engine each (data parallel)",
+        )
+    return None
+
+
+def _batch_limits(wish: "MemoryRequest") -> Refusal | None:
+    if wish.batched_tokens < wish.max_num_seqs:
+        return Refusal(
+            message=f"max_num_batched_tokens {wish.batched_tokens} is smaller than max_num_seqs {wish.max_num_seqs}",
+            remedy="raise max_num_batched_tokens or lower max_num_seqs",
+        )
+    return None
+
+
+def _free_memory(wish: "MemoryRequest") -> Refusal | None:
+    wanted, free = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization), free_bytes(wish)
+    if free >= wanted:
+        return None
+    known = "only" if wish.free_bytes is not None else "even on an idle machine only about"
+    return Refusal(
+        message=f"{known} {free / GIB:.2f} of {wish.gpu.total_bytes / GIB:.2f} GiB are free,"
+        f" less than the {wanted / GIB:.2f} GiB of gpu_memory_utilization {wish.gpu_memory_utilization:g}",
+        remedy="decrease gpu_memory_utilization, or end the other users of this memory",
+    )
+
+
+def _beyond(wish: "MemoryRequest", outside: float) -> Refusal | None:
+    """What the request does not cover ends in an out-of-memory error once the KV cache is made."""
+    wanted = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization) + outside
+    if wish.gpu.unified or wanted <= free_bytes(wish):
+        return None
+    return Refusal(
+        message=f"CUDA graphs and workspace need {outside / GIB:.2f} GiB beyond the request, and so much is not free",
+        remedy="decrease gpu_memory_utilization or max_num_seqs",
+    )
+
+
+def _no_room(available: float) -> Refusal | None:
+    if available > 0:
+        return None
+    return Refusal(
+        message=f"no memory is left for KV cache blocks ({available / GIB:.2f} GiB)",
+        remedy="increase gpu_memory_utilization",
+    )
+
+
+def _too_long(wish: "MemoryRequest", available: float) -> Refusal | None:
+    needed = -(-wish.max_model_len // BLOCK_TOKENS) * wish.block_bytes
+    if needed <= available:
+        return None
+    longest = int(available // wish.block_bytes) * BLOCK_TOKENS
+    return Refusal(
+        message=f"one request of {wish.max_model_len:,} tokens needs {needed / GIB:.2f} GiB of KV cache,"
+        f" {available / GIB:.2f} GiB are there",
+        remedy=f"increase gpu_memory_utilization or decrease max_model_len to {longest} or less",
+    )
+
 
 # Loaded over stored bytes: rotary cache, scales laid out anew, rounding of the allocator. Measured with vLLM 0.24:
 # 6.71 of 6.587 GiB (Marlin), 17.56 of 17.509 GiB.
-LOADED = {Weights.NVFP4: 6.71 / 6.587, Weights.BF16: 17.56 / 17.509}
+LOADED = {WeightFormat.NVFP4: 6.71 / 6.587, WeightFormat.BF16: 17.56 / 17.509}
 # What is neither weights nor activations: kernel code and the libraries. 0.22 GiB in nine starts of 0.24 on an H100
 # without compiled code; public logs say 0.02 to 0.07 GiB for 0.10 to 0.13 and 0.16 to 0.30 GiB for 0.27 and later.
 OVERHEAD = {(0, 27): 0.26 * GIB, (0, 14): 0.22 * GIB, (0, 0): 0.06 * GIB}
@@ -34,7 +167,7 @@ RANK_OVERHEAD = 1.2 * GIB
 # captures, then each further piecewise and full graph. NVFP4 on an H100 with 0.24, two logs: 34 MiB first at 128 tokens
 # and 98 at 512; full ones 34 at 64 sequences and 132 at 256, where FlashAttention 3 splits the KV cache in 32; 4 MiB
 # each piecewise, 1 each full at 64 and 2 at 256. bf16: one log, the growth taken from NVFP4's.
-FIRST_GRAPH = {Weights.NVFP4: 12.7 * MIB, Weights.BF16: 50 * MIB}
+FIRST_GRAPH = {WeightFormat.NVFP4: 12.7 * MIB, WeightFormat.BF16: 50 * MIB}
 GRAPH_TOKEN, GRAPH_SEQUENCE = 170.7 * 1024, 0.516 * MIB
 PIECEWISE_GRAPH, FULL_GRAPH = 4 * MIB, 1 * MIB
 # How much more a graph turns out to take: 0.16 for 0.11 GiB, 0.20 for 0.15, 30 graphs each; 0.51 for 0.39, 86 graphs.
@@ -42,7 +175,7 @@ GRAPH_UNDERESTIMATE = 1.7 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class MemoryRequest:
     """What is asked of one engine on one GPU (or `tensor_parallel_size` of them).
 
     gpu_memory_utilization: fraction of the GPU's total.
@@ -69,18 +202,18 @@ class Wish:
 
     @property
     def batched_tokens(self) -> int:
-        return self.max_num_batched_tokens or rules.default_batched_tokens(
+        return self.max_num_batched_tokens or default_batched_tokens(
             self.vllm, self.gpu, max_num_seqs=self.max_num_seqs, max_model_len=self.max_model_len
         )
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one KV cache block of 16 tokens on one rank, all layers."""
-        return rules.BLOCK_TOKENS * self.model.kv_token_bytes(self.kv_cache_dtype, self.tensor_parallel_size)
+        return BLOCK_TOKENS * self.model.kv_token_bytes(self.kv_cache_dtype, self.tensor_parallel_size)
 
     @property
     def native_fp4(self) -> bool:
-        return self.gpu.native_fp4 and self.model.weights is Weights.NVFP4
+        return self.gpu.native_fp4 and self.model.weights is WeightFormat.NVFP4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +254,17 @@ class MemoryPlan:
     reasons: tuple[str, ...]
 
 
-def estimate(wish: Wish) -> MemoryPlan:
+def estimate(wish: MemoryRequest) -> MemoryPlan:
     """Predict one start."""
-    requested = rules.requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization)
+    requested = requested_bytes(wish.vllm, wish.gpu.total_bytes, wish.gpu_memory_utilization)
     graphs = graph_bytes(wish)
-    counted = graphs if rules.counts_graphs(wish.vllm) else 0.0
-    workspace = float(rules.FLASHINFER_WORKSPACE) if uses_flashinfer(wish) else 0.0
-    if rules.counts_graphs(wish.vllm) and not wish.enforce_eager:
+    counted = graphs if counts_graphs(wish.vllm) else 0.0
+    workspace = float(FLASHINFER_WORKSPACE) if uses_flashinfer(wish) else 0.0
+    if counts_graphs(wish.vllm) and not wish.enforce_eager:
         counted += workspace  # allocated while the first full graph is profiled
     available = requested - weights_bytes(wish) - activation_bytes(wish) - overhead_bytes(wish) - counted
     blocks = max(0, int(available // wish.block_bytes))
-    actual = graphs + GRAPH_UNDERESTIMATE * sum(rules.graph_counts(_capture_sizes(wish), wish.max_num_seqs))
+    actual = graphs + GRAPH_UNDERESTIMATE * sum(graph_counts(_capture_sizes(wish), wish.max_num_seqs))
     outside = max(0.0, actual + workspace - counted)
     refused = refusal(wish, available, outside)
     started = refused is None
@@ -146,10 +279,10 @@ def estimate(wish: Wish) -> MemoryPlan:
         workspace_gib=workspace / GIB,
         outside_gib=outside / GIB,
         kv_cache_gib=available / GIB,
-        kv_cache_tokens=rules.capacity_tokens(wish.vllm, blocks, wish.max_model_len) if started else 0,
+        kv_cache_tokens=capacity_tokens(wish.vllm, blocks, wish.max_model_len) if started else 0,
         kv_cache_blocks=blocks,
-        max_concurrency=rules.concurrency(blocks, wish.max_model_len) if started else 0.0,
-        longest_context=min(blocks * rules.BLOCK_TOKENS, wish.model.max_position),
+        max_concurrency=concurrency(blocks, wish.max_model_len) if started else 0.0,
+        longest_context=min(blocks * BLOCK_TOKENS, wish.model.max_position),
         error_range_gib=error_range_bytes(wish) / GIB,
         max_num_batched_tokens=wish.batched_tokens,
         fits=started,
@@ -159,12 +292,12 @@ def estimate(wish: Wish) -> MemoryPlan:
     )
 
 
-def weights_bytes(wish: Wish) -> float:
+def weights_bytes(wish: MemoryRequest) -> float:
     """Bytes of weights on one rank after loading."""
     return wish.model.checkpoint_bytes * LOADED[wish.model.weights] / wish.tensor_parallel_size
 
 
-def activation_bytes(wish: Wish) -> float:
+def activation_bytes(wish: MemoryRequest) -> float:
     """Peak of vLLM's profiling run: the largest of the widest moment in a layer, the sampler's and the compiler's.
 
     In a layer, while SwiGLU runs, for each of T tokens: gate and up (2·ffn), their product (ffn) and three hidden
@@ -176,14 +309,14 @@ def activation_bytes(wish: Wish) -> float:
     rows = min(wish.max_num_seqs, tokens)
     ffn = model.ffn / wish.tensor_parallel_size
     layer = tokens * 2 * (3 * ffn + 3 * model.hidden)
-    if model.weights is Weights.BF16:
+    if model.weights is WeightFormat.BF16:
         layer += CUBLAS_WORKSPACE
-    logits = rows * model.vocab * rules.sampler_bytes_per_logit(wish.vllm, rows)
+    logits = rows * model.vocab * sampler_bytes_per_logit(wish.vllm, rows)
     sampler = 2 * tokens * 2 * model.hidden + 2 * CUBLAS_WORKSPACE + logits
     return max(layer, sampler, compiling_bytes(wish) if wish.first_start else 0)
 
 
-def compiling_bytes(wish: Wish) -> float:
+def compiling_bytes(wish: MemoryRequest) -> float:
     """What compiling holds at its peak on a first start; 0 with enforce_eager.
 
     Kernels are tuned on tensors of the real sizes, the widest of which is the embedding's: its table once more, and two
@@ -195,28 +328,28 @@ def compiling_bytes(wish: Wish) -> float:
     return 2 * model.hidden * (model.vocab / wish.tensor_parallel_size + 2 * wish.batched_tokens)
 
 
-def first_start_extra(wish: Wish) -> float:
+def first_start_extra(wish: MemoryRequest) -> float:
     """Bytes of KV cache that a first start has less than a later one."""
     first, later = (activation_bytes(replace(wish, first_start=start)) for start in (True, False))
     return first - later
 
 
-def overhead_bytes(wish: Wish) -> float:
+def overhead_bytes(wish: MemoryRequest) -> float:
     if wish.overhead_bytes is not None:
         return wish.overhead_bytes
     of_version = next(size for since, size in OVERHEAD.items() if wish.vllm >= since)
     compiled = 0 if wish.enforce_eager else COMPILED_CODE
     base = UNIFIED_OVERHEAD if wish.gpu.unified else of_version + compiled
-    state = rules.counted_state_bytes(wish.vllm, wish.max_num_seqs, wish.model.vocab)
+    state = counted_state_bytes(wish.vllm, wish.max_num_seqs, wish.model.vocab)
     return base + state + (RANK_OVERHEAD if wish.tensor_parallel_size > 1 else 0)
 
 
-def graph_bytes(wish: Wish) -> float:
+def graph_bytes(wish: MemoryRequest) -> float:
     """CUDA graphs of one rank as the engine estimates them: they share a pool, which the largest sizes."""
     sizes = _capture_sizes(wish)
     if not sizes:
         return 0.0
-    model, (piecewise, full) = wish.model, rules.graph_counts(sizes, wish.max_num_seqs)
+    model, (piecewise, full) = wish.model, graph_counts(sizes, wish.max_num_seqs)
     depth, width = max(0.35, model.layers / 40), (model.ffn / wish.tensor_parallel_size + model.hidden) / 17792
     largest = min(max(sizes), wish.max_num_seqs)
     first = FIRST_GRAPH[model.weights] * depth + max(sizes) * GRAPH_TOKEN * width
@@ -225,20 +358,20 @@ def graph_bytes(wish: Wish) -> float:
     return first + (piecewise - 1) * PIECEWISE_GRAPH * depth + max(0, full - 1) * FULL_GRAPH * max(1, largest / 128)
 
 
-def _capture_sizes(wish: Wish) -> tuple[int, ...]:
+def _capture_sizes(wish: MemoryRequest) -> tuple[int, ...]:
     if wish.enforce_eager:
         return ()
-    return rules.capture_sizes(
+    return capture_sizes(
         wish.vllm, wish.gpu, max_num_seqs=wish.max_num_seqs, max_num_batched_tokens=wish.batched_tokens
     )
 
 
-def uses_flashinfer(wish: Wish) -> bool:
+def uses_flashinfer(wish: MemoryRequest) -> bool:
     """FlashInfer is vLLM's first choice of attention on Blackwell (platforms/cuda.py), FlashAttention elsewhere."""
     return wish.gpu.compute_capability >= (10, 0)
 
 
-def error_range_bytes(wish: Wish) -> float:
+def error_range_bytes(wish: MemoryRequest) -> float:
     """How far off the KV cache may be; the sum of what is not known."""
     unknown = 0.12 * GIB  # spread of repeated starts, rounding of what the logs print
     if not wish.first_start:
@@ -254,16 +387,16 @@ def error_range_bytes(wish: Wish) -> float:
     return unknown
 
 
-def measured(wish: Wish) -> bool:
+def measured(wish: MemoryRequest) -> bool:
     """Whether logs of this architecture and a near version were at hand: Hopper with vLLM 0.24."""
     return wish.gpu.compute_capability == (9, 0) and (0, 20) <= wish.vllm[:2] <= (0, 24)
 
 
-def reasons(wish: Wish) -> list[str]:
+def reasons(wish: MemoryRequest) -> list[str]:
     """Where each figure comes from, one line each."""
     counted = (
         "come out of the KV cache in this version (seen with 0.24)"
-        if rules.counts_graphs(wish.vllm)
+        if counts_graphs(wish.vllm)
         else "lie outside of the KV cache in this version (read from the sources, not measured)"
     )
     lines = [
@@ -285,6 +418,6 @@ def reasons(wish: Wish) -> list[str]:
         lines.append("overhead: on unified memory it includes the engine's processes; known from one log only")
     elif not measured(wish):
         lines.append("overhead: measured on Hopper with vLLM 0.24 only, taken over here")
-    if not rules.OLDEST <= wish.vllm[:2] <= rules.NEWEST:
+    if not OLDEST <= wish.vllm[:2] <= NEWEST:
         lines.append("this vLLM version was not read: the nearest known rules are used")
     return lines

@@ -3,13 +3,11 @@
 A check is one small file in `checks/`; CHECKS is the table that they enter themselves into.
 """
 
+from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.registry import CHECKS, load
-from glm4_deploy.probe.run import run_suite
-from glm4_deploy.probe.soak import soak
-from glm4_deploy.probe.target import Target
-from glm4_deploy.samples import Report, Suite
+from glm4_deploy.probe.suite import CHECKS, load_checks, run_suite, soak
+from glm4_deploy.report_model import Suite, SuiteReport
 
-load()
+load_checks()
 
-__all__ = ["CHECKS", "Options", "Report", "Suite", "Target", "run_suite", "soak"]
+__all__ = ["CHECKS", "Options", "ProbeTarget", "Suite", "SuiteReport", "run_suite", "soak"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4_deploy.errors import DeployError, ExtraMissing, Judged
-from glm4_deploy.probe.slo import Slo
-from glm4_deploy.samples import BenchLevel, Quantiles
+from glm4_deploy.probe.limits import Slo
+from glm4_deploy.report_model import BenchLevel, Quantiles
 
 MARK = "glm4-bench-result "
 QUIET_S = 900  # the longest that one level may take
@@ -33,7 +33,7 @@ for words in json.loads(sys.argv[1]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class BenchLoad:
     """What to send. base_url and tokenizer are as the generator sees them (inside the container, where it runs there).
 
     input_len, output_len: tokens of every request; end tokens are passed over, so that every answer is as long.
@@ -71,8 +71,8 @@ def in_container(container: str) -> list[str]:
     return ["docker", "exec", "-i", "-e", "OPENAI_API_KEY", container, "python3"]
 
 
-def run(
-    python: Sequence[str], load: Load, *, slo: Slo | None, key: str | None, on_level: Callable[[BenchLevel], None]
+def bench_levels(
+    python: Sequence[str], load: BenchLoad, *, slo: Slo | None, key: str | None, on_level: Callable[[BenchLevel], None]
 ) -> tuple[BenchLevel, ...]:
     """Send every level, in order.
 

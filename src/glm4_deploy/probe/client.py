@@ -9,21 +9,359 @@ import json
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Self
-from urllib.parse import urljoin
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, Self
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 from pydantic_core import from_json
 
 from glm4_deploy import __version__
-from glm4_deploy.probe import sse
-from glm4_deploy.probe.answer import Answer, Assembly, from_body
-from glm4_deploy.probe.target import Target
-from glm4_deploy.probe.trouble import Kind, Refused, Trouble
-from glm4_deploy.probe.words import shorten
+from glm4_deploy.errors import UsageError
+from glm4_deploy.report_model import Timing
+from glm4_deploy.text import shorten
+
+# What can go wrong between the question and the answer, told apart so that each gets its own words.
+
+
+class FailureKind(StrEnum):
+    UNREACHABLE = "unreachable"
+    RESET = "reset"
+    TLS = "tls"
+    HANG = "hang"
+    SLOW = "slow"
+    TRUNCATED = "truncated"
+    REDIRECT = "redirect"
+    NOT_OPENAI = "not-openai"
+    ENCODING = "encoding"
+    TOO_BIG = "too-big"
+    SERVER_ERROR = "server-error"
+
+
+REMEDY = {
+    FailureKind.UNREACHABLE: "start the engine, or give its --base-url; `glm4-deploy status` shows what runs",
+    FailureKind.TLS: "give http:// where the server speaks no TLS; name a private authority with SSL_CERT_FILE",
+    FailureKind.RESET: "read the engine's log: it died or a proxy cut the connection",
+    FailureKind.HANG: "read the engine's log; restart it if its token counter stands still",
+    FailureKind.SLOW: "look for other load on the engine; raise --timeout if this machine is known to be slow",
+    FailureKind.TRUNCATED: "look for a proxy with a short read timeout; read the engine's log at this moment",
+    FailureKind.REDIRECT: "give the final address with --base-url: redirects are not followed, so the key stays here",
+    FailureKind.NOT_OPENAI: "another program answers at this address: give the engine's own with --base-url",
+    FailureKind.ENCODING: "turn compression off in the proxy in front of the engine",
+    FailureKind.TOO_BIG: "another program may answer at this address, or max_tokens is not obeyed",
+    FailureKind.SERVER_ERROR: "read the engine's log: it names the cause above this error",
+}
+
+
+class RequestFailure(Exception):
+    """No usable answer came. `partial` is what had arrived (untrusted text)."""
+
+    def __init__(self, kind: FailureKind, detail: str, *, partial: str = "") -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+        self.partial = partial
+
+    @property
+    def remedy(self) -> str:
+        return REMEDY[self.kind]
+
+
+class Refused(Exception):
+    """The server answered with an error status: its own words, shortened."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+        self.message = message
+        self.param = param
+
+    @property
+    def not_offered(self) -> bool:
+        """A status by which servers say that they do not know a feature (a 500 is a failure, never that)."""
+        return self.status in {400, 404, 405, 422, 501}
+
+    @property
+    def not_a_number(self) -> bool:
+        """vLLM's words when a logprob is NaN or infinite and so cannot be written as JSON."""
+        return "out of range float values" in self.message.lower()
+
+
+# Where the questions go, and what is expected to answer there.
+
+API_PATHS = ("/completions", "/models", "/health", "/metrics")
+
+
+class Secret(Protocol):
+    """pydantic's SecretStr, or anything that hides its value the same way."""
+
+    def get_secret_value(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTarget:
+    """An OpenAI-compatible endpoint.
+
+    base_url: http(s)://host[:port][/prefix]; a trailing /v1 is dropped.
+    model: the served name that must answer; None takes the only one that is served.
+    started_at: epoch seconds; the engine must have started at or after this (the container's start).
+    vllm_version: must equal what GET /version says ("0.13.0" also accepts "0.13.0+local").
+    max_model_len: tokens, where the server does not tell.
+    timeout_s: how long a first token may take (a cold engine compiles on its first request).
+    """
+
+    base_url: str
+    model: str | None = None
+    api_key: Secret | None = None
+    started_at: float | None = None
+    vllm_version: str | None = None
+    max_model_len: int | None = None
+    timeout_s: float = 120.0
+
+    @property
+    def root(self) -> str:
+        """The address without a trailing slash or /v1.
+
+        Raises:
+            UsageError: not an http(s) address, or one that carries a user name or password.
+        """
+        url = self.base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+        hint = "write it like http://localhost:8000"
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise UsageError(f"base URL {url[:80]!r}: {error}", hint=hint) from error
+        if "@" in parts.netloc:
+            raise UsageError("the base URL carries a user name or a password", hint="give a key with --api-key-file")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise UsageError(f"base URL {url[:80]!r} is not an http(s) address", hint=hint)
+        if parts.path.endswith(API_PATHS):
+            raise UsageError(f"base URL {url[:80]!r} is one address of the API", hint="leave off what follows the port")
+        return url
+
+    @property
+    def key(self) -> str | None:
+        """The key as it goes into the header.
+
+        Raises:
+            UsageError: it is empty or holds what no HTTP header can carry.
+        """
+        if self.api_key is None:
+            return None
+        key = self.api_key.get_secret_value().strip()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise UsageError("the API key is empty or holds a space or a control character", hint="check the key file")
+        return key
+
+
+# Server-sent events, cut from raw chunks that may break anywhere.
+
+DONE = b"[DONE]"
+
+
+def sse_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    """(seconds, data) of each event, stamped with the arrival of the chunk that completed it.
+
+    Comments and other fields are passed over; several data lines of one event are joined by a newline. An event that
+    never saw its blank line is not yielded: `[DONE]` missing at the end is how a truncated stream is recognised.
+    """
+    rest = b""
+    for at, chunk in chunks:
+        block = (rest + chunk).replace(b"\r\n", b"\n")
+        # A chunk may end between \r and \n: keep the \r for the next one.
+        *whole, rest = block.split(b"\n\n")
+        for event in whole:
+            data = _data(event)
+            if data is not None:
+                yield at, data
+
+
+def _data(event: bytes) -> bytes | None:
+    if event.startswith(b"data: ") and b"\n" not in event:  # nearly every event of every server
+        return event[6:]
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+# One answer, assembled from a JSON body or from the events of a stream, with every irregularity noted.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts as the server states them; None where it leaves one out."""
+
+    prompt: int | None
+    completion: int | None
+    total: int | None
+    cached: int | None = None
+
+    @classmethod
+    def parse(cls, raw: Any) -> "Usage | None":
+        if not isinstance(raw, dict):
+            return None
+        details = raw.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return cls(
+            prompt=_count(raw.get("prompt_tokens")),
+            completion=_count(raw.get("completion_tokens")),
+            total=_count(raw.get("total_tokens")),
+            cached=_count(cached),
+        )
+
+    @property
+    def adds_up(self) -> bool:
+        counts = (self.prompt, self.completion, self.total)
+        return None not in counts and self.prompt + self.completion == self.total  # type: ignore[operator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """What the model said. `logprobs` holds None where the server sent null; it is None when none were sent at all.
+
+    oddities: departures from the protocol, each a short phrase; empty for a faithful server.
+    """
+
+    text: str
+    finish_reason: str | None
+    timing: Timing
+    usage: Usage | None = None
+    model: str | None = None
+    role: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float | None, ...] | None = None
+    tool_calls: tuple[Any, ...] = ()
+    oddities: tuple[str, ...] = field(default=())
+
+    @property
+    def finite_logprobs(self) -> tuple[float, ...] | None:
+        if self.logprobs is None or any(value is None for value in self.logprobs):
+            return None
+        return tuple(value for value in self.logprobs if value is not None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _logprobs(choice: dict[str, Any]) -> list[float | None] | None:
+    block = choice.get("logprobs")
+    content = block.get("content") if isinstance(block, dict) else None
+    if not isinstance(content, list):
+        return None
+    values = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
+    return [value if isinstance(value, int | float) and abs(value) < float("inf") else None for value in values]
+
+
+def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
+    """The answer in a body that was not streamed.
+
+    Raises:
+        KeyError: it is no chat completion (no choices, no message).
+    """
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise KeyError("choices")
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise KeyError("choices[0].message")
+    usage = Usage.parse(body.get("usage"))
+    ids = choice.get("token_ids")
+    logprobs = _logprobs(choice)
+    return ChatAnswer(
+        text=_text(message.get("content")),
+        finish_reason=choice.get("finish_reason"),
+        timing=Timing(total=seconds, tokens=usage.completion if usage else None),
+        usage=usage,
+        model=body.get("model"),
+        role=message.get("role"),
+        token_ids=tuple(ids) if isinstance(ids, list) else None,
+        logprobs=tuple(logprobs) if logprobs is not None else None,
+        tool_calls=tuple(message.get("tool_calls") or ()),
+    )
+
+
+class Assembly:
+    """A streamed answer as it comes together: feed the events in order, then close."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.ids: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.arrivals: list[float] = []
+        self.tool_calls: list[Any] = []
+        self.oddities: list[str] = []
+        self.finish: str | None = None
+        self.role: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.events = 0
+
+    def feed(self, event: dict[str, Any], at: float) -> None:
+        """One parsed event that arrived `at` seconds after the request was sent."""
+        self.events += 1
+        if self.usage is not None and event.get("choices"):
+            self._odd("content after the usage chunk")
+        self.model = event.get("model") or self.model
+        if event.get("usage"):
+            self.usage = Usage.parse(event["usage"])
+        choices = event.get("choices")
+        if not isinstance(choices, list):
+            self._odd("an event without a list of choices")
+            return
+        if choices and isinstance(choices[0], dict):
+            self._choice(choices[0], at)
+
+    def _choice(self, choice: dict[str, Any], at: float) -> None:
+        delta = choice.get("delta") or {}
+        role, content = delta.get("role"), _text(delta.get("content"))
+        if role and self.role is None:
+            self.role = role
+            if self.text:
+                self._odd("the role came after content")
+        ids, logprobs = choice.get("token_ids"), _logprobs(choice)
+        if self.finish is not None and (content or ids):
+            self._odd("content after finish_reason")
+        if content or ids or logprobs or delta.get("reasoning_content") or delta.get("tool_calls"):
+            self.arrivals.append(at)
+        self.text.append(content)
+        self.ids.extend(ids or ())
+        self.logprobs.extend(logprobs or ())
+        self.tool_calls.extend(delta.get("tool_calls") or ())
+        finish = choice.get("finish_reason")
+        if finish:
+            if self.finish is not None:
+                self._odd("finish_reason was sent twice")
+            self.finish = finish
+
+    def _odd(self, what: str) -> None:
+        if what not in self.oddities:
+            self.oddities.append(what)
+
+    def close(self, total: float) -> ChatAnswer:
+        """The whole answer; `total` seconds after the request was sent."""
+        tokens = self.usage.completion if self.usage else None
+        return ChatAnswer(
+            text="".join(self.text),
+            finish_reason=self.finish,
+            timing=Timing(total=total, arrivals=tuple(self.arrivals), tokens=tokens),
+            usage=self.usage,
+            model=self.model,
+            role=self.role,
+            token_ids=tuple(self.ids) if self.ids else None,
+            logprobs=tuple(self.logprobs) if self.logprobs else None,
+            tool_calls=tuple(self.tool_calls),
+            oddities=tuple(self.oddities),
+        )
+
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at a line's start: a model can say it, but not there
@@ -60,7 +398,7 @@ class Client:
     Every method raises Trouble when no whole answer came; ask* raise Refused on an error status.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: ProbeTarget) -> None:
         self.root = target.root
         self.timeout_s = target.timeout_s
         self._auth = {"authorization": f"Bearer {target.key}"} if target.key else {}
@@ -97,7 +435,7 @@ class Client:
         auth = {"authorization": f"Bearer {key}"} if key else {}
         return await self._whole("POST", path, body, self.timeout_s, auth=auth)
 
-    async def ask_whole(self, path: str, body: dict[str, Any], *, limit_s: float) -> Answer:
+    async def ask_whole(self, path: str, body: dict[str, Any], *, limit_s: float) -> ChatAnswer:
         """A chat completion that is not streamed."""
         reply = await self._whole("POST", path, body, limit_s, auth=self._auth)
         _refuse(reply)
@@ -106,15 +444,15 @@ class Client:
             return from_body(parsed if isinstance(parsed, dict) else {}, reply.seconds)
         except KeyError as missing:
             detail = f"HTTP 200 without {missing.args[0]}: {shorten(reply.text)}"
-            raise Trouble(Kind.NOT_OPENAI, detail) from missing
+            raise RequestFailure(FailureKind.NOT_OPENAI, detail) from missing
 
-    async def ask_stream(self, path: str, body: dict[str, Any], *, limit_s: float) -> Answer:
+    async def ask_stream(self, path: str, body: dict[str, Any], *, limit_s: float) -> ChatAnswer:
         """A streamed chat completion: usage asked for, assembled after the last event."""
         payload = body | {"stream": True, "stream_options": {"include_usage": True}}
         raw = _Stream(limit_s, self.timeout_s)
         try:
             await self._collect(path, payload, raw)
-        except Trouble as trouble:
+        except RequestFailure as trouble:
             trouble.partial = _assemble(raw.chunks, complete=False).close(0.0).text
             raise
         return _assemble(raw.chunks, complete=True).close(raw.seconds)
@@ -128,10 +466,10 @@ class Client:
                 if response.status_code != 200 or "text/event-stream" not in kind:
                     reply = await _drain(response, raw.start)
                     _refuse(reply)
-                    raise Trouble(Kind.NOT_OPENAI, f"asked for a stream, got {_describe(reply)}")
+                    raise RequestFailure(FailureKind.NOT_OPENAI, f"asked for a stream, got {_describe(reply)}")
                 async for chunk in response.aiter_bytes():
                     raw.take(chunk)
-        except Trouble:
+        except RequestFailure:
             if not raw.done:  # after [DONE] nothing more is owed, not even a clean end
                 raise
 
@@ -142,7 +480,7 @@ class Client:
         async with self._guard(raw), self._open(method, path, body, auth) as response:
             reply = await _drain(response, raw.start)
         if reply.status in REDIRECTS:
-            raise Trouble(Kind.REDIRECT, _redirect(self.root + path, reply))
+            raise RequestFailure(FailureKind.REDIRECT, _redirect(self.root + path, reply))
         return reply
 
     @asynccontextmanager
@@ -165,16 +503,20 @@ class Client:
         except TimeoutError as error:
             raise raw.timed_out() from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            kind = Kind.TLS if "SSL:" in str(error) else Kind.UNREACHABLE
-            raise Trouble(kind, f"{self.root}: {shorten(str(error)) or 'no connection'}") from error
+            kind = FailureKind.TLS if "SSL:" in str(error) else FailureKind.UNREACHABLE
+            raise RequestFailure(kind, f"{self.root}: {shorten(str(error)) or 'no connection'}") from error
         except httpx.RemoteProtocolError as error:
-            raise Trouble(Kind.TRUNCATED if raw.chunks else Kind.RESET, shorten(str(error))) from error
+            raise RequestFailure(
+                FailureKind.TRUNCATED if raw.chunks else FailureKind.RESET, shorten(str(error))
+            ) from error
         except httpx.DecodingError as error:
-            raise Trouble(Kind.ENCODING, f"the body is not what its content-encoding says: {error}") from error
+            raise RequestFailure(
+                FailureKind.ENCODING, f"the body is not what its content-encoding says: {error}"
+            ) from error
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
-            raise Trouble(Kind.RESET, "the connection was cut before the answer was complete") from error
+            raise RequestFailure(FailureKind.RESET, "the connection was cut before the answer was complete") from error
         except httpx.HTTPError as error:
-            raise Trouble(Kind.RESET, f"{type(error).__name__}: {shorten(str(error))}") from error
+            raise RequestFailure(FailureKind.RESET, f"{type(error).__name__}: {shorten(str(error))}") from error
 
 
 class _Stream:
@@ -204,7 +546,7 @@ class _Stream:
         self.chunks.append((at, chunk))
         self.size += len(chunk)
         if self.size > MAX_BODY:
-            raise Trouble(Kind.TOO_BIG, f"more than {MAX_BODY >> 20} MiB in one stream")
+            raise RequestFailure(FailureKind.TOO_BIG, f"more than {MAX_BODY >> 20} MiB in one stream")
         self._tail = (self._tail + chunk)[-32:]
         if DONE_END.search(self._tail):
             self.done = True
@@ -219,13 +561,13 @@ class _Stream:
             rest = min(patience_s, self.limit_s - at)
             self.deadline.reschedule(asyncio.get_running_loop().time() + max(rest, 0.0))
 
-    def timed_out(self) -> Trouble:
+    def timed_out(self) -> RequestFailure:
         if not self.chunks:
-            return Trouble(Kind.HANG, f"no answer within {self.patience_s:.3g} s")
+            return RequestFailure(FailureKind.HANG, f"no answer within {self.patience_s:.3g} s")
         last = self.chunks[-1][0]
         if time.perf_counter() - self.start - last < min(IDLE_S, self.first_s) / 2:
-            return Trouble(Kind.SLOW, f"still streaming after {self.limit_s:.3g} s")
-        return Trouble(Kind.HANG, f"the stream stood still after {last:.1f} s")
+            return RequestFailure(FailureKind.SLOW, f"still streaming after {self.limit_s:.3g} s")
+        return RequestFailure(FailureKind.HANG, f"the stream stood still after {last:.1f} s")
 
 
 async def _drain(response: httpx.Response, start: float) -> Reply:
@@ -233,7 +575,7 @@ async def _drain(response: httpx.Response, start: float) -> Reply:
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_BODY:
-            raise Trouble(Kind.TOO_BIG, f"more than {MAX_BODY >> 20} MiB in one answer")
+            raise RequestFailure(FailureKind.TOO_BIG, f"more than {MAX_BODY >> 20} MiB in one answer")
     seconds = time.perf_counter() - start
     return Reply(status=response.status_code, headers=response.headers, body=bytes(body), seconds=seconds)
 
@@ -242,23 +584,27 @@ def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
     """The events of a stream; with `complete`, a stream that broke off or carries an error is Trouble."""
     assembly = Assembly()
     done = False
-    for at, data in sse.events(chunks):
-        if data == sse.DONE:
+    for at, data in sse_events(chunks):
+        if data == DONE:
             done = True
             break
         try:
             event = from_json(data)
         except ValueError as error:
             if complete:
-                raise Trouble(Kind.NOT_OPENAI, f"an event that is no JSON: {shorten(repr(data))}") from error
+                raise RequestFailure(
+                    FailureKind.NOT_OPENAI, f"an event that is no JSON: {shorten(repr(data))}"
+                ) from error
             continue
         if isinstance(event, dict) and event.get("error") and complete:
             words = _error_words(event)
-            raise Trouble(Kind.SERVER_ERROR, f"an error amid the stream: {words}", partial="".join(assembly.text))
+            raise RequestFailure(
+                FailureKind.SERVER_ERROR, f"an error amid the stream: {words}", partial="".join(assembly.text)
+            )
         if isinstance(event, dict):
             assembly.feed(event, at)
     if complete and not done:
-        raise Trouble(Kind.TRUNCATED, f"the stream ended after {assembly.events} events without [DONE]")
+        raise RequestFailure(FailureKind.TRUNCATED, f"the stream ended after {assembly.events} events without [DONE]")
     return assembly
 
 
@@ -267,11 +613,11 @@ def _refuse(reply: Reply) -> None:
     if reply.status == 200:
         return
     if reply.status in REDIRECTS:
-        raise Trouble(Kind.REDIRECT, _redirect("", reply))
+        raise RequestFailure(FailureKind.REDIRECT, _redirect("", reply))
     body = reply.json()
     if not isinstance(body, dict):
-        kind = Kind.SERVER_ERROR if reply.status >= 500 else Kind.NOT_OPENAI
-        raise Trouble(kind, _describe(reply))
+        kind = FailureKind.SERVER_ERROR if reply.status >= 500 else FailureKind.NOT_OPENAI
+        raise RequestFailure(kind, _describe(reply))
     error = body.get("error")
     param = error.get("param") if isinstance(error, dict) else None
     raise Refused(reply.status, _error_words(body), param=param if isinstance(param, str) else None)

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from glm4_deploy.errors import DeployError, Unreachable, UsageError
 from glm4_deploy.files import parse_yaml, read_text
-from glm4_deploy.probe.run import run_suite
-from glm4_deploy.probe.target import Target
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.suite import run_suite
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status, verdict
-from glm4_deploy.samples import Report, Suite
 
 TUNNEL_S = 20.0
 HINT = "for example:\n  hosts:\n    spark-1: {base_url: http://10.0.0.5:8080}\n    spark-2: {ssh: ops@spark-2}"
@@ -44,12 +44,12 @@ class Inventory(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class HostAnswer:
     """What one host said. report: None where it could not be asked at all; row: the line of the table."""
 
     host: str
     row: Result
-    report: Report | None
+    report: SuiteReport | None
 
 
 def read_inventory(path: Path) -> Inventory:
@@ -67,7 +67,7 @@ def read_inventory(path: Path) -> Inventory:
         raise UsageError(f"{path}: {where}: {first['msg']}", hint=HINT) from None
     for name, host in inventory.hosts.items():
         try:
-            _ = Target(base_url=host.base_url).root
+            _ = ProbeTarget(base_url=host.base_url).root
         except UsageError as error:
             raise UsageError(f"{path}: hosts.{name}: {error.message}", hint=error.hint) from None
     return inventory
@@ -80,15 +80,15 @@ async def ask_fleet(
     only: tuple[str, ...] = (),
     keys_from: Path,
     at_once: int = 8,
-    on_answer: Callable[[Answer], None] | None = None,
-) -> tuple[Answer, ...]:
+    on_answer: Callable[[HostAnswer], None] | None = None,
+) -> tuple[HostAnswer, ...]:
     """Run the suite against every host, at most `at_once` at a time; in the inventory's order.
 
     A host that cannot be asked is a failed row, never an exception: the others are asked all the same.
     """
     places = asyncio.Semaphore(at_once)
 
-    async def one(name: str, host: Host) -> Answer:
+    async def one(name: str, host: Host) -> HostAnswer:
         async with places:
             answer = await _ask(name, host, inventory.model, suite, only, keys_from)
         if on_answer:
@@ -100,19 +100,19 @@ async def ask_fleet(
 
 async def _ask(
     name: str, host: Host, model: str | None, suite: Suite, only: tuple[str, ...], keys_from: Path
-) -> Answer:
+) -> HostAnswer:
     try:
         key = SecretStr(read_text(keys_from / host.api_key_file)) if host.api_key_file else None
         async with _reached(host) as base_url:
-            target = Target(base_url=base_url, model=host.model or model, api_key=key)
+            target = ProbeTarget(base_url=base_url, model=host.model or model, api_key=key)
             report = await run_suite(target, suite=suite, only=only)
     except DeployError as error:
         row = Result(check=name, status=Status.FAIL, observed=error.message, remedy=error.hint)
-        return Answer(host=name, row=row, report=None)
-    return Answer(host=name, row=_row(name, report), report=report)
+        return HostAnswer(host=name, row=row, report=None)
+    return HostAnswer(host=name, row=_row(name, report), report=report)
 
 
-def _row(name: str, report: Report) -> Result:
+def _row(name: str, report: SuiteReport) -> Result:
     judged = [row for row in report.results if row.status is not Status.SKIPPED]
     bad = [row for row in judged if row.status in {Status.FAIL, Status.UNKNOWN}]
     first = f"{bad[0].check}: {bad[0].observed or bad[0].reason}" if bad else ""
@@ -133,7 +133,7 @@ async def _reached(host: Host) -> AsyncIterator[str]:
     if host.ssh is None:
         yield host.base_url
         return
-    parts = urlsplit(Target(base_url=host.base_url).root)
+    parts = urlsplit(ProbeTarget(base_url=host.base_url).root)
     far = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,20 +1,228 @@
-"""What a check works with: the client, what is known of the server so far, and one way to ask a question."""
+"""Long prompts with no loop in them: a log of days, each line unlike the others, sized by the server's own counts."""
 
+import asyncio
+import json
+import math
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
+from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.detect import scan
-from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import Canary
-from glm4_deploy.probe.client import Client
-from glm4_deploy.probe.metrics import Metrics, parse
-from glm4_deploy.probe.slo import Slo
-from glm4_deploy.probe.target import Target
-from glm4_deploy.probe.trouble import Refused, Trouble
-from glm4_deploy.probe.words import bound
-from glm4_deploy.samples import Sample, Suite
+from glm4_deploy.probe.client import ChatAnswer, Client, ProbeTarget, Refused, RequestFailure
+from glm4_deploy.probe.limits import Slo
+from glm4_deploy.report_model import AnswerSample, Suite
+from glm4_deploy.text import bound, quote
+
+# Order statistics of a handful of timings.
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Linear interpolation between closest ranks (NumPy's default); None of nothing. share: 0 to 1."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For people: `12.3 ms`, `2270 ms`, or `-` where there is none."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1000
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+# Several questions at once, none of which outlives the check that asked them.
+
+T = TypeVar("T")
+
+
+async def together(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results in order. When one raises, the others are ended before its exception goes on."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# The questions with known answers (catalog/canaries.yaml), and how each answer is judged.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryPrompt:
+    """One question. Exactly one of contains, count_to and json_schema is set; none for a free text."""
+
+    id: str
+    family: str
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+    contains: tuple[str, ...] = ()
+    count_to: int | None = None
+    json_schema: dict[str, Any] | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The chat as one text, for reports and for the detector."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
+    @property
+    def expected(self) -> str:
+        if self.contains:
+            return " or ".join(self.contains)
+        if self.count_to:
+            return f"1 to {self.count_to} in order"
+        return "JSON that obeys the schema" if self.json_schema else "a text without a loop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A fixed text for perplexity."""
+
+    id: str
+    text: str
+
+
+@cache
+def canaries() -> tuple[CanaryPrompt, ...]:
+    return tuple(_canary(row) for row in load_catalog("canaries")["canaries"])
+
+
+@cache
+def passages() -> tuple[Passage, ...]:
+    return tuple(Passage(id=row["id"], text=row["text"]) for row in load_catalog("canaries")["passages"])
+
+
+def family(name: str) -> tuple[CanaryPrompt, ...]:
+    return tuple(canary for canary in canaries() if canary.family == name)
+
+
+def named(name: str) -> CanaryPrompt:
+    return next(canary for canary in canaries() if canary.id == name)
+
+
+def _canary(row: dict[str, Any]) -> CanaryPrompt:
+    expect = row["expect"]
+    return CanaryPrompt(
+        id=row["id"],
+        family=row["family"],
+        messages=tuple(row["messages"]),
+        max_tokens=row["max_tokens"],
+        contains=tuple(expect.get("contains", ())),
+        count_to=expect.get("count_to"),
+        json_schema=expect.get("json_schema"),
+    )
+
+
+def fault(canary: CanaryPrompt, text: str) -> str | None:
+    """What is wrong with an answer, in a short phrase with the value seen; None where it is right.
+
+    Loops are the detector's to judge, not this function's.
+    """
+    if canary.contains:
+        return _fault_contains(canary.contains, text)
+    if canary.count_to is not None:
+        return _fault_count(canary.count_to, text)
+    if canary.json_schema is not None:
+        return fault_json(canary.json_schema, text)
+    return None if text.strip() else "an empty answer"
+
+
+def _fault_contains(wanted: tuple[str, ...], text: str) -> str | None:
+    folded = text.casefold()
+    for want in wanted:
+        # A number stands alone: 1442 is no answer to 12 * 12, though it contains 144.
+        pattern = rf"(?<![\d.,]){re.escape(want)}(?!\d|[.,]\d)" if want.isdigit() else re.escape(want.casefold())
+        if re.search(pattern, folded):
+            return None
+    return f"{quote(text)} instead of {' or '.join(wanted)}"
+
+
+def _fault_count(last: int, text: str) -> str | None:
+    numbers = [int(word[:9]) for word in re.findall(r"\d+", text)]
+    for position, number in enumerate(numbers, start=1):
+        if number != position:
+            before = f"after {position - 1}" if position > 1 else "at the start"
+            return f"{number} {before}" if position <= last else f"went on past {last} with {number}"
+    if len(numbers) < last:
+        return f"stopped at {len(numbers)} of {last}"
+    return None if len(numbers) == last else f"went on to {len(numbers)}, past {last}"
+
+
+def fault_json(schema: dict[str, Any], text: str) -> str | None:
+    """As `fault`, for an answer that must be one JSON value obeying a schema (JSON Schema 2020-12)."""
+    from jsonschema import Draft202012Validator
+
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return f"no JSON ({str(error)[:60]}): {quote(text)}"
+    errors = sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(error.absolute_path))
+    return f"JSON that breaks the schema: {errors[0].message[:80]}" if errors else None
+
+
+# GET /metrics in Prometheus text: the few series that checks compare before and after.
+
+_LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Samples by name: ((labels, value), …). Counters end in _total."""
+
+    rows: Mapping[str, tuple[tuple[Mapping[str, str], float], ...]]
+
+    def sum(self, name: str, **labels: str) -> float | None:
+        """The sum over all series of that name with those labels (several engines count apart); None: no such."""
+        values = [
+            value
+            for have, value in self.rows.get(name, ())
+            if all(have.get(key) == want for key, want in labels.items()) and math.isfinite(value)
+        ]
+        return sum(values) if values else None
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """Sums of one name, by the values of one label."""
+        found: dict[str, float] = {}
+        for have, value in self.rows.get(name, ()):
+            key = have.get(label, "")
+            found[key] = found.get(key, 0.0) + value
+        return found
+
+    def label(self, name: str, label: str) -> str | None:
+        """A label of an info series, such as block_size of vllm:cache_config_info."""
+        rows = self.rows.get(name, ())
+        return rows[0][0].get(label) if rows else None
+
+
+def parse_metrics(text: str) -> Metrics:
+    """Prometheus exposition text; lines that are not samples are passed over."""
+    rows: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None or line.startswith("#"):
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        rows.setdefault(match[1], []).append((dict(_LABEL.findall(match[2] or "")), value))
+    return Metrics(rows={name: tuple(found) for name, found in rows.items()})
+
+
+# What a check works with: the client, what is known of the server so far, and one way to ask a question.
 
 CHAT = "/v1/chat/completions"
 # Fields that only some servers know. vLLM answers token ids and raw logprobs; others ignore or refuse them.
@@ -53,12 +261,12 @@ class Options:
 class Probe:
     """Handed to each check in turn. `check` is the running check's name; `perplexity` is what a baseline would hold."""
 
-    target: Target
+    target: ProbeTarget
     client: Client
     suite: Suite
     options: Options = field(default_factory=Options)
     served: Served = field(default_factory=Served)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[AnswerSample] = field(default_factory=list)
     perplexity: dict[str, float] = field(default_factory=dict)
     check: str = ""
 
@@ -72,7 +280,7 @@ class Probe:
         limit_s: float | None = None,
         prompt_tokens: int | None = None,
         **fields: Any,
-    ) -> Answer:
+    ) -> ChatAnswer:
         """One chat completion, at temperature 0 unless `fields` says otherwise.
 
         extras: also ask for logprobs and token ids; dropped for good once a server refuses them.
@@ -95,7 +303,7 @@ class Probe:
         self.served.extras = False  # only now: the refusal was about the extras, the question itself is fine
         return answer
 
-    async def ask_canary(self, canary: Canary, **fields: Any) -> Answer:
+    async def ask_canary(self, canary: CanaryPrompt, **fields: Any) -> ChatAnswer:
         """Ask a canary and keep the sample, with the detector's finding."""
         answer = await self.ask(canary.messages, canary.max_tokens, **fields)
         self.keep(canary.prompt, answer)
@@ -108,7 +316,7 @@ class Probe:
         prompt = prompt_tokens or sum(len(message["content"].encode()) + template for message in messages) + template
         return max(1, min(max_tokens, self.served.max_model_len - prompt))
 
-    def keep(self, prompt: str, answer: Answer) -> Sample:
+    def keep(self, prompt: str, answer: ChatAnswer) -> AnswerSample:
         """Judge an answer for loops and keep it for the report."""
         finding = scan(
             answer.text,
@@ -117,7 +325,7 @@ class Probe:
             token_ids=answer.token_ids,
             logprobs=answer.logprobs,
         )
-        sample = Sample(
+        sample = AnswerSample(
             check=self.check,
             prompt=bound(prompt),
             answer=bound(answer.text),
@@ -132,9 +340,9 @@ class Probe:
         """GET /metrics; None where the server has none."""
         try:
             reply = await self.client.get("/metrics")
-        except Trouble:
+        except RequestFailure:
             return None
-        return parse(reply.text) if reply.status == 200 and "# TYPE" in reply.text else None
+        return parse_metrics(reply.text) if reply.status == 200 and "# TYPE" in reply.text else None
 
     @property
     def room(self) -> int | None:
@@ -145,3 +353,73 @@ class Probe:
     def nonce(self) -> str:
         """A word that no earlier prompt held, so that no prefix cache knows it."""
         return f"{time.time_ns():x}"
+
+
+_WIND = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
+_SKY = ("fog until noon", "clear sky", "low cloud", "hail at dusk", "thin rain", "a red dawn", "stars all night")
+_SHIP = (
+    "Aurora",
+    "Marlin",
+    "Petrel",
+    "Saturn",
+    "Juniper",
+    "Kestrel",
+    "Cormorant",
+    "Harvest",
+    "Mistral",
+    "Osprey",
+    "Vega",
+)
+_LOAD = (
+    "timber",
+    "salt",
+    "wheat",
+    "iron",
+    "wool",
+    "letters",
+    "lamp oil",
+    "cider",
+    "slate",
+    "rope",
+    "apples",
+    "tin",
+    "tea",
+)
+
+
+def line(day: int) -> str:
+    """Days 0 to 8007 are all different (8, 7, 11 and 13 share no factor)."""
+    return (
+        f"Day {day}: wind from the {_WIND[day % 8]}, {_SKY[day % 7]}. "
+        f"The {_SHIP[day % 11]} passed with {_LOAD[day % 13]}."
+    )
+
+
+def days(first: int, count: int) -> list[str]:
+    return [line(first + number) for number in range(count)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What a line costs on this server: prompt tokens = fixed + per_line * lines, by two measurements."""
+
+    fixed: float
+    per_line: float
+
+    def lines(self, tokens: int) -> int:
+        """How many lines make a prompt of about this many tokens."""
+        return max(0, int((tokens - self.fixed) / self.per_line))
+
+
+async def measure(probe: Probe) -> Scale | None:
+    """None where the server counts no prompt tokens."""
+    counts = []
+    for lines in (2, 12):
+        messages = [{"role": "user", "content": "\n".join(days(100, lines))}]
+        answer = await probe.ask(messages, 1, stream=False, prompt_tokens=1)
+        counts.append(answer.usage.prompt if answer.usage else None)
+    short, long = counts
+    if short is None or long is None or long <= short:
+        return None
+    per_line = (long - short) / 10
+    return Scale(fixed=max(0.0, short - 2 * per_line), per_line=per_line)

@@ -1,0 +1,1 @@
+"""Pure: a deployment spec becomes files. Imports `plan`."""

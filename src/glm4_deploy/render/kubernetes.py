@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.deployment import CACHE, CONTAINER_PORT, Deployment
-from glm4_deploy.render.templates import source
-from glm4_deploy.render.words import render_template
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
+from glm4_deploy.render.quoting import render_template, source
 from glm4_deploy.settings import Settings
 
 QUEUE = "5"  # requests waiting an engine, above which KEDA adds one
@@ -17,7 +16,7 @@ PROPAGATION = 5  # seconds of them until no Service sends to it any more
 UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
 
-def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
+def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]:
     """The manifests, and the smoke suite as a Job.
 
     Raises:
@@ -44,7 +43,7 @@ def kubernetes(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
     }
 
 
-def _values(deployment: Deployment, settings: Settings) -> dict[str, Any]:
+def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
     wish = settings.kubernetes
     if wish.model_claim is None and not deployment.model_source.startswith("/"):
         raise UsageError(
@@ -96,7 +95,7 @@ def _identity(user: str | None) -> Iterator[tuple[str, object]]:
     yield "fsGroupChangePolicy", "OnRootMismatch"  # not each of a model's files, at each start
 
 
-def _smoke(base_url: str, deployment: Deployment, settings: Settings) -> tuple[str, ...]:
+def _smoke(base_url: str, deployment: DeploymentSpec, settings: Settings) -> tuple[str, ...]:
     key = ("--api-key-file", "/run/secrets/api-key") if settings.kubernetes.api_key_secret else ()
     return ("smoke", "--base-url", base_url, "--model", deployment.served_model_name, "--suite", "quick", *key)
 

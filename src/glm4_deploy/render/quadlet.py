@@ -5,16 +5,16 @@ import re
 from collections.abc import Mapping
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.deployment import CACHE, CONTAINER_PORT, Deployment
-from glm4_deploy.plan.hardening import SECRET_PATH
+from glm4_deploy.plan.services import SECRET_PATH
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
 from glm4_deploy.render.compose import health_command
-from glm4_deploy.render.words import csv_field, render_template
+from glm4_deploy.render.quoting import csv_field, render_template
 from glm4_deploy.settings import Settings
 
 PULL = 1800  # seconds beyond start_period that a first start may take for the image
 
 
-def quadlet(deployment: Deployment, settings: Settings) -> Mapping[str, str]:
+def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]:
     """NAME.container and the volume of its cache.
 
     Raises:

@@ -7,9 +7,9 @@ rendered file never drops one silently.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from glm4_deploy.catalog.profiles import Profile
+from glm4_deploy.catalog.rows import Profile
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.deployment import Deployment
+from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.render.compose import rendered
 from glm4_deploy.render.kubernetes import kubernetes
 from glm4_deploy.render.quadlet import quadlet
@@ -19,14 +19,14 @@ Files = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class RenderTarget:
     """render: deployment and settings → path → text, the main file first. refuses: setting → what to do instead."""
 
-    render: Callable[[Deployment, Settings], Files]
+    render: Callable[[DeploymentSpec, Settings], Files]
     refuses: Mapping[str, str] = field(default_factory=dict)
 
 
-def render_target(name: str, deployment: Deployment, settings: Settings, profile: Profile) -> Files:
+def render_target(name: str, deployment: DeploymentSpec, settings: Settings, profile: Profile) -> Files:
     """The files of a target.
 
     Raises:
@@ -43,20 +43,20 @@ def render_target(name: str, deployment: Deployment, settings: Settings, profile
     return target.render(deployment, settings)
 
 
-def _compose(deployment: Deployment, _settings: Settings) -> Files:
+def _compose(deployment: DeploymentSpec, _settings: Settings) -> Files:
     return rendered(deployment)
 
 
 _NO_EXTRAS = "render it for Compose, or use what the target's own world has (ingress, its monitoring)"
 _KUBERNETES_ALONE = "it is for the target kubernetes"
-TARGETS: dict[str, Target] = {
-    "compose": Target(
+TARGETS: dict[str, RenderTarget] = {
+    "compose": RenderTarget(
         render=_compose,
         refuses={
             "kubernetes": _KUBERNETES_ALONE,
         },
     ),
-    "kubernetes": Target(
+    "kubernetes": RenderTarget(
         render=kubernetes,
         refuses={
             "bind": "the Service is ClusterIP; publish it through an ingress",
@@ -69,7 +69,7 @@ TARGETS: dict[str, Target] = {
             "no_new_privileges": "a pod of ours never gains privileges",
         },
     ),
-    "quadlet": Target(
+    "quadlet": RenderTarget(
         render=quadlet,
         refuses={
             "replicas": "one unit runs one engine: render one unit a GPU",

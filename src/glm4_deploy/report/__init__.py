@@ -1,0 +1,1 @@
+"""Results become terminal text, JSON, JUnit and HTML. Imports `result` and `report_model`."""

@@ -1,4 +1,4 @@
-"""Results on a terminal, through Rich. Everything from a server is cleaned first and never read as markup."""
+"""The table of a load test, and what changed against an earlier one."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,98 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from glm4_deploy.report.clean import one_line
+from glm4_deploy.plan.engine_rules import KernelPath
+from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
+from glm4_deploy.report_model import BenchLevel, BenchReport, SuiteReport
 from glm4_deploy.result import Result, Status
-from glm4_deploy.samples import Report
+from glm4_deploy.text import one_line
+
+# A memory plan as text for a terminal: a table, a bar and advice. No Rich: `plan` is to answer at once.
+
+WIDTH = 60
+PARTS = (("weights", "█"), ("activations", "▓"), ("overhead", "▒"), ("graphs", "◆"), ("KV cache", "░"), ("free", "·"))
+
+
+def plan_text(
+    wish: MemoryRequest,
+    plan: MemoryPlan,
+    *,
+    kernel: KernelPath,
+    advice: Iterable[str],
+    solved: str = "",
+    color: bool = False,
+) -> str:
+    """The whole answer, ending in a newline. `solved` is the reason where the fraction was solved for."""
+    version = ".".join(map(str, wish.vllm))
+    gpus = f"{wish.tensor_parallel_size} x " if wish.tensor_parallel_size > 1 else ""
+    lines = [
+        f"{wish.model.name} ({wish.model.weights}) on {gpus}{wish.gpu.label} with vLLM {version}",
+        f"  max_model_len {wish.max_model_len}, max_num_seqs {wish.max_num_seqs}, kv_cache_dtype {wish.kv_cache_dtype},"
+        f" max_num_batched_tokens {plan.max_num_batched_tokens}",
+        f"  gpu_memory_utilization {wish.gpu_memory_utilization:g}{f': {solved}' if solved else ''}",
+        f"  arithmetic: {kernel.name} ({kernel.why}{f'; {kernel.flaw}' if kernel.flaw else ''})",
+        "",
+        *_table(plan),
+        "",
+        *_bar(plan),
+        "",
+        _paint(_verdict(plan), plan.fits, color),
+    ]
+    lines += [f"  → {line}" for line in advice]
+    lines += ["", "where the figures come from:", *(f"  · {reason}" for reason in plan.reasons)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(plan: MemoryPlan) -> list[str]:
+    rows = [
+        ("total", plan.total_gib, ""),
+        ("requested by the engine", plan.requested_gib, ""),
+        ("weights", plan.weights_gib, ""),
+        ("activations", plan.activation_gib, "peak of the profiling run"),
+        ("overhead", plan.overhead_gib, "libraries, NCCL; the engine's own processes on unified memory"),
+        (
+            "CUDA graphs",
+            plan.graph_gib,
+            f"{plan.graph_counted_gib:.2f} GiB of graphs and workspace come out of the KV cache",
+        ),
+        ("attention workspace", plan.workspace_gib, ""),
+        ("KV cache", plan.kv_cache_gib, f"± {plan.error_range_gib:.2f} GiB"),
+        ("outside of the request", plan.outside_gib, ""),
+    ]
+    return [f"  {name:<26}{gib:9.2f} GiB{'   ' + note if note else ''}" for name, gib, note in rows]
+
+
+def _bar(plan: MemoryPlan) -> list[str]:
+    """Shares of the GPU's total, WIDTH cells, each part at least one cell where there is any of it."""
+    kv = max(0.0, plan.kv_cache_gib)
+    taken = plan.weights_gib + plan.activation_gib + plan.overhead_gib + plan.graph_counted_gib + kv
+    sizes = [
+        plan.weights_gib,
+        plan.activation_gib,
+        plan.overhead_gib,
+        max(plan.graph_counted_gib, plan.outside_gib),
+        kv,
+        max(0.0, plan.total_gib - taken - plan.outside_gib),
+    ]
+    cells = [max(1, round(WIDTH * size / max(sum(sizes), 1e-9))) if size > 0.01 else 0 for size in sizes]
+    cells[cells.index(max(cells))] += WIDTH - sum(cells)
+    bar = "".join(mark * count for (_, mark), count in zip(PARTS, cells, strict=True))
+    key = "  ".join(f"{mark} {name}" for (name, mark), count in zip(PARTS, cells, strict=True) if count)
+    return [f"  [{bar}] {plan.total_gib:.1f} GiB", f"   {key}"]
+
+
+def _verdict(plan: MemoryPlan) -> str:
+    if not plan.fits:
+        return f"DOES NOT START: {plan.refusal}"
+    tokens = f"{plan.kv_cache_tokens:,} tokens of KV cache"
+    return f"STARTS: {tokens}, {plan.max_concurrency:.2f} requests of full length at once"
+
+
+def _paint(text: str, good: bool, color: bool) -> str:
+    return f"\x1b[{'1;32' if good else '1;31'}m{text}\x1b[0m" if color else text
+
+
+# Results on a terminal, through Rich. Everything from a server is cleaned first and never read as markup.
 
 FOLD = 3
 NARROW = 80  # below it a table of five columns has three letters for each of the last
@@ -123,10 +212,95 @@ def print_results(results: Iterable[Result]) -> None:
         out.print(*_lines(results), sep="\n")
 
 
-def print_report(report: Report) -> None:
+def print_report(report: SuiteReport) -> None:
     """A suite run: the table, then the verdict and what it covers."""
     print_results(report.results)
     out = console()
     head = f"{report.verdict}: {report.model or 'no model'} at {report.base_url}, suite {report.suite}"
     out.print(Text(one_line(f"{head}, {report.seconds:.1f} s"), style=STYLE[report.verdict]))
     out.print(Text(one_line(report.covered, 2000)))
+
+
+# A checkpoint's findings on a terminal: what was seen, why it matters, the mend. Commands are not folded.
+
+MARGIN = 27
+
+
+def print_findings(results: Iterable[Result], *, why: str, close: str, verdict: Status) -> None:
+    """A row each, then the line `close`, on stdout. `why` names the evidence that says what a finding means."""
+    out = console()
+    for result in results:
+        head = Text(f"{result.status:8} ", style=STYLE[result.status]) + Text(f"{result.check:18}")
+        out.print(head + Text(one_line(result.observed or result.reason)), soft_wrap=True)
+        for word, text in _details(result, why):
+            out.print(Text(f"{'':{MARGIN}}{word} {one_line(text, 600)}"), soft_wrap=True)
+    out.print(Text(one_line(close, 600), style=STYLE[verdict]), soft_wrap=True)
+
+
+def _details(result: Result, why: str) -> Iterable[tuple[str, str]]:
+    if result.expected:
+        yield "wanted:", result.expected
+    for evidence in result.evidence:
+        if evidence.name == why:
+            yield "why:", evidence.text
+    if result.status is Status.UNKNOWN and result.observed:
+        yield "why:", result.reason
+    if result.remedy:
+        yield "→", result.remedy
+
+
+COLUMNS = (
+    "at once",
+    "requests",
+    "TTFT p50",
+    "p95",
+    "p99",
+    "TPOT p50",
+    "p95",
+    "p99",
+    "tokens/s",
+    "requests/s",
+    "goodput/s",
+)
+
+
+def print_bench(report: BenchReport, earlier: BenchReport | None) -> None:
+    """Times in milliseconds. With `earlier`, a second line a level: this run as a multiple of that one."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limits broken", ratio=1)
+    before = {level.concurrency: level for level in earlier.levels} if earlier else {}
+    for level in report.levels:
+        judged = Text(one_line("; ".join(level.broken)), style=STYLE[Status.FAIL])
+        table.add_row(*_cells(level), judged)
+        if level.concurrency in before:
+            table.add_row(*_ratios(level, before[level.concurrency]), Text("of the earlier run", style="dim"))
+    out = console()
+    out.print(table)
+    lengths = f"{report.input_len} tokens in, {report.output_len} out"
+    words = f"{report.verdict}: {report.model} at {report.base_url}, {lengths}; vLLM's own load generator, one run"
+    out.print(Text(one_line(words), style=STYLE[report.verdict]))
+
+
+def _cells(level: BenchLevel) -> Iterable[str]:
+    times = (level.ttft.p50, level.ttft.p95, level.ttft.p99, level.tpot.p50, level.tpot.p95, level.tpot.p99)
+    yield str(level.concurrency)
+    yield str(level.requests)
+    yield from (f"{value:.1f}" for value in times)
+    yield f"{level.output_tokens_per_s:.0f}"
+    yield f"{level.requests_per_s:.2f}"
+    yield "-" if level.goodput is None else f"{level.goodput:.2f}"
+
+
+def _ratios(level: BenchLevel, before: BenchLevel) -> Iterable[Text]:
+    pairs = [
+        *((getattr(level.ttft, share), getattr(before.ttft, share)) for share in ("p50", "p95", "p99")),
+        *((getattr(level.tpot, share), getattr(before.tpot, share)) for share in ("p50", "p95", "p99")),
+        (level.output_tokens_per_s, before.output_tokens_per_s),
+        (level.requests_per_s, before.requests_per_s),
+        (level.goodput or 0.0, before.goodput or 0.0),
+    ]
+    yield Text("")
+    yield Text("")
+    yield from (Text(f"x {now / then:.2f}" if now and then else "-", style="dim") for now, then in pairs)

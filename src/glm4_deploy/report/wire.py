@@ -1,9 +1,16 @@
-"""Frozen dataclasses to JSON, the one way that every `--json` takes."""
+"""JUnit XML, as CI systems read it: one test case a check."""
 
 import dataclasses
 import json
 import re
 from typing import Any
+from xml.etree import ElementTree
+
+from glm4_deploy.report_model import SuiteReport
+from glm4_deploy.result import Result, Status
+from glm4_deploy.text import cap, one_line
+
+# Frozen dataclasses to JSON, the one way that every `--json` takes.
 
 # C1 controls, direction marks, lone surrogates: none of them stands outside a JSON string.
 STEERING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -28,3 +35,49 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
     """
     text = json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
     return STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # JSON itself escapes only up to U+001F
+
+
+EVIDENCE = 2000  # characters of each piece
+
+
+def to_junit(report: SuiteReport) -> str:
+    """The report as one <testsuite>. `unknown` counts as an error: it was not judged, and is no pass."""
+    count = {status: sum(row.status is status for row in report.results) for status in Status}
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"glm4-deploy smoke {report.suite}",
+        tests=str(len(report.results)),
+        failures=str(count[Status.FAIL]),
+        errors=str(count[Status.UNKNOWN]),
+        skipped=str(count[Status.SKIPPED]),
+        time=f"{report.seconds:.3f}",
+        timestamp=report.started[:19],
+    )
+    for row in report.results:
+        _case(suite, row)
+    ElementTree.SubElement(suite, "system-out").text = one_line(report.covered, 4000)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case(suite: ElementTree.Element, row: Result) -> None:
+    case = ElementTree.SubElement(
+        suite, "testcase", classname="glm4-deploy.smoke", name=row.check, time=f"{row.seconds or 0:.3f}"
+    )
+    words = one_line(row.observed or row.reason)
+    if row.status is Status.FAIL:
+        ElementTree.SubElement(case, "failure", message=words).text = _body(row)
+    elif row.status is Status.UNKNOWN:
+        ElementTree.SubElement(case, "error", message=words).text = _body(row)
+    elif row.status is Status.SKIPPED:
+        ElementTree.SubElement(case, "skipped", message=words)
+    else:
+        ElementTree.SubElement(case, "system-out").text = f"{row.status}: {words}"
+
+
+def _body(row: Result) -> str:
+    lines = [f"expected: {one_line(row.expected)}", f"what to do: {one_line(row.remedy)}"]
+    lines += [f"{one_line(piece.name)}:\n{cap(piece.text, EVIDENCE)}" for piece in row.evidence]
+    return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""How many GPUs N users need: a simulation of engines behind a router, fitted to a measured load. Pure."""
+"""Pure: a measured load, users and limits become a number of engines, by simulation. Imports `report_model`."""

@@ -5,8 +5,115 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from glm4_deploy.errors import PlanRefused
+from glm4_deploy.scale.engine import GROWTH, Cell, CellResult, quantile
 from glm4_deploy.scale.fit import Calibration
-from glm4_deploy.scale.look import Setting, View, alone, look
+from glm4_deploy.scale.request import EngineLimits, Limit, RouterPolicy, StepCost, Workload
+
+# One look at a fleet: so many replicas under a load, and whether the limits hold.
+#
+# Up to CELL replicas are simulated as they are. More are simulated as a cell of CELL replicas with its share of the
+# load: behind a router that spreads evenly, replicas know of each other only through the router, and a router with more
+# replicas to choose from chooses no worse. docs/lab/scale.md has the error of this shortcut.
+
+CELL = 16
+SHARES = (50, 95, 99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What stays the same while the number of replicas is sought. requests: counted ones a look."""
+
+    cost: StepCost
+    limits: EngineLimits
+    workload: Workload
+    slo: tuple[Limit, ...]
+    router: RouterPolicy = RouterPolicy.LEAST_LOADED
+    requests: int = 4000
+    cell: int = CELL
+
+    def with_size(self, size: float) -> "Setting":
+        """The same for another number of users, or another rate."""
+        closed = self.workload.users is not None
+        load = replace(self.workload, users=round(size)) if closed else replace(self.workload, rate=size)
+        return replace(self, workload=load)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """times: `ttft p95` and its like, milliseconds. kv_mean, kv_peak: share of the blocks of a busy replica.
+
+    preemptions: for 1000 requests. running: most requests at once in one replica. prompt_p95, total_p95: tokens.
+    broken: each limit that does not hold, with the value seen.
+    """
+
+    times: Mapping[str, float]
+    requests_per_s: float
+    output_tokens_per_s: float
+    kv_mean: float
+    kv_peak: float
+    preemptions: float
+    running: int
+    prompt_p95: float
+    total_p95: float
+    broken: tuple[str, ...]
+
+
+def simulate_load(setting: Setting, replicas: int, seed: int) -> View:
+    """Simulate `replicas` engines under the setting's load."""
+    simulated = min(replicas, setting.cell)
+    share = simulated / replicas
+    load = setting.workload
+    if load.users is not None:
+        # Rounded up: a cell never has it easier than the whole.
+        load = replace(load, users=math.ceil(load.users * share - 1e-9))
+    else:
+        load = replace(load, rate=(load.rate or 0.0) * share)
+    cell = Cell(
+        setting.cost, setting.limits, load,
+        replicas=simulated, router=setting.router, seed=seed, hit_share=1 / replicas,
+    )  # fmt: skip
+    full = 2 * simulated * setting.limits.max_num_seqs
+    warm = setting.requests // 4 + (full if load.users is None else min(load.users, full))
+    return _view(setting, cell.run(setting.requests, warm=warm), 1 / share, closed=load.users is not None)
+
+
+def _view(setting: Setting, outcome: CellResult, times: float, *, closed: bool) -> View:
+    done = outcome.requests
+    ttft = sorted(1000 * request.ttft for request in done)
+    tpot = sorted(1000 * request.tpot for request in done if request.answer > 1)
+    found = {f"ttft p{share}": quantile(ttft, share) for share in SHARES}
+    found |= {f"tpot p{share}": quantile(tpot, share) if tpot else 0.0 for share in SHARES}
+    broken = [
+        f"{limit.name} {found[f'{limit.metric} p{limit.share}']:.0f} ms (limit {limit.ms:g})"
+        for limit in setting.slo
+        if found[f"{limit.metric} p{limit.share}"] > limit.ms
+    ]
+    if not closed and outcome.backlog > GROWTH * len(done):
+        broken.append(f"it does not keep up: {outcome.backlog} of {len(done)} requests more in the queue at the end")
+    seconds = max(outcome.seconds, 1e-9)
+    busy = sum(seen.busy for seen in outcome.seen) or 1e-9
+    blocks = setting.limits.blocks
+    return View(
+        times=found,
+        requests_per_s=times * len(done) / seconds,
+        output_tokens_per_s=times * sum(request.answer for request in done) / seconds,
+        kv_mean=sum(seen.block_seconds for seen in outcome.seen) / busy / blocks,
+        kv_peak=max(seen.peak_blocks for seen in outcome.seen) / blocks,
+        preemptions=1000 * sum(request.preempted for request in done) / len(done),
+        running=max(seen.peak_running for seen in outcome.seen),
+        prompt_p95=quantile(sorted(float(request.prompt) for request in done), 95),
+        total_p95=quantile(sorted(float(request.prompt + request.answer) for request in done), 95),
+        broken=tuple(broken),
+    )
+
+
+def alone(setting: Setting, seed: int) -> View:
+    """One user after another on an idle engine: what no number of GPUs can better."""
+    load = replace(setting.workload, users=1, think_s=0.0, rate=None)
+    one = replace(setting, workload=load, requests=min(setting.requests, 1000))
+    cell = Cell(one.cost, one.limits, load, replicas=1, seed=seed)
+    return _view(one, cell.run(one.requests, warm=0), 1.0, closed=True)
+
 
 # Beyond some hundreds of replicas the seeds differ by more than one: the search stops at this share of the number.
 FINE = 0.003
@@ -49,7 +156,7 @@ class Headroom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Sizing:
     """replicas: every seed holds the limits with so many. least, most: over the seeds, each for itself.
 
     if_slower: replicas where a step takes `slower` times as long (the calibration's worst miss); None: no number helps.
@@ -76,7 +183,7 @@ class Answer:
 
 def answer(
     setting: Setting, calibration: Calibration, *, replicas: tuple[int, int], gpus_each: int, seeds: int, seed: int
-) -> Answer:
+) -> Sizing:
     """Seek within replicas[0]..replicas[1]; equal ends: look at that number only, whatever it holds.
 
     Raises:
@@ -91,10 +198,10 @@ def answer(
     low, high = replicas
     found = [low] if low == high else _over_seeds(setting, low, high, seed, seeds)
     chosen = max(found)
-    views = [look(setting, chosen, seed + i) for i in range(seeds)]
+    views = [simulate_load(setting, chosen, seed + i) for i in range(seeds)]
     broken = tuple(dict.fromkeys(line for view in views for line in view.broken))
     slow = replace(setting, cost=setting.cost.scaled(calibration.slower))
-    return Answer(
+    return Sizing(
         gpus=chosen * gpus_each,
         replicas=chosen,
         least=min(found),
@@ -105,7 +212,7 @@ def answer(
         simulated=min(chosen, setting.cell),
         alone=dict(idle.times),
         headroom=None if broken else _headroom(setting, chosen, seed),
-        one_down=look(setting, chosen - 1, seed).broken if chosen > 1 else ("nothing answers",),
+        one_down=simulate_load(setting, chosen - 1, seed).broken if chosen > 1 else ("nothing answers",),
         slower=calibration.slower,
         if_slower=None if low == high else _try_least(slow, high, seed, chosen),
         warnings=warnings(calibration, setting, views),
@@ -138,13 +245,13 @@ def least(setting: Setting, low: int, high: int, seed: int, *, start: int | None
     """
 
     def holds(replicas: int) -> bool:
-        return not look(setting, replicas, seed).broken
+        return not simulate_load(setting, replicas, seed).broken
 
     bad, good = low - 1, min(high, max(low, start or guess(setting, seed)))
     width = max(1, good // 50) if start else max(1, good // 4)
     while not holds(good):
         if good >= high:
-            broken = "; ".join(look(setting, high, seed).broken)
+            broken = "; ".join(simulate_load(setting, high, seed).broken)
             raise PlanRefused(
                 f"not even {high:,} replicas hold it: {broken}", hint="allow more with --gpus, or relax the limits"
             )
@@ -170,11 +277,13 @@ def guess(setting: Setting, seed: int) -> int:
     """Replicas that the load would keep busy if it were spread evenly: where the search begins."""
     seats = setting.limits.max_num_seqs
     one = replace(setting, slo=(), requests=max(200, 4 * seats))
-    full = look(replace(one, workload=replace(setting.workload, users=seats, think_s=0.0, rate=None)), 1, seed)
+    full = simulate_load(replace(one, workload=replace(setting.workload, users=seats, think_s=0.0, rate=None)), 1, seed)
     if setting.workload.rate is not None:
         demand = setting.workload.rate
     else:
-        single = look(replace(one, workload=replace(setting.workload, users=1, think_s=0.0, rate=None)), 1, seed)
+        single = simulate_load(
+            replace(one, workload=replace(setting.workload, users=1, think_s=0.0, rate=None)), 1, seed
+        )
         demand = (setting.workload.users or 0) / (setting.workload.think_s + 1 / single.requests_per_s)
     return max(1, math.ceil(demand / full.requests_per_s))
 
@@ -191,7 +300,7 @@ def _headroom(setting: Setting, replicas: int, seed: int) -> Headroom:
     size = setting.workload.size
 
     def view(of: float) -> View:
-        return look(setting.with_size(of), replicas, seed)
+        return simulate_load(setting.with_size(of), replicas, seed)
 
     good, bad, then = size, 1.25 * size, ""
     while not (broken := view(bad).broken):

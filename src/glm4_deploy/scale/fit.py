@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.scale.cell import Cell, Outcome, quantile
-from glm4_deploy.scale.measured import HINT, Level, Measured
-from glm4_deploy.scale.replica import Request
-from glm4_deploy.scale.shape import EngineLimits, Lengths, StepCost, Workload
+from glm4_deploy.scale.engine import Cell, CellResult, SimulatedRequest, quantile
+from glm4_deploy.scale.measured import HINT, Level, MeasuredRun
+from glm4_deploy.scale.request import EngineLimits, Lengths, StepCost, Workload
 
 ROUNDS = 14
 # The median TTFT of users in lockstep lies between two groups of them and jumps; TPOT does not.
@@ -43,13 +42,13 @@ class Miss:
 class Calibration:
     """slower: how many times slower than the fit the engine was where the fit flatters it most (TPOT, tokens/s)."""
 
-    measured: Measured
+    measured: MeasuredRun
     cost: StepCost
     misses: tuple[Miss, ...]
     slower: float
 
 
-def fit(measured: Measured, limits: EngineLimits) -> Calibration:
+def fit(measured: MeasuredRun, limits: EngineLimits) -> Calibration:
     """The cost of a step of the engine that was measured under `limits`.
 
     Raises:
@@ -77,7 +76,7 @@ def fit(measured: Measured, limits: EngineLimits) -> Calibration:
     return Calibration(measured=measured, cost=best, misses=misses, slower=max(1.0, slower))
 
 
-def play(level: Level, cost: StepCost, limits: EngineLimits) -> Outcome:
+def play(level: Level, cost: StepCost, limits: EngineLimits) -> CellResult:
     """Simulate a measured load as vLLM's generator sends it: all users at once, and no one after the last request."""
     load = Workload(
         users=level.concurrency, prompt=Lengths(median=level.input_len), answer=Lengths(median=level.output_len)
@@ -101,7 +100,7 @@ def _mixed(old: StepCost, new: Array) -> StepCost:
     return StepCost(base=base, per_seq=seq, per_prefill=prefill, per_context=context, front=front)
 
 
-def _solve(levels: Sequence[Level], outcomes: Sequence[Outcome]) -> Array:
+def _solve(levels: Sequence[Level], outcomes: Sequence[CellResult]) -> Array:
     rows, wanted = [], []
     for level, outcome in zip(levels, outcomes, strict=True):
         first = _median_work(outcome.requests, first=True)
@@ -112,7 +111,7 @@ def _solve(levels: Sequence[Level], outcomes: Sequence[Outcome]) -> Array:
     return non_negative(np.array(rows), np.array(wanted))
 
 
-def _median_work(requests: Sequence[Request], *, first: bool) -> Array:
+def _median_work(requests: Sequence[SimulatedRequest], *, first: bool) -> Array:
     """Mean work of the requests in the middle: up to the first token, or from there to the end."""
     ranked = sorted(requests, key=(lambda r: r.ttft) if first else (lambda r: r.tpot))
     low, high = int(BAND[0] * len(ranked)), int(BAND[1] * len(ranked)) + 1
@@ -136,12 +135,12 @@ def non_negative(rows: Array, wanted: Array) -> Array:
     return best
 
 
-def _error(level: Level, outcome: Outcome) -> float:
+def _error(level: Level, outcome: CellResult) -> float:
     miss = miss_of(level, outcome)
     return TTFT_WEIGHT**2 * (miss.ttft_p50 - 1) ** 2 + (miss.tpot_p50 - 1) ** 2
 
 
-def miss_of(level: Level, outcome: Outcome) -> Miss:
+def miss_of(level: Level, outcome: CellResult) -> Miss:
     """A simulated load as multiples of the measured one."""
     ttft = sorted(1000 * request.ttft for request in outcome.requests)
     tpot = sorted(1000 * request.tpot for request in outcome.requests)

@@ -1,14 +1,18 @@
-"""What a calibration rests on: measured loads of one engine, from `bench --json` or from a calibration file."""
+"""Calibrations that ship with the kit: somebody's engine, never the reader's."""
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.samples import BenchReport
+from glm4_deploy.report_model import BenchReport
+
+# What a calibration rests on: measured loads of one engine, from `bench --json` or from a calibration file.
 
 HINT = "measure one with `glm4-deploy bench --json FILE`; docs/how-to/scale.md shows the form"
 
@@ -29,7 +33,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class MeasuredRun:
     """None: not told. example: shipped with the kit, and so not of the reader's own machine."""
 
     name: str
@@ -72,7 +76,7 @@ class _Level(BaseModel):
     output_tokens_per_s: Positive
 
 
-class _Run(BaseModel):
+class _BenchRun(BaseModel):
     model_config = ConfigDict(extra="forbid")
     input_len: Count
     output_len: Annotated[int, Field(gt=1)]
@@ -92,10 +96,10 @@ class _File(BaseModel):
     max_num_batched_tokens: Count
     kv_cache_tokens: Count | None = None
     block_tokens: Count = 16
-    runs: Annotated[list[_Run], Field(min_length=1)]
+    runs: Annotated[list[_BenchRun], Field(min_length=1)]
 
 
-def parse(text: str, name: str) -> Measured:
+def parse_measured(text: str, name: str) -> MeasuredRun:
     """A file's text: a report of `bench --json`, or a calibration file.
 
     Raises:
@@ -122,21 +126,21 @@ def _load(text: str, name: str) -> Any:
         return parse_yaml(text, name)
 
 
-def from_mapping(raw: dict[str, Any], name: str, *, example: bool = False) -> Measured:
+def from_mapping(raw: dict[str, Any], name: str, *, example: bool = False) -> MeasuredRun:
     """A calibration file's content. Raises pydantic.ValidationError."""
     file = _File.model_validate(raw)
     levels = tuple(_level(level, run.input_len, run.output_len) for run in file.runs for level in run.levels)
     words = file.model_dump(exclude={"runs"})
-    return Measured(name=name, levels=levels, example=example, **words)
+    return MeasuredRun(name=name, levels=levels, example=example, **words)
 
 
-def _from_bench(report: BenchReport, name: str) -> Measured:
+def _from_bench(report: BenchReport, name: str) -> MeasuredRun:
     facts = {fact.name: fact.value for fact in report.engine}
     raw = TypeAdapter(BenchReport).dump_python(report)
-    run = _Run.model_validate({key: raw[key] for key in ("input_len", "output_len", "levels")})
+    run = _BenchRun.model_validate({key: raw[key] for key in ("input_len", "output_len", "levels")})
     if any(level.failed for level in report.levels):
         raise UsageError(f"{name}: requests failed while it was measured", hint="measure again, on a sound engine")
-    return Measured(
+    return MeasuredRun(
         name=name,
         levels=tuple(_level(level, report.input_len, report.output_len) for level in run.levels),
         vllm=facts.get("vLLM"),
@@ -159,7 +163,7 @@ def _level(level: _Level, input_len: int, output_len: int) -> Level:
     )
 
 
-def joined(parts: list[Measured]) -> Measured:
+def joined(parts: list[MeasuredRun]) -> MeasuredRun:
     """Several files of one engine as one calibration (other lengths in each, for example).
 
     Raises:
@@ -177,3 +181,18 @@ def joined(parts: list[Measured]) -> Measured:
 
     levels = tuple(level for part in parts for level in part.levels)
     return replace(first, name=", ".join(part.name for part in parts), levels=levels)
+
+
+@cache
+def _rows() -> dict[str, Any]:
+    rows: dict[str, Any] = load_catalog("calibrations")["calibrations"]
+    return rows
+
+
+def examples() -> tuple[str, ...]:
+    return tuple(_rows())
+
+
+def example(name: str) -> MeasuredRun:
+    """The row of that name. Raises KeyError."""
+    return from_mapping(_rows()[name], name, example=True)

@@ -17,11 +17,17 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
 import checkpoints as made
-from glm4_deploy.checkpoint.repair import repair
-from glm4_deploy.checkpoint.verify import verify
+from glm4_deploy.checkpoint.header import (
+    MAX_HEADER_BYTES,
+    HeaderFault,
+    MalformedJsonError,
+    parse_object,
+    parse_tokenizer,
+    read_header,
+)
+from glm4_deploy.checkpoint.repair import repair_checkpoint
+from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, ModelMissing
-from glm4_deploy.facts.checkpoint_header import MAX_HEADER_BYTES, HeaderFault, read_header
-from glm4_deploy.facts.checkpoint_json import MalformedJsonError, parse_object, parse_tokenizer
 from glm4_deploy.result import Result, Status
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 6442450944\n" % (b"4665a5ea" * 8)
@@ -192,7 +198,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 
 def named(directory: Path, check: str) -> Result:
-    return next(result for result in verify(directory).results if result.check == check)
+    return next(result for result in verify_checkpoint(directory).results if result.check == check)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -203,7 +209,7 @@ def test_a_fault_is_one_clear_finding_and_repair_refuses_it(fault: str, director
     assert (found.status, word in found.observed) == (Status.FAIL, True), found
     assert found.remedy and len(found.observed) < 600 and "\n" not in found.observed
     with pytest.raises(CheckpointRefused):
-        repair(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("glm-4-out")] == []
 
 
@@ -215,7 +221,7 @@ def test_no_depth_of_json_gets_past_the_guard(depth: int, directory: Path, tmp_p
     (directory / "config.json").write_text(text)
     assert named(directory, "files-readable").status is Status.FAIL
     with pytest.raises(CheckpointRefused):
-        repair(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out")
 
 
 VALUES = st.recursive(
@@ -304,7 +310,7 @@ def test_reserved_but_not_filled_is_told(directory: Path) -> None:
     made.write_raw(weights(directory), header, b"")
     os.truncate(weights(directory), size)
     assert len(data) > 20_000
-    failed = {result.check for result in verify(directory, full=True).failures}
+    failed = {result.check for result in verify_checkpoint(directory, full=True).failures}
     assert {"global-scales", "zero-weights"} <= failed
 
 
@@ -323,7 +329,7 @@ def test_an_unreadable_file_is_told(unprivileged: Path) -> None:
     if root:
         os.seteuid(65534)
     try:
-        report = verify(directory)
+        report = verify_checkpoint(directory)
     finally:
         if root:
             os.seteuid(0)
@@ -336,15 +342,15 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("gone", "file", "empty"):
         with pytest.raises(ModelMissing):
-            verify(tmp_path / name)
+            verify_checkpoint(tmp_path / name)
 
 
 def test_names_that_no_terminal_can_show(directory: Path, tmp_path: Path) -> None:
     (directory / os.fsdecode(b"\xff\x1b[31m.bin")).touch()
     (directory / "line\nbreak.part").touch()
-    report = verify(directory)
+    report = verify_checkpoint(directory)
     assert all("\n" not in result.observed and "\x1b" not in result.observed for result in report.results)
-    assert repair(directory, tmp_path / "glm-4-out").report.failures == ()
+    assert repair_checkpoint(directory, tmp_path / "glm-4-out").report.failures == ()
 
 
 def test_a_stranger_s_huge_lists_do_not_flood_the_report(directory: Path) -> None:

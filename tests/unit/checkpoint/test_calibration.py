@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.checkpoint.calibration import Conversation, Sample, draw, text_of
+from glm4_deploy.checkpoint.quantize import Conversation, Sample, draw_samples, text_of
 from glm4_deploy.errors import UsageError
 
 
@@ -32,7 +32,7 @@ def sources(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("samples", [1, 10, 33, 120])
 def test_nine_in_ten_are_short(samples: int, sources: list[str], tmp_path: Path) -> None:
-    taken, drawn = draw(sources, tokenize, samples=samples, seed=1, directory=tmp_path)
+    taken, drawn = draw_samples(sources, tokenize, samples=samples, seed=1, directory=tmp_path)
     lengths = sorted(map(len, taken))
     assert len(taken) == samples and lengths[0] >= 256 and lengths[-1] <= 2048
     assert drawn.long == sum(length >= 1024 for length in lengths) == round(samples * 0.1)
@@ -42,7 +42,9 @@ def test_nine_in_ten_are_short(samples: int, sources: list[str], tmp_path: Path)
 
 
 def test_the_same_seed_draws_the_same_and_another_another(sources: list[str], tmp_path: Path) -> None:
-    one, again, other = (draw(sources, tokenize, samples=60, seed=seed, directory=tmp_path) for seed in (7, 7, 8))
+    one, again, other = (
+        draw_samples(sources, tokenize, samples=60, seed=seed, directory=tmp_path) for seed in (7, 7, 8)
+    )
     assert one == again
     assert one[1].digest != other[1].digest
 
@@ -50,7 +52,7 @@ def test_the_same_seed_draws_the_same_and_another_another(sources: list[str], tm
 def test_too_little_data_says_what_is_lacking(tmp_path: Path) -> None:
     name = write(tmp_path / "few.jsonl", [300] * 5 + [10] * 20)
     with pytest.raises(UsageError, match=r"only 5 of 20 samples: 13 of 256 .* 2 of 1024 .* \(20 texts") as caught:
-        draw([name], tokenize, samples=20, seed=0, directory=tmp_path)
+        draw_samples([name], tokenize, samples=20, seed=0, directory=tmp_path)
     assert "--dataset" in caught.value.hint
 
 
@@ -62,7 +64,7 @@ def test_a_source_that_cannot_be_read(name: str, content: str | bytes | None, tm
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError):
-        draw([name], tokenize, samples=1, seed=0, directory=tmp_path)
+        draw_samples([name], tokenize, samples=1, seed=0, directory=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 import checkpoints as made
 from glm4_deploy.checkpoint import scan as scan_module
-from glm4_deploy.checkpoint.verify import verify
+from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.result import Result, Status
 
 Held = dict[str, np.ndarray]
@@ -52,7 +52,7 @@ FAULTS: dict[str, tuple[Callable[[Held], None], str, str]] = {
 
 
 def named(directory: Path, check: str, manifest: Path | None = None) -> Result:
-    report = verify(directory, full=True, manifest=manifest)
+    report = verify_checkpoint(directory, full=True, manifest=manifest)
     return next(result for result in report.results if result.check == check)
 
 
@@ -69,7 +69,7 @@ def test_each_fault_of_the_bytes_is_found(
     made.save(directory / "model.safetensors", held)
     found = named(directory, check)
     assert (found.status, place in found.observed) == (Status.FAIL, True)
-    quick = {result.check for result in verify(directory).failures}
+    quick = {result.check for result in verify_checkpoint(directory).failures}
     assert check not in quick
 
 

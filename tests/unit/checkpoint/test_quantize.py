@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 import checkpoints as made
-from glm4_deploy.checkpoint import calibration
 from glm4_deploy.checkpoint import quantize as module
-from glm4_deploy.checkpoint.quantize import quantize
+from glm4_deploy.checkpoint.quantize import Drawn, quantize_checkpoint
 from glm4_deploy.errors import CheckpointRefused, UsageError
 from glm4_deploy.result import Status
 
-DRAWN = calibration.Drawn(
+DRAWN = Drawn(
     seed=3,
     short=9,
     long=1,
@@ -42,7 +41,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> calibration.Drawn:
+    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> Drawn:
         sys.stdout.write("llm-compressor may print")
         shutil.copytree(made.DATA, output)
         (output / "model.safetensors").chmod(0o600)
@@ -57,7 +56,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_output_is_what_the_default_image_loads(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = quantize(base, tmp_path / "glm-4-tiny-nvfp4")
+    done = quantize_checkpoint(base, tmp_path / "glm-4-tiny-nvfp4")
     assert (done.report.verdict, done.report.engine) == (Status.OK, "vLLM 0.13.0")
     output = tmp_path / "glm-4-tiny-nvfp4"
     card = (output / "README.md").read_text()
@@ -72,13 +71,13 @@ def test_the_output_is_what_the_default_image_loads(
 
 @pytest.mark.usefixtures("recorded")
 def test_raw_leaves_the_traps_and_tells_of_them(base: Path, tmp_path: Path) -> None:
-    done = quantize(base, tmp_path / "glm-4-raw", raw=True)
+    done = quantize_checkpoint(base, tmp_path / "glm-4-raw", raw=True)
     assert {"gate-up", "quantization-keys", "rope-theta"} <= {result.check for result in done.report.failures}
 
 
 @pytest.mark.usefixtures("recorded")
 def test_for_another_engine_it_stays_fused(base: Path, tmp_path: Path) -> None:
-    done = quantize(base, tmp_path / "glm-4-new", vllm=(0, 32, 0))
+    done = quantize_checkpoint(base, tmp_path / "glm-4-new", vllm=(0, 32, 0))
     assert done.report.failures == ()
     assert any("gate_up_proj" in name for name in made.read(tmp_path / "glm-4-new"))
 
@@ -86,30 +85,30 @@ def test_for_another_engine_it_stays_fused(base: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("recorded")
 def test_without_a_licence_it_says_so(base: Path, tmp_path: Path) -> None:
     (base / "LICENSE").unlink()
-    done = quantize(base, tmp_path / "glm-4-new")
+    done = quantize_checkpoint(base, tmp_path / "glm-4-new")
     found = next(result for result in done.report.results if result.check == "licence")
     assert (found.status, found.observed) == (Status.WARN, "no licence text")
     assert "add it" in (tmp_path / "glm-4-new/README.md").read_text()
 
 
 def test_what_fails_within_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> calibration.Drawn:
+    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> Drawn:
         output.mkdir(parents=True)
         raise UsageError("too few texts")
 
     monkeypatch.setattr(module, "_compress", compress)
     monkeypatch.setattr(module, "_check_extra", lambda: None)
     with pytest.raises(UsageError):
-        quantize(base, tmp_path / "glm-4-new")
+        quantize_checkpoint(base, tmp_path / "glm-4-new")
     assert {path.name for path in tmp_path.iterdir()} == {"glm-4-base"}
 
 
 def test_a_base_that_is_damaged_or_quantised_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointRefused, match="quantised already"):
-        quantize(made.DATA, tmp_path / "glm-4-new")
+        quantize_checkpoint(made.DATA, tmp_path / "glm-4-new")
     (base / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointRefused, match="cannot be quantised: shard-headers"):
-        quantize(base, tmp_path / "glm-4-new")
+        quantize_checkpoint(base, tmp_path / "glm-4-new")
 
 
 @pytest.mark.skipif(find_spec("llmcompressor") is not None, reason="the extra is installed")

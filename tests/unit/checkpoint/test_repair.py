@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 import checkpoints as made
 from glm4_deploy.checkpoint import repair as repair_module
 from glm4_deploy.checkpoint import scan as scan_module
-from glm4_deploy.checkpoint.fuse import join, split
-from glm4_deploy.checkpoint.repair import repair
-from glm4_deploy.checkpoint.verify import verify
-from glm4_deploy.checkpoint.writer import Piece, Source, write_shard
+from glm4_deploy.checkpoint.repair import repair_checkpoint
+from glm4_deploy.checkpoint.rewrite import Piece, Source, join, split, write_shard
+from glm4_deploy.checkpoint.scan import scan_tensors
+from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
 
 OLD, NEWEST = (0, 13, 0), (0, 32, 0)
 
 
 def test_dequantised_weights_of_a_real_checkpoint_are_bit_equal(tmp_path: Path) -> None:
-    repair(made.DATA, tmp_path / "glm-4-out")
+    repair_checkpoint(made.DATA, tmp_path / "glm-4-out")
     before, after = made.every_weight(made.read(made.DATA)), made.every_weight(made.read(tmp_path / "glm-4-out"))
     assert before.keys() == after.keys() and len(before) == 12
     for name, values in before.items():
@@ -38,7 +38,7 @@ def test_dequantised_weights_of_a_real_checkpoint_are_bit_equal(tmp_path: Path) 
 
 
 def test_what_is_not_gate_and_up_keeps_its_bytes(tmp_path: Path) -> None:
-    repair(made.DATA, tmp_path / "glm-4-out")
+    repair_checkpoint(made.DATA, tmp_path / "glm-4-out")
     before, after = made.read(made.DATA), made.read(tmp_path / "glm-4-out")
     for name in before.keys() & after.keys():
         assert before[name] == after[name]
@@ -48,19 +48,19 @@ def test_what_is_not_gate_and_up_keeps_its_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_repair_then_its_inverse_gives_the_same_files(shards: int, tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made", shards=shards)
-    repair(directory, tmp_path / "glm-4-old", vllm=OLD)
-    repair(tmp_path / "glm-4-old", tmp_path / "glm-4-back", vllm=NEWEST)
+    repair_checkpoint(directory, tmp_path / "glm-4-old", vllm=OLD)
+    repair_checkpoint(tmp_path / "glm-4-old", tmp_path / "glm-4-back", vllm=NEWEST)
     for path in directory.glob("*.safetensors"):
         assert (tmp_path / "glm-4-back" / path.name).read_bytes() == path.read_bytes()
     assert made.read(tmp_path / "glm-4-back") == made.read(directory)
-    assert verify(tmp_path / "glm-4-back", vllm=NEWEST).failures == ()
+    assert verify_checkpoint(tmp_path / "glm-4-back", vllm=NEWEST).failures == ()
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_repairing_twice_changes_nothing(shards: int, tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made", shards=shards, healthy=False)
-    once = repair(directory, tmp_path / "glm-4-once")
-    twice = repair(tmp_path / "glm-4-once", tmp_path / "glm-4-twice")
+    once = repair_checkpoint(directory, tmp_path / "glm-4-once")
+    twice = repair_checkpoint(tmp_path / "glm-4-once", tmp_path / "glm-4-twice")
     assert once.changes and once.report.failures == ()
     assert (twice.changes, twice.written) == ((), ())
     for path in (tmp_path / "glm-4-once").iterdir():
@@ -101,13 +101,13 @@ def test_an_odd_number_of_rows_is_refused(rows: int, tmp_path: Path) -> None:
     held[name] = held[name][:rows]
     made.save(directory / "model.safetensors", held)
     with pytest.raises(CheckpointRefused):
-        repair(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out")
 
 
 def test_the_report_speaks_of_the_output_as_a_verify_of_it_does(tmp_path: Path) -> None:
     for only in ((), ("gate-up",)):
         output = tmp_path / f"glm-4-out-{len(only)}"
-        assert repair(made.DATA, output, only=only).report == verify(output)
+        assert repair_checkpoint(made.DATA, output, only=only).report == verify_checkpoint(output)
 
 
 def only_whole_or_nothing(directory: Path, before: set[str]) -> None:
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(StorageError, match="cannot write"):
-            repair(directory, tmp_path / "glm-4-out")
+            repair_checkpoint(directory, tmp_path / "glm-4-out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
@@ -136,7 +136,7 @@ def test_a_full_file_system_is_told(tmp_path: Path) -> None:
         pytest.skip("no right to mount a file system")
     try:
         with pytest.raises(StorageError) as caught:
-            repair(directory, small / "glm-4-out")
+            repair_checkpoint(directory, small / "glm-4-out")
         assert "free some room" in caught.value.hint
         assert list(small.iterdir()) == []
     finally:
@@ -149,7 +149,7 @@ def test_a_copy_to_another_file_system_is_whole(tmp_path: Path) -> None:
         pytest.skip("no second file system")
     output = shared / f"glm-4-{os.getpid()}"
     try:
-        outcome = repair(made.DATA, output)
+        outcome = repair_checkpoint(made.DATA, output)
         assert outcome.linked == () and outcome.report.failures == ()
         expected = made.every_weight(made.read(made.DATA))
         assert all((value == expected[name]).all() for name, value in made.every_weight(made.read(output)).items())
@@ -165,7 +165,7 @@ import time
 from pathlib import Path
 from glm4_deploy.checkpoint import repair
 repair._sync_directory = lambda path: time.sleep(60)
-repair.repair(Path({str(directory)!r}), Path({str(tmp_path / "glm-4-out")!r}))
+repair.repair_checkpoint(Path({str(directory)!r}), Path({str(tmp_path / "glm-4-out")!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     limit = time.monotonic() + 30
@@ -175,12 +175,12 @@ repair.repair(Path({str(directory)!r}), Path({str(tmp_path / "glm-4-out")!r}))
     process.wait()
     assert not (tmp_path / "glm-4-out").exists()
     assert len(list(tmp_path.glob("glm-4-out.partial-*"))) == 1
-    assert repair(directory, tmp_path / "glm-4-out").report.failures == ()
+    assert repair_checkpoint(directory, tmp_path / "glm-4-out").report.failures == ()
 
 
 def test_a_shard_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
-    write = repair_module.write_shard
+    write = write_shard
 
     def write_while_somebody_downloads(*args: object, **named: object) -> None:
         write(*args, **named)  # type: ignore[arg-type]
@@ -188,21 +188,21 @@ def test_a_shard_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(repair_module, "write_shard", write_while_somebody_downloads)
     with pytest.raises(StorageError, match="changed while it was repaired"):
-        repair(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out")
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
 
 
 def test_verify_tells_of_a_file_that_changes_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
-    scan = scan_module.scan
+    scan = scan_tensors
 
     def scan_while_somebody_downloads(*args: object, **named: object) -> object:
         with (directory / "model.safetensors").open("ab") as file:
             file.write(b"more")
         return scan(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scan_module, "scan", scan_while_somebody_downloads)
-    assert "changed" in {result.check for result in verify(directory, full=True).failures}
+    monkeypatch.setattr(scan_module, "scan_tensors", scan_while_somebody_downloads)
+    assert "changed" in {result.check for result in verify_checkpoint(directory, full=True).failures}
 
 
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
@@ -212,9 +212,9 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for output in (directory, directory / "in", tmp_path / "full", tmp_path / "dangling", tmp_path / "no/parent"):
         with pytest.raises(UsageError):
-            repair(directory, output)
+            repair_checkpoint(directory, output)
     with pytest.raises(UsageError, match="nothing that repair mends"):
-        repair(directory, tmp_path / "out", only=["licence"])
+        repair_checkpoint(directory, tmp_path / "out", only=["licence"])
 
 
 def test_a_rename_that_fails_is_told_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +225,13 @@ def test_a_rename_that_fails_is_told_and_cleaned_up(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(StorageError, match="Read-only"):
-        repair(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out")
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
 
 
 def test_the_manifest_of_the_old_files_is_left_out(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
-    verify(directory, manifest=directory / "SHA256SUMS")
+    verify_checkpoint(directory, manifest=directory / "SHA256SUMS")
     (directory / "notes").mkdir()
-    outcome = repair(directory, tmp_path / "glm-4-out")
+    outcome = repair_checkpoint(directory, tmp_path / "glm-4-out")
     assert set(outcome.left_out) == {"SHA256SUMS", "notes"}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import checkpoints as made
-from glm4_deploy.catalog.images import Version
-from glm4_deploy.checkpoint.repair import repair
-from glm4_deploy.checkpoint.verify import Report, verify
+from glm4_deploy.catalog.rows import Version
+from glm4_deploy.checkpoint.repair import repair_checkpoint
+from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused
 from glm4_deploy.result import Result, Status
 
@@ -24,13 +24,13 @@ TRAPS: dict[str, dict[Version, Status]] = {
 CASES = [(check, vllm, status) for check, row in TRAPS.items() for vllm, status in row.items()]
 
 
-def row(report: Report, check: str) -> Result:
+def row(report: VerifyReport, check: str) -> Result:
     return next(result for result in report.results if result.check == check)
 
 
 @pytest.mark.parametrize(("check", "vllm", "status"), CASES)
 def test_each_trap_is_told_for_the_engines_it_matters_for(check: str, vllm: Version, status: Status) -> None:
-    found = row(verify(made.DATA, vllm=vllm), check)
+    found = row(verify_checkpoint(made.DATA, vllm=vllm), check)
     assert found.status is status
     if status is not Status.OK:
         assert "checkpoint repair" in found.remedy and any(item.name == "why" for item in found.evidence)
@@ -38,7 +38,7 @@ def test_each_trap_is_told_for_the_engines_it_matters_for(check: str, vllm: Vers
 
 @pytest.mark.parametrize("check", TRAPS)
 def test_each_trap_alone_is_mended_by_name(check: str, tmp_path: Path) -> None:
-    outcome = repair(made.DATA, tmp_path / "glm-4-out", vllm=OLD, only=[check])
+    outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out", vllm=OLD, only=[check])
     assert {change.check for change in outcome.changes} == {check}
     failed = {result.check for result in outcome.report.failures}
     assert failed == set(TRAPS) - {check}
@@ -46,7 +46,7 @@ def test_each_trap_alone_is_mended_by_name(check: str, tmp_path: Path) -> None:
 
 def test_repair_for_the_default_image_leaves_no_failure_and_the_original_alone(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in made.DATA.iterdir()}
-    outcome = repair(made.DATA, tmp_path / "glm-4-out")
+    outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out")
     assert outcome.report.failures == ()
     assert {change.check for change in outcome.changes} == set(TRAPS)
     assert {path.name: path.read_bytes() for path in made.DATA.iterdir()} == before
@@ -60,16 +60,16 @@ def test_repair_for_the_default_image_leaves_no_failure_and_the_original_alone(t
 
 @pytest.mark.parametrize("vllm", [NEW, NEWEST])
 def test_nothing_is_changed_for_engines_that_load_it_as_it_is(vllm: Version, tmp_path: Path) -> None:
-    outcome = repair(made.DATA, tmp_path / "glm-4-out", vllm=vllm)
+    outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out", vllm=vllm)
     assert (outcome.changes, outcome.written) == ((), ())
     assert (tmp_path / "glm-4-out/model.safetensors").samefile(made.DATA / "model.safetensors") or outcome.copied
 
 
 def test_split_layers_are_joined_for_the_transformers_backend(tmp_path: Path) -> None:
-    repair(made.DATA, tmp_path / "glm-4-old", vllm=OLD)
-    assert row(verify(tmp_path / "glm-4-old", vllm=(0, 31, 0)), "gate-up").status is Status.OK
-    assert row(verify(tmp_path / "glm-4-old", vllm=NEWEST), "gate-up").status is Status.FAIL
-    back = repair(tmp_path / "glm-4-old", tmp_path / "glm-4-back", vllm=NEWEST)
+    repair_checkpoint(made.DATA, tmp_path / "glm-4-old", vllm=OLD)
+    assert row(verify_checkpoint(tmp_path / "glm-4-old", vllm=(0, 31, 0)), "gate-up").status is Status.OK
+    assert row(verify_checkpoint(tmp_path / "glm-4-old", vllm=NEWEST), "gate-up").status is Status.FAIL
+    back = repair_checkpoint(tmp_path / "glm-4-old", tmp_path / "glm-4-back", vllm=NEWEST)
     assert back.report.failures == ()
     joined = (tmp_path / "glm-4-back/model.safetensors").read_bytes()
     assert joined == (made.DATA / "model.safetensors").read_bytes()
@@ -84,15 +84,15 @@ def test_gate_and_up_with_other_scales_are_not_joined(tmp_path: Path) -> None:
             held |= made.packed(f"model.layers.{layer}.mlp.{part}", made.FFN, made.HIDDEN, rng)
     held["model.layers.1.mlp.up_proj.weight_global_scale"] *= 2
     made.save(directory / "model.safetensors", held)
-    assert row(verify(directory, vllm=OLD), "global-scales").status is Status.FAIL
+    assert row(verify_checkpoint(directory, vllm=OLD), "global-scales").status is Status.FAIL
     with pytest.raises(CheckpointRefused, match="no repair can mend"):
-        repair(directory, tmp_path / "glm-4-out", vllm=NEWEST)
+        repair_checkpoint(directory, tmp_path / "glm-4-out", vllm=NEWEST)
     assert not (tmp_path / "glm-4-out").exists()
 
 
 @pytest.mark.parametrize("nvfp4", [True, False])
 def test_a_healthy_one_has_no_failure_and_plain_weights_have_no_gate_up_trap(nvfp4: bool, tmp_path: Path) -> None:
-    report = verify(made.checkpoint(tmp_path / "glm-4-made", nvfp4=nvfp4), vllm=OLD, full=True)
+    report = verify_checkpoint(made.checkpoint(tmp_path / "glm-4-made", nvfp4=nvfp4), vllm=OLD, full=True)
     assert {result.check for result in report.failures} == ({"gate-up"} if nvfp4 else set())
     assert [result.check for result in report.results if result.status is Status.UNKNOWN] == []
 
@@ -101,9 +101,9 @@ def test_stop_ids_and_chat_template_are_restored(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     (directory / "chat_template.jinja").unlink()
     made.change(directory / "generation_config.json", eos_token_id=256)
-    failed = {result.check for result in verify(directory).failures}
+    failed = {result.check for result in verify_checkpoint(directory).failures}
     assert failed == {"gate-up", "eos-ids", "chat-template"}
-    outcome = repair(directory, tmp_path / "glm-4-out")
+    outcome = repair_checkpoint(directory, tmp_path / "glm-4-out")
     assert outcome.report.failures == ()
     ids = json.loads((tmp_path / "glm-4-out/generation_config.json").read_text())["eos_token_id"]
     assert ids == [256, 263, 265]
@@ -113,6 +113,6 @@ def test_stop_ids_and_chat_template_are_restored(tmp_path: Path) -> None:
 def test_a_missing_generation_config_is_written(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     (directory / "generation_config.json").unlink()
-    assert row(verify(directory), "eos-ids").status is Status.WARN
-    outcome = repair(directory, tmp_path / "glm-4-out")
+    assert row(verify_checkpoint(directory), "eos-ids").status is Status.WARN
+    outcome = repair_checkpoint(directory, tmp_path / "glm-4-out")
     assert row(outcome.report, "eos-ids").status is Status.OK

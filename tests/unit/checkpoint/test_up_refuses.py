@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 import checkpoints as made
-from glm4_deploy.engine.preflight import check_checkpoint
-from glm4_deploy.engine.release import Service
+from glm4_deploy.deploy.candidates import check_checkpoint
+from glm4_deploy.deploy.releases import Endpoint
 from glm4_deploy.errors import CheckpointRefused
 
 
-def service(directory: Path, vllm: tuple[int, ...]) -> Service:
-    return Service(
+def service(directory: Path, vllm: tuple[int, ...]) -> Endpoint:
+    return Endpoint(
         runner="compose",
         project="p",
         service="s",

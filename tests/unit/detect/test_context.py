@@ -3,7 +3,7 @@
 import pytest
 
 from glm4_deploy.detect import scan
-from glm4_deploy.detect.context import request_of
+from glm4_deploy.detect.prompt import request_of
 
 
 @pytest.mark.parametrize(

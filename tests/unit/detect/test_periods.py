@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4_deploy.detect.periods import FLOOR, tail_runs
+from glm4_deploy.detect.exact import FLOOR, tail_runs
 
 
 def by_brute_force(text: str) -> set[tuple[int, int]]:

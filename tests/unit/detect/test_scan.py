@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from glm4_deploy.detect import Verdict, scan
+from glm4_deploy.detect import scan
+from glm4_deploy.detect.finding import LoopVerdict
 
 PROSE = (
     "The lighthouse stood at the end of the long stone pier. Every evening the keeper climbed the stairs, lit the lamp "
@@ -98,56 +99,56 @@ RESULTS = ", ".join(random.Random(1).choices(["yes", "no"], k=300))
 )
 def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
     found = scan(text, **fields)  # type: ignore[arg-type]
-    assert (found.verdict, found.start, found.period, found.repeats) == (Verdict.CLEAN, None, None, None), found.why
+    assert (found.verdict, found.start, found.period, found.repeats) == (LoopVerdict.CLEAN, None, None, None), found.why
 
 
 @pytest.mark.parametrize(
     ("text", "fields", "verdict", "start"),
     [
-        ("", {}, Verdict.EMPTY, 0),
-        (" \n\t\u3000", {}, Verdict.WHITESPACE, 0),
-        ('{"a": 1' + "\n" * 300, {}, Verdict.WHITESPACE, 7),
-        ("Sure" + "!" * 64, {}, Verdict.NAN_COLLAPSE, 4),
-        ("", {"logprobs": [None]}, Verdict.NAN_COLLAPSE, 0),
-        ("", {"logprobs": [float("nan")] * 3}, Verdict.NAN_COLLAPSE, 0),
-        ("'s" * 60 + "t", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
-        ("'s" * 60 + "t", {}, Verdict.EXACT_LOOP, 0),
-        ("It" + "'s" * 60 + "t", {"finish_reason": "stop"}, Verdict.EXACT_LOOP, 2),
-        ("na " * 40 + "\n\nSorry, I seem to repeat myself.", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
-        ("0" * 400 + "<|endoftext|>", {}, Verdict.EXACT_LOOP, 0),
-        ("! no" + "!" * 60 + " the", {"finish_reason": "length"}, Verdict.NAN_COLLAPSE, 4),
-        (STEPS + "\n<|user|>", {}, Verdict.COUNTER_LOOP, 0),
-        (STEPS + " the", {"finish_reason": "length"}, Verdict.COUNTER_LOOP, 0),
-        ("<tr><td></td><td></td></tr>\n" * 200, {"finish_reason": "stop"}, Verdict.EXACT_LOOP, 0),
-        ("<tr><td></td><td></td></tr>\n" * 30 + "<tr><t", {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
-        ("<unk>" * 30, {"token_ids": [0] * 30}, Verdict.NAN_COLLAPSE, 0),
-        (PROSE + "\n" + "again and " * 40, {}, Verdict.EXACT_LOOP, len(PROSE) + 1),
-        (PROSE * 4, {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
-        ("灯塔立在海边。" * 40, {}, Verdict.EXACT_LOOP, 0),
-        (" is" * 10, {"finish_reason": "length"}, Verdict.EXACT_LOOP, 0),
-        ("hello " * 500, {"prompt": "Repeat hello 50 times."}, Verdict.EXACT_LOOP, 0),
-        ("no " * 200, {"prompt": "Do not repeat yourself."}, Verdict.EXACT_LOOP, 0),
-        (STEPS, {}, Verdict.COUNTER_LOOP, 0),
-        (STEPS, {"prompt": "List the steps to mend my router."}, Verdict.COUNTER_LOOP, 0),
-        (", ".join(map(str, range(1, 1400))), {"finish_reason": "length"}, Verdict.COUNTER_LOOP, 0),
-        (", ".join(map(str, range(1, 900))), {"prompt": "Count from 1 to 100."}, Verdict.COUNTER_LOOP, 0),
-        ("\n".join(f"第{n}步：检查电缆，然后重试。" for n in range(1, 30)), {}, Verdict.COUNTER_LOOP, 0),
-        ("The answer is 7" + "!" * 20, {"finish_reason": "length"}, Verdict.NAN_COLLAPSE, 15),
-        ("\u200b\ufeff" * 9, {"finish_reason": "stop"}, Verdict.WHITESPACE, 0),
+        ("", {}, LoopVerdict.EMPTY, 0),
+        (" \n\t\u3000", {}, LoopVerdict.WHITESPACE, 0),
+        ('{"a": 1' + "\n" * 300, {}, LoopVerdict.WHITESPACE, 7),
+        ("Sure" + "!" * 64, {}, LoopVerdict.NAN_COLLAPSE, 4),
+        ("", {"logprobs": [None]}, LoopVerdict.NAN_COLLAPSE, 0),
+        ("", {"logprobs": [float("nan")] * 3}, LoopVerdict.NAN_COLLAPSE, 0),
+        ("'s" * 60 + "t", {"finish_reason": "length"}, LoopVerdict.EXACT_LOOP, 0),
+        ("'s" * 60 + "t", {}, LoopVerdict.EXACT_LOOP, 0),
+        ("It" + "'s" * 60 + "t", {"finish_reason": "stop"}, LoopVerdict.EXACT_LOOP, 2),
+        ("na " * 40 + "\n\nSorry, I seem to repeat myself.", {"finish_reason": "length"}, LoopVerdict.EXACT_LOOP, 0),
+        ("0" * 400 + "<|endoftext|>", {}, LoopVerdict.EXACT_LOOP, 0),
+        ("! no" + "!" * 60 + " the", {"finish_reason": "length"}, LoopVerdict.NAN_COLLAPSE, 4),
+        (STEPS + "\n<|user|>", {}, LoopVerdict.COUNTER_LOOP, 0),
+        (STEPS + " the", {"finish_reason": "length"}, LoopVerdict.COUNTER_LOOP, 0),
+        ("<tr><td></td><td></td></tr>\n" * 200, {"finish_reason": "stop"}, LoopVerdict.EXACT_LOOP, 0),
+        ("<tr><td></td><td></td></tr>\n" * 30 + "<tr><t", {"finish_reason": "length"}, LoopVerdict.EXACT_LOOP, 0),
+        ("<unk>" * 30, {"token_ids": [0] * 30}, LoopVerdict.NAN_COLLAPSE, 0),
+        (PROSE + "\n" + "again and " * 40, {}, LoopVerdict.EXACT_LOOP, len(PROSE) + 1),
+        (PROSE * 4, {"finish_reason": "length"}, LoopVerdict.EXACT_LOOP, 0),
+        ("灯塔立在海边。" * 40, {}, LoopVerdict.EXACT_LOOP, 0),
+        (" is" * 10, {"finish_reason": "length"}, LoopVerdict.EXACT_LOOP, 0),
+        ("hello " * 500, {"prompt": "Repeat hello 50 times."}, LoopVerdict.EXACT_LOOP, 0),
+        ("no " * 200, {"prompt": "Do not repeat yourself."}, LoopVerdict.EXACT_LOOP, 0),
+        (STEPS, {}, LoopVerdict.COUNTER_LOOP, 0),
+        (STEPS, {"prompt": "List the steps to mend my router."}, LoopVerdict.COUNTER_LOOP, 0),
+        (", ".join(map(str, range(1, 1400))), {"finish_reason": "length"}, LoopVerdict.COUNTER_LOOP, 0),
+        (", ".join(map(str, range(1, 900))), {"prompt": "Count from 1 to 100."}, LoopVerdict.COUNTER_LOOP, 0),
+        ("\n".join(f"第{n}步：检查电缆，然后重试。" for n in range(1, 30)), {}, LoopVerdict.COUNTER_LOOP, 0),
+        ("The answer is 7" + "!" * 20, {"finish_reason": "length"}, LoopVerdict.NAN_COLLAPSE, 15),
+        ("\u200b\ufeff" * 9, {"finish_reason": "stop"}, LoopVerdict.WHITESPACE, 0),
         (
             "e-mail the plan today; email the plan today; E-Mail The Plan Today; " * 9 + "e-mail",
             {},
-            Verdict.EXACT_LOOP,
+            LoopVerdict.EXACT_LOOP,
             0,
         ),
-        ("Blue.\nuser\nAnd?\nassistant\nRed.\nuser\nSo?", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 6),
-        ("xq zv lamp on of tree gorp it was then blue sky of " * 2, {"logprobs": [-7.5] * 30}, Verdict.SALAD, 0),
-        ("Blue.<|user|>\nAnd now?<|assistant|>\nGreen.", {"finish_reason": "length"}, Verdict.RUNAWAY_NO_STOP, 5),
-        (PROSE + "Then", {"finish_reason": "length", "token_ids": [5, 151336, 7]}, Verdict.RUNAWAY_NO_STOP, None),
-        (PROSE * 2, {"finish_reason": "length", "prompt": "Answer in one word."}, Verdict.RUNAWAY_NO_STOP, 0),
+        ("Blue.\nuser\nAnd?\nassistant\nRed.\nuser\nSo?", {"finish_reason": "length"}, LoopVerdict.RUNAWAY_NO_STOP, 6),
+        ("xq zv lamp on of tree gorp it was then blue sky of " * 2, {"logprobs": [-7.5] * 30}, LoopVerdict.SALAD, 0),
+        ("Blue.<|user|>\nAnd now?<|assistant|>\nGreen.", {"finish_reason": "length"}, LoopVerdict.RUNAWAY_NO_STOP, 5),
+        (PROSE + "Then", {"finish_reason": "length", "token_ids": [5, 151336, 7]}, LoopVerdict.RUNAWAY_NO_STOP, None),
+        (PROSE * 2, {"finish_reason": "length", "prompt": "Answer in one word."}, LoopVerdict.RUNAWAY_NO_STOP, 0),
     ],
 )
-def test_bad_texts_are_named(text: str, fields: dict[str, object], verdict: Verdict, start: int | None) -> None:
+def test_bad_texts_are_named(text: str, fields: dict[str, object], verdict: LoopVerdict, start: int | None) -> None:
     found = scan(text, **fields)  # type: ignore[arg-type]
     assert (found.verdict, found.start) == (verdict, start), found.why
     assert found.degenerate
@@ -164,7 +165,7 @@ def test_near_duplicates() -> None:
         copy[rng.randrange(len(copy))] = rng.choice(["river", "stone", "window"])
         copies.append(" ".join(copy))
     found = scan("\n\n".join(copies))
-    assert found.verdict is Verdict.NEAR_DUPLICATE
+    assert found.verdict is LoopVerdict.NEAR_DUPLICATE
     assert found.period == pytest.approx(len(PROSE), rel=0.2)
     assert found.start == 0
 
@@ -188,7 +189,7 @@ def drifting(copies: int) -> str:
 
 def test_a_long_paragraph_that_drifts_is_told_within_four_copies() -> None:
     text = drifting(4)
-    assert scan(text).verdict is Verdict.NEAR_DUPLICATE
+    assert scan(text).verdict is LoopVerdict.NEAR_DUPLICATE
     assert not scan(text, prompt="Give me four versions of this paragraph.").degenerate
     assert scan(drifting(20), prompt="Give me four versions of this paragraph.").degenerate
 
@@ -203,7 +204,7 @@ def test_copies_that_are_written_differently() -> None:
     rng = random.Random(1)
     forms = ["e-mail the long-term plan; ", "email the long term plan; ", "E-MAIL THE LONG-TERM PLAN; "]
     found = scan("".join(rng.choices(forms, k=40)), finish_reason="length")
-    assert (found.verdict, found.start) == (Verdict.NEAR_DUPLICATE, 0)
+    assert (found.verdict, found.start) == (LoopVerdict.NEAR_DUPLICATE, 0)
 
 
 @pytest.mark.parametrize("unit", ["'s", "the lamp ", PROSE, "灯塔立在海边。"])
@@ -217,19 +218,19 @@ def test_a_count_that_skips_and_errs_is_a_counter_loop() -> None:
     dice = random.Random(1)
     numbers = [n + 2 * (n > 9) if dice.random() < 0.9 else dice.randrange(99) for n in range(40)]
     text = "\n".join(f"Step {n}: Check the cable and try again." for n in numbers)
-    assert scan(text).verdict is Verdict.COUNTER_LOOP
+    assert scan(text).verdict is LoopVerdict.COUNTER_LOOP
 
 
 @pytest.mark.parametrize("words", [["'s", "'t"], ["的", "了"], [" the", " of", " a"]])
 def test_a_few_words_in_no_order(words: list[str]) -> None:
     text = "".join(random.Random(1).choices(words, k=600))
-    assert scan(text).verdict is Verdict.NEAR_DUPLICATE
+    assert scan(text).verdict is LoopVerdict.NEAR_DUPLICATE
 
 
 def test_scripts_that_change_within_words_are_salad_without_logprobs() -> None:
     pieces = ["ение", " der", "の", "的", " qué", "ார", " אל", "ção", "();", " foo", "ค", " ılı", "ﻙ", " Ž"]
     found = scan("".join(random.Random(1).choices(pieces, k=200)))
-    assert found.verdict is Verdict.SALAD
+    assert found.verdict is LoopVerdict.SALAD
 
 
 def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
@@ -241,7 +242,7 @@ def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
 
 
 def test_ten_million_letters_and_a_hostile_text_do_no_harm() -> None:
-    assert scan("a" * 10_000_000).verdict is Verdict.EXACT_LOOP
+    assert scan("a" * 10_000_000).verdict is LoopVerdict.EXACT_LOOP
     assert scan("\0" * 100_000).degenerate
     # Every suffix of a Fibonacci word recurs: the worst that a search for periods can be given.
     one, two = "a", "ab"

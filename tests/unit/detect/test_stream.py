@@ -7,8 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glm4_deploy.detect import Stream, Verdict, scan
-from glm4_deploy.detect.limits import WINDOW, WORDS
+from glm4_deploy.detect import scan
+from glm4_deploy.detect.finding import LoopVerdict
+from glm4_deploy.detect.stream import Stream
+from glm4_deploy.detect.thresholds import WINDOW, WORDS
 
 ANYTHING = st.text(st.characters(codec=None), max_size=400)
 FINISH = st.sampled_from(["stop", "length", None])
@@ -47,7 +49,7 @@ def test_it_tells_at_once_and_goes_on_telling() -> None:
         fed += 1
         assert fed < 24
     assert stream.feed("anything") is not None
-    assert stream.close("stop").verdict is Verdict.EXACT_LOOP
+    assert stream.close("stop").verdict is LoopVerdict.EXACT_LOOP
 
 
 def told_at(stream: Stream, text: str) -> int | None:
@@ -105,7 +107,7 @@ def test_nan_is_told_from_numbers_alone() -> None:
     assert stream.feed("", token_ids=[0] * 8) is None
     found = stream.feed("", token_ids=[0] * 8)
     assert found is not None
-    assert found.verdict is Verdict.NAN_COLLAPSE
+    assert found.verdict is LoopVerdict.NAN_COLLAPSE
 
 
 def test_an_asked_for_loop_is_let_go_up_to_what_was_asked() -> None:

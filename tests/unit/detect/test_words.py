@@ -1,6 +1,6 @@
 import pytest
 
-from glm4_deploy.detect.words import NUMERAL, Words, mask_of, value_of
+from glm4_deploy.detect.counting import NUMERAL, Words, mask_of, value_of
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from glm4_deploy.catalog.profiles import profiles
-from glm4_deploy.cli.options import make_deployment
-from glm4_deploy.engine import keyfile
+from glm4_deploy.catalog.rows import profiles
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.keys import ensure_key, read_key
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.hardening import SECRET_PATH, WITH_KEY
+from glm4_deploy.plan.services import SECRET_PATH, WITH_KEY
 from glm4_deploy.render.compose import compose_file
 
 SWITCHES = {
@@ -26,7 +26,7 @@ ALL_ON = ("read_only=true", "mem_limit=9gb", "user=1000:1000")
 
 
 def rendered(*sets: str, profile: str = "gb10") -> tuple[dict[str, Any], str]:
-    text = compose_file(make_deployment({"profile": profile}, sets=sets))
+    text = compose_file(resolve_spec({"profile": profile}, sets=sets))
     (service,) = yaml.safe_load(text)["services"].values()
     return dict(service), text
 
@@ -89,13 +89,13 @@ def test_an_engine_without_its_key_does_not_start_open(tmp_path: Path, content: 
 
 def test_a_key_in_the_command_line_or_the_environment_is_refused_or_told() -> None:
     with pytest.raises(UsageError, match=r"args\.api-key"):
-        make_deployment({}, sets=["args.api-key=x"])
-    assert any("api_key_file" in warning for warning in make_deployment({}, sets=["env.VLLM_API_KEY=x"]).warnings)
+        resolve_spec({}, sets=["args.api-key=x"])
+    assert any("api_key_file" in warning for warning in resolve_spec({}, sets=["env.VLLM_API_KEY=x"]).warnings)
 
 
 def test_an_open_bind_is_told_with_and_without_a_key() -> None:
-    bare = make_deployment({"bind": "192.0.2.7"}).warnings
-    keyed = make_deployment({"bind": "192.0.2.7"}, sets=["api_key_file=k"]).warnings
+    bare = resolve_spec({"bind": "192.0.2.7"}).warnings
+    keyed = resolve_spec({"bind": "192.0.2.7"}, sets=["api_key_file=k"]).warnings
     assert any("no key is asked for" in warning for warning in bare)
     assert not any("no key is asked for: set" in warning for warning in keyed)
     assert any("/metrics" in warning for warning in keyed)
@@ -103,16 +103,16 @@ def test_an_open_bind_is_told_with_and_without_a_key() -> None:
 
 def test_a_key_is_made_once_in_a_closed_directory_and_never_empty(tmp_path: Path) -> None:
     path = tmp_path / "deep/secrets/key"
-    assert keyfile.ensure(path)
-    first = keyfile.read(path)
+    assert ensure_key(path)
+    first = read_key(path)
     assert len(first) >= 32
     assert (path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o644)
-    assert not keyfile.ensure(path)
-    assert keyfile.read(path) == first
+    assert not ensure_key(path)
+    assert read_key(path) == first
     open_directory = tmp_path / "open"
     open_directory.mkdir(mode=0o755)
-    assert keyfile.ensure(open_directory / "key")
+    assert ensure_key(open_directory / "key")
     assert (open_directory / "key").stat().st_mode & 0o777 == 0o600
     path.write_text("\n")
     with pytest.raises(UsageError, match="is empty"):
-        keyfile.ensure(path)
+        ensure_key(path)

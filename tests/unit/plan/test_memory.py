@@ -12,30 +12,35 @@ from benchmarks.planner import read_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4_deploy.catalog.gpus import gpu_by_name, gpu_by_size
-from glm4_deploy.catalog.images import parse_version
-from glm4_deploy.catalog.profiles import profiles
-from glm4_deploy.plan import memory_rules as rules
-from glm4_deploy.plan.memory import MemoryPlan, Wish, estimate
-from glm4_deploy.plan.memory_model import Weights, glm4_9b
-from glm4_deploy.plan.memory_solve import highest_fraction, load_bytes, longest_context, solve
+from glm4_deploy.catalog.rows import gpu_by_name, gpu_by_size, parse_version, profiles
+from glm4_deploy.plan.engine_rules import (
+    BLOCK_TOKENS,
+    WeightFormat,
+    capacity_tokens,
+    capture_sizes,
+    concurrency,
+    glm4_9b,
+    graph_counts,
+)
+from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.sizing import highest_fraction, load_bytes, longest_context, solve
 
 STARTS = yaml.safe_load((Path(__file__).parents[2] / "data/hosts/engine-starts.yaml").read_text(encoding="utf-8"))
 LOGS = sorted((Path(__file__).parents[2] / "data/logs/plan-h100-0.24").glob("*.log"))
 
 
-def wish(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **changes: Any) -> Wish:
+def wish(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **changes: Any) -> MemoryRequest:
     fraction = changes.pop("gpu_memory_utilization", 0.75)
-    return Wish(
+    return MemoryRequest(
         gpu=gpu_by_name(gpu),
-        model=glm4_9b(Weights(weights)),
+        model=glm4_9b(WeightFormat(weights)),
         vllm=parse_version(vllm),
         gpu_memory_utilization=fraction,
         **changes,
     )
 
 
-def of_start(row: dict[str, Any]) -> Wish:
+def of_start(row: dict[str, Any]) -> MemoryRequest:
     seen = ("name", "weights_gib", "graphs", "kv_cache_gib", "kv_cache_tokens", "max_concurrency", "refused")
     return wish(**{key: value for key, value in row.items() if key not in seen})
 
@@ -96,12 +101,12 @@ def test_a_later_start_has_more_and_an_eager_one_knows_no_difference() -> None:
 def test_block_arithmetic_is_exact(row: dict[str, Any]) -> None:
     """The engine's tokens lie within the rounding of its printed GiB, and its concurrency follows from its tokens."""
     case = of_start(row)
-    blocks = row["kv_cache_tokens"] // rules.BLOCK_TOKENS
+    blocks = row["kv_cache_tokens"] // BLOCK_TOKENS
     low, high = ((row["kv_cache_gib"] + half) * 2**30 // case.block_bytes for half in (-0.005, 0.005))
 
     assert low <= blocks <= high
-    assert round(rules.concurrency(blocks, case.max_model_len), 2) == row["max_concurrency"]
-    assert rules.capacity_tokens(case.vllm, blocks, case.max_model_len) == row["kv_cache_tokens"]
+    assert round(concurrency(blocks, case.max_model_len), 2) == row["max_concurrency"]
+    assert capacity_tokens(case.vllm, blocks, case.max_model_len) == row["kv_cache_tokens"]
 
 
 def test_a_token_takes_what_the_facts_say() -> None:
@@ -139,12 +144,12 @@ def test_the_batch_that_vllm_chooses(gpu: str, vllm: str, tokens: int) -> None:
     ],
 )
 def test_graphs_are_counted_as_logs_show_them(vllm: str, sequences: int, batch: int, piecewise: int, full: int) -> None:
-    sizes = rules.capture_sizes(
+    sizes = capture_sizes(
         parse_version(vllm), gpu_by_name("h100"), max_num_seqs=sequences, max_num_batched_tokens=batch
     )
 
     assert len(sizes) == piecewise
-    assert rules.graph_counts(sizes, sequences) == (piecewise, full)
+    assert graph_counts(sizes, sequences) == (piecewise, full)
 
 
 def test_graphs_count_against_the_cache_from_0_20_on() -> None:

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.catalog.gpus import gpu_by_name
-from glm4_deploy.engine import observations
+from glm4_deploy.catalog.rows import gpu_by_name
+from glm4_deploy.deploy.plan_check import add_observation, load_observations
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.kernels import kernel_path
-from glm4_deploy.plan.memory import Wish, estimate
-from glm4_deploy.plan.memory_advice import advice
-from glm4_deploy.plan.memory_compare import Measured, compare, learn, sharpen
-from glm4_deploy.plan.memory_load import parse_load
-from glm4_deploy.plan.memory_model import Weights, glm4_9b
+from glm4_deploy.plan.engine_rules import WeightFormat, glm4_9b, kernel_path
+from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.sizing import MeasuredMemory, advice, compare_with_log, learn_from_starts, parse_load, sharpen
 from glm4_deploy.result import Status
 
-WISH = Wish(gpu=gpu_by_name("h100"), model=glm4_9b(), vllm=(0, 24, 0), gpu_memory_utilization=0.75)
+WISH = MemoryRequest(gpu=gpu_by_name("h100"), model=glm4_9b(), vllm=(0, 24, 0), gpu_memory_utilization=0.75)
 
 
 @pytest.mark.parametrize(
@@ -82,28 +79,30 @@ def test_advice_names_fp8_where_the_cache_is_16_bit() -> None:
      ((8, 9), "Marlin, weight-only"), ((7, 0), "none")],
 )  # fmt: skip
 def test_the_kernel_path_by_capability(capability: tuple[int, int], name: str) -> None:
-    assert kernel_path(capability, Weights.NVFP4, (0, 27, 1)).name == name
+    assert kernel_path(capability, WeightFormat.NVFP4, (0, 27, 1)).name == name
 
 
 def test_a_start_as_planned_is_ok_and_one_far_off_warns() -> None:
     plan = estimate(WISH)
-    near = Measured(weights_gib=6.71, kv_cache_gib=51.04, kv_cache_tokens=2_676_144, max_concurrency=81.67)
+    near = MeasuredMemory(weights_gib=6.71, kv_cache_gib=51.04, kv_cache_tokens=2_676_144, max_concurrency=81.67)
     far = replace(near, kv_cache_gib=40.0, kv_cache_tokens=2_097_152)
 
-    assert {row.status for row in compare(plan, near)} == {Status.OK}
-    assert [row.status for row in compare(plan, far)] == [Status.OK, Status.WARN, Status.WARN]
-    assert compare(plan, Measured()) == ()
+    assert {row.status for row in compare_with_log(plan, near)} == {Status.OK}
+    assert [row.status for row in compare_with_log(plan, far)] == [Status.OK, Status.WARN, Status.WARN]
+    assert compare_with_log(plan, MeasuredMemory()) == ()
 
 
 def test_what_a_start_showed_sharpens_the_next_plan(tmp_path: Path) -> None:
     """Learn from a start that had 3 GiB less, keep it in a file, and predict the next one at another fraction."""
     plan = estimate(WISH)
-    seen = learn(WISH, plan, Measured(weights_gib=plan.weights_gib, kv_cache_gib=plan.kv_cache_gib - 3))
+    seen = learn_from_starts(
+        WISH, plan, MeasuredMemory(weights_gib=plan.weights_gib, kv_cache_gib=plan.kv_cache_gib - 3)
+    )
     assert seen is not None
-    observations.add(tmp_path, seen)
-    observations.add(tmp_path, seen)
+    add_observation(tmp_path, seen)
+    add_observation(tmp_path, seen)
 
-    kept = observations.load(tmp_path)
+    kept = load_observations(tmp_path)
     next_wish = replace(WISH, gpu_memory_utilization=0.5)
     assert len(kept) == 1
     assert estimate(sharpen(next_wish, kept)).kv_cache_gib == pytest.approx(
@@ -119,8 +118,8 @@ def test_what_a_start_showed_sharpens_the_next_plan(tmp_path: Path) -> None:
 def test_a_damaged_record_is_no_observation(tmp_path: Path, text: str) -> None:
     (tmp_path / "observations.json").write_text(text, encoding="utf-8")
 
-    assert observations.load(tmp_path) == ()
+    assert load_observations(tmp_path) == ()
 
 
 def test_a_log_of_another_engine_teaches_nothing() -> None:
-    assert learn(WISH, estimate(WISH), Measured(kv_cache_gib=500.0)) is None
+    assert learn_from_starts(WISH, estimate(WISH), MeasuredMemory(kv_cache_gib=500.0)) is None

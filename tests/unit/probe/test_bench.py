@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from glm4_deploy.cli.bench import read_report
+from glm4_deploy.cli.smoke import read_report
 from glm4_deploy.errors import ExtraMissing, UsageError
-from glm4_deploy.probe.bench import Load, in_container, read_level, run
-from glm4_deploy.probe.slo import Goodput, Slo
-from glm4_deploy.report.bench import print_bench
+from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container, read_level
+from glm4_deploy.probe.limits import Goodput, Slo
+from glm4_deploy.report.terminal import print_bench
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import BenchReport
 from glm4_deploy.result import Status
-from glm4_deploy.samples import BenchReport
 
 DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
-LOAD = Load(base_url="http://h:1", model="m", tokenizer="/m", concurrency=(1, 16))
+LOAD = BenchLoad(base_url="http://h:1", model="m", tokenizer="/m", concurrency=(1, 16))
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_a_python_without_vllm_says_so() -> None:
     import sys
 
     with pytest.raises(ExtraMissing):
-        run([sys.executable], LOAD, slo=None, key=None, on_level=print)
+        bench_levels([sys.executable], LOAD, slo=None, key=None, on_level=print)
     with pytest.raises(ExtraMissing):
-        run(["/no/such/python"], LOAD, slo=None, key=None, on_level=print)
+        bench_levels(["/no/such/python"], LOAD, slo=None, key=None, on_level=print)
 
 
 def test_a_comparison_reads_what_was_written(raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

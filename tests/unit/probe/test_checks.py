@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from glm4_deploy.probe import CHECKS, Options, Report, Suite, Target, run_suite
-from glm4_deploy.probe.slo import Slo
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.limits import Slo
+from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.suite import CHECKS, run_suite
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Status
 from servers import broken
 from servers.reference import Reference
@@ -20,19 +23,19 @@ MODEL = "glm-4-9b-chat"
 KEY = "sk-test-0123456789"
 
 
-def ask(app: Any, *, only: Sequence[str] = (), suite: Suite = Suite.FULL, **settings: Any) -> Report:
+def ask(app: Any, *, only: Sequence[str] = (), suite: Suite = Suite.FULL, **settings: Any) -> SuiteReport:
     options = settings.pop("options", None)
     with mounted(app) as url:
-        target = Target(**{"base_url": url, "model": MODEL, "timeout_s": 10.0, **settings})
+        target = ProbeTarget(**{"base_url": url, "model": MODEL, "timeout_s": 10.0, **settings})
         return asyncio.run(run_suite(target, suite=suite, only=only, options=options))
 
 
-def row(report: Report, check: str) -> Any:
+def row(report: SuiteReport, check: str) -> Any:
     return next(result for result in report.results if result.check == check)
 
 
 @pytest.fixture(scope="module")
-def healthy() -> Report:
+def healthy() -> SuiteReport:
     """The full suite against an endpoint with every feature on, and a context that lets every check run."""
     app = Reference(token_s=0.0005, max_model_len=40_000, tools=True, key=KEY)
     baseline = {"passage-en": 1.6, "passage-zh": 1.5}
@@ -46,12 +49,12 @@ def healthy() -> Report:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_passes_on_the_reference(healthy: Report, check: str) -> None:
+def test_passes_on_the_reference(healthy: SuiteReport, check: str) -> None:
     found = row(healthy, check)
     assert found.status is Status.OK, found
 
 
-def test_a_healthy_run_says_what_it_covered(healthy: Report) -> None:
+def test_a_healthy_run_says_what_it_covered(healthy: SuiteReport) -> None:
     assert (healthy.verdict, healthy.exit_code) == (Status.OK, 0)
     assert "no failure was seen" in healthy.covered
     assert f"{len(CHECKS)} of {len(CHECKS)} checks judged" in healthy.covered

@@ -10,11 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.probe import Report, Suite, Target, run_suite
-from glm4_deploy.probe.client import Client
-from glm4_deploy.probe.sse import events
-from glm4_deploy.probe.trouble import Kind, Trouble
+from glm4_deploy.probe.client import Client, FailureKind, ProbeTarget, RequestFailure, sse_events
+from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Status
 from servers import broken
 from servers.reference import Reference
@@ -25,13 +24,13 @@ CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "glm-4-9b-chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
 
 
-def gate(url: str, **settings: Any) -> Report:
-    target = Target(base_url=url, model="glm-4-9b-chat", **{"timeout_s": 5.0, **settings})
+def gate(url: str, **settings: Any) -> SuiteReport:
+    target = ProbeTarget(base_url=url, model="glm-4-9b-chat", **{"timeout_s": 5.0, **settings})
     return asyncio.run(run_suite(target, suite=Suite.GATE))
 
 
 async def stream(url: str, **settings: Any) -> Any:
-    async with Client(Target(base_url=url, **{"timeout_s": 5.0, **settings})) as client:
+    async with Client(ProbeTarget(base_url=url, **{"timeout_s": 5.0, **settings})) as client:
         return await client.ask_stream(CHAT, BODY, limit_s=5.0)
 
 
@@ -52,16 +51,16 @@ def not_http(connection: socket.socket) -> None:
 
 
 def test_a_reset_connection() -> None:
-    with raw_server(reset) as url, pytest.raises(Trouble) as caught:
+    with raw_server(reset) as url, pytest.raises(RequestFailure) as caught:
         asyncio.run(stream(url))
-    assert caught.value.kind is Kind.RESET
+    assert caught.value.kind is FailureKind.RESET
 
 
 def test_a_silent_server_ends_in_a_verdict() -> None:
     begin = time.monotonic()
-    with raw_server(silent) as url, pytest.raises(Trouble) as caught:
+    with raw_server(silent) as url, pytest.raises(RequestFailure) as caught:
         asyncio.run(stream(url, timeout_s=0.3))
-    assert caught.value.kind is Kind.HANG
+    assert caught.value.kind is FailureKind.HANG
     assert time.monotonic() - begin < 3
 
 
@@ -121,7 +120,7 @@ def test_the_key_is_in_no_report() -> None:
 
 def test_connections_are_used_again() -> None:
     async def main(url: str) -> None:
-        async with Client(Target(base_url=url)) as client:
+        async with Client(ProbeTarget(base_url=url)) as client:
             for _ in range(5):
                 await client.ask_stream(CHAT, BODY, limit_s=5)
             pool = client._http._transport._pool  # type: ignore[attr-defined]
@@ -137,18 +136,18 @@ def test_connections_are_used_again() -> None:
 )
 def test_a_wrong_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError):
-        _ = Target(base_url=url).root
+        _ = ProbeTarget(base_url=url).root
 
 
 @pytest.mark.parametrize("given", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", " http://h:1 "])
 def test_an_address_with_or_without_v1(given: str) -> None:
-    assert Target(base_url=given).root == "http://h:1"
+    assert ProbeTarget(base_url=given).root == "http://h:1"
 
 
 @pytest.mark.parametrize("key", ["", "  ", "a b", "line\nbreak", "ключ", "\x00"])
 def test_a_key_that_no_header_can_carry(key: str) -> None:
     with pytest.raises(UsageError):
-        _ = Target(base_url="http://h", api_key=SecretStr(key)).key
+        _ = ProbeTarget(base_url="http://h", api_key=SecretStr(key)).key
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -169,7 +168,7 @@ def test_events_survive_any_cut(size: int, end: bytes) -> None:
     ]
     raw = end.join(lines)
     chunks = [(float(place), raw[place : place + size]) for place in range(0, len(raw), size)]
-    assert [data for _, data in events(chunks)] == [b"one", b"two\nlines", b"[DONE]"]
+    assert [data for _, data in sse_events(chunks)] == [b"one", b"two\nlines", b"[DONE]"]
 
 
 class SaysDone(Reference):

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from glm4_deploy.probe import Report, Suite, Target, run_suite
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.suite import run_suite
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Status
 from servers.others import LlamaCpp, Ollama, SGLang, SGLangRefusesInStream
 from servers.serve import mounted
@@ -41,14 +43,14 @@ SKIPS: dict[Any, dict[str, str]] = {
 }
 
 
-def run(app: Any, **settings: Any) -> Report:
+def run(app: Any, **settings: Any) -> SuiteReport:
     suite = settings.pop("suite", {"suite": Suite.FULL, "skip": LIGHT})
     with mounted(app) as url:
-        target = Target(**{"base_url": url, "model": MODEL, "timeout_s": 10.0, **settings})
+        target = ProbeTarget(**{"base_url": url, "model": MODEL, "timeout_s": 10.0, **settings})
         return asyncio.run(run_suite(target, **suite))
 
 
-def rows(report: Report) -> dict[str, Any]:
+def rows(report: SuiteReport) -> dict[str, Any]:
     return {row.check: row for row in report.results}
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.probe import CHECKS, Report, Suite, Target, run_suite, soak
-from glm4_deploy.probe.run import choose
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.suite import CHECKS, choose_checks, run_suite, soak
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Status
 from servers import broken
 from servers.reference import Generated, HttpError, Reference, Send
@@ -18,12 +19,12 @@ from servers.serve import mounted, serving
 TARGET: dict[str, Any] = {"model": "glm-4-9b-chat", "timeout_s": 10.0}
 
 
-def run(app: Any, **settings: Any) -> Report:
+def run(app: Any, **settings: Any) -> SuiteReport:
     with mounted(app) as url:
-        return asyncio.run(run_suite(Target(base_url=url, **TARGET), **settings))
+        return asyncio.run(run_suite(ProbeTarget(base_url=url, **TARGET), **settings))
 
 
-def statuses(report: Report) -> dict[str, Status]:
+def statuses(report: SuiteReport) -> dict[str, Status]:
     return {result.check: result.status for result in report.results}
 
 
@@ -37,21 +38,21 @@ def test_what_rests_on_a_failed_check_is_skipped_and_names_the_root() -> None:
 
 
 def test_only_brings_what_it_needs_along() -> None:
-    names = [check.id for check in choose(Suite.QUICK, ["concurrency-*"], [])]
+    names = [check.id for check in choose_checks(Suite.QUICK, ["concurrency-*"], [])]
     assert names[:3] == ["alive", "identity", "chat"]
     assert names[-1] == "concurrency-64"
     assert "arithmetic" in names
 
 
 def test_skip_leaves_out() -> None:
-    names = {check.id for check in choose(Suite.QUICK, [], ["loop-*", "speed"])}
+    names = {check.id for check in choose_checks(Suite.QUICK, [], ["loop-*", "speed"])}
     assert not names & {"loop-greedy", "loop-sampled", "speed"}
     assert "chat" in names
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        choose(Suite.QUICK, ["aritmetic"], [])
+        choose_checks(Suite.QUICK, ["aritmetic"], [])
     assert "arithmetic" in caught.value.hint
 
 
@@ -108,7 +109,7 @@ def test_a_server_without_health_is_alive() -> None:
 
 def test_an_unknown_verdict_is_no_pass() -> None:
     with mounted(broken.Busy()) as url:
-        target = Target(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
+        target = ProbeTarget(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
         report = asyncio.run(run_suite(target, only=["chat"]))
     assert (report.verdict, report.exit_code) == (Status.UNKNOWN, 1)
 
@@ -116,7 +117,7 @@ def test_an_unknown_verdict_is_no_pass() -> None:
 def test_after_a_hang_nothing_more_is_asked() -> None:
     app = broken.HangsAmidStream()
     with mounted(app) as url:
-        target = Target(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
+        target = ProbeTarget(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
         report = asyncio.run(run_suite(target, suite=Suite.QUICK))
     assert statuses(report)["stream"] is Status.FAIL
     assert statuses(report)["counting"] is Status.SKIPPED
@@ -127,7 +128,7 @@ def test_an_engine_that_goes_away_is_told_once() -> None:
         url = house.enter_context(serving(Reference()))
         stop = {"chat": house.close}
         report = asyncio.run(
-            run_suite(Target(base_url=url, **TARGET), on_result=lambda row: stop.get(row.check, lambda: None)())
+            run_suite(ProbeTarget(base_url=url, **TARGET), on_result=lambda row: stop.get(row.check, lambda: None)())
         )
     found = statuses(report)
     assert [check for check, status in found.items() if status is Status.FAIL] == ["stream"]
@@ -159,7 +160,7 @@ def test_a_soak_notices_a_restart() -> None:
 
     with mounted(app) as url:
         report = asyncio.run(
-            soak(Target(base_url=url, **TARGET), seconds=0.3, only=["identity"], on_round=restart),
+            soak(ProbeTarget(base_url=url, **TARGET), seconds=0.3, only=["identity"], on_round=restart),
         )
     found = next(row for row in report.results if row.check == "restarts")
     assert found.status is Status.FAIL
@@ -169,7 +170,7 @@ def test_a_soak_notices_a_restart() -> None:
 
 def test_a_soak_counts_only_the_rounds_that_were_judged() -> None:
     with mounted(broken.Tires()) as url:
-        report = asyncio.run(soak(Target(base_url=url, **TARGET), seconds=0.5, only=["concurrency-4"]))
+        report = asyncio.run(soak(ProbeTarget(base_url=url, **TARGET), seconds=0.5, only=["concurrency-4"]))
     found = next(row for row in report.results if row.check == "arithmetic")
     assert found.status is Status.FAIL
     assert "concurrency-4" not in report.covered, "it was judged in a round, and no more is said"
@@ -191,7 +192,7 @@ def test_a_soak_finds_what_one_round_does_not() -> None:
     with mounted(GoesBad(token_s=0.0)) as url:
         report = asyncio.run(
             soak(
-                Target(base_url=url, **TARGET),
+                ProbeTarget(base_url=url, **TARGET),
                 seconds=2.5,
                 skip=["speed", "counting", "concurrency-4", "stops"],
                 on_round=lambda number, seconds, verdict: verdicts.append(verdict),

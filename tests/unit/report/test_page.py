@@ -11,8 +11,8 @@ import pytest
 
 from glm4_deploy.detect import scan
 from glm4_deploy.report.html import to_html
+from glm4_deploy.report_model import AnswerSample, Fact, Suite, SuiteReport, Timing
 from glm4_deploy.result import Evidence, Result, Status
-from glm4_deploy.samples import Fact, Report, Sample, Suite, Timing
 
 LOOP = "It was late. " + "The lamp went out. " * 30
 
@@ -28,7 +28,7 @@ def hostile(url: str) -> str:
     )
 
 
-def report(answer: str) -> Report:
+def report(answer: str) -> SuiteReport:
     timing = Timing(total=1.5, arrivals=tuple(0.1 + 0.01 * n for n in range(60)), tokens=60)
     row = Result(
         check="loop-greedy",
@@ -39,8 +39,10 @@ def report(answer: str) -> Report:
         evidence=(Evidence(name=answer, text=answer),),
         seconds=1.5,
     )
-    bad = Sample(check="speed", prompt=answer, answer=LOOP, finish_reason=answer, finding=scan(LOOP), timing=timing)
-    return Report(
+    bad = AnswerSample(
+        check="speed", prompt=answer, answer=LOOP, finish_reason=answer, finding=scan(LOOP), timing=timing
+    )
+    return SuiteReport(
         suite=Suite.QUICK,
         base_url=answer,
         model=answer,
@@ -50,7 +52,7 @@ def report(answer: str) -> Report:
         verdict=Status.FAIL,
         exit_code=1,
         covered=answer,
-        samples=(bad, Sample(check=answer, prompt="p", answer=answer, timing=timing)),
+        samples=(bad, AnswerSample(check=answer, prompt="p", answer=answer, timing=timing)),
         engine=(Fact(name=answer, value=answer),),
     )
 

@@ -8,18 +8,17 @@ import pytest
 from rich.console import Console
 
 from glm4_deploy.report import terminal
-from glm4_deploy.report.clean import cap, clean, one_line
-from glm4_deploy.report.junit import to_junit
 from glm4_deploy.report.terminal import print_report, print_results
-from glm4_deploy.report.wire import dumps
+from glm4_deploy.report.wire import dumps, to_junit
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Evidence, Result, Status
-from glm4_deploy.samples import Report, Suite
+from glm4_deploy.text import cap, clean_text, one_line
 
 EVIL = "\x1b[2J\x1b]0;owned\x07[bold red]no[/] a\u202eb \x9b31m \ud800 \ufffe & <x>"
 
 
-def report(*results: Result) -> Report:
-    return Report(
+def report(*results: Result) -> SuiteReport:
+    return SuiteReport(
         suite=Suite.QUICK,
         base_url="http://localhost:8080",
         model="m",
@@ -78,8 +77,8 @@ def test_json_is_json() -> None:
 
 
 def test_cleaning_keeps_what_people_write() -> None:
-    assert clean("Ünïcode 北京\tand\nlines 👩‍🚀") == "Ünïcode 北京\tand\nlines 👩‍🚀"
-    assert clean("\x1b[0m") == "␛[0m"
+    assert clean_text("Ünïcode 北京\tand\nlines 👩‍🚀") == "Ünïcode 北京\tand\nlines 👩‍🚀"
+    assert clean_text("\x1b[0m") == "␛[0m"
     assert one_line("a\n\n b", 3) == "a b"
     assert cap("x" * 12, 10).endswith("2 more characters")
 

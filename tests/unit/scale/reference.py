@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from glm4_deploy.scale.shape import EngineLimits, StepCost
+from glm4_deploy.scale.request import EngineLimits, StepCost
 
 
 @dataclass(eq=False)

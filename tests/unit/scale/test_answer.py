@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from glm4_deploy.errors import PlanRefused
-from glm4_deploy.scale.answer import answer, least
+from glm4_deploy.scale.answer import Setting, alone, answer, least, simulate_load
 from glm4_deploy.scale.fit import Calibration
-from glm4_deploy.scale.look import Setting, alone, look
-from glm4_deploy.scale.measured import Level, Measured
-from glm4_deploy.scale.shape import EngineLimits, Lengths, Limit, Router, StepCost, Workload
+from glm4_deploy.scale.measured import Level, MeasuredRun
+from glm4_deploy.scale.request import EngineLimits, Lengths, Limit, RouterPolicy, StepCost, Workload
 
 COST = StepCost(base=0.02, per_seq=0.0002, per_prefill=0.0001, per_context=1e-8, front=0.002)
 ENGINE = EngineLimits(max_num_seqs=16, max_num_batched_tokens=512, kv_cache_tokens=16 * 1500)
@@ -26,12 +25,12 @@ def level(users: int, prompt: int = 200) -> Level:
 
 
 def calibration(*levels: Level, example: bool = False, slower: float = 1.0) -> Calibration:
-    measured = Measured(name="m", levels=levels or (level(1), level(16, 900)), card="a card", example=example)
+    measured = MeasuredRun(name="m", levels=levels or (level(1), level(16, 900)), card="a card", example=example)
     return Calibration(measured=measured, cost=COST, misses=(), slower=slower)
 
 
 def test_the_search_finds_what_trying_every_number_finds() -> None:
-    holds = [count for count in range(1, 13) if not look(SETTING, count, 3).broken]
+    holds = [count for count in range(1, 13) if not simulate_load(SETTING, count, 3).broken]
     assert holds == list(range(holds[0], 13)), "more replicas hold what fewer do"
     assert 1 < holds[0] < 12
     for start in (None, 1, 12, holds[0]):
@@ -50,7 +49,7 @@ def test_the_answer_says_what_comes_next() -> None:
     assert found.headroom.size is not None
     assert found.headroom.size >= 200
     beyond = setting.with_size(found.headroom.tried)
-    assert look(beyond, found.replicas, 0).broken
+    assert simulate_load(beyond, found.replicas, 0).broken
     assert found.if_slower is not None
     assert found.if_slower > found.replicas
     assert found.warnings == ()
@@ -76,16 +75,16 @@ def test_one_number_is_looked_at_whatever_it_holds() -> None:
 def test_an_open_loop_that_does_not_keep_up_is_broken_however_lax_the_limits() -> None:
     load = replace(LOAD, users=None, rate=30.0)
     lax = replace(SETTING, workload=load, slo=(Limit(metric="ttft", share=50, ms=1e9),))
-    assert any("does not keep up" in line for line in look(lax, 2, 0).broken)
-    assert not look(lax, 16, 0).broken
+    assert any("does not keep up" in line for line in simulate_load(lax, 2, 0).broken)
+    assert not simulate_load(lax, 16, 0).broken
 
 
-@pytest.mark.parametrize("router", [Router.ROUND_ROBIN, Router.LEAST_LOADED])
-def test_a_cell_stands_for_the_whole(router: Router) -> None:
+@pytest.mark.parametrize("router", [RouterPolicy.ROUND_ROBIN, RouterPolicy.LEAST_LOADED])
+def test_a_cell_stands_for_the_whole(router: RouterPolicy) -> None:
     """32 replicas as they are, and as a cell of 16."""
     load = replace(LOAD, users=400)
-    whole = look(replace(SETTING, workload=load, router=router, cell=32, requests=3000), 32, 1)
-    cell = look(replace(SETTING, workload=load, router=router, cell=16, requests=3000), 32, 1)
+    whole = simulate_load(replace(SETTING, workload=load, router=router, cell=32, requests=3000), 32, 1)
+    cell = simulate_load(replace(SETTING, workload=load, router=router, cell=16, requests=3000), 32, 1)
     for name in ("ttft p50", "tpot p50", "tpot p95"):
         assert cell.times[name] == pytest.approx(whole.times[name], rel=0.05), name
     assert cell.times["ttft p95"] == pytest.approx(whole.times["ttft p95"], rel=0.15)
@@ -95,8 +94,8 @@ def test_a_cell_stands_for_the_whole(router: Router) -> None:
 def test_a_cached_prefix_is_found_where_the_router_looks_for_it() -> None:
     load = replace(LOAD, cached_tokens=190, prompt=Lengths(median=400))
     blind, aware = (
-        look(replace(SETTING, workload=load, router=router), 8, 0).times["ttft p50"]
-        for router in (Router.ROUND_ROBIN, Router.CACHE_AWARE)
+        simulate_load(replace(SETTING, workload=load, router=router), 8, 0).times["ttft p50"]
+        for router in (RouterPolicy.ROUND_ROBIN, RouterPolicy.CACHE_AWARE)
     )
     assert aware < 0.85 * blind
 
@@ -104,7 +103,7 @@ def test_a_cached_prefix_is_found_where_the_router_looks_for_it() -> None:
 def test_little_kv_cache_shows_as_preemptions() -> None:
     tight = replace(ENGINE, kv_cache_tokens=16 * 120)
     one = alone(replace(SETTING, limits=tight), 0)
-    crowd = look(replace(SETTING, limits=tight), 1, 0)
+    crowd = simulate_load(replace(SETTING, limits=tight), 1, 0)
     assert (one.preemptions, crowd.preemptions > 0) == (0, True)
     assert crowd.kv_peak > 0.9
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.scale.cell import quantile
+from glm4_deploy.scale.engine import quantile
 from glm4_deploy.scale.fit import fit, non_negative, play
-from glm4_deploy.scale.measured import Level, Measured
-from glm4_deploy.scale.shape import EngineLimits, StepCost
+from glm4_deploy.scale.measured import Level, MeasuredRun
+from glm4_deploy.scale.request import EngineLimits, StepCost
 
 LIMITS = EngineLimits(max_num_seqs=64, max_num_batched_tokens=2048, kv_cache_tokens=400_000)
 TRUTH = StepCost(base=0.008, per_seq=0.00005, per_prefill=0.00002, per_context=2e-8, front=0.004)
 
 
-def measured(cost: StepCost, noise: float = 0.0) -> Measured:
+def measured(cost: StepCost, noise: float = 0.0) -> MeasuredRun:
     """What `bench` would have seen of an engine of that cost, each figure off by up to `noise`."""
     source, levels = random.Random(7), []
     for input_len in (128, 2000):
@@ -39,7 +39,7 @@ def measured(cost: StepCost, noise: float = 0.0) -> Measured:
                     tokens_per_s=64 * len(done) / took * off[4],
                 )
             )
-    return Measured(name="made", levels=tuple(levels))
+    return MeasuredRun(name="made", levels=tuple(levels))
 
 
 def test_the_cost_that_made_the_figures_is_found() -> None:

@@ -9,10 +9,9 @@ import pytest
 from glm4_deploy.errors import UsageError
 from glm4_deploy.probe.bench import read_level
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import BenchReport, Fact
 from glm4_deploy.result import Status
-from glm4_deploy.samples import BenchReport, Fact
-from glm4_deploy.scale.examples import example, examples
-from glm4_deploy.scale.measured import joined, parse
+from glm4_deploy.scale.measured import example, examples, joined, parse_measured
 
 DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
 
@@ -32,7 +31,7 @@ def report() -> BenchReport:
 
 
 def test_a_bench_report_is_a_calibration() -> None:
-    found = parse(dumps(report()), "b.json")
+    found = parse_measured(dumps(report()), "b.json")
     assert (found.vllm, found.date, found.model, found.card) == ("0.32.0", "2026-11-23", "m", None)
     (level,) = found.levels
     assert (level.concurrency, level.requests, level.input_len, level.output_len) == (4, 8, 128, 64)
@@ -42,12 +41,12 @@ def test_a_bench_report_is_a_calibration() -> None:
 def test_a_bench_with_failures_is_none() -> None:
     broken = replace(report(), levels=(replace(report().levels[0], failed=1),))
     with pytest.raises(UsageError, match="requests failed"):
-        parse(dumps(broken), "b.json")
+        parse_measured(dumps(broken), "b.json")
 
 
 def test_several_files_are_one_calibration_where_they_are_of_one_engine() -> None:
-    first = parse(dumps(report()), "a")
-    other = parse(dumps(replace(report(), input_len=512)), "b")
+    first = parse_measured(dumps(report()), "a")
+    other = parse_measured(dumps(replace(report(), input_len=512)), "b")
     both = joined([first, other])
     assert (both.name, [level.input_len for level in both.levels]) == ("a, b", [128, 512])
     with pytest.raises(UsageError, match=r"vllm is 0\.32\.0 in a and 0\.33\.0 in c"):
@@ -57,7 +56,7 @@ def test_several_files_are_one_calibration_where_they_are_of_one_engine() -> Non
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "\x00", '{"base_url": 1}', "runs: []", "a: &a [*a]"])
 def test_what_is_no_calibration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        parse(text, "x")
+        parse_measured(text, "x")
 
 
 def test_every_example_reads_and_says_that_it_is_one() -> None:

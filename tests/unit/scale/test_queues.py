@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from glm4_deploy.scale.cell import Cell, Outcome
-from glm4_deploy.scale.shape import EngineLimits, Lengths, Router, StepCost, Workload
+from glm4_deploy.scale.engine import Cell, CellResult
+from glm4_deploy.scale.request import EngineLimits, Lengths, RouterPolicy, StepCost, Workload
 
 # A step costs nothing but the prompt's tokens, 0.1 ms each, and an answer is one token: a server with a queue.
 PLAIN = StepCost(base=0.0, per_seq=0.0, per_prefill=1e-4, per_context=0.0)
@@ -18,12 +18,12 @@ def exponential() -> tuple[tuple[int, int], ...]:
     return tuple((max(1, round(-MEAN * math.log(1 - (i + 0.5) / 4000))), 1) for i in range(4000))
 
 
-def served(load: Workload, replicas: int, router: Router, requests: int = 40_000, seed: int = 1) -> Outcome:
+def served(load: Workload, replicas: int, router: RouterPolicy, requests: int = 40_000, seed: int = 1) -> CellResult:
     cell = Cell(PLAIN, ONE_AT_A_TIME, load, replicas=replicas, router=router, seed=seed)
     return cell.run(requests, warm=requests // 10)
 
 
-def mean_wait(outcome: Outcome) -> float:
+def mean_wait(outcome: CellResult) -> float:
     """Seconds in the queue: the time to the answer less the time that the prompt takes."""
     waits = [request.ttft - request.prompt * PLAIN.per_prefill for request in outcome.requests]
     return sum(waits) / len(waits)
@@ -31,7 +31,7 @@ def mean_wait(outcome: Outcome) -> float:
 
 @pytest.mark.parametrize("busy", [0.5, 0.7, 0.8])
 def test_one_server_is_an_m_m_1_queue(busy: float) -> None:
-    outcome = served(Workload(rate=busy, pairs=exponential()), 1, Router.ROUND_ROBIN)
+    outcome = served(Workload(rate=busy, pairs=exponential()), 1, RouterPolicy.ROUND_ROBIN)
     assert mean_wait(outcome) == pytest.approx(busy / (1 - busy), rel=0.1)
     spent = sorted(request.ttft for request in outcome.requests)
     p95 = spent[int(0.95 * len(spent))]
@@ -40,13 +40,15 @@ def test_one_server_is_an_m_m_1_queue(busy: float) -> None:
 
 def test_equal_service_waits_half_as_long() -> None:
     """M/D/1, by Pollaczek and Khinchine."""
-    outcome = served(Workload(rate=0.7, prompt=Lengths(median=MEAN), answer=Lengths(median=1)), 1, Router.ROUND_ROBIN)
+    outcome = served(
+        Workload(rate=0.7, prompt=Lengths(median=MEAN), answer=Lengths(median=1)), 1, RouterPolicy.ROUND_ROBIN
+    )
     assert mean_wait(outcome) == pytest.approx(0.7 / (2 * 0.3), rel=0.08)
 
 
 def test_round_robin_is_an_erlang_arrival_queue() -> None:
     """Every second arrival of a Poisson stream: E2/M/1, whose wait is s/(1 - s) with the root s of s = A*(1 - s)."""
-    outcome = served(Workload(rate=2 * 0.7, pairs=exponential()), 2, Router.ROUND_ROBIN)
+    outcome = served(Workload(rate=2 * 0.7, pairs=exponential()), 2, RouterPolicy.ROUND_ROBIN)
     rate, root = 2 * 0.7, 0.5
     for _ in range(200):
         root = (rate / (rate + 1 - root)) ** 2
@@ -64,7 +66,7 @@ def erlang_c(servers: int, offered: float) -> float:
 def test_the_least_loaded_of_many_waits_little_more_than_one_queue_for_all(servers: int) -> None:
     """Joining the shortest queue is bounded: below by M/M/c (one queue for all), above by c queues of their own."""
     busy = 0.8
-    outcome = served(Workload(rate=busy * servers, pairs=exponential()), servers, Router.LEAST_LOADED)
+    outcome = served(Workload(rate=busy * servers, pairs=exponential()), servers, RouterPolicy.LEAST_LOADED)
     shared = erlang_c(servers, busy * servers) / (servers * (1 - busy))
     assert 0.95 * shared < mean_wait(outcome) < 0.5 * busy / (1 - busy)
 

@@ -6,17 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4_deploy.scale.replica import IDLE, Replica, Request
-from glm4_deploy.scale.shape import EngineLimits, StepCost
+from glm4_deploy.scale.engine import IDLE, SimulatedEngine, SimulatedRequest
+from glm4_deploy.scale.request import EngineLimits, StepCost
 from unit.scale.reference import Job, serve
 
 COST = StepCost(base=0.01, per_seq=0.0007, per_prefill=0.0001, per_context=0.000003)
 
 
-def replay(limits: EngineLimits, jobs: list[Job], cost: StepCost = COST) -> tuple[list[Request], Replica]:
+def replay(
+    limits: EngineLimits, jobs: list[Job], cost: StepCost = COST
+) -> tuple[list[SimulatedRequest], SimulatedEngine]:
     """The same jobs through the replica."""
-    replica = Replica(cost=cost, limits=limits)
-    requests = [Request(prompt=job.prompt, answer=job.answer, sent=job.arrival) for job in jobs]
+    replica = SimulatedEngine(cost=cost, limits=limits)
+    requests = [SimulatedRequest(prompt=job.prompt, answer=job.answer, sent=job.arrival) for job in jobs]
     for request in sorted(requests, key=lambda request: request.sent):
         while replica.due <= request.sent:
             replica.advance()

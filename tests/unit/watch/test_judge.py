@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.engine.watch.judge import Canary, Counters, Judge, Limits, Look, Said, Sample, State
-from glm4_deploy.engine.watch.look import counters
-from glm4_deploy.probe.metrics import parse
+from glm4_deploy.probe.probe import parse_metrics
+from glm4_deploy.watch.judge import CanaryResult, Counters, Judge, Limits, Look, MetricsSample, Said, State
+from glm4_deploy.watch.loop import counters
 
 RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"
 LIMITS = Limits(interval_s=10, stall_s=60, start_grace_s=900, canaries=False)
@@ -23,11 +23,11 @@ def feed(judge: Judge, start: float, seconds: float, found: Counters | None, loo
     at = start
     while at < start + seconds:
         at += LIMITS.interval_s
-        yield judge.sample(Sample(at=at, look=look, counters=found, why=look.value)).state
+        yield judge.sample(MetricsSample(at=at, look=look, counters=found, why=look.value)).state
 
 
-def canary(at: float, said: Said, why: str = "EXACT_LOOP") -> Canary:
-    return Canary(name="long-en", asked=at - 5, at=at, said=said, why=why)
+def canary(at: float, said: Said, why: str = "EXACT_LOOP") -> CanaryResult:
+    return CanaryResult(name="long-en", asked=at - 5, at=at, said=said, why=why)
 
 
 def judge(**changes: object) -> Judge:
@@ -37,7 +37,7 @@ def judge(**changes: object) -> Judge:
 def recorded() -> list[tuple[float, str, Counters | None]]:
     rows = [json.loads(line) for line in gzip.decompress(RECORDED.read_bytes()).decode().splitlines()]
     first = rows[0]["at"]
-    return [(row["at"] - first, row["phase"], counters(parse(row["text"]))) for row in rows]
+    return [(row["at"] - first, row["phase"], counters(parse_metrics(row["text"]))) for row in rows]
 
 
 def test_a_real_engine_idle_under_load_frozen_and_thawed() -> None:
@@ -48,7 +48,7 @@ def test_a_real_engine_idle_under_load_frozen_and_thawed() -> None:
     hung_at = None
     for at, phase, found in recorded():
         began.setdefault(phase, at)
-        state = one.sample(Sample(at=at, look=Look.ANSWERED if found else Look.SILENT, counters=found)).state
+        state = one.sample(MetricsSample(at=at, look=Look.ANSWERED if found else Look.SILENT, counters=found)).state
         states.setdefault(phase, []).append(state)
         if state is State.HUNG and hung_at is None:
             hung_at = at - began["core-stopped"]
@@ -73,7 +73,7 @@ def test_any_counter_that_moves_is_work(name: str) -> None:
     one = judge()
     for step in range(60):
         state = one.sample(
-            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, **{name: step}))  # type: ignore[arg-type]
+            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, **{name: step}))  # type: ignore[arg-type]
         ).state
         assert state.good
     assert state is State.BUSY
@@ -90,7 +90,7 @@ def test_clients_that_give_up_are_no_sign_of_work() -> None:
     one = judge()
     for step in range(12):
         state = one.sample(
-            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, running=float(1 + step % 3)))
+            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, running=float(1 + step % 3)))
         ).state
     assert state is State.HUNG
 
@@ -98,19 +98,19 @@ def test_clients_that_give_up_are_no_sign_of_work() -> None:
 def test_a_watch_that_was_suspended_does_not_blame_the_engine() -> None:
     one = judge()
     list(feed(one, 0, 20, STUCK))
-    assert one.sample(Sample(at=5000, look=Look.ANSWERED, counters=STUCK)).state.good
+    assert one.sample(MetricsSample(at=5000, look=Look.ANSWERED, counters=STUCK)).state.good
 
 
 def test_an_engine_that_froze_while_idle_is_found_by_the_canary() -> None:
     one = judge()
     list(feed(one, 0, 100, IDLE))
-    assert one.canary(Canary(name="add", asked=40, at=100, said=Said.SILENT)).state is State.HUNG
+    assert one.canary(CanaryResult(name="add", asked=40, at=100, said=Said.SILENT)).state is State.HUNG
     moving = judge()
     for step in range(10):
         moving.sample(
-            Sample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, generation_tokens=float(step)))
+            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, generation_tokens=float(step)))
         )
-    assert moving.canary(Canary(name="add", asked=40, at=100, said=Said.SILENT)).state.good, "a queue, not a hang"
+    assert moving.canary(CanaryResult(name="add", asked=40, at=100, said=Said.SILENT)).state.good, "a queue, not a hang"
 
 
 def test_one_sick_answer_is_doubt_and_two_are_babbling_and_two_sound_ones_clear_it() -> None:
@@ -165,8 +165,8 @@ def test_silence_is_busy_first_and_hung_in_the_end() -> None:
 def test_silence_is_counted_as_long_as_it_was_waited_for() -> None:
     """A look every second that waits 8 s for nothing: two of them are over 10 s of silence."""
     one = Judge(Limits(interval_s=1, stall_s=10, canaries=False), at=0.0)
-    one.sample(Sample(at=1, look=Look.ANSWERED, counters=IDLE))
-    found = [one.sample(Sample(at=at, look=Look.SILENT, waited=8)).state for at in (10.0, 19.0)]
+    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=IDLE))
+    found = [one.sample(MetricsSample(at=at, look=Look.SILENT, waited=8)).state for at in (10.0, 19.0)]
     assert found == [State.BUSY, State.HUNG]
 
 
@@ -182,7 +182,7 @@ def test_a_canary_asked_of_the_engine_before_says_nothing_of_this_one() -> None:
     list(feed(one, 0, 20, IDLE))
     list(feed(one, 20, 20, replace(IDLE, started=2.0)))
     for _ in range(2):
-        one.canary(Canary(name="add", asked=15, at=45, said=Said.SICK))
+        one.canary(CanaryResult(name="add", asked=15, at=45, said=Said.SICK))
     assert one.verdict.state is State.OK
 
 
@@ -197,17 +197,17 @@ def test_another_model_is_the_wrong_engine_and_no_counters_are_unknown() -> None
 def test_a_cold_engine_that_compiles_is_not_called_hung(age: float, answered: bool, state: State) -> None:
     one = judge(canaries=True)
     started = replace(STUCK, started=1000.0)
-    one.sample(Sample(at=1, look=Look.ANSWERED, counters=started, epoch=1000 + age))
+    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=started, epoch=1000 + age))
     if answered:
         one.canary(canary(8, Said.SOUND))
     for step in range(1, 12):
         at = 10.0 * step
-        found = one.sample(Sample(at=at, look=Look.ANSWERED, counters=started, epoch=1000 + age + at)).state
+        found = one.sample(MetricsSample(at=at, look=Look.ANSWERED, counters=started, epoch=1000 + age + at)).state
     assert found is state
     one = judge(canaries=True)
     idle = replace(IDLE, started=1000.0)
-    one.sample(Sample(at=1, look=Look.ANSWERED, counters=idle, epoch=1000 + age))
+    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=idle, epoch=1000 + age))
     if answered:
         one.canary(canary(8, Said.SOUND))
-    one.sample(Sample(at=10, look=Look.ANSWERED, counters=idle, epoch=1010 + age))
-    assert one.canary(Canary(name="add", asked=20, at=30, said=Said.SILENT)).state is state
+    one.sample(MetricsSample(at=10, look=Look.ANSWERED, counters=idle, epoch=1010 + age))
+    assert one.canary(CanaryResult(name="add", asked=20, at=30, said=Said.SILENT)).state is state

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from glm4_deploy.engine.docker import ContainerState
-from glm4_deploy.engine.watch.canary import Schedule, fault_of
-from glm4_deploy.engine.watch.exporter import Exporter
-from glm4_deploy.engine.watch.judge import Judge, Limits, State, Verdict
-from glm4_deploy.engine.watch.restart import Policy, Rules
-from glm4_deploy.engine.watch.run import watch
+from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import DeployError
-from glm4_deploy.probe.answer import Answer
-from glm4_deploy.samples import Timing
+from glm4_deploy.probe.client import ChatAnswer
+from glm4_deploy.report_model import Timing
+from glm4_deploy.watch.exporter import Exporter
+from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict
+from glm4_deploy.watch.loop import Schedule, fault_of, run_watch
+from glm4_deploy.watch.restart import Policy, Rules
 
 
 def container(**changes: Any) -> ContainerState:
@@ -102,13 +101,13 @@ def test_canaries_take_turns() -> None:
 def test_what_an_answer_is_taken_for() -> None:
     asks = [ask for second in range(0, 40, 10) if (ask := Schedule(every_s=10, max_tokens=256).take(second))]
     free = asks[0]
-    loop = Answer(text="I am here. " * 60, finish_reason="length", timing=Timing(total=1))
+    loop = ChatAnswer(text="I am here. " * 60, finish_reason="length", timing=Timing(total=1))
     assert "EXACT_LOOP" in (fault_of(free, loop) or "")
-    nan = Answer(text="!!!!", finish_reason="length", timing=Timing(total=1), logprobs=(None, None, None, None))
+    nan = ChatAnswer(text="!!!!", finish_reason="length", timing=Timing(total=1), logprobs=(None, None, None, None))
     assert fault_of(free, nan)
-    assert fault_of(free, Answer(text="", finish_reason="stop", timing=Timing(total=1)))
+    assert fault_of(free, ChatAnswer(text="", finish_reason="stop", timing=Timing(total=1)))
     good = "The keeper climbed the stair, lit the lamp and wrote of the wind in his book before the storm broke."
-    assert fault_of(free, Answer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
+    assert fault_of(free, ChatAnswer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
 
 
 class Broken:
@@ -124,13 +123,13 @@ class Broken:
 def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> None:
     told: list[tuple[str, dict[str, Any]]] = []
 
-    async def verdicts() -> AsyncIterator[Verdict]:
+    async def verdicts() -> AsyncIterator[WatchVerdict]:
         for _ in range(5):
-            yield Verdict(state=State.HUNG, why="frozen", since=0.0)
+            yield WatchVerdict(state=State.HUNG, why="frozen", since=0.0)
 
     exporter = Exporter(stale_s=60)
     policy = Policy(Rules(backoff_s=1000, grace_s=0))
-    run = watch(
+    run = run_watch(
         verdicts(), exporter=exporter, tell=lambda event, /, **fields: told.append((event, fields)),
         policy=policy, keeper=Broken(),
     )  # fmt: skip
@@ -146,8 +145,8 @@ def test_healthz_is_green_for_what_is_known_to_be_well_only() -> None:
     assert exporter.health()[0] == 503
     judge = Judge(Limits(), at=0.0)
     for state in State:
-        exporter.publish(Verdict(state=state, why="why", since=0.0), judge, 1.0)
+        exporter.publish(WatchVerdict(state=state, why="why", since=0.0), judge, 1.0)
         assert exporter.health()[0] == (200 if state in (State.OK, State.BUSY) else 503)
-    exporter.publish(Verdict(state=State.OK, why="why", since=0.0), judge, 1.0)
+    exporter.publish(WatchVerdict(state=State.OK, why="why", since=0.0), judge, 1.0)
     exporter._stale_s = -1.0
     assert exporter.health()[0] == 503, "a watch that stopped looking says nothing of the engine"

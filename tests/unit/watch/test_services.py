@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from glm4_deploy.cli.options import make_deployment
-from glm4_deploy.engine.image import context, requirements, tag
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.docker import context, requirements, tag
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
 
 
 @pytest.fixture
 def services(tmp_path: Path, compose: list[str]) -> dict[str, Any]:
-    deployment = make_deployment({"profile": "gb10", "extras": ["watch"]}, sets=["watch_port=9999"])
+    deployment = resolve_spec({"profile": "gb10", "extras": ["watch"]}, sets=["watch_port=9999"])
     write_text(tmp_path / COMPOSE, rendered(deployment)[COMPOSE])
     words = ["-f", tmp_path / COMPOSE, "--profile", "*", "config", "--format", "json"]
     done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
@@ -38,8 +38,8 @@ def test_the_watch_can_change_nothing(services: dict[str, Any]) -> None:
 
 def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
     assert services["watch"]["profiles"] == ["watch"]
-    assert set(rendered(make_deployment({"profile": "gb10"}))) == {COMPOSE}
-    assert "watch" not in rendered(make_deployment({"profile": "gb10"}))[COMPOSE]
+    assert set(rendered(resolve_spec({"profile": "gb10"}))) == {COMPOSE}
+    assert "watch" not in rendered(resolve_spec({"profile": "gb10"}))[COMPOSE]
 
 
 def test_the_images_context_holds_this_kit_and_nothing_else(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from glm4_deploy.engine.watch.canary import Schedule
-from glm4_deploy.engine.watch.exporter import Exporter
-from glm4_deploy.engine.watch.judge import Limits, State
-from glm4_deploy.engine.watch.run import judged
-from glm4_deploy.probe.target import Target
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.watch.exporter import Exporter
+from glm4_deploy.watch.judge import Limits, State
+from glm4_deploy.watch.loop import Schedule, judged
 from servers import broken
 from servers.reference import Reference
 from servers.serve import mounted
@@ -32,7 +31,7 @@ def states(server: Any, wanted: State | None, seconds: float) -> list[State]:
     seen: list[State] = []
 
     async def run(url: str) -> None:
-        target = Target(base_url=url, timeout_s=LIMITS.stall_s)
+        target = ProbeTarget(base_url=url, timeout_s=LIMITS.stall_s)
         schedule = Schedule(every_s=0.3, max_tokens=32)
         moments = judged(target, LIMITS, schedule, Exporter(stale_s=60), lambda *_, **__: None)
         try:

@@ -3,13 +3,11 @@
 from typing import Any
 
 from glm4_deploy.errors import Unreachable, WrongEngine
-from glm4_deploy.probe.client import Reply
-from glm4_deploy.probe.outcome import fail, ok, skipped, warn
+from glm4_deploy.probe.client import FailureKind, Refused, Reply, RequestFailure
 from glm4_deploy.probe.probe import CHAT, Probe
-from glm4_deploy.probe.registry import GATE, QUICK, SOAK, Stage, check
-from glm4_deploy.probe.trouble import Kind, Refused, Trouble
-from glm4_deploy.probe.words import shorten
-from glm4_deploy.result import Result
+from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
+from glm4_deploy.result import Result, fail, ok, skipped, warn
+from glm4_deploy.text import shorten
 
 # The clock of the process table is derived from the boot time and may differ from the wall clock by this much.
 CLOCK_SLACK_S = 2.0
@@ -20,7 +18,7 @@ BESIDE = ("/metrics", "/version", "/tokenize")
 
 @check(
     "alive",
-    stage=Stage.REACH,
+    stage=CheckStage.REACH,
     proves="something answers HTTP at the address and says that it is healthy",
     suites=GATE | SOAK,
     needs=(),
@@ -31,10 +29,10 @@ async def alive(probe: Probe) -> Result:
     try:
         health = await probe.client.get("/health")
         version = (await probe.client.get("/version")).json() if health.status == 200 else None
-    except Trouble as trouble:
-        if trouble.kind is Kind.UNREACHABLE:
+    except RequestFailure as trouble:
+        if trouble.kind is FailureKind.UNREACHABLE:
             raise Unreachable(f"nothing answers at {trouble.detail}", hint=trouble.remedy) from trouble
-        if trouble.kind in {Kind.REDIRECT, Kind.ENCODING, Kind.TOO_BIG, Kind.TLS}:
+        if trouble.kind in {FailureKind.REDIRECT, FailureKind.ENCODING, FailureKind.TOO_BIG, FailureKind.TLS}:
             raise WrongEngine(f"GET /health: {trouble.detail}", hint=trouble.remedy) from trouble
         return fail(f"GET /health: {trouble.detail}", "HTTP 200", remedy=trouble.remedy)
     if isinstance(version, dict) and isinstance(version.get("version"), str):
@@ -54,7 +52,7 @@ async def alive(probe: Probe) -> Result:
 
 @check(
     "identity",
-    stage=Stage.REACH,
+    stage=CheckStage.REACH,
     proves="it is the model, the version and the start that were expected, not a stale server on the same port",
     suites=GATE | SOAK,
     needs=("alive",),
@@ -64,7 +62,7 @@ async def alive(probe: Probe) -> Result:
 async def identity(probe: Probe) -> Result:
     try:
         reply = await probe.client.get("/v1/models")
-    except Trouble as trouble:
+    except RequestFailure as trouble:
         raise WrongEngine(f"GET /v1/models: {trouble.detail}", hint=trouble.remedy) from trouble
     model = _pick(_models(reply), probe.target.model)
     served = probe.served
@@ -144,7 +142,7 @@ async def _started(probe: Probe, model: dict[str, Any]) -> str | None:
 
 @check(
     "unknown-model",
-    stage=Stage.PROTOCOL,
+    stage=CheckStage.PROTOCOL,
     proves="a question for another model is refused, so an answer is this model's",
     suites=QUICK,
     needs=("identity",),
@@ -164,7 +162,7 @@ async def unknown_model(probe: Probe) -> Result:
 
 @check(
     "key",
-    stage=Stage.PROTOCOL,
+    stage=CheckStage.PROTOCOL,
     proves="with an API key set, a chat is refused without it and with a wrong one",
     suites=QUICK,
     needs=("identity",),

@@ -1,12 +1,14 @@
-"""One question, streamed and not: the shape of the answer, its counts, and the same words both ways."""
+"""An answer ends where the model ends it, and no token of the template leaks into it."""
 
-from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import named
-from glm4_deploy.probe.outcome import fail, ok, warn
-from glm4_deploy.probe.probe import Probe
-from glm4_deploy.probe.registry import GATE, SOAK, Stage, check
-from glm4_deploy.probe.words import parting, quote
-from glm4_deploy.result import Result
+import re
+
+from glm4_deploy.probe.client import ChatAnswer, Refused
+from glm4_deploy.probe.probe import CanaryPrompt, Probe, family, named
+from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
+from glm4_deploy.result import Result, fail, ok, skipped, warn
+from glm4_deploy.text import parting, quote
+
+# One question, streamed and not: the shape of the answer, its counts, and the same words both ways.
 
 LONGER = 96  # tokens
 LOG = "read the engine's log at this moment; a proxy in front may rewrite answers"
@@ -14,7 +16,7 @@ LOG = "read the engine's log at this moment; a proxy in front may rewrite answer
 
 @check(
     "chat",
-    stage=Stage.PROTOCOL,
+    stage=CheckStage.PROTOCOL,
     proves="a chat completion comes back whole: words, a reason to stop, token counts that add up",
     suites=GATE | SOAK,
     needs=("identity",),
@@ -33,7 +35,7 @@ async def chat(probe: Probe) -> Result:
 
 @check(
     "stream",
-    stage=Stage.PROTOCOL,
+    stage=CheckStage.PROTOCOL,
     proves="the stream is whole and in order, carries its token counts, comes bit by bit, and says what chat says",
     suites=GATE,
     seconds=0.5,
@@ -57,7 +59,7 @@ async def stream(probe: Probe) -> Result:
     return ok(seen, expected)
 
 
-async def _differ(probe: Probe, answer: Answer, whole: Answer) -> Result:
+async def _differ(probe: Probe, answer: ChatAnswer, whole: ChatAnswer) -> Result:
     """At temperature 0 an engine that is alone says the same thing twice; one with other guests need not."""
     seen = parting(answer.text, whole.text)
     evidence = (("streamed", answer.text), ("not streamed", whole.text))
@@ -68,7 +70,7 @@ async def _differ(probe: Probe, answer: Answer, whole: Answer) -> Result:
     return fail(seen, "the same text both ways at temperature 0", *evidence, remedy=LOG)
 
 
-def _faults(probe: Probe, answer: Answer) -> list[str]:
+def _faults(probe: Probe, answer: ChatAnswer) -> list[str]:
     faults = []
     if not answer.text.strip():
         faults.append("an empty answer")
@@ -90,13 +92,96 @@ def _faults(probe: Probe, answer: Answer) -> list[str]:
     return faults
 
 
-def _counts(answer: Answer) -> str:
+def _counts(answer: ChatAnswer) -> str:
     usage = answer.usage
     return f"{usage.prompt} + {usage.completion} = {usage.total}" if usage else "no"
 
 
-def _buffered(answer: Answer) -> bool:
+def _buffered(answer: ChatAnswer) -> bool:
     """Several chunks, all at the very end: something in between collected them."""
     arrivals = answer.timing.arrivals
     spread = arrivals[-1] - arrivals[0] if arrivals else 0.0
     return len(arrivals) >= 8 and spread < 0.0005 * len(arrivals) and spread < 0.02 * arrivals[-1]
+
+
+# GLM-4's template tokens first; then those of the other families, for any other server.
+SPECIAL = re.compile(
+    r"<\|(?:endoftext|user|assistant|system|observation|im_start|im_end|eot_id|end|begin_of_text)\|>"
+    r"|\[gMASK\]|\[sMASK\]|<sop>|<eop>|</s>"
+)
+ROOM = 256  # far more than a one-word answer needs
+EOS = (
+    "the engine does not know the model's end tokens: eos_token_id in generation_config.json must be "
+    "[151329, 151336, 151338] for GLM-4; `glm4-deploy checkpoint` checks and mends it"
+)
+
+SENSELESS = "the answer is wrong too: see `numbers` and `arithmetic` first, then the end tokens (eos_token_id)"
+
+
+@check(
+    "stops",
+    stage=CheckStage.PROTOCOL,
+    proves="short answers end by themselves; no `<|user|>` and the like leaks, or is run past",
+    suites=QUICK | SOAK,
+    seconds=1,
+)
+async def stops(probe: Probe) -> Result:
+    for canary in (named("add"), *family("language")):
+        answer = await probe.ask(canary.messages, ROOM, extras=True)
+        probe.keep(canary.prompt, answer)
+        leak = SPECIAL.search(answer.text)
+        if leak:
+            seen = f"{leak[0]} in the answer to {canary.id}: {quote(answer.text)}"
+            return fail(seen, "no template token in any answer", ("answer", answer.text), remedy=EOS)
+        if answer.finish_reason != "stop":
+            seen = f"{canary.id}: {answer.timing.tokens} tokens, then {answer.finish_reason}: {quote(answer.text)}"
+            # A right answer that goes on is what missing end tokens look like ("42", then "6 乘以 …").
+            remedy = EOS if _begins_right(canary, answer.text) else SENSELESS
+            return fail(seen, "a short answer that ends by itself", ("answer", answer.text), remedy=remedy)
+    return await _run_past(probe)
+
+
+def _begins_right(canary: CanaryPrompt, text: str) -> bool:
+    head = text[:40].casefold()
+    return any(want.casefold() in head for want in canary.contains)
+
+
+async def _run_past(probe: Probe) -> Result:
+    """With special tokens shown, an end token amid the answer proves that the engine ran past it."""
+    done = ok("3 short answers ended by themselves, no template token in them", "finish_reason stop")
+    if not probe.served.is_vllm:
+        return done
+    canary = named("add")
+    try:
+        raw = await probe.ask(canary.messages, ROOM, skip_special_tokens=False)
+    except Refused:
+        return done
+    leak = SPECIAL.search(raw.text)
+    if leak is None:
+        return done
+    return fail(
+        f"the engine ran past {leak[0]}: {quote(raw.text)}",
+        "the answer ends at the first end token",
+        ("answer", raw.text),
+        remedy=EOS,
+    )
+
+
+@check(
+    "stop-strings",
+    stage=CheckStage.PROTOCOL,
+    proves="the `stop` field ends an answer before the given string",
+    suites=QUICK,
+    seconds=0.5,
+)
+async def stop_strings(probe: Probe) -> Result:
+    canary = named("count-160")
+    plain = await probe.ask(canary.messages, 32)
+    if "," not in plain.text:
+        return skipped(f"the answer to the counting question has no comma to stop at: {quote(plain.text)}")
+    answer = await probe.ask(canary.messages, 32, stop=[","])
+    expected = f"{quote(plain.text.split(',')[0])}, finish_reason stop"
+    seen = f"{quote(answer.text)}, finish_reason {answer.finish_reason}"
+    if answer.text == plain.text.split(",")[0] and answer.finish_reason == "stop":
+        return ok(seen, expected)
+    return fail(seen, expected, remedy="look for a proxy that drops the field `stop`")

@@ -1,20 +1,33 @@
-"""Many at once: mixed prefill and decode, staggered. Sense is compared, not bytes: batches change rounding."""
+"""The engine's own counters move by what was asked: they are what a later watch relies on."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from glm4_deploy.probe.answer import Answer
-from glm4_deploy.probe.canaries import Canary, family, fault
 from glm4_deploy.probe.checks.loops import fault_of
-from glm4_deploy.probe.filler import days
-from glm4_deploy.probe.outcome import fail, ok
-from glm4_deploy.probe.probe import GREEDY, SAMPLED, Probe
-from glm4_deploy.probe.registry import FULL, QUICK, SOAK, Stage, check
-from glm4_deploy.probe.stats import milliseconds, percentile
-from glm4_deploy.probe.together import together
-from glm4_deploy.probe.trouble import Kind, Refused, Trouble
-from glm4_deploy.result import Result
+from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.limits import Goodput, Slo
+from glm4_deploy.probe.probe import (
+    GREEDY,
+    SAMPLED,
+    CanaryPrompt,
+    Metrics,
+    Probe,
+    days,
+    family,
+    fault,
+    milliseconds,
+    named,
+    percentile,
+    together,
+)
+from glm4_deploy.probe.suite import FULL, QUICK, SOAK, CheckStage, check
+from glm4_deploy.report_model import Timing
+from glm4_deploy.result import Result, fail, ok, skipped, unknown, warn
+
+# Many at once: mixed prefill and decode, staggered. Sense is compared, not bytes: batches change rounding.
 
 STAGGER_S = 0.02
 FREE = 256  # tokens of a free text
@@ -27,8 +40,8 @@ class Asked:
     """One request and its end: the answer, or why there is none. canary: None for a long prompt."""
 
     prompt: str
-    canary: Canary | None = None
-    answer: Answer | None = None
+    canary: CanaryPrompt | None = None
+    answer: ChatAnswer | None = None
     trouble: str | None = None
     partial: str = ""
 
@@ -62,14 +75,14 @@ async def _one(probe: Probe, number: int) -> Asked:
         answer = await probe.ask(messages, min(tokens, FREE), extras=number % 4 > 1, **way)
     except Refused as refused:
         return Asked(prompt=prompt, trouble=str(refused))
-    except Trouble as trouble:
-        if trouble.kind in {Kind.HANG, Kind.SLOW}:
+    except RequestFailure as trouble:
+        if trouble.kind in {FailureKind.HANG, FailureKind.SLOW}:
             raise
         return Asked(prompt=prompt, trouble=f"{trouble.kind}: {trouble.detail}", partial=trouble.partial)
     return Asked(prompt=prompt, canary=canary, answer=answer)
 
 
-def _canary(number: int) -> Canary | None:
+def _canary(number: int) -> CanaryPrompt | None:
     """What request `number` asks; None: a long prompt, prefill while others decode."""
     if number % 4 == 3:
         return None
@@ -97,10 +110,134 @@ def _fault(probe: Probe, one: Asked) -> str | None:
 for _size, _suites in LEVELS.items():
     check(
         f"concurrency-{_size}",
-        stage=Stage.LOAD,
+        stage=CheckStage.LOAD,
         proves=f"{_size} at once, staggered and mixed, are answered as soundly as one" if _size > 1 else "one alone",
         suites=_suites,
         needs=("arithmetic", "recall", "loop-greedy") if _size != 4 else ("arithmetic", "loop-greedy"),
         seconds=2 + _size / 8,
         limit_s=900,
     )(_crowd(_size))
+
+
+# Speed as a user feels it: time to first token, time per token, tokens per second; a verdict only against an SLO.
+
+PROMPT = named("long-en")
+TOKENS = 128
+STREAMS = 4
+ROUNDS = 4
+SHARES = (0.5, 0.95, 0.99)
+
+
+@check(
+    "speed",
+    stage=CheckStage.SPEED,
+    proves=f"TTFT, TPOT and tokens per second of {STREAMS * ROUNDS} streams, {STREAMS} at once; judged with --slo",
+    suites=QUICK | SOAK,
+    seconds=6,
+    limit_s=600,
+)
+async def speed(probe: Probe) -> Result:
+    begin = time.perf_counter()
+    answers: list[ChatAnswer] = []
+    for turn in range(ROUNDS):
+        answers += await together(_timed_request(probe, STREAMS * turn + number) for number in range(STREAMS))
+    seconds = time.perf_counter() - begin
+    for answer in answers:
+        probe.keep(PROMPT.prompt, answer)
+    timings = [answer.timing for answer in answers]
+    tokens = sum(timing.tokens or len(timing.arrivals) for timing in timings)
+    ttft = [timing.ttft for timing in timings if timing.ttft is not None]
+    tpot = [timing.tpot for timing in timings if timing.tpot is not None]
+    if not ttft:
+        return unknown("no stream carried a token")
+    seen = f"TTFT {_spread(ttft)}, TPOT {_spread(tpot)}, {tokens / seconds:.1f} tokens/s"
+    slo = probe.options.slo
+    if slo is None:
+        return ok(seen, "no SLO given")
+    if slo.goodput is not None:
+        seen += f", goodput {_good(slo.goodput, timings)} of {len(timings)}"
+    broken = _broken(slo, timings, ttft, tpot, tokens / seconds)
+    if broken:
+        remedy = "compare with `glm4-deploy bench`; look for other load, and for the kernel named in the engine's log"
+        return fail(f"{'; '.join(broken)}: {seen}", "within the SLO", remedy=remedy)
+    return ok(seen, "within the SLO")
+
+
+async def _timed_request(probe: Probe, seed: int) -> ChatAnswer:
+    # ignore_eos is vLLM's (and SGLang's); others pass over it and stop where they stop.
+    return await probe.ask(PROMPT.messages, TOKENS, seed=seed, ignore_eos=True, **SAMPLED)
+
+
+def _spread(values: list[float]) -> str:
+    shown = [milliseconds(percentile(values, share)) for share in SHARES]
+    return f"p50 {shown[0]} p95 {shown[1]} p99 {shown[2]}"
+
+
+def _good(limits: Goodput, timings: list[Timing]) -> int:
+    """How many answers kept both limits; one without a token kept none."""
+    return sum(
+        (timing.ttft or math.inf) * 1000 <= limits.ttft_ms and (timing.tpot or 0) * 1000 <= limits.tpot_ms
+        for timing in timings
+    )
+
+
+def _broken(slo: Slo, timings: list[Timing], ttft: list[float], tpot: list[float], rate: float) -> list[str]:
+    """Each limit that is not kept, with the value seen."""
+    found = []
+    for name, values in (("ttft", ttft), ("tpot", tpot)):
+        for share in SHARES:
+            limit = getattr(slo, f"{name}_p{share * 100:.0f}_ms")
+            value = percentile(values, share)
+            if limit is not None and (value is None or value * 1000 > limit):
+                found.append(f"{name} p{share * 100:.0f} {milliseconds(value)} (limit {limit:g} ms)")
+    if slo.output_tokens_per_s is not None and rate < slo.output_tokens_per_s:
+        found.append(f"{rate:.1f} tokens/s (limit {slo.output_tokens_per_s:g})")
+    if slo.goodput is not None:
+        good = _good(slo.goodput, timings)
+        if good < slo.goodput.share * len(timings):
+            found.append(f"goodput {good} of {len(timings)} (limit {slo.goodput.share:.0%})")
+    return found
+
+
+SUCCESS = "vllm:request_success_total"
+METRIC_TOKENS = "vllm:generation_tokens_total"
+CUT = 4
+EXPECTED = f"1 more length, {CUT} more tokens"
+
+
+@check(
+    "metrics",
+    stage=CheckStage.PROTOCOL,
+    proves="/metrics counts what was asked: finished requests by reason, and generated tokens",
+    suites=QUICK | SOAK,
+    seconds=0.5,
+)
+async def metrics(probe: Probe) -> Result:
+    before = await probe.metrics()
+    if before is None or SUCCESS not in before.rows:
+        return skipped("the server has no /metrics with vLLM's counters")
+    answer = await probe.ask(named("long-en").messages, CUT)
+    after = await probe.metrics()
+    if after is None:
+        return fail("/metrics answered before the question and not after it", "counters", remedy="read the log")
+    reason = answer.finish_reason or "length"
+    finished = _delta(before, after, SUCCESS, finished_reason=reason)
+    tokens = _delta(before, after, METRIC_TOKENS)
+    seen = f"{finished:.0f} more {reason}, {tokens:.0f} more tokens; {_state(after)}"
+    sent = answer.timing.tokens or CUT
+    if finished < 1 or tokens < sent:
+        remedy = "another process may answer /metrics (several API servers, a proxy): scrape each"
+        return fail(seen, EXPECTED, remedy=remedy)
+    if finished > 1:
+        return warn(f"{seen}; others use this engine now", EXPECTED)
+    return ok(seen, EXPECTED)
+
+
+def _delta(before: Metrics, after: Metrics, name: str, **labels: str) -> float:
+    return (after.sum(name, **labels) or 0.0) - (before.sum(name, **labels) or 0.0)
+
+
+def _state(metrics: Metrics) -> str:
+    preempted = metrics.sum("vllm:num_preemptions_total") or 0.0
+    used = metrics.sum("vllm:kv_cache_usage_perc") or 0.0
+    return f"{preempted:.0f} preemptions since its start, KV cache {used * 100:.0f} % used"

@@ -1,10 +1,16 @@
-"""Questions with known answers: digits and operators first, because FP4 damage falls on them first."""
+"""Tool calls: well formed where they are configured, and said to be not configured where they are not."""
 
-from glm4_deploy.probe.canaries import family, fault
-from glm4_deploy.probe.outcome import fail, ok
-from glm4_deploy.probe.probe import GREEDY, Probe
-from glm4_deploy.probe.registry import GATE, QUICK, SOAK, Stage, check
-from glm4_deploy.result import Result
+import json
+import re
+from typing import Any
+
+from glm4_deploy.probe.client import Refused
+from glm4_deploy.probe.probe import GREEDY, CanaryPrompt, Probe, family, fault, fault_json
+from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
+from glm4_deploy.result import Result, fail, ok, skipped, warn
+from glm4_deploy.text import quote
+
+# Questions with known answers: digits and operators first, because FP4 damage falls on them first.
 
 WRONG = (
     "the model does not think straight: verify the checkpoint (`glm4-deploy checkpoint verify`), the chat template and "
@@ -14,7 +20,7 @@ WRONG = (
 
 @check(
     "arithmetic",
-    stage=Stage.SENSE,
+    stage=CheckStage.SENSE,
     proves="four small sums come out right, one of them in Chinese",
     suites=GATE | SOAK,
     seconds=1,
@@ -25,7 +31,7 @@ async def arithmetic(probe: Probe) -> Result:
 
 @check(
     "counting",
-    stage=Stage.SENSE,
+    stage=CheckStage.SENSE,
     proves="counts from 1 to 160 without a slip: the digits hold over hundreds of tokens",
     suites=QUICK | SOAK,
     seconds=4,
@@ -37,7 +43,7 @@ async def counting(probe: Probe) -> Result:
 
 @check(
     "recall",
-    stage=Stage.SENSE,
+    stage=CheckStage.SENSE,
     proves="repeats a name that it was told, in the same turn and an earlier one",
     suites=QUICK,
     seconds=0.5,
@@ -48,7 +54,7 @@ async def recall(probe: Probe) -> Result:
 
 @check(
     "language",
-    stage=Stage.SENSE,
+    stage=CheckStage.SENSE,
     proves="answers in English and in Chinese",
     suites=QUICK,
     seconds=0.5,
@@ -71,3 +77,96 @@ async def _ask_family(probe: Probe, name: str) -> Result:
     if wrong:
         return fail(f"{len(wrong)} of {len(asked)} wrong: {'; '.join(wrong)}", expected, *evidence, remedy=WRONG)
     return ok(f"{len(asked)} of {len(asked)} right", expected)
+
+
+# Guided decoding: an answer that must obey a JSON schema does, and is not padded with white space without end.
+
+BLANK = re.compile(r"\s{24,}")
+REMEDY = "look at the structured-output backend in the engine's log; vllm#40080 for white space loops"
+
+
+@check(
+    "structured",
+    stage=CheckStage.PROTOCOL,
+    proves="an answer under a JSON schema obeys it and holds no run of white space",
+    suites=QUICK,
+    seconds=1,
+)
+async def structured(probe: Probe) -> Result:
+    for canary in family("structured"):
+        try:
+            result = await _one(probe, canary)
+        except Refused as refused:
+            if refused.not_offered:
+                return skipped(f"the server refuses response_format: {refused}")
+            raise
+    return result
+
+
+async def _one(probe: Probe, canary: CanaryPrompt) -> Result:
+    schema = canary.json_schema or {}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = await probe.ask_canary(canary, response_format=form)
+    evidence = ("answer", answer.text)
+    blank = BLANK.search(answer.text)
+    if blank:
+        seen = f"{len(blank[0])} characters of white space at {blank.start()}, finish_reason {answer.finish_reason}"
+        judge = fail if answer.finish_reason != "stop" else warn
+        return judge(seen, "JSON without padding", evidence, remedy=REMEDY)
+    fault = fault_json(schema, answer.text)
+    if fault is None:
+        return ok(quote(answer.text), "JSON that obeys the schema")
+    if probe.served.is_vllm:
+        return fail(fault, "JSON that obeys the schema", evidence, remedy=REMEDY)
+    return warn(f"{fault}; this server may not offer response_format", "JSON that obeys the schema", evidence)
+
+
+NAME = "get_weather"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Get the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+QUESTION = {"role": "user", "content": "What is the weather in Paris now? Use the tool."}
+PARSER = "set --tool-call-parser to the parser of this model (glm4_moe and hermes differ), or leave tools off"
+
+
+@check(
+    "tools",
+    stage=CheckStage.PROTOCOL,
+    proves="a tool call comes back parsed, with arguments that are JSON",
+    suites=QUICK,
+    seconds=1,
+)
+async def tools(probe: Probe) -> Result:
+    try:
+        answer = await probe.ask([QUESTION], 128, stream=False, tools=[TOOL], tool_choice="auto")
+    except Refused as refused:
+        if "tool-call-parser" in refused.message or "tool choice" in refused.message:
+            return skipped("not configured: the engine runs without --enable-auto-tool-choice and --tool-call-parser")
+        if refused.not_offered:
+            return skipped(f"the server refuses tools: {refused}")
+        raise
+    expected = f"a call of {NAME} with a city"
+    if answer.tool_calls:
+        fault = _fault(answer.tool_calls[0])
+        seen = quote(json.dumps(answer.tool_calls[0], ensure_ascii=False), 100)
+        return fail(f"{fault}: {seen}", expected, remedy=PARSER) if fault else ok(seen, expected)
+    evidence = ("answer", answer.text)
+    if NAME in answer.text:
+        return fail(f"the call leaked into the text: {quote(answer.text)}", expected, evidence, remedy=PARSER)
+    return warn(f"the model called no tool: {quote(answer.text)}", expected, evidence)
+
+
+def _fault(call: Any) -> str | None:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or function.get("name") != NAME:
+        return "a call of no known tool"
+    try:
+        arguments = json.loads(function.get("arguments") or "")
+    except (ValueError, TypeError):
+        return "arguments that are no JSON"
+    return None if isinstance(arguments, dict) and "city" in arguments else "arguments without the city"

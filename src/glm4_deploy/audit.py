@@ -1,0 +1,418 @@
+"""What is risky in a vLLM Compose file, beyond what holds for any container. Pure: a parsed file → findings.
+
+A rule is one function in RULES. Sources: vLLM's security guide (only /v1 asks for the key; development mode; media
+paths), its argument defaults (allowed origins are *), docs/how-to/security.md.
+"""
+
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from glm4_deploy.catalog.rows import mistaken_variables
+from glm4_deploy.errors import UsageError
+from glm4_deploy.text import names_secret
+
+# What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2.
+
+LIMIT_SECONDS = 60
+# Where its advice, made for any container, is a list of YAML, or would end or cripple an engine.
+REMEDIES = {
+    "CL-0002": "remove privileged: true; name the devices it needs (GPUs: deploy.resources.reservations.devices)",
+    "CL-0003": "set security_opt: [no-new-privileges:true]",
+    "CL-0006": "set cap_drop: [ALL]; add back (cap_add) only what the service fails without",
+    "CL-0007": "set read_only: true, and a tmpfs or volume for each path that is written (an engine: its caches)",
+    "CL-0018": "remove user: root, or name another user who can write the volumes",
+    "CL-0026": "set mem_limit and cpus above what was seen in use: at its limit an engine is killed;"
+    " page cache and (unified memory) the GPU's part count",
+}
+_MORE = re.compile(r"\s*(?:Full guide|Details): .*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LintFinding:
+    """One finding as compose-lint words it. severity: low, medium, high, critical. fix: one line, ours in REMEDIES."""
+
+    rule: str
+    severity: str
+    service: str
+    line: int
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LintReport:
+    """gaps: what it could not look into (include, extends, an unreadable env file)."""
+
+    findings: tuple[LintFinding, ...]
+    gaps: tuple[str, ...]
+
+
+def lint(file: Path) -> LintReport:
+    """Run compose-lint on this file alone: no override beside it, no .env, no configuration of the audited project.
+
+    Its parser bounds what a hostile file can build, so it reads the file before anything else does.
+
+    Raises:
+        UsageError: not a readable Compose file.
+    """
+    # -I: nothing beside the audited file is imported. An empty configuration of ours: none there silences a rule.
+    words = [sys.executable, "-I", "-m", "compose_lint", "check", "--format", "json", "--no-merge-overrides"]
+    words += ["--no-env", "--allow-partial-coverage", str(file.absolute()), "--config"]
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".yml") as nothing:
+            argv = [*words, nothing.name]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"{file} took more than {LIMIT_SECONDS} s to read", hint="is it a Compose file?") from None
+    return _parse(done.stdout, done.stderr, file)
+
+
+def _parse(stdout: str, stderr: str, file: Path) -> LintReport:
+    try:
+        content: dict[str, Any] = json.loads(stdout)
+        errors = [str(row["message"]) for row in content["errors"]]
+        findings = tuple(_finding(row) for row in content["findings"])
+        gaps = tuple(str(row.get("message", row)) for row in content["warnings"])
+    except (ValueError, KeyError, TypeError):
+        last = (stderr.strip().splitlines() or ["no output"])[-1]
+        raise UsageError(f"cannot audit {file}: {last[:200]}", hint="check that it is a Compose file") from None
+    if errors:
+        raise UsageError(
+            f"cannot audit {file}: {' '.join(errors[0].split())[:200]}", hint="check that it is a Compose file"
+        )
+    return LintReport(findings=findings, gaps=gaps)
+
+
+def _finding(row: dict[str, Any]) -> LintFinding:
+    return LintFinding(
+        rule=str(row["rule_id"]),
+        severity=str(row["severity"]),
+        service=str(row["service"]),
+        line=int(row["line"] or 0),
+        message=str(row["message"]),
+        fix=REMEDIES.get(str(row["rule_id"])) or remedy(str(row.get("fix") or "")),
+    )
+
+
+def remedy(fix: str) -> str:
+    """The first paragraph of compose-lint's advice on one line, as far as it is prose: and not of its guide."""
+    first = _MORE.sub("", fix.partition("\n\n")[0])
+    prose = itertools.takewhile(lambda line: not line.startswith((" ", "\t")), first.splitlines())
+    return " ".join(" ".join(prose).split()).removesuffix(":")
+
+
+# A service of somebody's Compose file, as far as the audit reads it: words, environment, addresses. Pure.
+
+SEPARATE = re.compile(r"^--[A-Za-z]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A published port. host: "" is every interface; None: a variable decides, so it is not known."""
+
+    text: str
+    host: str | None
+
+    @property
+    def open(self) -> bool:
+        return self.host is not None and not (
+            self.host.startswith("127.") or self.host in ("::1", "[::1]", "localhost")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceUnderAudit:
+    """words: entrypoint and command as the shell would split them, an inner `sh -c` script too."""
+
+    name: str
+    raw: Mapping[str, Any]
+    image: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str | None]
+    ports: tuple[Port, ...]
+
+    @property
+    def is_vllm(self) -> bool:
+        """By its words; by its image where the words name no other program."""
+        if any("vllm_router" in word for word in self.words):
+            return False  # it passes requests on, and has none of an engine's switches
+        other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
+        return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
+
+    def flag(self, *names: str) -> str | None:
+        """The value of `--name VALUE` or `--name=VALUE` ("" for a bare flag), None where it is not there."""
+        for index, word in enumerate(self.words):
+            name, equals, value = word.partition("=")
+            if name.replace("_", "-") not in {f"--{known}" for known in names}:
+                continue
+            follower = self.words[index + 1] if index + 1 < len(self.words) else ""
+            return value if equals else "" if SEPARATE.match(follower) else follower
+        return None
+
+
+def services(content: object) -> Iterator[ServiceUnderAudit]:
+    """The services of a parsed file; a part of another type than Compose allows is taken as absent."""
+    mapping = content.get("services") if isinstance(content, dict) else None
+    for name, raw in mapping.items() if isinstance(mapping, dict) else ():
+        if isinstance(raw, dict):
+            yield ServiceUnderAudit(
+                name=_text(name),
+                raw=raw,
+                image=_text(raw.get("image")),
+                words=tuple(_inner((*_words(raw.get("entrypoint")), *_words(raw.get("command"))))),
+                environment=_environment(raw.get("environment")),
+                ports=tuple(_ports(raw)),
+            )
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    try:
+        return shlex.split(_text(value))
+    except ValueError:
+        return _text(value).split()
+
+
+def _inner(words: tuple[str, ...]) -> Iterator[str]:
+    """A script after -c is looked into: flags hide there."""
+    for before, word in zip(("", *words), words, strict=False):
+        yield word
+        if before == "-c" and " " in word:
+            yield from _words(word)
+
+
+def _environment(value: object) -> Mapping[str, str | None]:
+    if isinstance(value, dict):
+        return {_text(name): _scalar(item) for name, item in value.items()}
+    pairs = [_text(item).partition("=") for item in value] if isinstance(value, list) else []
+    return {name: item if equals else None for name, equals, item in pairs}
+
+
+def _scalar(value: object) -> str | None:
+    return str(value).lower() if isinstance(value, bool) else None if value is None else _text(value)
+
+
+def _ports(raw: Mapping[str, Any]) -> Iterator[Port]:
+    if raw.get("network_mode") == "host":
+        yield Port(text="network_mode: host", host="")
+    listed = raw.get("ports")
+    for item in listed if isinstance(listed, list) else ():
+        if isinstance(item, dict):
+            host = _text(item.get("host_ip"))
+            yield Port(
+                text=f"{host or '*'}:{_text(item.get('published'))}:{_text(item.get('target'))}", host=_known(host)
+            )
+        else:
+            yield Port(text=_text(item), host=_host(_text(item)))
+
+
+def _host(text: str) -> str | None:
+    """`8080:8080` → "", `127.0.0.1:8080:8080` → 127.0.0.1, `[::1]:80:80` → [::1], `${BIND}:80:80` → None."""
+    plain = re.sub(r"\$\{[^}]*\}|\$\w+", "$", text)
+    head, _, _ = plain.rpartition(":")
+    host, _, _ = head.rpartition(":")
+    return _known(host)
+
+
+def _known(host: str) -> str | None:
+    return None if "$" in host else host
+
+
+TRUE = ("1", "true", "yes", "on")
+
+
+class AuditSeverity(StrEnum):
+    """UNKNOWN: something could not be judged; it is never taken for fine."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    UNKNOWN = "unknown"
+
+
+ORDER = tuple(AuditSeverity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFinding:
+    """One risk. line: in the file, 0 where it is not known. remedy: the next action."""
+
+    rule: str
+    severity: AuditSeverity
+    service: str
+    line: int = 0
+    observed: str
+    remedy: str
+
+
+Rule = Callable[[ServiceUnderAudit], Iterator[tuple[AuditSeverity, str, str]]]
+
+
+def audit_compose(content: object) -> tuple[AuditFinding, ...]:
+    """Every rule over every service that looks like vLLM."""
+    return tuple(
+        AuditFinding(rule=name, severity=severity, service=service.name, observed=observed, remedy=remedy)
+        for service in services(content)
+        if service.is_vllm
+        for name, rule in RULES.items()
+        for severity, observed, remedy in rule(service)
+    )
+
+
+def has_vllm(content: object) -> bool:
+    return any(service.is_vllm for service in services(content))
+
+
+def _has_key(service: ServiceUnderAudit) -> bool:
+    return (
+        service.flag("api-key") is not None
+        or bool(service.environment.get("VLLM_API_KEY"))
+        or any("VLLM_API_KEY" in word for word in service.words)
+    )
+
+
+def _open_without_key(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    for port in service.ports:
+        if port.host is None:
+            yield (
+                AuditSeverity.UNKNOWN,
+                f"{port.text}: a variable decides which address",
+                "write the address into the file",
+            )
+        elif port.open and not _has_key(service):
+            said = f"{port.text}: everyone who reaches this host can use the engine, no key is asked for"
+            yield AuditSeverity.CRITICAL, said, "publish on 127.0.0.1, or put a gateway with keys in front"
+
+
+def _open_paths(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    if _has_key(service) and any(port.open for port in service.ports):
+        said = "the key guards /v1 alone: /metrics, /tokenize, /invocations and others answer without it"
+        yield AuditSeverity.HIGH, said, "publish on 127.0.0.1 and let a gateway pass /v1 only"
+
+
+def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    if service.flag("api-key") not in (None, ""):
+        said = "--api-key on the command line: `docker inspect` and `ps` show it"
+        yield AuditSeverity.HIGH, said, "use a secret file that the command reads into VLLM_API_KEY"
+    for name, value in service.environment.items():
+        if names_secret(name) and value and "$" not in value:
+            said = f"{name} is written into the file: it is in every copy of it, and `docker inspect` shows it"
+            yield AuditSeverity.HIGH, said, "use a secret file"
+
+
+def _origins(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    origins = service.flag("allowed-origins")
+    if not _has_key(service) and (origins is None or "*" in origins):
+        said = "no key, and vLLM allows every origin: a web page open on this host can use the engine"
+        yield AuditSeverity.MEDIUM, said, 'set a key, or --allowed-origins ["http://localhost"]'
+
+
+def _remote_code(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    value = service.flag("trust-remote-code")
+    if value is not None and value.lower() != "false":
+        said = "--trust-remote-code runs Python from the checkpoint"
+        yield AuditSeverity.HIGH, said, "remove it: GLM-4-9B-chat-hf needs none"
+
+
+def _risky_variables(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    risks = {
+        "VLLM_SERVER_DEV_MODE": "opens development endpoints (/sleep, /reset_prefix_cache and others) to every client",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "lets messages be unpickled, which runs code",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "lets every client load adapters from paths of its choice",
+    }
+    for name, why in risks.items():
+        if (service.environment.get(name) or "").lower() in TRUE:
+            yield AuditSeverity.HIGH, f"{name} {why}", "remove it"
+
+
+def _local_media(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    path = service.flag("allowed-local-media-path")
+    if path:
+        yield (
+            AuditSeverity.HIGH,
+            f"--allowed-local-media-path {path}: clients read files there",
+            "remove it: text needs none",
+        )
+
+
+def _telemetry(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    names = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_DO_NOT_TRACK")
+    if not any((service.environment.get(name) or "").lower() in TRUE for name in names):
+        yield AuditSeverity.LOW, "vLLM sends usage reports to its makers", 'set VLLM_NO_USAGE_STATS: "1"'
+
+
+def _writable_model(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    model = service.flag("model") or ""
+    volumes = service.raw.get("volumes")
+    for item in volumes if isinstance(volumes, list) else ():
+        if isinstance(item, dict):
+            target, read_only = str(item.get("target", "")), item.get("read_only") is True
+        else:
+            parts = str(item).split(":") if isinstance(item, str) else []
+            target, read_only = (parts[1] if len(parts) > 1 else ""), len(parts) > 2 and "ro" in parts[2].split(",")
+        inside = target and (model == target or model.startswith(target.rstrip("/") + "/"))
+        if inside and not read_only:
+            yield AuditSeverity.MEDIUM, f"the model's directory {target} can be written", "mount it read-only (:ro)"
+
+
+def _health(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    if not isinstance(service.raw.get("healthcheck"), dict):
+        yield (
+            AuditSeverity.LOW,
+            "no health check: an engine that hangs at its start looks alive",
+            "render one: glm4-deploy render",
+        )
+
+
+def _log_rotation(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    logging = service.raw.get("logging")
+    options = logging.get("options") if isinstance(logging, dict) else None
+    if not (isinstance(options, dict) and "max-size" in options) and not (
+        isinstance(logging, dict) and "driver" in logging
+    ):
+        yield AuditSeverity.LOW, "Docker's log grows without limit", "set logging options max-size and max-file"
+
+
+def _entrypoint(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    if "nvcr.io/nvidia/vllm" in service.image and service.raw.get("entrypoint") is not None:
+        said = "entrypoint is overridden: the image's own one sets up CUDA forward compatibility"
+        yield AuditSeverity.MEDIUM, said, "put everything into command"
+
+
+def _mistaken(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+    for name, meant in mistaken_variables().items():
+        if name in service.environment:
+            yield AuditSeverity.LOW, f"nothing reads {name}", f"{meant} is meant"
+
+
+RULES: dict[str, Rule] = {
+    "open-without-key": _open_without_key,
+    "open-paths": _open_paths,
+    "secret-in-sight": _secret_in_sight,
+    "every-origin": _origins,
+    "remote-code": _remote_code,
+    "risky-variable": _risky_variables,
+    "local-media": _local_media,
+    "writable-model": _writable_model,
+    "entrypoint": _entrypoint,
+    "telemetry": _telemetry,
+    "health": _health,
+    "log-rotation": _log_rotation,
+    "mistaken-variable": _mistaken,
+}

@@ -1,0 +1,295 @@
+"""Short ways to write a finding, and to list many names without flooding a terminal."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from glm4_deploy.catalog.rows import Version, default_tag, resolve_version
+from glm4_deploy.checkpoint.header import Tensor
+from glm4_deploy.checkpoint.read import Checkpoint
+from glm4_deploy.result import Evidence, Result, Status
+
+# From config.json to the tensors that a GLM checkpoint must have; and how its linear layers are stored.
+
+ARCHITECTURE = "GlmForCausalLM"
+NVFP4_FORMAT = "nvfp4-pack-quantized"
+GROUP_SIZE = 16  # weights that share one FP8 scale
+PARTS = ("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale")
+GATE_UP, GATE, UP = "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj"
+FLOATS = ("BF16", "F16", "F32")
+MAX_LAYERS = 1000
+Wanted: TypeAlias = tuple[str, tuple[int, ...], tuple[str, ...]]  # a tensor's name, its shape, the dtypes allowed
+
+
+class BadConfigError(ValueError):
+    """What config.json lacks to say which tensors there must be, in one phrase."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointShape:
+    """The dimensions of a GLM. Sizes in elements; `ffn` is the width of gate and of up, each."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    attention_bias: bool
+    tied: bool
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A linear layer `name` with weight [rows, columns]."""
+
+    name: str
+    rows: int
+    columns: int
+    bias: bool = False
+
+
+def model_shape(config: Mapping[str, Any]) -> CheckpointShape:
+    """Read the dimensions; what config.json leaves out has GlmConfig's default. Raises BadConfigError."""
+
+    def size(key: str, default: int | None = None, limit: int = 2**31) -> int:
+        value = config.get(key, default)
+        if value is None:
+            raise BadConfigError(f"no {key}")
+        if type(value) is not int or not 0 < value < limit:
+            raise BadConfigError(f"{key} is {str(value)[:40]!r}")
+        return value
+
+    return CheckpointShape(
+        layers=size("num_hidden_layers", limit=MAX_LAYERS),
+        hidden=size("hidden_size"),
+        ffn=size("intermediate_size"),
+        heads=size("num_attention_heads"),
+        kv_heads=size("num_key_value_heads", 2),
+        head_dim=size("head_dim", 128),
+        vocab=size("vocab_size"),
+        attention_bias=config.get("attention_bias", True) is not False,
+        tied=config.get("tie_word_embeddings", False) is True,
+        max_positions=size("max_position_embeddings", 131072),
+    )
+
+
+def layer_linears(shape: CheckpointShape, layer: int, *, split: bool) -> tuple[Linear, ...]:
+    """The linear layers of one decoder layer, gate and up apart where `split`."""
+    prefix = f"model.layers.{layer}."
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    mlp = ((GATE, shape.ffn), (UP, shape.ffn)) if split else ((GATE_UP, 2 * shape.ffn),)
+    return (
+        Linear(name=f"{prefix}self_attn.q_proj", rows=queries, columns=shape.hidden, bias=shape.attention_bias),
+        Linear(name=f"{prefix}self_attn.k_proj", rows=keys, columns=shape.hidden, bias=shape.attention_bias),
+        Linear(name=f"{prefix}self_attn.v_proj", rows=keys, columns=shape.hidden, bias=shape.attention_bias),
+        Linear(name=f"{prefix}self_attn.o_proj", rows=shape.hidden, columns=queries),
+        *(Linear(name=prefix + name, rows=rows, columns=shape.hidden) for name, rows in mlp),
+        Linear(name=f"{prefix}mlp.down_proj", rows=shape.hidden, columns=shape.ffn),
+    )
+
+
+def expected_tensors(shape: CheckpointShape, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
+    """Each tensor that must be there.
+
+    What is there decides between the ways to store a linear layer: plain or NVFP4, gate and up fused or apart.
+    """
+    plain = [("model.embed_tokens.weight", (shape.vocab, shape.hidden)), ("model.norm.weight", (shape.hidden,))]
+    linears: list[Linear] = []
+    if not shape.tied:
+        linears.append(Linear(name="lm_head", rows=shape.vocab, columns=shape.hidden))
+    for layer in range(shape.layers):
+        prefix = f"model.layers.{layer}."
+        plain += [(f"{prefix}{norm}_layernorm.weight", (shape.hidden,)) for norm in ("input", "post_attention")]
+        split = is_stored(f"{prefix}{GATE}", tensors) or is_stored(f"{prefix}{UP}", tensors)
+        linears += layer_linears(shape, layer, split=split)
+    yield from ((name, sizes, FLOATS) for name, sizes in plain)
+    for linear in linears:
+        yield from _stored(linear, tensors)
+
+
+def is_stored(linear: str, tensors: Mapping[str, Tensor]) -> bool:
+    return f"{linear}.weight" in tensors or f"{linear}.weight_packed" in tensors
+
+
+def _stored(linear: Linear, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
+    if linear.bias:
+        yield f"{linear.name}.bias", (linear.rows,), FLOATS
+    if f"{linear.name}.weight_packed" not in tensors:
+        yield f"{linear.name}.weight", (linear.rows, linear.columns), (*FLOATS, "F8_E4M3", "I8")
+        return
+    yield f"{linear.name}.weight_packed", (linear.rows, linear.columns // 2), ("U8",)
+    yield f"{linear.name}.weight_scale", (linear.rows, linear.columns // GROUP_SIZE), ("F8_E4M3",)
+    yield f"{linear.name}.weight_global_scale", (1,), ("F32",)
+    if f"{linear.name}.input_global_scale" in tensors:
+        yield f"{linear.name}.input_global_scale", (1,), ("F32",)
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """Weights of the model: two a packed byte; scales are not weights."""
+    scales = tuple(f".{part}" for part in PARTS[1:])
+    return sum(
+        tensor.elements * (2 if tensor.name.endswith(".weight_packed") else 1)
+        for tensor in checkpoint.tensors
+        if not tensor.name.endswith(scales)
+    )
+
+
+def quantization_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """`quantization_config` of config.json; None for a checkpoint that is not quantised."""
+    value = (checkpoint.config or {}).get("quantization_config")
+    return value if isinstance(value, dict) else None
+
+
+def quantization_format(checkpoint: Checkpoint) -> str | None:
+    """ "nvfp4-pack-quantized", or another format or method; None for a checkpoint that is not quantised."""
+    settings = quantization_config(checkpoint)
+    if settings is None:
+        return None
+    named = settings.get("format") if settings.get("quant_method") == "compressed-tensors" else None
+    return str(named or settings.get("quant_method") or "unknown")[:60]
+
+
+def foreign_quantization(checkpoint: Checkpoint) -> bool:
+    """Quantised, but not in the way that this module knows."""
+    return quantization_format(checkpoint) not in (None, NVFP4_FORMAT)
+
+
+def quantized_layers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names of the linear layers that are stored packed."""
+    suffix = ".weight_packed"
+    return tuple(tensor.name.removesuffix(suffix) for tensor in checkpoint.tensors if tensor.name.endswith(suffix))
+
+
+def fused_nvfp4(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names of the packed `…mlp.gate_up_proj` layers."""
+    return tuple(name for name in quantized_layers(checkpoint) if name.endswith(GATE_UP))
+
+
+def split_layers(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Prefixes (`model.layers.3.`) of the decoder layers that store gate apart from up."""
+    ends = (f"{GATE}.weight", f"{GATE}.weight_packed")
+    return tuple(tensor.name.split(GATE)[0] for tensor in checkpoint.tensors if tensor.name.endswith(ends))
+
+
+# What the engine that will load the checkpoint needs: the windows of vLLM versions, each with its source.
+
+
+class GateUp(StrEnum):
+    """How `mlp.gate_up_proj` must be stored."""
+
+    SPLIT_IF_NVFP4 = "split-if-nvfp4"
+    EITHER = "either"
+    FUSED = "fused"
+
+
+# vllm#39765 fills every slot of a fused layer's global scale; released with 0.20.
+FUSED_SCALES_LOAD_FROM: Version = (0, 20)
+# The model registry of 0.31 has a class of its own for GlmForCausalLM, with packed gate_proj and up_proj; that of 0.32
+# maps it to the Transformers backend, whose module is `gate_up_proj`.
+TRANSFORMERS_BACKEND_FROM: Version = (0, 32)
+# vLLM pins compressed-tensors exactly: 0.10.1 -> 0.10.2 (ignores unknown keys), 0.10.2 to 0.13 -> 0.11.0 and 0.12.2
+# (refuse them, and do not know scale_dtype and zp_dtype), 0.14 and later -> 0.13.0 and later (know them).
+DTYPE_KEYS_REFUSED_FROM: Version = (0, 10, 2)
+DTYPE_KEYS_KNOWN_FROM: Version = (0, 14)
+# vLLM's requirement: below 0.20 transformers<5; 0.20 to 0.23 either; from 0.24 transformers>=5.5.3.
+TRANSFORMERS_5_POSSIBLE_FROM: Version = (0, 20)
+TRANSFORMERS_5_CERTAIN_FROM: Version = (0, 24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetEngine:
+    """An engine. `transformers` is its major version, None where vLLM's requirement allows 4 and 5."""
+
+    vllm: Version
+    gate_up: GateUp
+    transformers: int | None
+    refuses_dtype_keys: bool
+
+    @property
+    def label(self) -> str:
+        return f"vLLM {self.version}"
+
+    @property
+    def version(self) -> str:
+        return ".".join(str(part) for part in self.vllm)
+
+    @property
+    def transformers_label(self) -> str:
+        return "Transformers 4 or 5" if self.transformers is None else f"Transformers {self.transformers}"
+
+
+def target(vllm: Version) -> TargetEngine:
+    """The engine of a vLLM version."""
+    if vllm < FUSED_SCALES_LOAD_FROM:
+        gate_up = GateUp.SPLIT_IF_NVFP4
+    else:
+        gate_up = GateUp.EITHER if vllm < TRANSFORMERS_BACKEND_FROM else GateUp.FUSED
+    if vllm < TRANSFORMERS_5_POSSIBLE_FROM:
+        transformers: int | None = 4
+    else:
+        transformers = None if vllm < TRANSFORMERS_5_CERTAIN_FROM else 5
+    return TargetEngine(
+        vllm=vllm,
+        gate_up=gate_up,
+        transformers=transformers,
+        refuses_dtype_keys=DTYPE_KEYS_REFUSED_FROM <= vllm < DTYPE_KEYS_KNOWN_FROM,
+    )
+
+
+def default_version() -> Version:
+    """The vLLM inside the kit's default image."""
+    return resolve_version(default_tag())
+
+
+Rule: TypeAlias = Callable[[Checkpoint, TargetEngine], Result]
+SHOWN = 3
+REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"  # a remedy; the report puts in the directory and the engine
+WHY = "why"  # the evidence that says what a finding means for this engine
+
+
+def ok(check: str, observed: str) -> Result:
+    return Result(check=check, status=Status.OK, observed=observed)
+
+
+def skipped(check: str, reason: str) -> Result:
+    return Result(check=check, status=Status.SKIPPED, reason=reason)
+
+
+def unknown(check: str, observed: str, *, reason: str) -> Result:
+    return Result(check=check, status=Status.UNKNOWN, observed=observed, reason=reason)
+
+
+def bad(
+    check: str,
+    status: Status,
+    observed: str,
+    *,
+    why: str,
+    remedy: str = "",
+    expected: str = "",
+    items: Sequence[str] = (),
+) -> Result:
+    """A warning or failure. `why` says what it means for this engine; `items` are all the places. Both are evidence."""
+    places = (Evidence(name="places", text="\n".join(items)),) if items else ()
+    return Result(
+        check=check,
+        status=status,
+        observed=observed,
+        expected=expected,
+        remedy=remedy,
+        evidence=(Evidence(name=WHY, text=why), *places),
+    )
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few, and how many more: "a, b, c and 37 more"."""
+    shown = ", ".join(items[:SHOWN])
+    return shown if len(items) <= SHOWN else f"{shown} and {len(items) - SHOWN} more"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,338 @@
+"""What a checkpoint directory holds, read-only: its files, its JSON documents, the headers of its shards.
+
+Nothing here judges: what could not be read is a `Fault` with its reason, and `glm4_deploy.checkpoint` decides what it
+means. No tensor is loaded; the whole takes milliseconds for 6.6 GiB.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from glm4_deploy.checkpoint.header import (
+    LFS_MAGIC,
+    Header,
+    HeaderFault,
+    LfsPointer,
+    MalformedJsonError,
+    Tensor,
+    parse_object,
+    parse_tokenizer,
+    read_header,
+)
+from glm4_deploy.errors import ModelMissing
+
+INDEX = "model.safetensors.index.json"
+# name -> largest size that is still believable. GLM-4's tokenizer.json has 20 MB.
+DOCUMENTS: Mapping[str, int] = {
+    "config.json": 4 << 20,
+    "generation_config.json": 1 << 20,
+    "tokenizer_config.json": 16 << 20,
+    "tokenizer.json": 128 << 20,
+    INDEX: 16 << 20,
+}
+MAX_TEXT_BYTES = 1 << 20
+MAX_FILES = 10_000
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PARTIAL_SUFFIXES = (".incomplete", ".partial", ".part", ".tmp", ".aria2", ".crdownload")
+HUB_DOWNLOADS = Path(".cache/huggingface/download")  # where `hf download --local-dir` keeps what is not yet whole
+
+
+class Link(StrEnum):
+    """Where a symlink leads. HUB is the layout of the Hugging Face cache: snapshots/REV/file -> ../../blobs/HASH."""
+
+    NONE = "none"
+    INSIDE = "inside"
+    HUB = "hub"
+    OUTSIDE = "outside"
+    DANGLING = "dangling"
+
+
+class FaultKind(StrEnum):
+    LFS_POINTER = "lfs-pointer"
+    UNREADABLE = "unreadable"
+    MALFORMED = "malformed"
+    TOO_LARGE = "too-large"
+    LINK = "link"
+    HEADER = "header"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A file that could not be read, and why, in one phrase."""
+
+    file: str
+    kind: FaultKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A regular file of the directory itself.
+
+    size: in bytes; allocated: bytes on disk (less where sparse); mtime: nanoseconds since 1970; mode: permission bits.
+    """
+
+    name: str
+    path: Path
+    size: int
+    allocated: int
+    mtime: int
+    mode: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A safetensors file with a sound header."""
+
+    file: File
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A directory as it was found.
+
+    shards: those that the engine loads: all, or those that the index names; `spare_shards` are the others.
+    documents: parsed JSON objects by file name, only those that are sound; of tokenizer.json the added_tokens alone.
+    unfinished: files that a download leaves while it is under way.
+    """
+
+    directory: Path
+    files: tuple[File, ...]
+    subdirectories: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    spare_shards: tuple[Shard, ...]
+    documents: Mapping[str, Mapping[str, Any]]
+    chat_template: str | None
+    readme: str | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        return self.documents.get("config.json")
+
+    @property
+    def whole(self) -> bool:
+        """Every shard that is here or that the index names has a sound header."""
+        named = _named_shards(self.documents.get(INDEX)) or frozenset()
+        sound = {shard.file.name for shard in self.shards}
+        broken = any(fault.file.endswith(".safetensors") for fault in self.faults)
+        return bool(sound) and named <= sound and not broken
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for shard in self.shards for tensor in shard.header.tensors)
+
+    def file(self, name: str) -> File | None:
+        return next((file for file in self.files if file.name == name), None)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """12 hex digits that change with config.json, a header or a size; None without a sound shard.
+
+        It says which checkpoint this is, not that its bytes are whole: that takes a manifest.
+        """
+        if not self.shards:
+            return None
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.file.name}\0{shard.file.size}\0{shard.header.digest}\n".encode(errors="replace"))
+        config = self.file("config.json")
+        if config and self.config is not None:
+            with open_file(config.path) as file:
+                digest.update(file.read(DOCUMENTS["config.json"]))
+        return digest.hexdigest()[:12]
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Read a checkpoint directory. Symlinks out of it are not followed, but for those into a hub cache's blobs.
+
+    Raises:
+        ModelMissing: no such directory, empty, or not to be listed.
+    """
+    reader = _Reader(directory)
+    files, subdirectories = reader.list_files()
+    sound = tuple(
+        shard for file in files if file.name.endswith(".safetensors") if (shard := reader.shard(file)) is not None
+    )
+    documents = {
+        file.name: document
+        for file in files
+        if file.name in DOCUMENTS
+        if (document := reader.document(file)) is not None
+    }
+    by_name = {file.name: file for file in files}
+    named = _named_shards(documents.get(INDEX))
+    return Checkpoint(
+        directory=directory,
+        files=files,
+        subdirectories=subdirectories,
+        unfinished=tuple(file.name for file in files if file.name.endswith(PARTIAL_SUFFIXES)) + reader.hub_downloads(),
+        shards=tuple(shard for shard in sound if named is None or shard.file.name in named),
+        spare_shards=tuple(shard for shard in sound if named is not None and shard.file.name not in named),
+        documents=documents,
+        chat_template=reader.text(by_name.get("chat_template.jinja"))
+        or _template(documents.get("tokenizer_config.json", {})),
+        readme=reader.text(by_name.get("README.md")),
+        faults=tuple(reader.faults),
+    )
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading; never hangs on a pipe or device. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _named_shards(index: Mapping[str, Any] | None) -> frozenset[str] | None:
+    """The shards that the index names; None without an index, or with one that makes no sense."""
+    weight_map = (index or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        return None
+    return frozenset(str(shard) for shard in weight_map.values())
+
+
+def _template(tokenizer_config: Mapping[str, Any]) -> str | None:
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # Transformers' several named templates
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+class _Reader:
+    """Reads one directory and collects what it could not read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.faults: list[Fault] = []
+
+    def fault(self, file: str, kind: FaultKind, reason: str) -> None:
+        self.faults.append(Fault(file=file, kind=kind, reason=reason))
+
+    def list_files(self) -> tuple[tuple[File, ...], tuple[str, ...]]:
+        try:
+            names = sorted(entry.name for entry in self.directory.iterdir())
+        except FileNotFoundError:
+            raise ModelMissing(f"no checkpoint at {self.directory}", hint="check the path") from None
+        except NotADirectoryError:
+            raise ModelMissing(
+                f"{self.directory} is a file, not a directory", hint="give the directory that has config.json"
+            ) from None
+        except OSError as error:
+            raise ModelMissing(
+                f"cannot list {self.directory}: {error.strerror or error}", hint="check its permissions"
+            ) from None
+        if not names:
+            raise ModelMissing(f"{self.directory} is empty", hint="download the checkpoint into it")
+        if len(names) > MAX_FILES:
+            raise ModelMissing(
+                f"{self.directory} has {len(names)} entries: no checkpoint", hint="give the model's own directory"
+            )
+        entries = [self.entry(name) for name in names]
+        files = tuple(entry for entry in entries if isinstance(entry, File))
+        return files, tuple(entry for entry in entries if isinstance(entry, str))
+
+    def entry(self, name: str) -> File | str | None:
+        """A File, the name of a subdirectory, or None with a fault noted."""
+        path = self.directory / name
+        try:
+            link = self.link(path)
+            if link in (Link.OUTSIDE, Link.DANGLING):
+                self.fault(name, FaultKind.LINK, f"a symlink {_leads(link)}: {str(path.readlink())!r}")
+                return None
+            status = path.stat()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
+            self.fault(name, FaultKind.UNREADABLE, f"unreadable: {getattr(error, 'strerror', None) or error}")
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            return name
+        if not stat.S_ISREG(status.st_mode):
+            self.fault(name, FaultKind.UNREADABLE, "neither a file nor a directory")
+            return None
+        return File(
+            name=name,
+            path=path,
+            size=status.st_size,
+            allocated=status.st_blocks * 512,
+            mtime=status.st_mtime_ns,
+            mode=stat.S_IMODE(status.st_mode),
+            link=link,
+        )
+
+    def hub_downloads(self) -> tuple[str, ...]:
+        """Unfinished downloads of `hf download --local-dir`."""
+        try:
+            found = sorted((self.directory / HUB_DOWNLOADS).glob("*.incomplete"))
+        except OSError:
+            return ()
+        return tuple(str(path.relative_to(self.directory)) for path in found)
+
+    def link(self, path: Path) -> Link:
+        if not path.is_symlink():
+            return Link.NONE
+        target, home = path.resolve(), self.directory.resolve()
+        if not target.exists():
+            return Link.DANGLING
+        if target.is_relative_to(home):
+            return Link.INSIDE
+        if home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs":
+            return Link.HUB
+        return Link.OUTSIDE
+
+    def read(self, file: File, limit: int) -> bytes | None:
+        """The bytes of a small file, or None with a fault noted."""
+        if file.size > limit:
+            self.fault(file.name, FaultKind.TOO_LARGE, f"{file.size} bytes (limit {limit})")
+            return None
+        try:
+            with open_file(file.path) as stream:
+                data = stream.read(limit + 1)
+        except OSError as error:
+            self.fault(file.name, FaultKind.UNREADABLE, f"unreadable: {error.strerror or error}")
+            return None
+        if data.startswith(LFS_MAGIC):
+            self.fault(file.name, FaultKind.LFS_POINTER, f"a Git LFS pointer of {len(data)} bytes")
+            return None
+        return data
+
+    def document(self, file: File) -> Mapping[str, Any] | None:
+        data = self.read(file, DOCUMENTS[file.name])
+        if data is None:
+            return None
+        try:
+            return parse_tokenizer(data) if file.name == "tokenizer.json" else parse_object(data)
+        except MalformedJsonError as error:
+            self.fault(file.name, FaultKind.MALFORMED, str(error))
+            return None
+
+    def text(self, file: File | None) -> str | None:
+        data = self.read(file, MAX_TEXT_BYTES) if file else None
+        return data.decode("utf-8", errors="replace") if data else None
+
+    def shard(self, file: File) -> Shard | None:
+        try:
+            with open_file(file.path) as stream:
+                return Shard(file=file, header=read_header(stream, size=file.size, shard=file.name))
+        except LfsPointer as error:
+            self.fault(file.name, FaultKind.LFS_POINTER, str(error))
+        except HeaderFault as error:
+            self.fault(file.name, FaultKind.HEADER, str(error))
+        except OSError as error:
+            self.fault(file.name, FaultKind.UNREADABLE, f"unreadable: {error.strerror or error}")
+        return None
+
+
+def _leads(link: Link) -> str:
+    return "to nothing" if link is Link.DANGLING else "out of the directory"

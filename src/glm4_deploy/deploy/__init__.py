@@ -1,0 +1,1 @@
+"""The only room that changes the world: Compose, Docker, processes, the gate, releases, rollback."""

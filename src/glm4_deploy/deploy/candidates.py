@@ -1,0 +1,400 @@
+"""A recorded release made ready to run again, or a clear word on why it cannot."""
+
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from glm4_deploy.checkpoint.model import WHY
+from glm4_deploy.checkpoint.verify import verify_checkpoint
+from glm4_deploy.deploy.compose_cli import Compose, find_compose
+from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
+from glm4_deploy.deploy.engines import ComposeRunner, ProcessRunner, Runner
+from glm4_deploy.deploy.keys import ensure_key, read_key
+from glm4_deploy.deploy.releases import PIN, Endpoint, Files, Release, Store
+from glm4_deploy.deploy.replicas import ReplicaSet
+from glm4_deploy.deploy.state import Record, load_record, replica_names
+from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
+from glm4_deploy.files import read_text, write_text
+from glm4_deploy.plan.spec import DeploymentSpec
+from glm4_deploy.render.compose import COMPOSE, rendered
+from glm4_deploy.result import Result
+from glm4_deploy.text import MASK, secrets_in, without_secrets
+
+# What can be known before anything is started: each blocker ends in its own error.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointIdentity:
+    """Which checkpoint it is. fingerprint: of its configuration, headers and sizes; stamp: of sizes and times of
+    change, so that weights which were replaced by others of the same shape do not pass unseen."""
+
+    fingerprint: str | None
+    stamp: str | None
+
+
+def check_model_directory(directory: Path) -> None:
+    """Raises ModelMissing: not there, not a directory, not readable, empty, or without a config.json."""
+    hint = "give the checkpoint's own directory with --model-dir"
+    try:
+        names = {entry.name for entry in directory.iterdir()}
+    except FileNotFoundError:
+        raise ModelMissing(f"no model directory at {directory}", hint=hint) from None
+    except OSError as error:
+        raise ModelMissing(f"cannot read the model directory {directory}: {error.strerror}", hint=hint) from None
+    if not names:
+        raise ModelMissing(f"the model directory {directory} is empty", hint=f"download the checkpoint; then {hint}")
+    if "config.json" not in names:
+        raise ModelMissing(f"{directory} holds no config.json, so it is no checkpoint", hint=hint)
+
+
+def check_checkpoint(service: Endpoint, *, force: bool, note: Callable[[str], None]) -> CheckpointIdentity:
+    """The checkpoint, judged for the engine that is to load it.
+
+    Raises:
+        ModelMissing, CheckpointRefused
+    """
+    directory = Path(service.model_dir)
+    check_model_directory(directory)
+    report = verify_checkpoint(directory, vllm=service.vllm)
+    details = [f"{result.check}: {result.observed}{_consequence(result)}" for result in report.failures]
+    if details and not force:
+        raise CheckpointRefused(
+            f"the checkpoint at {directory} has {len(details)} fault(s) that this engine would not survive",
+            details=details,
+            hint=f"{report.failures[0].remedy or 'mend it: glm4-deploy checkpoint repair'}; "
+            "--force starts it all the same",
+        )
+    for line in details:
+        note(f"forced past: {line}")
+    return CheckpointIdentity(fingerprint=report.fingerprint, stamp=stamp(directory))
+
+
+def _consequence(result: Result) -> str:
+    """What the finding means for this engine, in the rule's own words."""
+    return "".join(f" ({evidence.text})" for evidence in result.evidence if evidence.name == WHY)
+
+
+def stamp(directory: Path) -> str | None:
+    """A digest of the names, sizes and times of change in a directory; None where it cannot be read."""
+    with suppress(OSError):
+        rows = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if not path.name.startswith(".")]
+        text = "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in rows)
+        return hashlib.sha256(text.encode("utf-8", errors="surrogateescape")).hexdigest()[:12]
+    return None
+
+
+def check_port(deployment: Endpoint) -> None:
+    """Raises PortTaken where something holds the address. Not to be asked where this deployment's own engine does."""
+    family = socket.AF_INET6 if ":" in deployment.bind else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((deployment.bind, deployment.port))
+        except PermissionError:
+            return  # a low port: the Docker engine may, this user may not
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UsageError(
+                    f"this host has no address {deployment.bind}", hint="choose one of `ip -brief address` with --bind"
+                ) from None
+            if error.errno != errno.EADDRINUSE:
+                raise UsageError(f"cannot use {deployment.bind}:{deployment.port}: {error.strerror}") from None
+            raise PortTaken(
+                f"port {deployment.port} on {deployment.bind} is taken{_who(deployment.base_url)}",
+                hint=f"find its owner with `ss -ltnp 'sport = :{deployment.port}'`, or choose another with --port",
+            ) from None
+
+
+def _who(base_url: str) -> str:
+    """What a stale server says of itself, for the message."""
+    try:
+        models = httpx.get(f"{base_url}/v1/models", timeout=2, trust_env=False).json()["data"]
+        return f" by a server of the model {str(models[0]['id'])[:60]!r}"
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
+# A wish made ready to be deployed: its files written, its runner chosen, refused where it can be refused now.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is to run next. settings: what made it, no secrets; restores: the release that it puts back."""
+
+    service: Endpoint
+    runner: Runner
+    files: Files
+    settings: Mapping[str, Any]
+    weights: CheckpointIdentity | None = None
+    restores: str = ""
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Values that must not be kept with the log."""
+        key = self.service.api_key_file
+        own = frozenset({read_key(Path(key))}) if key else frozenset()
+        if not isinstance(self.runner, ComposeRunner | ReplicaSet):
+            return own
+        services = self.runner.model.get("services", {}).values()
+        return own.union(*(secrets_in(service.get("environment") or {}) for service in services))
+
+
+def compose_candidate(
+    deployment: DeploymentSpec, overrides: tuple[Path, ...], directory: Path, settings: Mapping[str, Any]
+) -> Candidate:
+    """Write the rendered file and copies of the overrides; what is started is what is recorded.
+
+    Raises:
+        ComposeMissing, ComposeFailed, DockerMissing, DockerDenied, UsageError, StorageError
+    """
+    for override in overrides:
+        if not override.is_file():
+            raise UsageError(f"no override file at {override}", hint="check the path given with --override")
+    copies = {f"override-{number}.yaml": read_text(path) for number, path in enumerate(overrides, 1)}
+    texts = {**rendered(absolute(deployment)), **copies}
+    files = Files(texts=texts, compose=(COMPOSE, *copies))
+    runner = compose_runner(
+        deployment.project, deployment.service, files, directory, replicas=replica_names(deployment)
+    )
+    return Candidate(
+        service=service_of(deployment, "compose", runner.image),
+        runner=runner,
+        files=files,
+        settings=without_secrets(settings),
+    )
+
+
+def process_candidate(
+    deployment: DeploymentSpec, directory: Path, python: str | None, settings: Mapping[str, Any]
+) -> Candidate:
+    return Candidate(
+        service=service_of(deployment, "process", ""),
+        runner=ProcessRunner(deployment=deployment, directory=directory, python=python),
+        files=Files(texts={}, compose=()),
+        settings=without_secrets(settings),
+    )
+
+
+def compose_runner(
+    project: str,
+    service: str,
+    files: Files,
+    directory: Path,
+    *,
+    kept: Path | None = None,
+    replicas: tuple[str, ...] = (),
+) -> ComposeRunner | ReplicaSet:
+    """A runner over files written into the state directory; `kept` holds copies to use where that is full.
+
+    Raises:
+        ComposeMissing, DockerMissing, DockerDenied, StorageError
+    """
+    command = find_compose()
+    connect()
+    place = directory
+    try:
+        for name, text in files.texts.items():
+            write_text(directory / name, text)
+    except StorageError:
+        if kept is None:
+            raise
+        place = kept
+    compose = Compose(
+        project=project,
+        files=tuple(place / name for name in files.compose),
+        command=command,
+        directory=directory.resolve(),
+    )
+    return _composed(compose, service, replicas)
+
+
+def _composed(compose: Compose, service: str, replicas: tuple[str, ...]) -> ComposeRunner | ReplicaSet:
+    if replicas:
+        return ReplicaSet(compose=compose, services=replicas)
+    return ComposeRunner(compose=compose, service=service)
+
+
+def absolute(deployment: DeploymentSpec) -> DeploymentSpec:
+    """Relative paths (model, key) seen from here, since the rendered file lies elsewhere."""
+    key = deployment.hardening.api_key_file
+    hardening = replace(deployment.hardening, api_key_file=key and str(Path.cwd() / key))
+    return replace(deployment, model_source=str(Path.cwd() / deployment.model_source), hardening=hardening)
+
+
+def service_of(deployment: DeploymentSpec, runner: str, image: str) -> Endpoint:
+    quiet = {"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"}
+    return Endpoint(
+        runner=runner,
+        project=deployment.project,
+        service=deployment.service,
+        profile=deployment.profile,
+        base_url=deployment.base_url,
+        bind=deployment.bind,
+        port=deployment.port,
+        model=deployment.served_model_name,
+        model_dir=str(Path.cwd() / deployment.model_dir),
+        max_model_len=deployment.max_model_len,
+        start_period=deployment.start_period,
+        logs_requests=quiet.isdisjoint(flag.name for flag in deployment.flags),
+        image=image,
+        vllm=deployment.vllm,
+        api_key_file=absolute(deployment).hardening.api_key_file,
+        replicas=replica_names(deployment),
+    )
+
+
+def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Callable[[str], None]) -> Candidate:
+    """Everything that can be refused before something is started; the candidate with what its checkpoint is.
+
+    Raises:
+        ModelMissing, CheckpointRefused, PortTaken, UsageError, StorageError
+    """
+    key = candidate.service.api_key_file
+    if key and ensure_key(Path(key)):
+        note(f"made a new API key in {key}")
+    weights = check_checkpoint(candidate.service, force=force, note=note)
+    if not _own_port(candidate, directory):
+        check_port(candidate.service)
+    return replace(candidate, weights=weights)
+
+
+def _own_port(candidate: Candidate, directory: Path) -> bool:
+    """Whether the port is held by what this directory runs now, and so will be free once that is stopped."""
+    record = load_record(directory)
+    if record is None:
+        return candidate.runner.state().running  # started by plain Compose, or by an `up` that was killed early
+    return record.base_url == candidate.service.base_url and runner_of(record, directory).state().running
+
+
+def runner_of(record: Record, directory: Path) -> Runner:
+    """The runner of what is on record."""
+    if record.runner == "process":
+        return ProcessRunner(deployment=None, directory=directory, python=None)
+    files = tuple(path for name in record.files if (path := Path(name)).is_file())
+    compose = Compose(project=record.project, files=files, command=find_compose(), directory=directory.resolve())
+    return _composed(compose, record.service, record.replicas)
+
+
+def choose_release(store: Store, directory: Path, wished: str | None, *, force: bool) -> Release:
+    """The release that a rollback means.
+
+    Raises:
+        UsageError: there is none, or the one named never passed its gate.
+    """
+    if wished is not None:
+        release = store.find(wished)
+        if not release.good and not force:
+            raise UsageError(
+                f"release {release.id} never passed its gate: {release.reason}"[:300],
+                hint="choose a good one of `glm4-deploy releases`; --force starts it all the same, and gates it",
+            )
+        return release
+    record = load_record(directory)
+    runs = next((one for one in store.releases() if record is not None and one.id == record.release), None)
+    chosen = store.last_good(but=runs.content if runs else "")
+    if chosen is None:
+        raise UsageError("there is no good release to go back to", hint="see `glm4-deploy releases`")
+    return chosen
+
+
+def release_candidate(
+    release: Release, store: Store, directory: Path, on_pull: Callable[[PullState], None]
+) -> Candidate:
+    """The release's own files, with the very image that it ran on.
+
+    Raises:
+        StorageError: a copy is damaged. ImageMissing: its image is gone and no registry gives it back.
+        UsageError: it cannot be rebuilt. DockerMissing, DockerDenied, ComposeMissing, ComposeFailed
+    """
+    if release.service.runner == "process":
+        return _process(release, directory)
+    files = _pinned(release, store.files_of(release), on_pull)
+    service = release.service
+    runner = compose_runner(
+        service.project,
+        service.service,
+        files,
+        directory,
+        kept=None if PIN in files.texts else store.root / release.id,
+        replicas=service.replicas,
+    )
+    return Candidate(service=service, runner=runner, files=files, settings=release.settings, restores=release.id)
+
+
+def check_release(
+    candidate: Candidate, release: Release, directory: Path, *, force: bool, note: Callable[[str], None]
+) -> Candidate:
+    """Refuse what would not be that release.
+
+    Raises:
+        CheckpointRefused: the model directory holds another checkpoint now. ModelMissing, PortTaken
+    """
+    checked = preflight(candidate, directory, force=True, note=note)  # it was started with these faults, if any
+    now = checked.weights
+    where = release.service.model_dir
+    fingerprint, stamp = (now.fingerprint, now.stamp) if now else (None, None)
+    if fingerprint != release.fingerprint:
+        words = f"{where} holds another checkpoint now: fingerprint {fingerprint}, not {release.fingerprint}"
+        if not force:
+            raise CheckpointRefused(
+                f"release {release.id} cannot be put back: {words}",
+                hint="bring that checkpoint back, or try what is there: "
+                f"glm4-deploy rollback {release.id} --force (it is gated all the same)",
+            )
+        note(f"forced past: {words}")
+    elif stamp != release.stamp:
+        note(f"warning: files in {where} were written since release {release.id}; shapes and sizes are the same")
+    return checked
+
+
+def _pinned(release: Release, files: Files, on_pull: Callable[[PullState], None]) -> Files:
+    """The files, with one more that names the image by its id where its tag means another image by now."""
+    image = release.image
+    if image is None:
+        return files
+    client = connect()
+    if find_image(client, image.id) is None:
+        _fetch(release.id, image.id, image.digest, on_pull)
+    now = find_image(client, image.reference)
+    if now is not None and now.id == image.id:
+        return files
+    images = ", ".join(f'"{name}": {{image: "{image.id}"}}' for name in release.service.engines)
+    text = f"services: {{{images}}}\n"
+    return Files(texts={**files.texts, PIN: text}, compose=(*files.compose, PIN))
+
+
+def _fetch(release: str, image: str, digest: str | None, on_pull: Callable[[PullState], None]) -> None:
+    gone = f"release {release} cannot be put back: its image {image[:19]} is no longer on this host"
+    if digest is None:
+        raise ImageMissing(gone, hint="load it again (docker load), or choose another release")
+    try:
+        pull(digest, on_pull)
+    except ImageMissing as error:
+        raise ImageMissing(f"{gone}, and {error.message}", hint=error.hint) from None
+    if find_image(connect(), image) is None:
+        raise ImageMissing(f"{gone}; {digest} is another image", hint="choose another release")
+
+
+def _process(release: Release, directory: Path) -> Candidate:
+    from glm4_deploy.catalog.rows import profiles
+    from glm4_deploy.plan.spec import choose_fraction, plan_deployment
+    from glm4_deploy.settings import Settings
+
+    profile = profiles().get(release.service.profile)
+    if MASK in repr(release.settings) or profile is None:
+        raise UsageError(
+            f"release {release.id} cannot be rebuilt: its secrets or its profile are not on record",
+            hint="use `glm4-deploy up` with its settings",
+        )
+    settings = Settings.model_validate(release.settings)
+    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
+    made = process_candidate(deployment, directory, os.environ.get("GLM4_CPU_PYTHON"), release.settings)
+    return replace(made, service=release.service, restores=release.id)

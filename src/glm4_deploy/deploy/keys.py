@@ -1,0 +1,123 @@
+"""The gateway's named keys: a file that holds SHA-256 sums, never a key. templates/services/gateway reads it.
+
+A key is 256 random bits, so a plain SHA-256 is enough: there is nothing to guess, and nothing to slow down.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+import stat
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from glm4_deploy.deploy.state import hold_lock
+from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.files import read_text, write_text
+
+# The engine's key as a file: made once, never shown.
+
+PRIVATE_DIRECTORY = 0o700
+
+
+def ensure_key(path: Path) -> bool:
+    """Make the key where there is none; True when it was made.
+
+    A new directory is closed to others (0700) and the file in it is 0644: the container's root has dropped the
+    capability to read another user's 0600 file. Where others can look into the directory, the file is 0600.
+
+    Raises:
+        StorageError: it cannot be written.
+        UsageError: there is one, and it is empty or not readable.
+    """
+    if path.exists():
+        read_key(path)
+        return False
+    try:
+        path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        closed = not stat.S_IMODE(path.parent.stat().st_mode) & 0o077
+    except OSError as error:
+        raise StorageError(f"cannot make {path.parent}: {error.strerror}", hint="choose another api_key_file") from None
+    write_text(path, secrets.token_urlsafe(32) + "\n", mode=0o644 if closed else 0o600)
+    return True
+
+
+def read_key(path: Path) -> str:
+    """The key, without the line end.
+
+    Raises:
+        UsageError: no such file, not readable, or empty: an empty key would mean no key to the engine.
+    """
+    key = read_text(path).strip()
+    if not key:
+        raise UsageError(f"the key file {path} is empty", hint="remove it: `glm4-deploy up` makes a new one")
+    return key
+
+
+SCHEMA = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A named key. rate: requests a minute, also the burst. created: ISO 8601, UTC."""
+
+    name: str
+    rate: int
+    created: str
+    sha256: str
+
+
+def add_key(directory: Path, name: str, *, rate: int) -> str:
+    """Make a key and return it: it is nowhere else, so it can be shown this once only.
+
+    Raises:
+        UsageError: the name is taken or no name; the file is damaged.
+        Locked, StorageError
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"no name for a key: {name[:60]!r}", hint="letters, digits, `.`, `_` and `-`, at most 63")
+    token = f"glm4-{secrets.token_urlsafe(32)}"
+    made = Key(
+        name=name,
+        rate=rate,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        sha256=hashlib.sha256(token.encode()).hexdigest(),
+    )
+    with hold_lock(directory, "key add"):
+        known = load_keys(directory)
+        if any(key.name == name for key in known):
+            raise UsageError(f"there is a key named {name!r}", hint=f"revoke it first: glm4-deploy key revoke {name}")
+        _save(directory, (*known, made))
+    return token
+
+
+def revoke_key(directory: Path, name: str) -> None:
+    """Raises UsageError where no key has that name."""
+    with hold_lock(directory, "key revoke"):
+        known = load_keys(directory)
+        left = tuple(key for key in known if key.name != name)
+        if len(left) == len(known):
+            raise UsageError(f"no key is named {name[:60]!r}", hint="see: glm4-deploy key list")
+        _save(directory, left)
+
+
+def load_keys(directory: Path) -> tuple[Key, ...]:
+    """Raises UsageError where the file is not one of ours."""
+    path = directory / "keys.json"
+    if not path.exists():
+        return ()
+    try:
+        content = json.loads(read_text(path))
+        if content["schema"] != SCHEMA:
+            raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
+        return tuple(Key(**{**row, "rate": int(row["rate"])}) for row in content["keys"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}", hint="remove it and add the keys anew") from None
+
+
+def _save(directory: Path, keys: tuple[Key, ...]) -> None:
+    rows = [asdict(key) for key in keys]
+    # 0644: root in the container has no capability to read a 0600 file of another; sums of random keys tell nothing.
+    write_text(directory / "keys.json", json.dumps({"schema": SCHEMA, "keys": rows}, indent=2) + "\n")

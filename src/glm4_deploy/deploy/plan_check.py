@@ -1,0 +1,112 @@
+"""After a start: the memory plan held against what the engine logged, and kept for the next plan on this host."""
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from glm4_deploy.catalog.rows import Gpu, Profile, gpus
+from glm4_deploy.errors import DeployError
+from glm4_deploy.files import write_text
+from glm4_deploy.host.gpu import gpu_row, read_gpus
+from glm4_deploy.host.system import read_host
+from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.sizing import MeasuredMemory, Observation, compare_with_log, learn_from_starts
+from glm4_deploy.plan.spec import DeploymentSpec, memory_request
+from glm4_deploy.result import Result
+from glm4_deploy.settings import Settings
+
+# What earlier starts on this host showed, in one small JSON file that the next plan reads.
+
+SCHEMA = 1
+NAME = "observations.json"
+KEPT = 50
+
+
+def load_observations(directory: Path) -> tuple[Observation, ...]:
+    """Oldest first. A missing, damaged or newer file is no observation: a plan does not fail over its memory."""
+    try:
+        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            return ()
+        return tuple(_checked(row) for row in content["observations"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def add_observation(directory: Path, seen: Observation) -> None:
+    """Append one; a start seen before with the same settings is replaced, the oldest beyond KEPT are dropped.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    others = [row for row in load_observations(directory) if _key(row) != _key(seen)]
+    rows = [*others, seen][-KEPT:]
+    text = json.dumps({"schema": SCHEMA, "observations": [asdict(row) for row in rows]}, indent=2, allow_nan=False)
+    write_text(directory / NAME, text + "\n")
+
+
+def _key(row: Observation) -> tuple[str, str, str, bool]:
+    return row.gpu, row.vllm, row.weights, row.first_start
+
+
+def _checked(row: dict[str, object]) -> Observation:
+    """Types as written; anything else is a damaged file."""
+    values = {field.name: row[field.name] for field in fields(Observation)}
+    texts = all(isinstance(values[name], str) for name in ("gpu", "vllm", "weights"))
+    overhead = values["overhead_gib"]
+    if not texts or not isinstance(values["first_start"], bool) or not isinstance(overhead, int | float):
+        raise TypeError("an observation of other types")
+    return Observation(**values)  # type: ignore[arg-type]  # checked above
+
+
+def gpu_here() -> Gpu | None:
+    """The planner's row of this host's GPU; None where none is known."""
+    return gpu_row(read_gpus(), read_host())
+
+
+def hold_plan(
+    settings: Settings,
+    profile: Profile,
+    deployment: DeploymentSpec,
+    facts: EngineFacts,
+    directory: Path,
+    here: Gpu | None,
+) -> tuple[Result, ...]:
+    """One row a figure, a warning where it is outside of the plan's range. Nothing where no plan was made (CPU) or the
+    log tells no memory.
+
+    It informs and does not judge: an engine that answers sanely serves, whatever the plan was. Recorded only where it
+    is known which GPU this host has: the profile's may be another.
+    """
+    wish = _wish(settings, profile, deployment, facts, here)
+    if wish is None or facts.kv_cache_gib is None:
+        return ()
+    measured = MeasuredMemory(
+        weights_gib=facts.weights_gib,
+        kv_cache_gib=facts.kv_cache_gib,
+        kv_cache_tokens=facts.kv_cache_tokens,
+        max_concurrency=facts.max_concurrency,
+    )
+    plan = estimate(wish)
+    learnt = learn_from_starts(wish, plan, measured) if here is not None else None
+    rows = compare_with_log(plan, measured)
+    if learnt is None:
+        return tuple(replace(row, remedy="") for row in rows)
+    try:
+        add_observation(directory, learnt)
+    except DeployError as error:
+        return tuple(replace(row, remedy=f"not recorded: {error.message}") for row in rows)
+    return rows
+
+
+def _wish(
+    settings: Settings, profile: Profile, deployment: DeploymentSpec, facts: EngineFacts, here: Gpu | None
+) -> MemoryRequest | None:
+    """What was started, in the planner's terms, with the fraction as it was rendered."""
+    fraction = next((flag.value for flag in deployment.flags if flag.name == "gpu-memory-utilization"), None)
+    gpu = here or (gpus()[profile.gpu] if profile.gpu else None)
+    if gpu is None or fraction is None:
+        return None
+    wish = memory_request(settings, profile, gpu)
+    return replace(wish, gpu_memory_utilization=float(fraction), first_start=facts.compile_cached is not True)

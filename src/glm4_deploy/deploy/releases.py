@@ -1,0 +1,454 @@
+"""What differs between two releases: the question at 3 a.m. is what changed. Pure but for the texts it is given."""
+
+import difflib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.files import write_text
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.result import Status
+from glm4_deploy.text import redact
+
+# What was deployed from here: one record a start that was judged, good or not.
+
+RELEASE_SCHEMA = 1
+PIN = "image.yaml"  # names an image by its id where its tag has moved; the image counts by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a release serves and how it is to be gated. start_period: seconds; port: of the host.
+
+    logs_requests: whether the engine writes a line a request; image: the reference in the rendered file, '' for a
+    process. replicas: the services of several engines behind a router, () for one engine.
+    """
+
+    runner: str
+    project: str
+    service: str
+    profile: str
+    base_url: str
+    bind: str
+    port: int
+    model: str
+    model_dir: str
+    max_model_len: int
+    start_period: int
+    logs_requests: bool
+    image: str
+    vllm: tuple[int, ...] | None = None
+    api_key_file: str | None = None
+    replicas: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The Compose services that are engines."""
+        return self.replicas or (self.service,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseImage:
+    """id: the engine's own (`sha256:…`); digest: `repository@sha256:…`, None where no registry gave one."""
+
+    reference: str
+    id: str
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFile:
+    """A copy beside release.json. compose: its place in the order of `-f`, None for a file that is only referred to."""
+
+    name: str
+    sha256: str
+    compose: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One judged start. Times are seconds; `created_at` is UTC, for people: order is in the id.
+
+    verdict: ok or warn is good; anything else is kept to be read, and is never put back.
+    reason: why it is not good. restores: the release that this one put back.
+    fingerprint, stamp: of the checkpoint: its configuration, headers and sizes; its sizes and times of change.
+    phases: seconds from the start to each phase. engine: facts from its log. results: the gate's rows.
+    """
+
+    schema: int = RELEASE_SCHEMA
+    id: str
+    created_at: str
+    kit: str
+    verdict: Status
+    reason: str = ""
+    restores: str = ""
+    service: Endpoint
+    image: ReleaseImage | None
+    fingerprint: str | None
+    stamp: str | None
+    files: tuple[KeptFile, ...]
+    settings: dict[str, Any]
+    engine: dict[str, Any]
+    phases: dict[str, float] = field(default_factory=dict)
+    ready_seconds: float | None = None
+    gate_seconds: float | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.verdict in (Status.OK, Status.WARN)
+
+    @property
+    def number(self) -> int:
+        return int(self.id.partition("-")[0])
+
+    @property
+    def content(self) -> str:
+        """Equal for two releases that would start the same thing."""
+        return content_of(self.files, self.image, self.fingerprint, self.settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """A release directory that cannot be read as one: shown, never put back, never counted good."""
+
+    id: str
+    reason: str
+
+
+def content_of(
+    files: tuple[KeptFile, ...], image: ReleaseImage | None, fingerprint: str | None, settings: Mapping[str, Any]
+) -> str:
+    """A digest of what a start is made of; the settings count only where there are no files (a plain process)."""
+    kept = sorted((file.name, file.sha256) for file in files if file.name != PIN)
+    parts = [f"{name}={sha256}" for name, sha256 in kept] or [repr(settings)]
+    parts += [image.id if image else "", fingerprint or ""]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+# Releases as plain files: `releases/ID/release.json` and the copies beside it.
+#
+# A release is written into a hidden draft, flushed, and renamed into place: a directory with a release's name is whole.
+# Whatever a crash leaves is a hidden directory, which the next deployment sweeps away. The caller holds the lock.
+
+NAME = re.compile(r"(\d{4,})-\d{8}T\d{6}Z")
+RECORD = "release.json"
+KEPT = 20  # releases, the failed ones among them
+LOG_BYTES = 1 << 20  # of a boot log, at most
+RESERVED_BYTES = 2 * LOG_BYTES
+DRAFT, TRASH = ".draft-", ".trash-"
+PRIVATE = 0o600  # an override may hold a secret, and a copy must not be more readable than need be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What a release is started from: texts by name, and the names for `docker compose -f`, in order."""
+
+    texts: Mapping[str, str]
+    compose: tuple[str, ...]
+
+    def kept(self) -> tuple[KeptFile, ...]:
+        order = {name: place for place, name in enumerate(self.compose)}
+        return tuple(
+            KeptFile(name=name, sha256=_digest(text), compose=order.get(name)) for name, text in self.texts.items()
+        )
+
+
+class ReleaseDraft:
+    """A release in the making. Room for its log and its report is taken before anything that runs is touched."""
+
+    def __init__(self, root: Path, files: Files) -> None:
+        self._root = root
+        self._directory = root / f"{DRAFT}{os.getpid()}-{secrets.token_hex(4)}"
+        self.files = files.kept()
+        try:
+            self._directory.mkdir(parents=True, mode=0o700)
+            for name, text in files.texts.items():
+                write_text(self._directory / name, text, mode=PRIVATE)
+            with (self._directory / "reserve").open("wb") as reserve:
+                os.posix_fallocate(reserve.fileno(), 0, RESERVED_BYTES)
+        except (OSError, StorageError) as error:
+            self.discard()
+            raise _full(self._directory, error) from None
+
+    def publish(self, release: Release, notes: Mapping[str, str]) -> None:
+        """Make it a release: notes are further texts to keep (the log, the report).
+
+        Raises:
+            StorageError: it could not be written; nothing but the draft is lost.
+        """
+        try:
+            (self._directory / "reserve").unlink(missing_ok=True)
+            for name, text in notes.items():
+                write_text(self._directory / name, text, mode=PRIVATE)
+            write_text(self._directory / RECORD, dumps(release) + "\n", mode=PRIVATE)
+            _flush(self._directory)
+            self._directory.rename(self._root / release.id)
+            _flush(self._root)
+        except (OSError, StorageError) as error:
+            self.discard()
+            raise _full(self._root / release.id, error) from None
+
+    def discard(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Store:
+    """The releases of one state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "releases"
+
+    def all(self) -> tuple[Release | Damaged, ...]:
+        """Oldest first. Half-written directories (no record) are not there."""
+        found = (self._load(path) for path in self._directories() if (path / RECORD).exists())
+        return tuple(sorted(found, key=lambda release: _number(release.id)))
+
+    def releases(self) -> tuple[Release, ...]:
+        return tuple(release for release in self.all() if isinstance(release, Release))
+
+    def find(self, wished: str) -> Release:
+        """By id, its number, or the beginning of the id.
+
+        Raises:
+            UsageError: none, more than one, or a damaged one.
+        """
+        everything = self.all()
+        exact = [one for one in everything if one.id == wished or (wished.isdigit() and _number(one.id) == int(wished))]
+        matches = exact or [one for one in everything if wished and one.id.startswith(wished)]
+        if len(matches) != 1:
+            known = ", ".join(one.id for one in everything[-5:]) or "none yet"
+            what = "more than one release begins with" if matches else "no release"
+            raise UsageError(f"{what} {wished[:40]!r}", hint=f"see `glm4-deploy releases` (the last: {known})")
+        if isinstance(matches[0], Damaged):
+            raise UsageError(f"release {matches[0].id} is damaged: {matches[0].reason}", hint="choose another")
+        return matches[0]
+
+    def last_good(self, *, but: str = "") -> Release | None:
+        """The newest good release; with `but`, the newest whose content is another."""
+        good = (release for release in reversed(self.releases()) if release.good)
+        return next((release for release in good if release.content != but), None)
+
+    def files_of(self, release: Release) -> Files:
+        """The copies, as they were recorded.
+
+        Raises:
+            StorageError: one is gone or no longer the same.
+        """
+        texts = {}
+        for file in release.files:
+            path = self.root / release.id / file.name
+            try:
+                text = path.read_bytes().decode("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise StorageError(f"cannot read {path}: {error}", hint="choose another release") from None
+            if _digest(text) != file.sha256:
+                raise StorageError(f"{path} was changed after it was recorded", hint="choose another release")
+            texts[file.name] = text
+        order = sorted((file for file in release.files if file.compose is not None), key=lambda file: file.compose or 0)
+        return Files(texts=texts, compose=tuple(file.name for file in order))
+
+    def draft(self, files: Files) -> ReleaseDraft:
+        """Raises StorageError: no room, or not writable; nothing has changed then."""
+        self.sweep()
+        return ReleaseDraft(self.root, files)
+
+    def next_id(self) -> str:
+        """Sorts after every release that is here, whatever the clock says."""
+        number = max((_number(path.name) for path in self._directories()), default=0) + 1
+        return f"{number:04d}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+    def sweep(self) -> None:
+        """Remove what a crash left: drafts, half-removed releases, directories without a record."""
+        if not self.root.is_dir():
+            return
+        for path in self.root.iterdir():
+            hidden = path.name.startswith((DRAFT, TRASH))
+            if hidden or (NAME.fullmatch(path.name) and path.is_dir() and not (path / RECORD).exists()):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def prune(self) -> None:
+        """Keep the newest; of the older ones, the last good two that differ, so that a way back is always left."""
+        newest = self.last_good()
+        other = self.last_good(but=newest.content) if newest else None
+        spared = {release.id for release in (newest, other) if release}
+        for release in self.all()[:-KEPT]:
+            if release.id not in spared:
+                trash = self.root / f"{TRASH}{release.id}"
+                with suppress(OSError):
+                    (self.root / release.id).rename(trash)
+                shutil.rmtree(trash, ignore_errors=True)
+
+    def _directories(self) -> list[Path]:
+        if not self.root.is_dir():
+            return []
+        return [path for path in self.root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+
+    @staticmethod
+    def _load(path: Path) -> Release | Damaged:
+        try:
+            release = TypeAdapter(Release).validate_json((path / RECORD).read_bytes())
+        except OSError as error:
+            return Damaged(id=path.name, reason=f"{RECORD}: {error.strerror}")
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return Damaged(id=path.name, reason=f"{RECORD}: {where} {first['msg']}".replace("  ", " "))
+        if release.schema > RELEASE_SCHEMA:
+            return Damaged(id=path.name, reason="written by a newer glm4-deploy")
+        if release.id != path.name:
+            return Damaged(id=path.name, reason=f"its record is of {release.id[:40]!r}")
+        return release
+
+
+def capped(lines: list[str], limit: int = LOG_BYTES) -> str:
+    """A log within `limit` bytes: its beginning (an eighth), then its end, with a word on what was left out."""
+    text = "\n".join(lines) + "\n"
+    data = text.encode("utf-8", errors="replace")
+    if len(data) <= limit:
+        return text
+    head, tail = data[: limit // 8], data[-(limit - limit // 8 - 100) :]
+    left_out = len(data) - len(head) - len(tail)
+    return (
+        head.decode("utf-8", errors="ignore")
+        + f"\n… {left_out} bytes left out …\n"
+        + tail.decode("utf-8", errors="ignore")
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _flush(directory: Path) -> None:
+    """Names survive a power cut only when their directory is flushed too."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _full(path: Path, error: OSError | StorageError) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}", hint="check the directory, its owner and free space"
+    )
+
+
+ABSENT = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueChange:
+    """One value that differs; None: not there. group: settings, engine, image, checkpoint, gate or time."""
+
+    group: str
+    name: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """A file that differs, as a unified diff with secrets masked."""
+
+    name: str
+    diff: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """`same`: whether both would start the same thing, whatever came of it."""
+
+    a: str
+    b: str
+    same: bool
+    changes: tuple[ValueChange, ...]
+    files: tuple[FileChange, ...]
+
+
+def compare_releases(a: Release, b: Release, texts_a: Mapping[str, str], texts_b: Mapping[str, str]) -> Difference:
+    """Everything that was recorded of two releases, held side by side.
+
+    Args:
+        texts_a, texts_b: the kept files, and `smoke.json`'s checks are not among them.
+    """
+    return Difference(
+        a=a.id,
+        b=b.id,
+        same=a.content == b.content,
+        changes=tuple(_changes(a, b)),
+        files=tuple(_files(a.id, b.id, texts_a, texts_b)),
+    )
+
+
+def _changes(a: Release, b: Release) -> Iterator[ValueChange]:
+    groups: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
+        ("settings", _flat(a.settings), _flat(b.settings)),
+        ("image", _image(a), _image(b)),
+        (
+            "checkpoint",
+            _checkpoint(a),
+            _checkpoint(b),
+        ),
+        ("engine", _flat(a.engine), _flat(b.engine)),
+        ("gate", _gate(a), _gate(b)),
+        ("time", _times(a), _times(b)),
+    )
+    for group, old, new in groups:
+        for name in (*old, *(name for name in new if name not in old)):
+            if old.get(name, ABSENT) != new.get(name, ABSENT):
+                yield ValueChange(group=group, name=name, a=old.get(name, ABSENT), b=new.get(name, ABSENT))
+
+
+def _image(release: Release) -> dict[str, Any]:
+    image = release.image
+    return {"reference": image.reference, "id": image.id, "digest": image.digest} if image else {}
+
+
+def _checkpoint(release: Release) -> dict[str, Any]:
+    return {"directory": release.service.model_dir, "fingerprint": release.fingerprint, "files": release.stamp}
+
+
+def _gate(release: Release) -> dict[str, Any]:
+    return {"verdict": str(release.verdict), "reason": release.reason or None, "kit": release.kit}
+
+
+def _times(release: Release) -> dict[str, Any]:
+    return {"ready_seconds": release.ready_seconds, "gate_seconds": release.gate_seconds}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _files(a: str, b: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[FileChange]:
+    for name in sorted({*old, *new}):
+        before, after = old.get(name, ""), new.get(name, "")
+        if before != after:
+            lines = difflib.unified_diff(
+                redact(before).splitlines(), redact(after).splitlines(), f"{a}/{name}", f"{b}/{name}", lineterm="", n=1
+            )
+            yield FileChange(name=name, diff="\n".join(lines) or "only secret values differ")

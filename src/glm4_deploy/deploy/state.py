@@ -1,0 +1,267 @@
+"""What this directory last brought up: one small JSON file beside the rendered one."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from glm4_deploy.errors import DeployError, Locked, StorageError, UsageError
+from glm4_deploy.files import read_text, write_text
+from glm4_deploy.plan.spec import DeploymentSpec
+from glm4_deploy.report.wire import dumps
+
+# One deployment, one hand at a time: an advisory lock that the kernel drops when its holder dies.
+
+LOCK_FILE = "lock"
+
+
+@contextmanager
+def hold_lock(directory: Path, what: str) -> Iterator[None]:
+    """Hold the directory's lock while the body runs.
+
+    Raises:
+        Locked: another process holds it; the message says which and what it does.
+        StorageError: the directory cannot be made or written.
+    """
+    path = directory / LOCK_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", hint="check the directory's owner") from error
+    with file:
+        if not _take(file):
+            file.seek(0)
+            holder = file.read(200).strip() or "another glm4-deploy"
+            raise Locked(f"{holder} is at work in {directory}", hint="wait for it to end, or end it")
+        with suppress(OSError):  # a full disk: the lock holds without its label
+            file.truncate(0)
+            file.write(f"`glm4-deploy {what}` (pid {os.getpid()})")
+            file.flush()
+        yield
+        file.truncate(0)
+
+
+def _take(file: TextIO) -> bool:
+    """A second try or two: `held` takes the lock for a moment to look."""
+    for _ in range(4):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a living process holds the lock."""
+    try:
+        with (directory / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+# What a deployment is doing right now, on disk: a kit that was killed in the middle leaves it behind for the next.
+
+JOURNAL_FILE = "deploying.json"
+JOURNAL_SCHEMA = 1
+
+
+class JournalStage(StrEnum):
+    """In order. Up to PULL nothing has been touched; from RESTORE on the last good release is being put back."""
+
+    PREPARE = "prepare"
+    PULL = "pull"
+    STOP = "stop"
+    START = "start"
+    GATE = "gate"
+    RECORD = "record"
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """what: `up` or `rollback`. at: UTC, for people. good: the release to go back to, or ''.
+
+    unjudged: what ran when it began was itself left behind by a deployment that was cut off.
+    """
+
+    schema: int = JOURNAL_SCHEMA
+    what: str
+    stage: JournalStage = JournalStage.PREPARE
+    pid: int
+    at: str
+    good: str = ""
+    unjudged: bool = False
+
+    @property
+    def touched(self) -> bool:
+        """Whether what runs may be something that was never judged."""
+        return self.unjudged or self.stage not in (JournalStage.PREPARE, JournalStage.PULL)
+
+
+class Journal:
+    """The journal of one deployment. The first entry must be written; later ones are kept as well as the disk lets."""
+
+    def __init__(self, directory: Path, what: str, good: str) -> None:
+        self._path = directory / JOURNAL_FILE
+        self._earlier = interrupted_entry(directory)
+        self._entry = JournalEntry(
+            what=what,
+            pid=os.getpid(),
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            good=good,
+            unjudged=self._earlier is not None and self._earlier.touched,
+        )
+        write_text(self._path, dumps(self._entry) + "\n")
+
+    def stage(self, stage: JournalStage, *, must: bool = False) -> None:
+        """Enter a stage. Raises StorageError where it `must` be on disk: before the first thing is touched."""
+        self._entry = replace(self._entry, stage=stage)
+        if must:
+            write_text(self._path, dumps(self._entry) + "\n")
+        else:
+            self._write(self._entry)
+
+    def abandon(self) -> None:
+        """Nothing was touched: what an earlier deployment left is still what is so."""
+        if self._earlier is not None and self._earlier.touched:
+            self._write(self._earlier)
+        else:
+            self.end()
+
+    def _write(self, entry: JournalEntry) -> None:
+        with suppress(DeployError):  # a full disk: the earlier entry stays on record
+            write_text(self._path, dumps(entry) + "\n")
+
+    def end(self) -> None:
+        """What the journal was for is settled."""
+        forget_journal(self._path.parent)
+
+
+def forget_journal(directory: Path) -> None:
+    with suppress(OSError):
+        (directory / JOURNAL_FILE).unlink(missing_ok=True)
+
+
+def interrupted_entry(directory: Path) -> JournalEntry | None:
+    """The deployment that was cut off here, or None. Does not look whether one is still at work."""
+    try:
+        return TypeAdapter(JournalEntry).validate_json((directory / JOURNAL_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        return JournalEntry(
+            what="up", stage=JournalStage.START, pid=0, at="an unknown time"
+        )  # damaged: the safe reading
+
+
+def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[str, bool]:
+    """One sentence on a deployment under way or cut off ('' for none), and whether what runs was left unjudged.
+
+    at_work: whether it still is at work; by default the lock tells.
+    """
+    entry = interrupted_entry(directory)
+    if entry is None:
+        return "", False
+    if is_locked(directory) if at_work is None else at_work:
+        return f"{entry.what} is at work in the stage `{entry.stage}` (pid {entry.pid}, since {entry.at})", False
+    if not entry.touched:
+        return f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): nothing was changed", False
+    back = f"; the last good release is {entry.good}: glm4-deploy rollback {entry.good}" if entry.good else ""
+    words = f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): what runs is not judged"
+    return words + back, True
+
+
+DIRECTORY = Path(".glm4")
+RECORD_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The deployment that `status`, `logs`, `smoke` and `down` mean when they are told nothing else.
+
+    release: the id of what runs, once it was judged and recorded.
+    """
+
+    schema: int = RECORD_SCHEMA
+    runner: str
+    project: str
+    service: str
+    profile: str
+    base_url: str
+    model: str
+    max_model_len: int
+    files: tuple[str, ...]
+    id: str
+    started_at: float
+    verdict: str = "unknown"
+    ready_seconds: float | None = None
+    release: str = ""
+    api_key_file: str | None = None
+    replicas: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The Compose services that are engines: several stand behind a router."""
+        return self.replicas or (self.service,)
+
+
+def save_record(record: Record, directory: Path = DIRECTORY) -> None:
+    write_text(directory / "up.json", dumps(record) + "\n")
+
+
+def load_record(directory: Path = DIRECTORY) -> Record | None:
+    """The record, or None where nothing was brought up from here.
+
+    Raises:
+        UsageError: the file is not one of ours, or of a newer kit.
+    """
+    path = directory / "up.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(read_text(path))
+        known = {field.name for field in fields(Record)}
+        if content["schema"] > RECORD_SCHEMA:
+            raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
+        lists = {"files": tuple(content["files"]), "replicas": tuple(content.get("replicas", ()))}
+        return Record(**{**{key: content[key] for key in content if key in known}, **lists})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is damaged: {error}", hint="remove it; `glm4-deploy up` writes it anew") from None
+
+
+def expected_record(deployment: DeploymentSpec) -> Record:
+    """What the settings name where nothing is on record: a container that somebody started with plain Compose."""
+    return Record(
+        runner="compose",
+        project=deployment.project,
+        service=deployment.service,
+        profile=deployment.profile,
+        base_url=deployment.base_url,
+        model=deployment.served_model_name,
+        max_model_len=deployment.max_model_len,
+        files=(),
+        id="",
+        started_at=0.0,
+        api_key_file=deployment.hardening.api_key_file,
+        replicas=replica_names(deployment),
+    )
+
+
+def replica_names(deployment: DeploymentSpec) -> tuple[str, ...]:
+    """The services behind a router; () for one engine."""
+    return tuple(one.service for one in deployment.replicas) if deployment.router else ()

@@ -1,0 +1,244 @@
+"""From what a host tells of its GPU to the row that the planner works with. Pure."""
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glm4_deploy.catalog.rows import Gpu, gpu_by_size, recognise
+from glm4_deploy.host.system import HostFacts
+from glm4_deploy.run import Output, run_program
+
+# What is known of a GPU and of who holds its memory. What the driver does not tell is None, never 0.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess:
+    """A process that holds GPU memory. `used_mib` is None where the driver does not tell."""
+
+    pid: int
+    name: str
+    used_mib: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """One GPU as the driver describes it. Sizes in MiB; None: not told (a GB10 tells no memory).
+
+    mig: whether MIG mode is on; None where the product has none.
+    """
+
+    index: int
+    name: str
+    driver: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    total_mib: float | None = None
+    used_mib: float | None = None
+    free_mib: float | None = None
+    mig: bool | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReport:
+    """All of it. `trouble` says, in words for a person, why nothing or not everything could be read.
+
+    answered: False where the driver's tool hung: then no GPU listed does not mean that there is none.
+    """
+
+    gpus: tuple[GpuFacts, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
+    driver: str | None = None
+    source: str = ""
+    trouble: str = ""
+    answered: bool = True
+
+
+# GPUs of this host, asked of NVML and of nvidia-smi. What they do not tell stays None, never 0.
+
+QUERY = "index,name,driver_version,compute_cap,memory.total,memory.used,memory.free,mig.mode.current,temperature.gpu"
+APPS = "pid,process_name,used_gpu_memory"
+# What nvidia-smi prints where it does not know.
+UNKNOWN = frozenset({"", "[n/a]", "n/a", "[not supported]", "not supported", "[unknown error]", "[gpu requires reset]"})
+
+
+def read_gpus(*, timeout: float = 1.8) -> GpuReport:
+    """Ask NVML, and nvidia-smi where NVML cannot be loaded. Does not raise."""
+    report = _from_nvml()
+    if report.gpus:
+        return report
+    gpus = run_program("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,nounits", timeout=timeout)
+    apps = Output(code=None)
+    if gpus.ok:
+        apps = run_program("nvidia-smi", f"--query-compute-apps={APPS}", "--format=csv,nounits", timeout=timeout)
+    smi = from_nvidia_smi(gpus, apps)
+    if smi.gpus or not report.trouble:
+        return smi
+    return replace(smi, trouble=f"{smi.trouble}; {report.trouble}".strip("; "))
+
+
+def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
+    """What the two queries (csv with its header line) say. Pure."""
+    if not gpus.ok:
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus), answered=not gpus.timed_out)
+    rows = parse_gpus(gpus.stdout)
+    if not rows:
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus) or "nvidia-smi lists no GPU")
+    driver = next((row.driver for row in rows if row.driver), None)
+    return GpuReport(
+        gpus=rows, processes=parse_apps(apps.stdout) if apps.ok else (), driver=driver, source="nvidia-smi"
+    )
+
+
+def _trouble(output: Output) -> str:
+    """The first line of what it complained about."""
+    text = output.trouble or output.stdout.strip() or output.stderr.strip()
+    return text.splitlines()[0][:200] if text else ""
+
+
+def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
+    """The csv of `nvidia-smi --query-gpu`, whatever its columns, with or without units."""
+    return tuple(_gpu(number, row) for number, row in enumerate(_rows(text)) if row.get("name"))
+
+
+def parse_apps(text: str) -> tuple[GpuProcess, ...]:
+    """The csv of `nvidia-smi --query-compute-apps`."""
+    found = []
+    for row in _rows(text):
+        pid = _number(row.get("pid"))
+        if pid is not None:
+            used = _number(row.get("used_gpu_memory") or row.get("used_memory"))
+            found.append(GpuProcess(pid=int(pid), name=row.get("process_name") or "", used_mib=used))
+    return tuple(found)
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """Rows by column name, units taken off the names; unknown values dropped."""
+    lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text)) if line]
+    header = next((line for line in lines if "name" in line or any(cell.startswith("pid") for cell in line)), None)
+    if header is None:
+        return []
+    names = [cell.split(" [")[0] for cell in header]
+    body = lines[lines.index(header) + 1 :]
+    return [
+        {name: cell for name, cell in zip(names, line, strict=True) if cell.lower() not in UNKNOWN}
+        for line in body
+        if len(line) == len(names)
+    ]
+
+
+def _gpu(number: int, row: dict[str, str]) -> GpuFacts:
+    index = _number(row.get("index"))
+    mig = row.get("mig.mode.current")
+    return GpuFacts(
+        index=number if index is None else int(index),
+        name=row["name"],
+        driver=row.get("driver_version"),
+        compute_capability=_capability(row.get("compute_cap")),
+        total_mib=_number(row.get("memory.total")),
+        used_mib=_number(row.get("memory.used")),
+        free_mib=_number(row.get("memory.free")),
+        mig=None if mig is None else mig.lower() == "enabled",
+        temperature_c=_number(row.get("temperature.gpu")),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    """`81559`, `81559 MiB` → 81559.0; anything else → None."""
+    try:
+        return float(text.split()[0]) if text else None
+    except (ValueError, IndexError):
+        return None
+
+
+def _capability(text: str | None) -> tuple[int, int] | None:
+    major, _, minor = (text or "").partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _from_nvml() -> GpuReport:
+    """NVML through nvidia-ml-py. Each figure is asked for by itself: one that is not supported is None."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError) as error:
+        return GpuReport(source="NVML", trouble=f"NVML: {error}")
+    try:
+        driver = _text(_ask(pynvml.nvmlSystemGetDriverVersion))
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(_nvml_gpu(index, handle, driver) for index, handle in enumerate(handles))
+        processes = tuple(process for handle in handles for process in _nvml_processes(handle))
+        return GpuReport(gpus=gpus, processes=processes, driver=driver, source="NVML")
+    except pynvml.NVMLError as error:
+        return GpuReport(source="NVML", trouble=f"NVML: {error}")
+    finally:
+        _ask(pynvml.nvmlShutdown)
+
+
+def _ask(function: Any, *arguments: Any) -> Any:
+    """An NVML answer, None where this product or driver does not give it."""
+    import pynvml
+
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
+    import pynvml
+
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    known = memory is not None and memory.total > 0
+    return GpuFacts(
+        index=index,
+        name=_text(_ask(pynvml.nvmlDeviceGetName, handle)) or "unnamed GPU",
+        driver=driver,
+        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        total_mib=memory.total / 2**20 if known else None,
+        used_mib=memory.used / 2**20 if known else None,
+        free_mib=memory.free / 2**20 if known else None,
+        mig=None if mig is None else bool(mig[0]),
+        temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+    )
+
+
+def _nvml_processes(handle: Any) -> list[GpuProcess]:
+    import pynvml
+
+    return [
+        GpuProcess(
+            pid=process.pid,
+            name=_text(_ask(pynvml.nvmlSystemGetProcessName, process.pid)) or "",
+            used_mib=None if process.usedGpuMemory is None else process.usedGpuMemory / 2**20,
+        )
+        for process in _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+    ]
+
+
+def _text(value: Any) -> str | None:
+    """Older NVML bindings give bytes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return None if value is None else str(value)
+
+
+def gpu_row(report: GpuReport, host: HostFacts | None) -> Gpu | None:
+    """The first GPU; None where its size or compute capability is not known (no GPU, MIG is on)."""
+    if not report.gpus:
+        return None
+    facts = report.gpus[0]
+    known = recognise(facts.name)
+    capability = facts.compute_capability or (known.compute_capability if known else None)
+    pool = host.memory_total / 2**20 if host and host.memory_total else None
+    if capability is None or facts.mig:
+        return None
+    if known is not None and known.unified:
+        return replace(known, total_mib=pool, exact=True) if pool else known
+    if facts.total_mib is not None:
+        return gpu_by_size(facts.total_mib, capability, label=facts.name)
+    if known is None and pool:
+        return gpu_by_size(pool, capability, unified=True, label=facts.name)
+    return known

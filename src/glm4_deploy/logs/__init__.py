@@ -1,0 +1,1 @@
+"""Pure: what an engine's log says. Imports `catalog` and `text`."""

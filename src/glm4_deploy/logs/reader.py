@@ -1,0 +1,299 @@
+"""An engine's log, read as it comes: what the engine is and did, how far it came, and what went wrong and why.
+
+Pure: it is fed lines or bytes and opens nothing. Memory does not grow with the log.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from glm4_deploy.catalog.rows import Signature
+from glm4_deploy.logs.facts import EngineFacts, Phase, checkpoint_size, learn_line, progress
+from glm4_deploy.logs.line import (
+    LONGEST_KNOWN,
+    Line,
+    LogPart,
+    Raised,
+    Tracebacks,
+    decode,
+    looks_like_a_log,
+    parts_of,
+    visible,
+)
+from glm4_deploy.text import redact
+
+TAIL_LINES = 200
+LONGEST_QUOTE = 1000
+MOST_GENERIC = 10
+LAST_WORDS = 20  # lines: what stands among so many at the end of a log may be why it ends
+
+
+class LogSeverity(StrEnum):
+    FATAL = "fatal"
+    ERROR = "error"
+    WARN = "warn"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFinding:
+    """line: as it stands in the log, without control characters and secrets. number: of that line, from 1. count: how
+    often it was seen. wrapper: it only reports that something else failed."""
+
+    id: str
+    severity: LogSeverity
+    line: str
+    cause: str
+    fix: str
+    source: str = ""
+    wrapper: bool = False
+    count: int = 1
+    number: int = 0
+
+
+class LogReader:
+    """Feed it every line; `facts` and `findings` are up to date after each.
+
+    A log may hold several starts (a container that restarts): the facts are those of the last one, the findings those
+    of all.
+    """
+
+    def __init__(self) -> None:
+        self.facts = EngineFacts()
+        self.starts = 0
+        self.lines = 0
+        self._findings: dict[str, LogFinding] = {}
+        self._tail: deque[str | bytes] = deque(maxlen=TAIL_LINES)
+        self._tracebacks = Tracebacks()
+        self._generic = 0
+        self._recognised = False
+        self._last_error: tuple[str, int] | None = None
+        self._forget_start()
+
+    def _forget_start(self) -> None:
+        self._troubled = False
+        self._banners: set[str] = set()
+        self._size: float | None = None
+        self._clock: tuple[float, float] | None = None
+        self._now: float | None = None  # of the last line that had a time
+        self._stamp: tuple[float, float] | None = None
+
+    @property
+    def findings(self) -> tuple[LogFinding, ...]:
+        """Failures first in the order of their lines, then warnings, then information, at last the wrappers."""
+        return tuple(sorted(self._judged(), key=_rank))
+
+    def _judged(self) -> Iterator[LogFinding]:
+        """An unknown error that was the last word of an engine that never came up is a failure, unless one is known."""
+        rows = self._findings
+        failed = any(row.severity in _FAILURES and not row.wrapper for row in rows.values())
+        key, number = self._last_error or ("", 0)
+        last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY and not failed
+        for name, row in rows.items():
+            yield replace(row, severity=LogSeverity.ERROR) if last_word and name == key else row
+
+    @property
+    def recognised(self) -> bool:
+        """Whether anything in it is of a log: a fact, a failure, a traceback, a level, a time."""
+        known = self._recognised or bool(self._findings) or self.facts != EngineFacts()
+        return known or any(map(looks_like_a_log, self.tail(TAIL_LINES)))
+
+    @property
+    def fatal(self) -> LogFinding | None:
+        """The first finding after which the engine cannot come up or go on; causes before wrappers."""
+        return next((row for row in self.findings if row.severity is LogSeverity.FATAL), None)
+
+    @property
+    def watching(self) -> bool:
+        """Whether every line matters now: a traceback is open, or the log has just begun."""
+        return self._tracebacks.any_open or self.lines < TAIL_LINES
+
+    def feed(self, line: str) -> None:
+        """One line; carriage returns (progress bars, CRLF) part it further."""
+        self.lines += 1
+        for part in parts_of(line) if len(line) <= LONGEST_KNOWN else parts_of.__wrapped__(line):
+            self._take(part)
+
+    def tail(self, count: int) -> tuple[str, ...]:
+        """The last lines, at most 200, without secrets."""
+        lines = list(self._tail)[-count:]
+        return tuple(redact(line if isinstance(line, str) else visible(decode(line)).rstrip()) for line in lines)
+
+    def skip(self, lines: Sequence[bytes]) -> None:
+        """Count lines that nothing can be read from."""
+        self.lines += len(lines)
+        self._tail.extend(lines[-TAIL_LINES:])
+
+    def _take(self, part: LogPart) -> None:
+        shown, line, writer = part.shown, part.line, part.writer
+        self._tail.append(shown)
+        if part.boot:
+            self._begin(part.boot)
+        if line.clock != self._now or line.stamp is not None:
+            self._time(line)
+        if part.telling:
+            self._learn(line.text)
+        if not self._recognised:
+            self._recognised = looks_like_a_log(shown)
+        if part.opens:
+            self._forget_errors(writer)
+        raised = self._tracebacks.feed(writer, line.text) if part.opens or self._tracebacks.any_open else None
+        if part.rows and self._match(part.rows, line, shown):
+            return
+        if raised is not None:
+            self._unknown(raised, line, shown)
+        elif line.level in _LOUD and not self._tracebacks.wrote(writer):
+            self._unknown_error(writer, line, shown)
+
+    def _begin(self, said: str) -> None:
+        """A start shows by its banner; a new one by a banner seen before, once the last went past its beginning."""
+        under_way = self._troubled or self.facts.phase not in (Phase.STARTING, Phase.CONFIG)
+        if under_way and (said in self._banners or not self.starts):
+            self.facts = EngineFacts()
+            self._forget_start()
+            self.starts += 1
+        self.starts = max(self.starts, 1)
+        self._banners.add(said)
+
+    def _time(self, line: Line) -> None:
+        self._now = line.clock
+        if line.clock is not None:
+            first, last = self._clock or (line.clock, line.clock)
+            self._clock = (first, line.clock if line.clock > last or first - line.clock > 15e6 else last)
+        if line.stamp is not None:
+            first, last = self._stamp or (line.stamp, line.stamp)
+            self._stamp = (first, max(last, line.stamp))
+
+    def _ready_seconds(self) -> float | None:
+        """By the engine's own clock, or by Docker's where the engine writes none."""
+        span = self._clock or self._stamp
+        if span is None or span[0] == span[1]:
+            return None
+        seconds = span[1] - span[0]
+        year = 366 * 86400.0
+        return round(seconds if seconds >= 0 else seconds + year, 1)
+
+    def _learn(self, text: str) -> None:
+        before = self.facts.phase
+        self.facts = learn_line(self.facts, text)
+        if self.facts.phase is Phase.READY and before is not Phase.READY:
+            self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
+        self._size = checkpoint_size(text) or self._size
+        seen = progress(text, self._size)
+        if seen is not None and seen[0] is self.facts.phase:
+            self.facts = replace(self.facts, progress=seen[1])
+
+    def _match(self, rows: tuple[Signature, ...], line: Line, shown: str) -> bool:
+        """Take in what the signatures say of this line; whether any is to be believed."""
+        known = False
+        for row in rows:
+            severity = _heard(row, line.level)
+            if severity is None:
+                continue
+            known = True
+            self.add(_finding(row, severity, shown, self.lines))
+            if row.id == "not-native-fp4":
+                self.facts = replace(self.facts, native_fp4=False)
+        return known
+
+    def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
+        """An exception that no signature knows: quoted, with the place that raised it."""
+        if raised.line.partition(":")[0].rpartition(".")[2] in _ENDED_FROM_OUTSIDE:
+            return
+        key = f"unknown-exception {raised.line[:200]}"
+        if key not in self._findings:
+            if self._generic >= MOST_GENERIC:
+                return
+            self._generic += 1
+        at = f"{raised.file}:{raised.number}" if raised.file else "a place that the log does not name"
+        self.add(
+            LogFinding(
+                id="unknown-exception",
+                severity=LogSeverity.WARN if line.level in _QUIET else LogSeverity.ERROR,
+                line=shown,
+                cause=f"an exception that no signature knows, raised at {at}",
+                fix="read the lines around it; search vLLM's issues for its words and that file",
+                source=f"traceback, raised at {at}",
+                number=self.lines,
+            ),
+            key,
+        )
+
+    def _unknown_error(self, writer: tuple[str, str], line: Line, shown: str) -> None:
+        """A line of level ERROR that no signature knows; not one that continues or follows a traceback."""
+        if not line.text.strip():
+            return
+        key = f"unknown-error {writer} {_DIGITS.sub('0', line.text[:200])}"
+        if key not in self._findings:
+            others = [name for name, row in self._findings.items() if row.id == "unknown-error"]
+            for name in others[: 1 - MOST_GENERIC]:
+                del self._findings[name]
+        self._last_error = (key, self.lines)
+        finding = LogFinding(
+            id="unknown-error",
+            severity=LogSeverity.WARN,
+            line=shown,
+            cause="the engine logged an error that no signature knows",
+            fix="read the lines around it; search vLLM's issues for its words",
+            source=f"level {line.level}",
+            number=self.lines,
+        )
+        self.add(finding, key)
+
+    def _forget_errors(self, writer: tuple[str, str]) -> None:
+        """What this writer said before its traceback only introduced it."""
+        for key in [key for key in self._findings if key.startswith(f"unknown-error {writer} ")]:
+            del self._findings[key]
+
+    def add(self, finding: LogFinding, key: str = "") -> None:
+        """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays.
+
+        Its line is cut only once its secrets are out: half a secret looks like none.
+        """
+        self._troubled |= finding.severity in (LogSeverity.FATAL, LogSeverity.ERROR)
+        old = self._findings.get(key or finding.id)
+        if old is None or _GRAVITY[finding.severity] < _GRAVITY[old.severity]:
+            count = 1 if old is None else old.count + 1
+            line = redact(finding.line)[:LONGEST_QUOTE]
+            self._findings[key or finding.id] = replace(finding, line=line, count=count)
+        else:
+            self._findings[key or finding.id] = replace(old, count=old.count + 1)
+
+
+_GRAVITY = {LogSeverity.FATAL: 0, LogSeverity.ERROR: 1, LogSeverity.WARN: 2, LogSeverity.INFO: 3}
+# A stop, or a client that went away, writes tracebacks too: they are no failure.
+_ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
+_QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
+_LOUD = frozenset({"ERROR", "CRITICAL"})
+_FAILURES = frozenset({LogSeverity.FATAL, LogSeverity.ERROR})
+_DIGITS = re.compile(r"\d+")
+
+
+def _rank(finding: LogFinding) -> tuple[bool, int, int]:
+    return finding.wrapper, max(_GRAVITY[finding.severity], 1), finding.number
+
+
+def _heard(row: Signature, level: str) -> LogSeverity | None:
+    """How grave a match is on a line of that level; None: not to be believed (a logged prompt may quote anything)."""
+    severity = LogSeverity(row.severity)
+    if severity in (LogSeverity.FATAL, LogSeverity.ERROR):
+        if level in ("DEBUG", "INFO"):
+            return None
+        if level == "WARNING":
+            return LogSeverity.WARN
+    return severity
+
+
+def _finding(row: Signature, severity: LogSeverity, shown: str, number: int) -> LogFinding:
+    return LogFinding(
+        id=row.id,
+        severity=severity,
+        line=shown,
+        cause=row.cause,
+        fix=row.fix,
+        source=row.source,
+        wrapper=row.wrapper,
+        number=number,
+    )

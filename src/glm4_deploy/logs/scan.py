@@ -1,0 +1,163 @@
+"""A log from a file or a pipe."""
+
+import codecs
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+from glm4_deploy.catalog.rows import signatures
+from glm4_deploy.errors import StorageError, UsageError
+from glm4_deploy.logs.facts import literals
+from glm4_deploy.logs.line import ANSI, LONGEST_LINE, START, Unwrapped, decode, without_prompts
+from glm4_deploy.logs.reader import LogReader
+
+# A whole log, of any size, through a LogReader: most of its lines are never looked at closely.
+#
+# A log of hundreds of megabytes says the same few things again and again, with other numbers. So every line is reduced
+# to its shape (each digit a 0); a shape that holds no literal which any fact, phase or signature needs is remembered,
+# and its lines are counted and passed over. That loses nothing: the literals are reduced in the same way.
+
+# How PyTorch begins a line of level error or fatal: `[E1123 14:42:43.1 …`, `[E321 …`, `[E x.cpp:2]`.
+_TORCH = ("E0000 00:00:00", "F0000 00:00:00", "E000 00:00:00", "F000 00:00:00", "[E ", "[F ")
+COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", *_TORCH)
+_UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
+MOST_SHAPES = 1 << 14
+MOST_BYTES = 1 << 20
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_ANSI = re.compile(ANSI.pattern.encode("ascii"))
+
+
+@cache
+def _needles() -> tuple[bytes, ...]:
+    """One of these is in the shape of every line that may matter. The common ones make most of the others needless."""
+    words = {START, *COMMON, *literals(), *(word for row in signatures() for word in row.has)}
+    shapes = {word.encode().translate(_DIGITS) for word in words}
+    return tuple(sorted(one for one in shapes if not any(other in one for other in shapes - {one})))
+
+
+def scan_log(reader: LogReader, chunks: Iterable[bytes]) -> LogReader:
+    """Feed the reader a stream of bytes, cut anywhere: UTF-8, UTF-16 (PowerShell writes it), records of JSON."""
+    dull: set[bytes] = set()
+    for block in _lines(_utf8(chunks)):
+        lines = block.split(b"\n")
+        shapes = block.translate(_DIGITS).split(b"\n")
+        new = set(shapes) - dull
+        telling = _telling(new)
+        dull |= new - telling
+        if not telling and not reader.watching:
+            reader.skip(lines)
+        else:
+            _look(reader, lines, shapes, telling)
+        if len(dull) > MOST_SHAPES or sum(map(len, new)) > MOST_BYTES:
+            dull.clear()
+    return reader
+
+
+def _telling(shapes: set[bytes]) -> set[bytes]:
+    text = b"\n".join(shapes)
+    found = [needle for needle in _needles() if needle in text]
+    return {shape for shape in shapes if any(needle in shape for needle in found)} if found else set()
+
+
+def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: set[bytes]) -> None:
+    """Line by line: those that may tell something, and all of them while a traceback is open."""
+    for line, shape in zip(lines, shapes, strict=True):
+        if shape in telling or reader.watching:
+            reader.feed(decode(line))
+        else:
+            reader.skip((line,))
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines as the engine wrote them, without what its users said."""
+    unwrapped = Unwrapped()
+    for block in _blocks(chunks):
+        yield _plain(without_prompts(unwrapped.feed(block)))
+    if rest := unwrapped.rest():
+        yield rest
+
+
+def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, the last newline taken off; a line beyond the limit is cut."""
+    rest = b""
+    for chunk in chunks:
+        block, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            yield rest + block
+            rest = tail
+        elif len(rest) < LONGEST_LINE:
+            rest += tail
+    if rest:
+        yield rest
+
+
+def _plain(chunk: bytes) -> bytes:
+    if b"\0" in chunk:
+        chunk = chunk.replace(b"\0", b"")
+    return _ANSI.sub(b"", chunk) if b"\x1b" in chunk else chunk
+
+
+def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """UTF-16 is known by its mark and a first ASCII letter; without them its NULs are dropped later: ASCII is left."""
+    begin, plain, decoder = b"", False, None
+    for chunk in chunks:
+        if decoder is not None:
+            yield decoder.decode(chunk).encode(errors="replace")
+        elif plain:
+            yield chunk
+        elif len(begin := begin + chunk) >= 4:
+            decoder = codecs.getincrementaldecoder("utf-16")("replace") if _UTF16.match(begin) else None
+            plain = decoder is None
+            yield begin if decoder is None else decoder.decode(begin).encode(errors="replace")
+    if not plain and decoder is None and begin:
+        yield begin
+
+
+CHUNK = 1 << 18
+GZIP = 31  # zlib's wbits for a gzip header
+
+
+def read_file(name: str) -> tuple[str, LogReader]:
+    """A file, or - for standard input; what was read, for people, and the reader that read it.
+
+    Raises:
+        UsageError: it cannot be opened. StorageError: it cannot be read to its end.
+    """
+    try:
+        if name == "-":
+            return "standard input", scan_log(LogReader(), _inflated(_chunks(sys.stdin.buffer.read)))
+        with Path(name).open("rb") as file:
+            return name, scan_log(LogReader(), _inflated(_chunks(file.read)))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}", hint="name a log file, or - for a pipe") from None
+    except OSError as error:
+        raise StorageError(f"cannot read {name}: {error.strerror or error}", hint="check the disk") from error
+
+
+def _inflated(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """What gzip (a rotated log) holds, as far as it goes; anything else as it is."""
+    parts = iter(chunks)
+    first = next(parts, b"")
+    if not first.startswith(b"\x1f\x8b"):
+        yield from chain((first,), parts)
+        return
+    inflate = zlib.decompressobj(wbits=GZIP)
+    for raw in chain((first,), parts):
+        chunk = raw
+        while chunk:
+            try:
+                yield inflate.decompress(chunk)
+            except zlib.error:
+                return  # damaged from here on, or zeros after the end
+            chunk = inflate.unused_data
+            if inflate.eof:
+                inflate = zlib.decompressobj(wbits=GZIP)
+
+
+def _chunks(some: Callable[[int], bytes]) -> Iterator[bytes]:
+    while chunk := some(CHUNK):
+        yield chunk

@@ -1,0 +1,220 @@
+"""Which arithmetic to expect for a checkpoint on a GPU, and why. Pure."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from glm4_deploy.catalog.rows import Capability, Gpu, Version
+
+# The shape of a model, as far as memory goes. Bytes everywhere; GiB only where something is shown.
+
+GIB = 2**30
+MIB = 2**20
+
+# Bytes of one element in the KV cache. `auto` is the model's own type, 16 bit here.
+KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+
+
+class WeightFormat(StrEnum):
+    NVFP4 = "nvfp4"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a dense decoder. `checkpoint_bytes` is the sum of its tensors as stored.
+
+    max_position: longest context that the model was made for, tokens.
+    """
+
+    name: str
+    weights: WeightFormat
+    checkpoint_bytes: int
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_position: int
+
+    def kv_heads_per_rank(self, tensor_parallel: int) -> int:
+        """KV heads are split over ranks as far as there are any, then copied."""
+        return max(1, self.kv_heads // tensor_parallel)
+
+    def kv_token_bytes(self, dtype: str, tensor_parallel: int = 1) -> int:
+        """Bytes that one token takes in one rank's KV cache: K and V, all layers."""
+        return 2 * self.layers * self.kv_heads_per_rank(tensor_parallel) * self.head_dim * KV_BYTES[dtype]
+
+
+def glm4_9b(weights: WeightFormat = WeightFormat.NVFP4) -> ModelShape:
+    """GLM-4-9B-chat-hf. Source: the base checkpoint's config.json and tensors; NVFP4 as llm-compressor writes it."""
+    size = {WeightFormat.NVFP4: 7_072_892_800, WeightFormat.BF16: 18_799_902_720}[weights]
+    return ModelShape(
+        name="GLM-4-9B",
+        weights=weights,
+        checkpoint_bytes=size,
+        layers=40,
+        hidden=4096,
+        ffn=13696,
+        heads=32,
+        kv_heads=2,
+        head_dim=128,
+        vocab=151552,
+        max_position=131072,
+    )
+
+
+# What each vLLM version does with memory at start. One function a rule, each with the source that it was read from.
+#
+# Sources are paths in the vLLM repository. The rules were compared on its releases 0.11.0, 0.11.1, 0.12.0, 0.13.0,
+# 0.14.1, 0.16.0, 0.17.1, 0.18.1, 0.19.0, 0.20.1, 0.21.0, 0.22.1, 0.23.0, 0.24.0, 0.25.1, 0.26.0, 0.27.1, 0.28.0,
+# 0.31.0, 0.32.0 and 0.33.0.
+
+OLDEST: Version = (0, 11)
+NEWEST: Version = (0, 33)
+BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE; FlashAttention, FlashInfer and Triton backends all keep it
+# envs.VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, allocated by the FlashInfer backend on its first real batch
+FLASHINFER_WORKSPACE = 394 * 2**20
+
+
+def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
+    """total × fraction; rounded up from 0.14 on (v1/worker/utils.py request_memory)."""
+    wanted = total_bytes * fraction
+    return math.ceil(wanted) if version >= (0, 14) else int(wanted)
+
+
+def counts_graphs(version: Version) -> bool:
+    """Whether CUDA graphs are estimated and taken out of the KV cache.
+
+    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
+    says 0.21).
+    """
+    return version >= (0, 20)
+
+
+def default_fraction(version: Version) -> float:
+    """gpu_memory_utilization where none is given (config/cache.py)."""
+    return 0.92 if version >= (0, 20) else 0.9
+
+
+def default_num_seqs(version: Version, gpu: Gpu) -> int:
+    """max_num_seqs of the API server where none is given (engine/arg_utils.py get_batch_defaults)."""
+    return 1024 if default_batched_tokens(version, gpu, max_num_seqs=2**20, max_model_len=2**20) > 2048 else 256
+
+
+def default_batched_tokens(version: Version, gpu: Gpu, *, max_num_seqs: int, max_model_len: int) -> int:
+    """max_num_batched_tokens of the API server where none is given (engine/arg_utils.py get_batch_defaults).
+
+    The device's memory is asked of NVML, which a GB10 or Thor does not answer: they get the small default (0.33 reads
+    it elsewhere and then excludes the GB10 by name).
+    """
+    seen = 0 if gpu.unified else (gpu.smi_mib or gpu.total_mib) * 2**20
+    if version >= (0, 33) and gpu.unified and gpu.compute_capability != (12, 1):
+        seen = gpu.total_bytes
+    tokens = 2048
+    if version >= (0, 28) and seen >= 160 * GIB:
+        tokens = 16384
+    elif seen >= 70 * GIB and "a100" not in gpu.label.lower():
+        tokens = 8192
+    return min(tokens, max_num_seqs * max_model_len)
+
+
+def capture_sizes(version: Version, gpu: Gpu, *, max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
+    """Batch sizes that get a CUDA graph, ascending (config/vllm.py _set_cudagraph_sizes)."""
+    ceiling = 1024 if version >= (0, 28) and gpu.compute_capability[0] == 10 else 512
+    largest = min(max_num_seqs * 2, ceiling)
+    if version < (0, 11, 1):
+        sizes = [1, 2, 4, *range(8, largest + 1, 8)]
+        return tuple(size for size in sizes if size <= max_num_batched_tokens)
+    largest = min(largest, max_num_batched_tokens)
+    sizes = [size for size in (1, 2, 4) if size <= largest]
+    sizes += range(8, min(largest + 1, 256), 8)
+    sizes += range(256, largest + 1, 16)
+    if version >= (0, 20) and max_num_batched_tokens <= largest:
+        sizes.append(max_num_batched_tokens)
+    return tuple(sorted(set(sizes)))
+
+
+def graph_counts(sizes: tuple[int, ...], max_num_seqs: int) -> tuple[int, int]:
+    """Piecewise and full graphs of FULL_AND_PIECEWISE, the default mode: one for each size, full ones for sizes that
+    pure decode needs.
+
+    Borne out by logs: 19 + 11 for 64 sequences (0.24), 51 + 35 for 256 (0.13).
+    """
+    return len(sizes), sum(1 for size in sizes if size <= max_num_seqs)
+
+
+def runner_v2(version: Version) -> bool:
+    """Whether a dense model runs on model runner V2 (config/vllm.py use_v2_model_runner)."""
+    return version >= (0, 25)
+
+
+def sampler_bytes_per_logit(version: Version, rows: int) -> int:
+    """Peak bytes for each logit of the sampler's dummy run.
+
+    To 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64 bit indices with scratch: 38,
+    measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 + 4, and 8 for
+    softmax and noise (v1/sample/ops/topk_topp_sampler.py). Runner V2 samples without filters
+    (v1/worker/gpu/model_runner.py _dummy_sampler_run), from 0.33 with all of them: 36, an estimate from one log.
+    """
+    if version >= (0, 33):
+        return 36
+    if runner_v2(version):
+        return 6
+    return 14 if version >= (0, 17) and rows >= 8 else 38
+
+
+def counted_state_bytes(version: Version, rows: int, vocab: int) -> float:
+    """Counts of the penalties that runner V2 keeps for each sequence (v1/worker/gpu/sample/penalties.py).
+
+    They are there before the weights, so vLLM counts them from 0.27 on only, when it began to measure all that is used.
+    """
+    return rows * vocab * 4.125 if version >= (0, 27) else 0.0
+
+
+def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
+    """The figure of the line `GPU KV cache size` (v1/core/kv_cache_utils.py, get_kv_cache_capacity from 0.20)."""
+    if version < (0, 20):
+        return blocks * BLOCK_TOKENS
+    return int(concurrency(blocks, max_model_len) * max_model_len)
+
+
+def concurrency(blocks: int, max_model_len: int) -> float:
+    """Requests of max_model_len that fit at once (get_max_concurrency_for_kv_cache_config)."""
+    return blocks / math.ceil(max_model_len / BLOCK_TOKENS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPath:
+    """native: 4 bit arithmetic on tensor cores. `flaw` names what can still go wrong, empty where nothing is known."""
+
+    name: str
+    native: bool
+    why: str
+    flaw: str = ""
+
+
+def kernel_path(capability: Capability, weights: WeightFormat, vllm: tuple[int, ...]) -> KernelPath:
+    """The path that vLLM picks by itself. The engine's log has the last word: `Using … for NVFP4 GEMM`."""
+    shown = f"compute capability {capability[0]}.{capability[1]}"
+    if weights is WeightFormat.BF16:
+        return KernelPath(name="bf16", native=False, why="the checkpoint is not quantised")
+    if capability >= (10, 0):
+        return KernelPath(
+            name="native FP4",
+            native=True,
+            why=f"{shown} has FP4 tensor cores: weights and activations in 4 bit",
+            flaw=""
+            if capability[0] < 12 or vllm >= (0, 20)
+            else "before vLLM 0.20 some NVFP4 tiles fail on 12.x"
+            " (vllm#38423): look for `illegal instruction` in the log",
+        )
+    if capability >= (7, 5):
+        return KernelPath(
+            name="Marlin, weight-only",
+            native=False,
+            why=f"{shown} has no FP4 tensor cores: weights stay 4 bit in memory, arithmetic is 16 bit",
+        )
+    return KernelPath(name="none", native=False, why=f"{shown} is older than any NVFP4 kernel of vLLM")

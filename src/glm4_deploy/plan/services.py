@@ -1,0 +1,255 @@
+"""(Settings, Profile) → the engines of one host, each on its own devices, and the router in front of several."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from glm4_deploy.catalog.rows import Profile, load_catalog
+from glm4_deploy.errors import UsageError
+from glm4_deploy.settings import Settings
+
+# Settings → what the services beside the engine need to know. Their images are pinned in services.yaml.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """host: the name in its certificate. published: the host address of its ports. body_limit: Caddy's size."""
+
+    image: str
+    host: str
+    published: str
+    port: int
+    ui_port: int
+    tls: str
+    body_limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitoring:
+    """Images and host ports. gpu_exporter: host:port of an exporter of NVIDIA's metrics, None where there is none."""
+
+    prometheus: str
+    node_exporter: str
+    grafana: str
+    prometheus_port: int
+    grafana_port: int
+    gpu_exporter: str | None
+
+
+def monitoring(settings: Settings) -> Monitoring:
+    return Monitoring(
+        prometheus=service_image("prometheus", settings),
+        node_exporter=service_image("node-exporter", settings),
+        grafana=service_image("grafana", settings),
+        prometheus_port=settings.prometheus_port,
+        grafana_port=settings.grafana_port,
+        gpu_exporter=settings.gpu_exporter,
+    )
+
+
+def gateway(settings: Settings) -> Gateway:
+    return Gateway(
+        image=service_image("caddy", settings),
+        host=settings.gateway_host,
+        published=f"[{settings.gateway_bind}]" if ":" in settings.gateway_bind else settings.gateway_bind,
+        port=settings.gateway_port,
+        ui_port=settings.gateway_ui_port,
+        tls=settings.gateway_tls,
+        body_limit=settings.gateway_body_limit,
+    )
+
+
+def pinned(reference: str, digests: Mapping[str, str]) -> str:
+    """`repository:tag`, with its digest where `glm4-deploy lock` wrote one."""
+    return f"{reference}@{digests[reference]}" if reference in digests else reference
+
+
+def service_image(name: str, settings: Settings) -> str:
+    """A row of services.yaml as a reference."""
+    row = load_catalog("services")["images"][name]
+    return pinned(f"{row['repository']}:{row['tag']}", settings.digests)
+
+
+def references(engine: str, extras: Iterable[str]) -> tuple[str, ...]:
+    """Every `repository:tag` of a deployment, without digests."""
+    used = {"gateway": ("caddy",), "monitoring": ("prometheus", "node-exporter", "grafana"), "ui": ("ui",)}
+    rows = load_catalog("services")["images"]
+    names = [name for extra in extras for name in used.get(extra, ())]
+    return (engine.partition("@")[0], *(f"{rows[name]['repository']}:{rows[name]['tag']}" for name in names))
+
+
+# (Settings, Profile) → what the engine's container may not do, each with its reason, on or off.
+
+SECRET = "engine_api_key"  # noqa: S105 (a name, not a secret)
+SECRET_PATH = f"/run/secrets/{SECRET}"
+# The key goes from the file into the environment of the engine's process alone: `docker inspect` shows the file's
+# name, `ps` shows "$@". An empty key would mean no key to vLLM, so it ends the start.
+WITH_KEY = (
+    f'VLLM_API_KEY=$(cat {SECRET_PATH}) && [ -n "$VLLM_API_KEY" ] || '
+    '{ echo "the API key file is empty or cannot be read" >&2; exit 78; }; export VLLM_API_KEY; exec "$@"'
+)
+UNVERIFIED = "not verified with NVIDIA's image: its entrypoint and its compilers may write outside of the cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardening:
+    """Limits of the engine's container. `off` says why a limit is not set: (Compose key, reason).
+
+    mem_limit: Docker's size. user: UID or UID:GID. api_key_file: path on the host, None: no key is asked for.
+    """
+
+    cap_drop: bool
+    no_new_privileges: bool
+    read_only: bool
+    pids_limit: int | None
+    mem_limit: str | None
+    user: str | None
+    api_key_file: str | None
+    off: tuple[tuple[str, str], ...]
+
+
+def harden(settings: Settings, profile: Profile) -> Hardening:
+    """The wishes, with the reason beside each limit that is off."""
+    return Hardening(
+        cap_drop=settings.cap_drop,
+        no_new_privileges=settings.no_new_privileges,
+        read_only=settings.read_only,
+        pids_limit=settings.pids_limit,
+        mem_limit=settings.mem_limit,
+        user=settings.user,
+        api_key_file=settings.api_key_file,
+        off=tuple(_off(settings, profile)),
+    )
+
+
+def _off(settings: Settings, profile: Profile) -> Iterator[tuple[str, str]]:
+    wished = f"switched off in the {'profile' if profile.name == 'seed' else 'settings'}"
+    reasons = {
+        "cap_drop": wished,
+        "no_new_privileges": wished,
+        "read_only": UNVERIFIED if profile.engine == "nvcr" else wished,
+        "pids_limit": wished,
+        "mem_limit": "pinned memory and the page cache of the weights count too, and on unified memory the GPU's part "
+        "does; the planner keeps the memory instead",
+        "user": "root without capabilities: the cache volume belongs to root, and NVIDIA's image was not verified "
+        "with another user",
+    }
+    for name, reason in reasons.items():
+        if not getattr(settings, name):
+            yield name, reason
+
+
+def is_loopback(bind: str) -> bool:
+    return bind == "::1" or bind.startswith("127.")
+
+
+# The image's or CUDA's own choice of devices is made inside of each container: all replicas would make the same one.
+DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+DNS_LABEL = 63  # characters (RFC 1035)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSpec:
+    """One engine. devices: GPU ids as Docker takes them, () where the container may choose (or has none).
+
+    cache: the name of its volume. Two engines that compile at once must not read each other's half-written files.
+    """
+
+    service: str
+    container_name: str
+    cache: str
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSpec:
+    """vLLM's router. wheels: the SHA-256 sums of its wheel, one a machine; base: the image it is put into.
+
+    balance: requests that one replica may have more than another before load counts more than a cached prefix.
+    """
+
+    image: str
+    base: str
+    version: str
+    wheels: tuple[str, ...]
+    container_name: str
+    balance: int
+
+
+def replicas(settings: Settings, profile: Profile) -> tuple[ReplicaSpec, ...]:
+    """The engines, in order; one alone has the plain names.
+
+    Raises:
+        UsageError: fewer devices than are needed, or a setting that several engines cannot share.
+    """
+    each = settings.tensor_parallel_size * settings.data_parallel_size
+    _check_devices(settings, profile, each)
+    if settings.replicas == 1:
+        alone = {"service": settings.service, "container_name": settings.container_name, "cache": "cache"}
+        return (ReplicaSpec(**alone, devices=settings.devices[:each]),)
+    _refuse(settings)
+    names = () if profile.engine != "nvcr" else settings.devices or tuple(map(str, range(settings.replicas * each)))
+    return tuple(
+        ReplicaSpec(
+            service=f"{settings.service}-{number + 1}",
+            container_name=f"{settings.container_name}-{number + 1}",
+            cache=f"cache-{number + 1}",
+            devices=names[number * each : (number + 1) * each],
+        )
+        for number in range(settings.replicas)
+    )
+
+
+def router(settings: Settings) -> RouterSpec | None:
+    """What stands in front of several engines; one alone needs nothing."""
+    if settings.replicas == 1:
+        return None
+    row = load_catalog("services")["router"]
+    return RouterSpec(
+        image=f"{row['repository']}:{row['version']}",
+        base=row["base"],
+        version=row["version"],
+        wheels=tuple(row["wheels"].values()),
+        container_name=f"{settings.container_name}-router",
+        balance=max(1, settings.max_num_seqs // 8),
+    )
+
+
+def _check_devices(settings: Settings, profile: Profile, each: int) -> None:
+    if not settings.devices:
+        return
+    needed = settings.replicas * each
+    if profile.engine != "nvcr":
+        raise UsageError(f"devices: the profile {profile.name} uses no GPU", hint="leave devices out")
+    if len(settings.devices) < needed:
+        raise UsageError(
+            f"devices names {len(settings.devices)}, but {settings.replicas} replicas of {each} GPU(s) need {needed}",
+            hint="name more devices, or ask for fewer replicas",
+        )
+
+
+def _refuse(settings: Settings) -> None:
+    longest = f"{settings.service}-{settings.replicas}"
+    if len(longest) > DNS_LABEL:
+        raise UsageError(
+            f"the name of a service, {longest}, has {len(longest)} characters: the router finds engines by it, and a "
+            f"name server knows {DNS_LABEL} at the most",
+            hint="give a shorter one: --set service=NAME",
+        )
+    for name in DEVICE_VARIABLES:
+        if name in settings.env:
+            raise UsageError(
+                f"env.{name} with replicas {settings.replicas}: every replica would take the same devices",
+                hint="name the devices instead: --set devices=0,1",
+            )
+    if "watch" in settings.extras:
+        raise UsageError(
+            f"--with watch does not go with replicas {settings.replicas}",
+            hint="it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an "
+            "engine's own address (docs/how-to/replicas.md)",
+        )
+    if not is_loopback(settings.bind):
+        raise UsageError(
+            f"bind {settings.bind} with replicas {settings.replicas}: the router takes new engines from whoever "
+            "reaches its port (/add_worker), and would send them the requests and their keys",
+            hint="leave bind at 127.0.0.1 and open the gateway instead: --with gateway, gateway_bind",
+        )

@@ -1,0 +1,100 @@
+"""The stored perplexities of a good day: a small JSON file beside the deployment."""
+
+import json
+import math
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glm4_deploy.errors import UsageError
+from glm4_deploy.files import parse_yaml, read_text, write_text
+from glm4_deploy.report_model import SuiteReport
+
+# Service level objectives: the limits that turn measured speed into a verdict.
+
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Goodput(BaseModel):
+    """A request is good when it keeps both limits; `share` of all must be good."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_ms: Limit
+    tpot_ms: Limit
+    share: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
+class Slo(BaseModel):
+    """Upper limits in milliseconds by percentile, a lower limit on tokens per second, and goodput. All optional."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_p50_ms: Limit | None = None
+    ttft_p95_ms: Limit | None = None
+    ttft_p99_ms: Limit | None = None
+    tpot_p50_ms: Limit | None = None
+    tpot_p95_ms: Limit | None = None
+    tpot_p99_ms: Limit | None = None
+    output_tokens_per_s: Limit | None = None
+    goodput: Goodput | None = None
+
+
+def read_slo(path: Path) -> Slo:
+    """An SLO file in YAML or JSON.
+
+    Raises:
+        UsageError: unreadable, not YAML, an unknown key (with the nearest known one) or a value out of range.
+    """
+    raw = parse_yaml(read_text(path), f"SLO file {path}")
+    if not isinstance(raw, dict) or not raw:
+        raise UsageError(f"SLO file {path} holds no limits", hint="write lines like `ttft_p95_ms: 500`")
+    try:
+        return Slo.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        near = get_close_matches(str(first["loc"][-1]), [*Slo.model_fields, *Goodput.model_fields], n=1)
+        hint = f"did you mean {near[0]}?" if first["type"] == "extra_forbidden" and near else ""
+        raise UsageError(f"SLO file {path}: {where}: {first['msg']}", hint=hint) from error
+
+
+FORM = 1
+
+
+def read_baseline(path: Path) -> dict[str, float]:
+    """Perplexity by passage id.
+
+    Raises:
+        UsageError: unreadable, or not written by `write`.
+    """
+    hint = "write one with --save-baseline on a day when the engine is good"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        values = {str(name): float(value) for name, value in raw["perplexity"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"baseline {path}: {type(error).__name__}: {str(error)[:100]}", hint=hint) from error
+    sound = values and all(math.isfinite(value) and value >= 1 for value in values.values())
+    if raw.get("form") != FORM or not sound:
+        raise UsageError(f"baseline {path} is not one of this version", hint=hint)
+    return values
+
+
+def write_baseline(path: Path, report: SuiteReport) -> None:
+    """All of it or nothing.
+
+    Raises:
+        UsageError: the run measured no perplexity.
+        StorageError: it could not be written.
+    """
+    if not report.perplexity:
+        raise UsageError("no baseline stored: this run measured no perplexity", hint="run the check `perplexity` too")
+    body = {
+        "form": FORM,
+        "model": report.model,
+        "engine": {fact.name: fact.value for fact in report.engine},
+        "perplexity": {fact.name: fact.value for fact in report.perplexity},
+    }
+    write_text(path, json.dumps(body, indent=2, ensure_ascii=False) + "\n")

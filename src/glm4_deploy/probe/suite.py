@@ -1,0 +1,463 @@
+"""The same round of checks again and again: output can go bad after hours of load while /health stays green."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import IntEnum
+from importlib import import_module
+from pkgutil import iter_modules
+
+from glm4_deploy import __version__
+from glm4_deploy.errors import DeployError, Judged, Unreachable, UsageError, WrongEngine
+from glm4_deploy.probe.client import Client, FailureKind, ProbeTarget, Refused, RequestFailure
+from glm4_deploy.probe.probe import Options, Probe
+from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
+from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
+from glm4_deploy.text import scrub
+
+# The table of checks. A check is one decorated function in one file of `checks/`; importing the file enters it.
+
+Run = Callable[["Probe"], Awaitable[Result]]
+
+
+class CheckStage(IntEnum):
+    """The order in which checks run: what others rest on comes first, what loads the engine comes last."""
+
+    REACH = 1
+    PROTOCOL = 2
+    SENSE = 3
+    LOOPS = 4
+    CONTEXT = 5
+    LOAD = 6
+    SPEED = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One row of `smoke --list`.
+
+    proves: one sentence. suites: those that include it. needs: checks that must not have failed before it.
+    seconds: about how long on a healthy GPU engine. limit_s: when it is ended and judged as it stands.
+    """
+
+    id: str
+    stage: CheckStage
+    proves: str
+    suites: frozenset[Suite]
+    needs: tuple[str, ...]
+    seconds: float
+    limit_s: float
+    run: Run
+
+
+CHECKS: dict[str, Check] = {}
+
+GATE = frozenset({Suite.GATE, Suite.QUICK, Suite.FULL})
+QUICK = frozenset({Suite.QUICK, Suite.FULL})
+FULL = frozenset({Suite.FULL})
+SOAK = frozenset({Suite.SOAK})
+
+
+def check(
+    name: str,
+    *,
+    stage: CheckStage,
+    proves: str,
+    suites: frozenset[Suite],
+    needs: tuple[str, ...] = ("chat",),
+    seconds: float,
+    limit_s: float = 180.0,
+) -> Callable[[Run], Run]:
+    """Enter a function as a check.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def enter(run: Run) -> Run:
+        if name in CHECKS:
+            raise ValueError(f"two checks are named {name}")
+        CHECKS[name] = Check(
+            id=name,
+            stage=stage,
+            proves=proves,
+            suites=suites,
+            needs=needs,
+            seconds=seconds,
+            limit_s=limit_s,
+            run=run,
+        )
+        return run
+
+    return enter
+
+
+def load_checks() -> dict[str, Check]:
+    """All checks, in the order in which they run."""
+    from glm4_deploy.probe import checks
+
+    for module in iter_modules(checks.__path__):
+        import_module(f"{checks.__name__}.{module.name}")
+    ordered = sorted(CHECKS.values(), key=lambda entry: entry.stage)
+    CHECKS.clear()
+    CHECKS.update({entry.id: entry for entry in ordered})
+    return CHECKS
+
+
+# The words around a verdict: what was asked, what was not, of which engine, with which settings.
+
+MODEL_PATH = "model path"  # as the engine sees it
+STARTED = "started"  # the engine's process
+NOT_TOLD = "not told"
+NAMED = 12  # skipped checks are named up to this many; the table has them all
+
+
+def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
+    """One sentence: a pass means that no failure was seen in what was asked."""
+    judged = [row.check for row in results if row.check in table and row.status not in {Status.SKIPPED, Status.UNKNOWN}]
+    skipped = [row.check for row in results if row.status is Status.SKIPPED]
+    unknown = [row.check for row in results if row.status is Status.UNKNOWN]
+    outside = len(table.keys() - {row.check for row in results})
+    parts = [f"{len(judged)} of {len(table)} checks judged"]
+    if skipped:
+        names = f" ({', '.join(skipped)})" if len(skipped) <= NAMED else ""
+        parts.append(f"{len(skipped)} skipped{names}")
+    if unknown:
+        parts.append(f"not judged {', '.join(unknown)}")
+    if outside:
+        parts.append(f"{outside} not in this run")
+    return f"{'; '.join(parts)}. A pass means that no failure was seen in what was asked, no more."
+
+
+def engine_facts(probe: Probe) -> tuple[Fact, ...]:
+    served = probe.served
+    known = (
+        ("model", served.model),
+        ("vLLM", served.version),
+        ("owned by", served.owned_by),
+        (MODEL_PATH, served.path),
+        (STARTED, moment(served.started) if served.started else None),
+        ("context length", f"{served.max_model_len} tokens" if served.max_model_len else None),
+    )
+    return tuple(Fact(name=name, value=str(value) if value else NOT_TOLD) for name, value in known)
+
+
+def moment(seconds: float) -> str:
+    """Epoch seconds for people, to the second, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def setting_facts(probe: Probe, only: Sequence[str], skip: Sequence[str]) -> tuple[Fact, ...]:
+    target = probe.target
+    rows = (
+        ("suite", str(probe.suite)),
+        ("address", target.root),
+        ("key", "given" if target.key else "none"),
+        ("only", ", ".join(only)),
+        ("skip", ", ".join(skip)),
+        ("first token within", f"{target.timeout_s:g} s"),
+        ("glm4-deploy", __version__),
+    )
+    return tuple(Fact(name=name, value=value) for name, value in rows if value)
+
+
+# Runs the checks of a suite, one after another, and decides the verdict. It always ends, whatever the engine does.
+
+CLOCK_CHECK = Callable[[str], None]
+ENDED = Callable[[Result], None]
+PROGRESS_S = 3.0  # how long the token counter is watched before an engine is called hung
+
+
+async def run_suite(
+    target: ProbeTarget,
+    *,
+    suite: Suite = Suite.QUICK,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    options: Options | None = None,
+    on_start: CLOCK_CHECK | None = None,
+    on_result: ENDED | None = None,
+) -> SuiteReport:
+    """Ask every check of the suite and judge.
+
+    only: names of checks (`needle-*` takes several); what they need runs too. skip: names left out.
+    on_start, on_result: called as each check begins and ends, for progress.
+
+    Raises:
+        UsageError: an address that is none, a key that no header can carry.
+    """
+    chosen = choose_checks(suite, only, skip)
+    begun = datetime.now(UTC).astimezone()
+    clock = time.perf_counter()
+    run = _SuiteRun(target, on_start, on_result)
+    async with Client(target) as client:
+        run.probe = Probe(target=target, client=client, suite=suite, options=options or Options())
+        for entry in chosen:
+            await run.one(entry)
+    results = tuple(run.results)
+    report = SuiteReport(
+        suite=suite,
+        base_url=target.root,
+        model=run.probe.served.model,
+        started=begun.isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - clock,
+        results=results,
+        verdict=verdict(results),
+        exit_code=run.exit_code(),
+        covered=covered(results, CHECKS),
+        samples=tuple(run.probe.samples),
+        engine=engine_facts(run.probe),
+        settings=setting_facts(run.probe, only, skip),
+        perplexity=tuple(Measure(name=name, value=value) for name, value in run.probe.perplexity.items()),
+    )
+    return scrub(report, target.key)
+
+
+def choose_checks(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[Check]:
+    """The checks to run, in order; names that no check has are a UsageError (see `match`)."""
+    wanted = {entry.id for entry in CHECKS.values() if suite in entry.suites}
+    if only:
+        wanted = match(only)
+        pending = list(wanted)
+        while pending:
+            needs = set(CHECKS[pending.pop()].needs) - wanted
+            wanted |= needs
+            pending += needs
+    wanted -= match(skip)
+    if not wanted:
+        raise UsageError("no check is left to run", hint="see `glm4-deploy smoke --list`")
+    return [entry for entry in CHECKS.values() if entry.id in wanted]
+
+
+def match(patterns: Sequence[str]) -> set[str]:
+    """The checks that some names or shell patterns mean.
+
+    Raises:
+        UsageError: one that means none.
+    """
+    from difflib import get_close_matches
+    from fnmatch import fnmatchcase
+
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in CHECKS if fnmatchcase(name, pattern)}
+        if not hits:
+            near = get_close_matches(pattern, CHECKS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see `glm4-deploy smoke --list`"
+            raise UsageError(f"no check is named {pattern[:60]!r}", hint=hint)
+        found |= hits
+    return found
+
+
+class _SuiteRun:
+    """One pass over the checks: what has been found so far, and what that means for the next one."""
+
+    probe: Probe
+
+    def __init__(self, target: ProbeTarget, on_start: CLOCK_CHECK | None, on_result: ENDED | None) -> None:
+        self.key = target.key
+        self.on_start = on_start
+        self.on_result = on_result
+        self.results: list[Result] = []
+        self.failed: dict[str, str] = {}  # check: the check at the root of it
+        self.over: str | None = None  # why nothing more is asked
+        self.error: DeployError | None = None
+
+    async def one(self, entry: Check) -> None:
+        """Run a check, or skip it with the reason why it cannot say anything now."""
+        if self.on_start:
+            self.on_start(entry.id)
+        start = time.perf_counter()
+        blocked = [self.failed[need] for need in entry.needs if need in self.failed]
+        if self.over:
+            result = skipped(self.over)
+        elif blocked:
+            result = skipped(f"needs {blocked[0]}, which did not pass")
+        else:
+            result = await self._guarded(entry)
+        result = scrub(replace(result, check=entry.id, seconds=time.perf_counter() - start), self.key)
+        if result.status in {Status.FAIL, Status.UNKNOWN} or blocked:
+            self.failed[entry.id] = blocked[0] if blocked else entry.id
+        self.results.append(result)
+        if self.on_result:
+            self.on_result(result)
+
+    async def _guarded(self, entry: Check) -> Result:
+        self.probe.check = entry.id
+        try:
+            async with asyncio.timeout(entry.limit_s + self.probe.target.timeout_s):
+                return await entry.run(self.probe)
+        except TimeoutError:
+            return await self._stuck(entry, RequestFailure(FailureKind.SLOW, f"not done after {entry.limit_s:.0f} s"))
+        except RequestFailure as trouble:
+            if trouble.kind in {FailureKind.HANG, FailureKind.SLOW}:
+                return await self._stuck(entry, trouble)
+            if (
+                trouble.kind in {FailureKind.RESET, FailureKind.TRUNCATED, FailureKind.UNREACHABLE}
+                and await self._gone()
+            ):
+                self.over = f"the engine went away in {entry.id}: nothing answers any more"
+            return _failed(trouble)
+        except Refused as refused:
+            return fail(str(refused), "HTTP 200", remedy="read the engine's log at this moment")
+        except (Unreachable, WrongEngine) as error:
+            self.error = error
+            return fail(error.message, "the engine and model expected", remedy=error.hint)
+
+    async def _stuck(self, entry: Check, trouble: RequestFailure) -> Result:
+        """Hung or only busy? The token counter tells: it stands still while requests run in a hung engine."""
+        before = await self.probe.metrics()
+        watched_s = min(PROGRESS_S, self.probe.target.timeout_s)
+        await asyncio.sleep(watched_s if before else 0)
+        after = await self.probe.metrics()
+        tokens = [metrics.sum("vllm:generation_tokens_total") if metrics else None for metrics in (before, after)]
+        if after is not None and None not in tokens and tokens[0] != tokens[1]:
+            running = after.sum("vllm:num_requests_running") or 0
+            waiting = after.sum("vllm:num_requests_waiting") or 0
+            return unknown(
+                f"{trouble.detail}; the engine is busy, not hung: {running:.0f} requests run, {waiting:.0f} wait",
+                "try again when the load is gone, or raise --timeout",
+            )
+        if trouble.kind is FailureKind.HANG:
+            self.over = f"the engine hung in {entry.id}"
+        still = f"; its token counter stood still for {watched_s:.3g} s" if None not in tokens else ""
+        return _failed(trouble, still)
+
+    async def _gone(self) -> bool:
+        """Whether nothing answers any more: one connection may be cut for its own reasons."""
+        try:
+            await self.probe.client.get("/health")
+        except RequestFailure as trouble:
+            return trouble.kind in {FailureKind.RESET, FailureKind.UNREACHABLE}
+        return False
+
+    def exit_code(self) -> int:
+        """0 only for a pass; what could not be judged is no pass (docs/how-to/smoke.md, "Exit codes")."""
+        if self.error is not None:
+            return self.error.exit_code
+        return 0 if verdict(self.results) in {Status.OK, Status.WARN} else Judged.exit_code
+
+
+def _failed(trouble: RequestFailure, more: str = "") -> Result:
+    partial = (("answer so far", trouble.partial),) if trouble.partial else ()
+    return fail(f"{trouble.kind}: {trouble.detail}{more}", "a whole answer", *partial, remedy=trouble.remedy)
+
+
+KEPT = 100  # degenerate answers, of all rounds; of the others the last round's are kept
+WORST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK, Status.SKIPPED)
+
+
+@dataclass(slots=True, kw_only=True)
+class SoakTally:
+    """One check over all rounds so far."""
+
+    rounds: int = 0
+    bad: int = 0
+    worst: Result | None = None
+    first: str = ""
+
+    def add(self, result: Result, number: int, after_s: float) -> None:
+        self.rounds += result.status is not Status.SKIPPED
+        self.bad += result.status in {Status.FAIL, Status.UNKNOWN}
+        if self.worst is None or WORST.index(result.status) < WORST.index(self.worst.status):
+            self.worst = result
+            self.first = f"first in round {number} after {clock(after_s)}"
+        elif self.worst.status is result.status and result.status in {Status.OK, Status.SKIPPED}:
+            self.worst = result
+
+    def result(self) -> Result:
+        assert self.worst is not None  # noqa: S101 (a tally is made by its first result)
+        if self.worst.status is Status.SKIPPED:
+            return self.worst
+        words = f"{self.rounds} rounds, {self.bad} bad"
+        if self.worst.status is not Status.OK:
+            words += f", {self.first}"
+        return replace(self.worst, observed=f"{words}: {self.worst.observed or self.worst.reason}", reason="")
+
+
+async def soak(
+    target: ProbeTarget,
+    *,
+    seconds: float,
+    options: Options | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    on_start: Callable[[str], None] | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    on_round: Callable[[int, float, Status], None] | None = None,
+) -> SuiteReport:
+    """Rounds of Suite.SOAK until `seconds` have passed; each check's worst counts.
+
+    on_round: the number of the round, seconds so far, and the rolling verdict. A target that is gone ends the soak.
+    A cancellation (Ctrl-C) after the first round ends it too, with the report so far.
+    """
+    begin = time.monotonic()
+    tallies: dict[str, SoakTally] = {}
+    degenerate: list[AnswerSample] = []
+    number = 0
+    report: SuiteReport | None = None
+    starts: set[str] = set()
+    while report is None or (time.monotonic() - begin < seconds and report.exit_code != Unreachable.exit_code):
+        try:
+            latest = await run_suite(
+                target,
+                suite=Suite.SOAK,
+                options=options,
+                only=only,
+                skip=skip,
+                on_start=on_start,
+                on_result=on_result,
+            )
+        except asyncio.CancelledError:
+            if report is None:
+                raise
+            break
+        number += 1
+        starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_TOLD}
+        for result in (*latest.results, *_restarts(starts)):
+            tallies.setdefault(result.check, SoakTally()).add(result, number, time.monotonic() - begin)
+        degenerate += [sample for sample in latest.samples if sample.finding and sample.finding.degenerate]
+        report = _merge(report, latest, tallies, degenerate[:KEPT], time.monotonic() - begin)
+        if on_round:
+            on_round(number, report.seconds, report.verdict)
+    return replace(report, covered=f"{number} rounds in {clock(report.seconds)}. {report.covered}")
+
+
+def _restarts(starts: set[str]) -> tuple[Result, ...]:
+    """An engine that Docker restarts answers soundly again a minute later: only its start tells."""
+    if len(starts) < 2:
+        return ()
+    remedy = "read the log of the engine's last life: `docker logs`, and `glm4-deploy diagnose`"
+    seen = f"the engine started {len(starts)} times: {', '.join(sorted(starts))}"
+    return (Result(check="restarts", status=Status.FAIL, observed=seen, expected="one start", remedy=remedy),)
+
+
+def _merge(
+    before: SuiteReport | None,
+    latest: SuiteReport,
+    tallies: Mapping[str, SoakTally],
+    degenerate: Sequence[AnswerSample],
+    seconds: float,
+) -> SuiteReport:
+    """The latest round, with every check's worst so far and every degenerate answer."""
+    results = tuple(tally.result() for tally in tallies.values())
+    worst = verdict(results)
+    judged = 0 if worst in {Status.OK, Status.WARN} else Judged.exit_code
+    return replace(
+        latest,
+        started=before.started if before else latest.started,
+        seconds=seconds,
+        results=results,
+        verdict=worst,
+        exit_code=max(judged, latest.exit_code, before.exit_code if before else 0),
+        covered=covered(results, CHECKS),
+        samples=(*degenerate, *(sample for sample in latest.samples if sample not in degenerate)),
+    )
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

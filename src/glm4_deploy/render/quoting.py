@@ -1,0 +1,86 @@
+"""Values written so that neither YAML, systemd, Podman's generator nor Kubernetes takes them for anything else."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+# The Jinja environment of templates/: what is undefined is an error, and every scalar goes through `y`.
+
+# The wheel carries the templates inside the package; a source tree keeps them at its top.
+TEMPLATES = (Path(__file__).parents[1] / "templates", Path(__file__).parents[3] / "templates")
+PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
+# Plain words that YAML 1.1 or 1.2 would read as something else than text.
+NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+
+
+def scalar(value: object) -> str:
+    """A YAML scalar that no value can break: plain where that is safe, else a JSON string.
+
+    A literal `$` is doubled: Compose would take it for a variable.
+    """
+    text = str(value).replace("$", "$$")
+    if PLAIN.fullmatch(text) and text.lower() not in NOT_TEXT:
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+@cache
+def environment() -> Environment:
+    # YAML, not HTML: every scalar goes through `y`, which is the escaping that this format needs.
+    made = Environment(  # noqa: S701
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["y"] = scalar
+    return made
+
+
+def source(name: str) -> str:
+    """A template's own text, not rendered."""
+    made = environment()
+    if made.loader is None:
+        raise FileNotFoundError(name)
+    return made.loader.get_source(made, name)[0]
+
+
+_UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")
+_CSV = re.compile(r'[,"\s]')
+
+
+def text_scalar(value: object) -> str:
+    """A YAML scalar that is text and that neither YAML nor Kubernetes' own `$(NAME)` changes."""
+    return scalar(str(value).replace("$(", "$$(")).replace("$$", "$")
+
+
+def unit_word(value: object) -> str:
+    """A word of a unit (ExecStart=, and what Quadlet takes apart: Exec=, Environment=, Mount=).
+
+    It is quoted where it must be; specifiers (%) and variables ($) are taken literally.
+    """
+    text = str(value).replace("%", "%%").replace("$", "$$")
+    return text if text and not _UNSAFE_UNIT.search(text) else json.dumps(text, ensure_ascii=False)
+
+
+def quadlet_line(value: object) -> str:
+    """The value of a Quadlet key that the generator passes on whole, quotes and all: PublishPort=, HealthCmd=."""
+    return str(value).replace("%", "%%")
+
+
+def csv_field(text: str) -> str:
+    """A field of `Mount=`, which Podman reads as CSV."""
+    return '"' + text.replace('"', '""') + '"' if _CSV.search(text) else text
+
+
+def render_template(template: str, **values: object) -> str:
+    """A template of templates/targets, with these words as filters."""
+    made = environment()
+    made.filters.setdefault("k", text_scalar)
+    made.filters.setdefault("u", unit_word)
+    made.filters.setdefault("line", quadlet_line)
+    return made.get_template(f"targets/{template}").render(values)

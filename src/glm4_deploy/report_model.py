@@ -1,0 +1,138 @@
+"""What a suite run hands to a report: samples of what was said, how long it took, and the verdict over all checks."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from glm4_deploy.detect.finding import LoopFinding
+from glm4_deploy.result import Result, Status
+
+
+class Suite(StrEnum):
+    """How much to ask. GATE is what `up` waits for; SOAK repeats its rounds for as long as asked."""
+
+    GATE = "gate"
+    QUICK = "quick"
+    FULL = "full"
+    SOAK = "soak"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One request on the clock, in seconds after it was sent.
+
+    total: until the answer was complete.
+    arrivals: when each token-bearing chunk of a stream came, ascending; empty for an answer that was not streamed.
+    tokens: completion tokens as the server counts them (usage); None where it does not say.
+    """
+
+    total: float
+    arrivals: tuple[float, ...] = ()
+    tokens: int | None = None
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token."""
+        return self.arrivals[0] if self.arrivals else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean time per output token after the first."""
+        tokens = self.tokens or len(self.arrivals)
+        if len(self.arrivals) < 2 or tokens < 2:
+            return None
+        return (self.arrivals[-1] - self.arrivals[0]) / (tokens - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSample:
+    """One prompt and its answer. Both are untrusted text: a report caps and escapes them.
+
+    finding: what the detector said of the answer; None where the answer was not judged for loops.
+    """
+
+    check: str
+    prompt: str
+    answer: str
+    finish_reason: str | None = None
+    finding: LoopFinding | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One line about the engine or the settings of the run."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One measured number."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteReport:
+    """A suite run. `verdict` and `exit_code` are decided where the checks ran; a renderer only shows them.
+
+    started: ISO 8601 with offset. seconds: wall time. covered: one sentence on what was asked and what was not.
+    exit_code: 0 passed, 1 failed or could not be judged, 3 not reachable, 4 not the engine or model expected.
+    """
+
+    suite: Suite
+    base_url: str
+    model: str | None
+    started: str
+    seconds: float
+    results: tuple[Result, ...]
+    verdict: Status
+    exit_code: int
+    covered: str
+    samples: tuple[AnswerSample, ...] = field(default=())
+    engine: tuple[Fact, ...] = field(default=())
+    settings: tuple[Fact, ...] = field(default=())
+    perplexity: tuple[Measure, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """Milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchLevel:
+    """One load of `vllm bench serve`. rates are per second; goodput: requests within the SLO a second, None without."""
+
+    concurrency: int
+    requests: int
+    failed: int
+    seconds: float
+    ttft: Quantiles
+    tpot: Quantiles
+    output_tokens_per_s: float
+    requests_per_s: float
+    goodput: float | None = None
+    broken: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """A row a concurrency. Comparable with another one only where model, lengths and generator are the same."""
+
+    form: int = 1
+    base_url: str
+    model: str
+    started: str
+    input_len: int
+    output_len: int
+    levels: tuple[BenchLevel, ...]
+    verdict: Status
+    exit_code: int
+    engine: tuple[Fact, ...] = field(default=())

@@ -1,0 +1,120 @@
+"""What the watch tells: its own Prometheus metrics, and /healthz, on one port."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+
+from glm4_deploy.errors import PortTaken, UsageError
+from glm4_deploy.host.gpu import GpuReport
+from glm4_deploy.watch.judge import CanaryResult, Judge, State, WatchVerdict
+
+
+class Exporter:
+    """Gauges and counters, and the last verdict for /healthz. stale_s: a verdict that is older is not published."""
+
+    def __init__(self, *, stale_s: float) -> None:
+        self._stale_s = stale_s
+        self._status: dict[str, object] = {"state": State.UNKNOWN.value, "why": "nothing was seen yet"}
+        self._state = State.UNKNOWN
+        self._told = time.monotonic()
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"glm4_watch_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"glm4_watch_{name}", text, labels, registry=registry)
+
+        self.state = gauge("state", "1 for the state that the engine is judged to be in", "state")
+        self.frozen = gauge("frozen_seconds", "Seconds that requests have been in the engine without a counter moving")
+        self.running = gauge("engine_requests_running", "Requests that the engine says it runs")
+        self.corrupted = gauge("engine_corrupted_requests", "Requests with NaN logits since the engine's start")
+        self.canaries = counter("canaries", "Canaries by how they came back", "said")
+        self.tokens = counter("canary_tokens", "Tokens that the engine made for canaries")
+        self.spent = gauge("canary_tokens_last_hour", "The most tokens that the last hour's canaries could take")
+        self.budget = gauge("canary_budget_tokens_per_hour", "What canaries may take in an hour")
+        self.requests = counter("requests", "HTTP requests to the engine, by kind", "kind")
+        self.restarts = counter("restarts", "Restarts of the engine by this watch")
+        self.given_up = gauge("restarts_given_up", "1 where the ceiling of restarts is reached")
+        self.gpu_used = gauge("gpu_memory_used_bytes", "GPU memory in use, where the driver tells", "gpu")
+        self.gpu_heat = gauge("gpu_temperature_celsius", "GPU temperature, where the driver tells", "gpu")
+
+    @property
+    def last(self) -> State:
+        """The state that was published last."""
+        return self._state
+
+    def publish(self, verdict: WatchVerdict, judge: Judge, at: float) -> None:
+        for state in State:
+            self.state.labels(state.value).set(state is verdict.state)
+        self.frozen.set(judge.frozen_s)
+        if judge.last is not None:
+            self.running.set(judge.last.running)
+            if judge.last.corrupted is not None:
+                self.corrupted.set(judge.last.corrupted)
+        self._status = {"state": verdict.state.value, "why": verdict.why, "seconds": round(at - verdict.since, 1)}
+        self._state, self._told = verdict.state, time.monotonic()
+
+    def canary(self, canary: CanaryResult) -> None:
+        self.canaries.labels(canary.said.value).inc()
+        self.tokens.inc(canary.tokens or 0)
+
+    def gpus(self, report: GpuReport) -> None:
+        """What the driver tells; a figure that it does not tell has no series, rather than a 0."""
+        for gpu in report.gpus:
+            if gpu.used_mib is not None:
+                self.gpu_used.labels(str(gpu.index)).set(gpu.used_mib * 2**20)
+            if gpu.temperature_c is not None:
+                self.gpu_heat.labels(str(gpu.index)).set(gpu.temperature_c)
+
+    def health(self) -> tuple[int, bytes]:
+        """200 where the engine is known to be well (ok, busy), else 503: unknown is not fine."""
+        age = time.monotonic() - self._told
+        if age > self._stale_s:
+            return 503, json.dumps({"state": "unknown", "why": f"the watch has said nothing for {age:.0f} s"}).encode()
+        return 200 if self._state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
+
+
+def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
+    """Answer /metrics and /healthz from a thread; returns what ends it.
+
+    Raises:
+        PortTaken, UsageError: the port is taken, or the address is not this machine's.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._send(200, CONTENT_TYPE_LATEST, generate_latest(exporter.registry))
+            elif self.path == "/healthz":
+                code, body = exporter.health()
+                self._send(code, "application/json", body)
+            else:
+                self._send(404, "text/plain", b"/metrics and /healthz are here\n")
+
+        def _send(self, code: int, kind: str, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """A scrape every few seconds is no news."""
+
+    try:
+        server = ThreadingHTTPServer((listen, port), Handler)
+    except OSError as error:
+        if error.errno == 98:  # EADDRINUSE
+            raise PortTaken(f"port {port} is taken on {listen}", hint="choose another with --port") from error
+        raise UsageError(f"cannot listen on {listen}:{port}: {error.strerror}", hint="see --listen") from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.shutdown

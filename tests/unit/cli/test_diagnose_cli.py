@@ -1,0 +1,168 @@
+"""`diagnose` as a user calls it: files, pipes, what `up` left behind, bad input."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glm4_deploy.catalog.rows import table
+from glm4_deploy.deploy.docker import ContainerState
+from glm4_deploy.deploy.status import ended
+
+ROOT = Path(__file__).parents[3]
+LOGS = ROOT / "tests/data/logs"
+FACTS = [
+    *("version", "engine", "kernel", "native_fp4", "attention_backend", "kv_cache_dtype", "weights_gib"),
+    *("kv_cache_gib", "kv_cache_tokens", "max_concurrency", "compile_s", "graph_gib", "ready_s", "phase"),
+]
+
+
+def kit(*words: str | Path, cwd: Path, stdin: bytes = b"") -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "glm4_deploy", "diagnose", *map(str, words)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "DOCKER_HOST": "unix:///nonexistent/docker.sock"},
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_json_has_the_promised_keys_and_the_cause_first(tmp_path: Path) -> None:
+    code, out, err = kit(LOGS / "cpu-0.32-no-kernel.log", "--json", cwd=tmp_path)
+    report = json.loads(out)
+    assert (code, err) == (1, "")
+    assert [*report] == [*FACTS, "findings"]
+    assert [*report["findings"][0]] == ["id", "severity", "line", "cause", "fix", "source", "count"]
+    assert report["findings"][0]["id"] == "no-nvfp4-kernel"
+    assert report["kernel"] is None
+    assert report["native_fp4"] is None
+
+
+def test_the_text_ends_with_what_to_do(tmp_path: Path) -> None:
+    code, out, _ = kit(LOGS / "h100-0.24-no-room.log", cwd=tmp_path)
+    assert code == 1
+    cause, fix = out.splitlines()[-2:]
+    assert cause.startswith("root cause: no-kv-room: ")
+    assert "--gpu-memory-utilization" in fix
+    assert "not told" in out
+
+
+def test_a_pipe_and_a_healthy_log(tmp_path: Path) -> None:
+    code, out, _ = kit("-", cwd=tmp_path, stdin=(LOGS / "v1-0.13-native-tp2.log").read_bytes())
+    assert code == 0
+    assert out.splitlines()[-1] == "no failure found; it came up"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [
+        (b"Nov 24 12:00:00 host kernel: nothing\nworld\n", "no start of an engine"),
+        (b"2026-11-24T12:00:00Z hello\nworld\n", "  | world"),
+        (b"INFO 01-01 00:00:00 [x.py:1] vLLM API server version 0.13.0\n", "ends in the phase `config`"),
+    ],
+)
+def test_a_log_that_tells_nothing_is_not_called_fine(tmp_path: Path, stdin: bytes, said: str) -> None:
+    code, out, _ = kit("-", cwd=tmp_path, stdin=stdin)
+    assert code == 0
+    assert said in out
+
+
+def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".glm4").mkdir()
+    (tmp_path / ".glm4/failed.log").write_bytes((LOGS / "h100-0.24-bad-path.log").read_bytes())
+    code, out, _ = kit(cwd=tmp_path)
+    assert code == 1
+    assert out.startswith("read .glm4/failed.log: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "nothing to diagnose"),
+        (("none.log",), 2, "cannot read none.log"),
+        (("/",), 2, "cannot read /"),
+        (("none.log", "--container", "x"), 2, "both a file and --container"),
+        (("--container", "x"), 5, "no Docker engine answers"),
+    ],
+)
+def test_bad_input(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    got, out, err = kit(*words, cwd=tmp_path)
+    assert (got, out) == (code, "")
+    assert said in err
+
+
+def test_nothing_of_a_log_steers_the_terminal(tmp_path: Path) -> None:
+    line = "ValueError: No available memory for the cache blocks\x1b]0;owned\x07\x1b[2J \u202e\x9b31m\n"
+    _, out, _ = kit("-", cwd=tmp_path, stdin=line.encode())
+    assert "no-kv-room" in out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
+
+
+@pytest.mark.parametrize(
+    ("code", "killed", "restarts", "wanted"),
+    [
+        (0, False, 0, []),
+        (1, False, 0, ["container-ended"]),
+        (137, False, 0, ["container-killed"]),
+        (137, True, 0, ["container-oom-killed"]),
+        (None, False, 4, ["container-restarts"]),
+    ],
+)
+def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts: int, wanted: list[str]) -> None:
+    now = ContainerState(
+        id="a",
+        name="vllm-1",
+        image="vllm",
+        image_id="sha256:0",
+        status="running" if code is None else "exited",
+        started_at=0.0,
+        restarts=restarts,
+        exit_code=code,
+        oom_killed=killed,
+        health=None,
+        ports=(),
+    )
+    assert [row.id for row in ended(now)] == wanted
+
+
+def test_the_table_in_the_docs_is_the_one_in_the_catalog() -> None:
+    assert (ROOT / "docs/reference/signatures.md").read_text().endswith(table()), "run scripts/signature-table.py"
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_is_no_log_is_not_judged(tmp_path: Path, stdin: bytes, words: tuple[str, ...]) -> None:
+    code, out, err = kit("-", *words, cwd=tmp_path, stdin=stdin)
+    assert (code, out) == (2, "")
+    assert "nothing to diagnose in standard input" in err
+
+
+SECRET = "CANARY0123456789"
+ARGS = f'INFO 01-01 00:00:00 [x.py:1] non-default args: {{"api_key": ["glm4-{SECRET}", "b-{SECRET}"], "port": 1}}'
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "last",
+    [
+        ARGS,
+        f"using hf_{SECRET} to log in",
+        f"curl -H 'Authorization: Bearer {SECRET}' failed",
+        f"ERROR 01-01 00:00:00 [x.py:1] RuntimeError: HF token hf_{SECRET} is invalid",
+        f"RuntimeError: CUDA error: out of memory {'x' * 960} hf_{SECRET}",
+        f"Traceback (most recent call last):\n  File 'x'\nValueError: token={SECRET}",
+    ],
+)
+def test_no_secret_of_the_log_is_shown(tmp_path: Path, words: tuple[str, ...], last: str) -> None:
+    _, out, err = kit("-", *words, cwd=tmp_path, stdin=f"INFO: started\n{ARGS}\n{last}\n".encode())
+    assert out
+    assert SECRET[:6] not in out + err

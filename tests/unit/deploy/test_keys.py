@@ -1,0 +1,72 @@
+"""Named keys: shown once, kept hashed, refused when the file or the name is bad."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from glm4_deploy.cli.app import app
+from glm4_deploy.deploy.keys import add_key, load_keys, revoke_key
+from glm4_deploy.deploy.state import hold_lock
+from glm4_deploy.errors import Locked, UsageError
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, ["key", *words])
+
+
+def test_a_key_is_shown_once_and_kept_hashed(tmp_path: Path) -> None:
+    place = ("--dir", str(tmp_path / "keys"))
+    made = run("add", "ada", "--rate", "7", *place)
+    assert made.exit_code == 0, made.output
+    token = made.stdout.strip()
+    assert token.startswith("glm4-")
+    assert len(token) > 40
+    file = tmp_path / "keys/keys.json"
+    assert token not in file.read_text()
+    (row,) = json.loads(file.read_text())["keys"]
+    assert (row["name"], row["rate"]) == ("ada", 7)
+    assert row["sha256"] == hashlib.sha256(token.encode()).hexdigest()
+    assert run("add", "bob", *place).stdout.strip() != token
+    listed = json.loads(run("list", "--json", *place).stdout)
+    assert [(item["name"], item["rate"]) for item in listed] == [("ada", 7), ("bob", 120)]
+    assert "sha256" not in listed[0]
+    assert run("revoke", "ada", *place).exit_code == 0
+    assert [key.name for key in load_keys(tmp_path / "keys")] == ["bob"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 64, "é", "a\nb"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no name"):
+        add_key(tmp_path, name, rate=1)
+    assert not (tmp_path / "keys.json").exists()
+
+
+def test_a_name_is_given_once_and_ended_once(tmp_path: Path) -> None:
+    add_key(tmp_path, "ada", rate=1)
+    with pytest.raises(UsageError, match="there is a key named"):
+        add_key(tmp_path, "ada", rate=1)
+    revoke_key(tmp_path, "ada")
+    with pytest.raises(UsageError, match="no key is named"):
+        revoke_key(tmp_path, "ada")
+
+
+NAMELESS = '{"schema": 1, "keys": [{"name": "x"}]}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"schema": 1, "keys": [1]}', NAMELESS, '{"schema": 9, "keys": []}', "[" * 100_000]
+)
+def test_a_damaged_file_is_told_and_not_overwritten(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(content)
+    with pytest.raises(UsageError):
+        add_key(tmp_path, "ada", rate=1)
+    assert file.read_text() == content
+
+
+def test_two_at_once_do_not_lose_a_key(tmp_path: Path) -> None:
+    with hold_lock(tmp_path, "key add"), pytest.raises(Locked):
+        add_key(tmp_path, "ada", rate=1)

@@ -1,0 +1,77 @@
+"""What is on record of several engines, and what refuses them by name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glm4_deploy.cli.app import app
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.candidates import service_of
+from glm4_deploy.deploy.engines import RunState, Started
+from glm4_deploy.deploy.replicas import ReplicaSet
+from glm4_deploy.deploy.state import Record, expected_record, load_record, save_record
+from glm4_deploy.deploy.status import log_tail
+from glm4_deploy.errors import UsageError
+
+NAMES = ("glm4-9b-nvfp4-1", "glm4-9b-nvfp4-2")
+
+
+def record(*sets: str) -> Record:
+    return expected_record(resolve_spec({"profile": "cpu"}, sets=sets))
+
+
+def test_a_record_keeps_the_engines(tmp_path: Path) -> None:
+    save_record(record("replicas=2"), tmp_path)
+    kept = load_record(tmp_path)
+    assert kept == record("replicas=2")
+    assert kept is not None
+    assert kept.engines == NAMES
+
+
+def test_one_engine_has_its_own_name_and_older_records_are_read(tmp_path: Path) -> None:
+    assert record().replicas == ()
+    assert record().engines == ("glm4-9b-nvfp4",)
+    save_record(record(), tmp_path)
+    file = tmp_path / "up.json"
+    file.write_text(file.read_text().replace('"replicas": []', '"unknown": 1'))
+    assert load_record(tmp_path) == record()
+
+
+def test_a_release_names_the_engines() -> None:
+    assert service_of(resolve_spec({"profile": "cpu"}, sets=["replicas=2"]), "compose", "x").engines == NAMES
+
+
+@pytest.mark.parametrize("words", [[], ["--base-url", "http://127.0.0.1:9", "--restart"]])
+def test_watch_refuses_several_engines(words: list[str], tmp_path: Path) -> None:
+    save_record(record("replicas=2"), tmp_path)
+    done = CliRunner().invoke(app, ["watch", "--state-dir", str(tmp_path), "--for", "1s", *words])
+    assert isinstance(done.exception, UsageError)
+    assert "2 replicas" in done.exception.message
+
+
+def test_a_plain_process_serves_one_engine(tmp_path: Path) -> None:
+    words = ["up", "--profile", "cpu", "--replicas", "2", "--runner", "process", "--state-dir", str(tmp_path / "s")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UsageError)
+    assert "replicas 2" in done.exception.message
+
+
+class Talking(ReplicaSet):
+    """Stands for two containers with logs: what is read of Docker is given here."""
+
+    def __init__(self) -> None:
+        self.services = NAMES
+
+    def state(self) -> RunState:
+        return RunState(running=True, started=Started(id="a", started_at=0))
+
+    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
+        del since, follow
+        yield from (f"{name} | line {number}" for name in (*NAMES, "router") for number in range(5))
+
+
+def test_the_tail_of_several_logs_is_of_each() -> None:
+    tail = list(log_tail(Talking(), 2, follow=False))
+    assert tail == [f"{name} | line {number}" for name in (*NAMES, "router") for number in (3, 4)]

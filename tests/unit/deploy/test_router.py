@@ -1,0 +1,132 @@
+"""The real router (the pinned wheel), in front of two servers shaped after vLLM: what `up` asks of it."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from glm4_deploy.deploy import replicas as room
+from glm4_deploy.deploy.replicas import RouterClient, address_of, wait_idle
+from glm4_deploy.errors import Unreachable
+from glm4_deploy.render.compose import ROUTER
+from servers.reference import Reference
+from servers.serve import serving
+
+
+@dataclass(kw_only=True)
+class Busy(Reference):
+    """Counts requests that run, as vLLM's gauges do."""
+
+    running: int = 0
+
+    def metrics(self) -> str:
+        gauges = (
+            f'vllm:num_requests_running{{engine="0"}} {self.running}.0\nvllm:num_requests_waiting{{engine="0"}} 0.0\n'
+        )
+        return super().metrics() + gauges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    client: RouterClient
+    services: tuple[str, str]
+    engines: tuple[Busy, Busy]
+
+    def chat(self) -> int:
+        body = {"model": "glm-4-9b-chat", "messages": [{"role": "user", "content": "What is 6 times 7?"}]}
+        headers = {"authorization": "Bearer secret"}
+        url = f"{self.client.base_url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=20, trust_env=False).status_code
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Engines at 127.0.0.1:PORT; a service is named by host and port here, so that the names resolve."""
+    engines = (Busy(key="secret"), Busy(key="secret"))
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "address_of", lambda service: f"http://{service}")
+        services = tuple(urlsplit(stack.enter_context(serving(engine))).netloc for engine in engines)
+        port, metrics = free_port(), free_port()
+        words = [sys.executable, "-c", ROUTER, "--port", str(port), "--prometheus-port", str(metrics)]
+        words += [
+            "--health-check-interval-secs",
+            "1",
+            "--health-failure-threshold",
+            "1",
+            "--worker-startup-check-interval",
+            "1",
+        ]
+        process = subprocess.Popen(
+            [*words, "--worker-urls", *(f"http://{name}" for name in services)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(process.wait, 20)
+        stack.callback(process.terminate)
+        client = RouterClient(base_url=f"http://127.0.0.1:{port}")
+        client.wait_ready(services)
+        yield Pool(client=client, services=(services[0], services[1]), engines=engines)
+
+
+def test_an_engine_that_is_out_gets_nothing_and_is_put_back(pool: Pool) -> None:
+    first, second = pool.services
+    pool.client.take_out(first)
+    pool.client.take_out(first)  # a roll that was cut off may have done it before
+    assert pool.client.workers() == {f"http://{second}": True}
+    before = len(pool.engines[0].requests)
+    assert {pool.chat() for _ in range(6)} == {200}
+    assert len(pool.engines[0].requests) == before
+    pool.client.put_back(first)
+    pool.client.put_back(first)
+    pool.client.wait_ready(pool.services)
+
+
+def test_the_key_of_the_client_reaches_the_engine(pool: Pool) -> None:
+    assert pool.chat() == 200
+    assert "Bearer secret" in {key for engine in pool.engines for key in engine.seen_keys}
+    url = f"{pool.client.base_url}/v1/chat/completions"
+    body = {"model": "glm-4-9b-chat", "messages": [{"role": "user", "content": "x"}]}
+    assert httpx.post(url, json=body, timeout=20, trust_env=False).status_code == 401
+
+
+def test_an_engine_is_idle_when_it_counts_no_request(pool: Pool) -> None:
+    address, engine = f"http://{pool.services[0]}", pool.engines[0]
+    assert wait_idle(address, 5) == 0
+    engine.running = 2
+    assert wait_idle(address, 0.1) == 2, "bounded"
+    threading.Timer(0.7, lambda: setattr(engine, "running", 0)).start()
+    began = time.monotonic()
+    assert wait_idle(address, 20) == 0
+    assert time.monotonic() - began > 0.5
+    assert wait_idle("http://127.0.0.1:9", 5) is None, "one that does not answer has nothing to finish"
+
+
+def test_a_router_that_is_not_there_or_another_server_is_told() -> None:
+    with pytest.raises(Unreachable, match="does not answer"):
+        RouterClient(base_url="http://127.0.0.1:9").take_out("a")
+    with serving(Reference()) as other, pytest.raises(Unreachable, match="refuses"):
+        RouterClient(base_url=other).workers()
+
+
+def test_other_engines_than_wished_are_not_ready(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "READY_SECONDS", 0.6)
+    with pytest.raises(Unreachable, match="not ready with 1 engines"):
+        pool.client.wait_ready(pool.services[:1])
+
+
+def test_the_address_is_the_one_that_the_rendered_file_gives() -> None:
+    assert address_of("glm4-9b-nvfp4-1") == "http://glm4-9b-nvfp4-1:8080"

@@ -1,0 +1,140 @@
+"""Whole logs as collectors, shells and clusters hand them over: the same facts and findings in every form."""
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.unit.logs.test_reader import BAD, EXPECTED, LOGS, coloured, ids, lines_of, told
+
+from glm4_deploy.logs.reader import LogReader
+from glm4_deploy.logs.scan import read_file, scan_log
+
+Form = Callable[[list[bytes]], bytes]
+UNKNOWN = "unknown-exception"
+BEGIN = datetime(2026, 3, 18, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def each(make: Callable[[bytes, datetime], bytes]) -> Form:
+    return lambda lines: b"\n".join(make(line, BEGIN + timedelta(milliseconds=7 * n)) for n, line in enumerate(lines))
+
+
+def stamp(now: datetime) -> bytes:
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%f").encode() + b"789Z"
+
+
+def docker_json(line: bytes, now: datetime) -> bytes:
+    """The driver's own file: a long line comes in pieces, each a record; only the last holds a newline."""
+    text = line.decode(errors="replace") + "\n"
+    pieces = [text[at : at + 100] for at in range(0, len(text), 100)]
+    record = {"stream": "stderr", "time": stamp(now).decode()}
+    return b"\n".join(json.dumps({"log": piece, **record}).encode() for piece in pieces)
+
+
+def cri(line: bytes, now: datetime) -> bytes:
+    pieces = [line[at : at + 100] for at in range(0, len(line), 100)] or [b""]
+    tags = [b"P"] * (len(pieces) - 1) + [b"F"]
+    return b"\n".join(b"%b stderr %b %b" % (stamp(now), tag, piece) for tag, piece in zip(tags, pieces, strict=True))
+
+
+def compose_coloured(lines: list[bytes]) -> bytes:
+    return b"\n".join(b"\x1b[36mglm4-engine-1  | \x1b[0m" + line for line in coloured(lines))
+
+
+def huge(lines: list[bytes]) -> bytes:
+    middle = len(lines) // 2
+    return b"\n".join([*lines[:middle], b"INFO: " + b"word " * 1_000_000, *lines[middle:]])
+
+
+def requests_logged(lines: list[bytes]) -> bytes:
+    """Prompts that quote other logs."""
+    bad = b"torch.OutOfMemoryError: CUDA out of memory. Available KV cache memory: 1.5 GiB ERROR Traceback"
+    said = b"INFO: Received request cmpl-1: prompt: '%b', params: None" % bad
+    return b"\n".join(part for line in lines for part in (line, said))
+
+
+FORMS: dict[str, Form] = {
+    "compose --timestamps": each(lambda line, now: b"engine-1  | " + stamp(now) + b" " + line),
+    "compose, coloured": compose_coloured,
+    "swarm": each(lambda line, _: b"glm_vllm.1.x7k2@spark    | " + line),
+    "journald": each(lambda line, now: now.strftime("%b %d %H:%M:%S spark vllm[8052]: ").encode() + line),
+    "journald, precise": each(lambda line, now: now.strftime("%b %d %H:%M:%S.%f spark vllm[8052]: ").encode() + line),
+    "journald, ISO": each(lambda line, now: now.strftime("%Y-%m-%dT%H:%M:%S+0000 spark docker[1]: ").encode() + line),
+    "journald, JSON": each(
+        lambda line, _: json.dumps({"_PID": "7", "MESSAGE": line.decode(errors="replace") or " "}).encode()
+    ),
+    "kubectl --prefix": each(lambda line, _: b"[pod/vllm-0/engine] " + line),
+    "kubectl --prefix --timestamps": each(lambda line, now: b"[pod/vllm-0/engine] " + stamp(now) + b" " + line),
+    "pod file": each(cri),
+    "docker json-file": each(docker_json),
+    "CRLF": b"\r\n".join,
+    "UTF-16, little": lambda lines: b"\xff\xfe" + b"\r\n".join(lines).decode(errors="replace").encode("utf-16-le"),
+    "UTF-16, big": lambda lines: b"\xfe\xff" + b"\n".join(lines).decode(errors="replace").encode("utf-16-be"),
+    "UTF-8 with a mark": lambda lines: b"\xef\xbb\xbf" + b"\r\n".join(lines),
+    "gzip": lambda lines: gzip.compress(b"\n".join(lines), mtime=0),
+    "gzip in two members": lambda lines: gzip.compress(b"\n".join(lines) + b"\n") + gzip.compress(b"last\n"),
+    "a line of 5 MB": huge,
+    "requests logged": requests_logged,
+}
+
+
+def read_form(form: str, lines: list[bytes], path: Path) -> LogReader:
+    file = path / "engine.log"
+    file.write_bytes(FORMS[form](lines))
+    return read_file(str(file))[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_log_tells_the_same_in_every_form(name: str, form: str, tmp_path: Path) -> None:
+    plain = read_file(str(LOGS / name))[1]
+    changed = read_form(form, lines_of(name), tmp_path)
+    assert (told(changed), ids(changed)) == (told(plain), ids(plain))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name].get("failures", [UNKNOWN])[0] != UNKNOWN])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_log_whose_beginning_is_lost_still_tells_why_it_failed(name: str, share: float, tmp_path: Path) -> None:
+    lines = lines_of(name)
+    file = tmp_path / "engine.log"
+    # The cut falls within a line.
+    file.write_bytes(b"\n".join(lines[int(len(lines) * share) :])[7:])
+    found = [row.id for row in read_file(str(file))[1].findings if row.severity in BAD]
+    assert found[0] == EXPECTED[name]["failures"][0]
+
+
+def test_a_damaged_archive_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    lines = [b"x%d" % random.randrange(10**9) for _ in range(2000)]
+    whole = gzip.compress(b"\n".join([*lines_of("h100-0.24-no-room.log"), *lines]))
+    file = tmp_path / "engine.log.1.gz"
+    for data in (whole[:-2000], whole + b"\0" * 512, whole[:-2000] + b"\xff" * 2000):
+        file.write_bytes(data)
+        assert ids(read_file(str(file))[1])[0] == "no-kv-room"
+
+
+def test_json_lines_of_the_engine_s_own_logger_are_read() -> None:
+    trouble = {
+        "levelname": "ERROR",
+        "asctime": "2026-03-18 12:00:00,123",
+        "message": "Something broke",
+        "exc_info": 'Traceback (most recent call last):\n  File "x.py", line 3, in f\nmade.Trouble: of no known kind',
+    }
+    quoted = {"levelname": "INFO", "message": "torch.OutOfMemoryError: CUDA out of memory, said a user"}
+    reader = scan_log(LogReader(), [json.dumps(row).encode() + b"\n" for row in (quoted, trouble)])
+    assert [row.id for row in reader.findings] == [UNKNOWN]
+
+
+def test_records_that_are_no_log_lines_stay_as_they_are() -> None:
+    lines = [
+        b'{"log": 1}',
+        b'{"a": [',
+        b"{}",
+        b'ERROR 11-23 14:43:47 [x.py:1] bad body {"message": "x"}',
+        b'{"log": "cut',
+    ]
+    reader = scan_log(LogReader(), [b"\n".join(lines)])
+    assert reader.lines == len(lines)
+    assert [row.line for row in reader.findings] == [lines[3].decode()]

@@ -1,0 +1,214 @@
+"""The rendered file: against the publisher's example, against hostile values, against Compose and its schema."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import FileSystemLoader
+from typer.testing import CliRunner
+
+from glm4_deploy.catalog.rows import profiles
+from glm4_deploy.cli.app import app
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.files import write_text
+from glm4_deploy.render.compose import COMPOSE, compose_file, rendered
+from glm4_deploy.render.quoting import environment, scalar
+
+ROOT = Path(__file__).parents[3]
+CARD = ROOT / "tests/data/model-card/compose.yaml"
+# Where the rendered `seed` file differs from the publisher's example, and why.
+DIFFERENCES = {
+    "ports": "published on 127.0.0.1 only: the example opens every interface, without a key",
+    "environment": "more variables, and all values as text (YAML numbers become text anyway)",
+    "volumes": "a second one, for compiled kernels",
+    "restart": "added: comes back after a reboot",
+    "healthcheck": "added",
+    "logging": "added: rotation",
+    "ulimits": "added: NVIDIA's advice for this image",
+    "command": "a list instead of a folded string",
+}
+
+
+def service(text: str) -> dict[str, Any]:
+    (only,) = yaml.safe_load(text)["services"].values()
+    return dict(only)
+
+
+def options(argv: list[str]) -> dict[str, str]:
+    start = next(index for index, word in enumerate(argv) if word.startswith("--"))
+    words = argv[start:]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def render(**flags: object) -> str:
+    return compose_file(resolve_spec(flags))
+
+
+def test_seed_carries_every_line_of_the_publishers_example() -> None:
+    card, ours = service(CARD.read_text()), service(render(profile="seed"))
+    for key, value in card.items():
+        if key not in DIFFERENCES:
+            assert ours[key] == value, key
+    assert set(ours) - set(card) <= set(DIFFERENCES)
+    assert ours["ports"] == [f"127.0.0.1:{card['ports'][0]}"]
+    assert card["volumes"][0] in ours["volumes"]
+    for name, value in card["environment"].items():
+        assert ours["environment"][name] == str(value)
+    assert all(isinstance(value, str) for value in ours["environment"].values())
+    assert isinstance(ours["command"], list)
+    card_argv = card["command"].split()
+    assert ours["command"][:3] == card_argv[:3]
+    assert options(ours["command"]) == options(card_argv)
+    assert "entrypoint" not in ours
+
+
+@pytest.mark.parametrize("name", list(profiles()))
+def test_the_committed_file_of_each_profile_has_not_drifted(name: str) -> None:
+    assert (ROOT / "compose" / f"{name}.yaml").read_text() == render(profile=name), "run `make compose`"
+
+
+@pytest.mark.parametrize("name", list(profiles()))
+def test_compose_and_its_schema_accept_each_profile(name: str, compose: list[str], check_schema: list[str]) -> None:
+    file = ROOT / "compose" / f"{name}.yaml"
+    done = subprocess.run(
+        [*compose, "-f", file, "config", "--format", "json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (only,) = json.loads(done.stdout)["services"].values()
+    assert only["command"] == service(file.read_text())["command"]
+    subprocess.run([*check_schema, file], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", list(profiles()))
+def test_what_every_profile_must_have(name: str) -> None:
+    ours = service(render(profile=name))
+    assert ours["ports"] == ["127.0.0.1:8080:8080"]
+    assert ours["healthcheck"]["test"][:2] == ["CMD", "python3"]
+    assert ours["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert ours["restart"] == "unless-stopped"
+    if name != "cpu":
+        assert ours["environment"]["TRITON_PTXAS_PATH"] == ours["environment"]["TRITON_PTXAS_BLACKWELL_PATH"]
+        assert options(ours["command"])["--kv-cache-dtype"] == "fp8"
+        assert options(ours["command"])["--max-model-len"] == "32768"
+    if name != "seed":
+        assert ours["security_opt"] == ["no-new-privileges:true"]
+        assert ours["cap_drop"] == ["ALL"]
+        assert ours["pids_limit"] == 8192
+        assert ours["environment"]["DO_NOT_TRACK"] == ours["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+        model = next(volume for volume in ours["volumes"] if volume["type"] == "bind")
+        assert model["read_only"] is True
+        assert model["bind"] == {"create_host_path": False}
+
+
+def test_wishes_reach_the_file() -> None:
+    ours = service(
+        compose_file(
+            resolve_spec(
+                {"profile": "gb10", "port": 9000, "bind": "192.0.2.7", "model_dir": "/data/glm-4-x", "shm_size": "4gb"},
+                sets=[
+                    'env.FOO=$HOME\'s "x"',
+                    "args.seed=7",
+                    "args.async-scheduling=null",
+                    'args.hf-overrides={"a": 1}',
+                ],
+            )
+        )
+    )
+    assert ours["ports"] == ["192.0.2.7:9000:8080"]
+    assert ours["environment"]["FOO"] == '$$HOME\'s "x"'
+    assert ours["shm_size"] == "4gb"
+    command = ours["command"]
+    assert command[command.index("--model") + 1] == "/mnt/models/glm-4-x"
+    assert command[command.index("--seed") + 1] == "7"
+    assert "--async-scheduling" in command
+    assert command[command.index("--hf-overrides") + 1] == '{"a": 1}'
+
+
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1))
+def test_no_value_can_break_a_scalar(text: str) -> None:
+    assert yaml.safe_load(f"key: {scalar(text)}")["key"] == text.replace("$", "$$")
+
+
+def test_same_wishes_same_bytes() -> None:
+    assert render(profile="b200", port=1234) == render(profile="b200", port=1234)
+
+
+@pytest.mark.parametrize("path", ["~/models/x", "/", "..", "/models/.."])
+def test_a_model_directory_that_names_nothing_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match="model_dir"):
+        render(model_dir=path)
+
+
+def test_a_flag_that_contradicts_a_setting_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"args\.port"):
+        resolve_spec({}, sets=["args.port=1"])
+
+
+def test_the_mistaken_variable_is_told() -> None:
+    warnings = resolve_spec({}, sets=["env.TRITON_TXAS_PATH=/x"]).warnings
+    assert any("TRITON_PTXAS_PATH" in warning for warning in warnings)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A template folder of the test's own, beside the kit's: it holds the extra `side` with a file and a volume."""
+    folder = tmp_path / "services"
+    (folder / "side").mkdir(parents=True)
+    (folder / "side.yaml.j2").write_text(
+        '{% set volumes = ["side-data"] %}\n'
+        "  side:\n    image: x\n    profiles: [side]\n    command: [{{ d.served_model_name | y }}]\n"
+        "    volumes: [./side/side.conf:/side.conf:ro, side-data:/data]\n"
+    )
+    (folder / "side/side.conf.j2").write_text("port {{ d.port }}\n")
+    loader = environment().loader
+    assert isinstance(loader, FileSystemLoader)
+    monkeypatch.setattr(loader, "searchpath", [*loader.searchpath, str(tmp_path)])
+    return tmp_path
+
+
+def test_an_extra_is_one_template_with_its_files_and_volumes(beside: Path, compose: list[str]) -> None:
+    plain = rendered(resolve_spec({"profile": "cpu", "port": 9000}))
+    files = rendered(resolve_spec({"profile": "cpu", "port": 9000, "extras": ["side"]}, sets=["project=p"]))
+    assert list(plain) == [COMPOSE]
+    assert files["side/side.conf"] == "port 9000\n"
+    for name, text in files.items():
+        write_text(beside / "out" / name, text)
+    done = subprocess.run(
+        [*compose, "-f", beside / "out" / COMPOSE, "--profile", "*", "config", "--format", "json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)
+    assert config["services"]["side"]["command"] == ["glm-4-9b-chat"]
+    assert set(config["volumes"]) == {"cache", "side-data"}
+
+
+def test_the_chat_page_without_the_gateway_is_refused() -> None:
+    with pytest.raises(UsageError) as refused:
+        resolve_spec({"extras": ["ui"]})
+    assert "--with gateway,ui" in refused.value.hint
+    assert set(resolve_spec({"extras": ["ui", "gateway"]}).extras) == {"ui", "gateway"}
+
+
+def test_an_extra_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="'nosuch'"):
+        render(extras=["nosuch"])
+
+
+def test_render_writes_and_checks_the_files_beside(beside: Path) -> None:
+    out = beside / "deploy"
+    out.mkdir()
+    runner, words = CliRunner(), ["render", "--profile", "cpu", "--with", "side", "-o", str(out)]
+    assert runner.invoke(app, words).exit_code == 0
+    assert (out / COMPOSE).is_file()
+    assert runner.invoke(app, [*words, "--check"]).exit_code == 0
+    (out / "side/side.conf").write_text("changed\n")
+    drifted = runner.invoke(app, [*words, "--check"])
+    assert isinstance(drifted.exception, Judged)
+    assert "side.conf" in str(drifted.exception)
