@@ -20,18 +20,18 @@ def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, s
     """The manifests, and the smoke suite as a Job.
 
     Raises:
-        UsageError: a wish that contradicts another, or that these manifests cannot express.
+        UsageError: a setting that contradicts another, or that these manifests cannot express.
     """
-    wish = settings.kubernetes
-    if wish.storage_class is not None and not _cache_claim(settings):
+    section = settings.kubernetes
+    if section.storage_class is not None and not _cache_claim(settings):
         raise UsageError(
-            f"kubernetes.storage_class {wish.storage_class} cannot be expressed for several engines (replicas, "
+            f"kubernetes.storage_class {section.storage_class} cannot be expressed for several engines (replicas, "
             "max_replicas)",
             hint="each of them keeps its cache on its node: leave storage_class out",
         )
-    if wish.max_replicas is not None and wish.max_replicas < settings.replicas:
+    if section.max_replicas is not None and section.max_replicas < settings.replicas:
         raise UsageError(
-            f"kubernetes.max_replicas {wish.max_replicas} is below replicas {settings.replicas}: KEDA refuses that",
+            f"kubernetes.max_replicas {section.max_replicas} is below replicas {settings.replicas}: KEDA refuses that",
             hint="raise max_replicas, or lower replicas (KEDA's minimum)",
         )
     values = _values(deployment, settings)
@@ -44,8 +44,8 @@ def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, s
 
 
 def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
-    wish = settings.kubernetes
-    if wish.model_claim is None and not deployment.model_source.startswith("/"):
+    section = settings.kubernetes
+    if section.model_claim is None and not deployment.model_source.startswith("/"):
         raise UsageError(
             f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the target kubernetes",
             hint="give an absolute path of the nodes, or name a claim: kubernetes.model_claim",
@@ -54,22 +54,22 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
     limit = _quantity(settings.mem_limit) if settings.mem_limit else None
     return {
         "d": deployment,
-        "k": wish,
+        "k": section,
         "name": _dns_name(deployment.project),
         "replicas": settings.replicas,
-        "scaled": wish.max_replicas is not None,
+        "scaled": section.max_replicas is not None,
         "cache_claim": _cache_claim(settings),
         "query": f"sum(vllm:num_requests_waiting{{model_name={model}}})",
         "queue": QUEUE,
         "shm": _quantity(settings.shm_size),
         "memory_limit": limit,
-        "memory_request": min(wish.memory, limit, key=_size) if limit else wish.memory,
+        "memory_request": min(section.memory, limit, key=_size) if limit else section.memory,
         "cache": CACHE,
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,
         "propagation": PROPAGATION,
         "identity": dict(_identity(settings.user)),
-        "nodes": _architecture(deployment.profile) | wish.node_selector,
+        "nodes": _architecture(deployment.profile) | section.node_selector,
     }
 
 

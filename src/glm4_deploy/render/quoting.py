@@ -50,12 +50,18 @@ def source(name: str) -> str:
 
 
 _UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")
+_EXPANDED = re.compile(r"\$(?=[$(])")
 _CSV = re.compile(r'[,"\s]')
 
 
 def text_scalar(value: object) -> str:
-    """A YAML scalar that is text and that neither YAML nor Kubernetes' own `$(NAME)` changes."""
-    return scalar(str(value).replace("$(", "$$(")).replace("$$", "$")
+    """A YAML scalar that is text, for a file in which `$` has no meaning."""
+    return scalar(value).replace("$$", "$")
+
+
+def kubernetes_literal(value: object) -> str:
+    """Text for `args`, `command` and `env`, where Kubernetes expands `$(NAME)` and reads `$$` as `$`."""
+    return _EXPANDED.sub("$$", str(value))
 
 
 def unit_word(value: object) -> str:
@@ -81,6 +87,7 @@ def render_template(template: str, **values: object) -> str:
     """A template of templates/targets, with these words as filters."""
     made = environment()
     made.filters.setdefault("k", text_scalar)
+    made.filters.setdefault("literal", kubernetes_literal)
     made.filters.setdefault("u", unit_word)
     made.filters.setdefault("line", quadlet_line)
     return made.get_template(f"targets/{template}").render(values)

@@ -1,6 +1,6 @@
 """Deployment → the files of a target: Docker Compose, Kubernetes, Podman Quadlet.
 
-A target is a row of TARGETS: its files, and the wishes that it cannot express. Such a wish is refused by name: a
+A target is a row of TARGETS: its files, and the settings that it cannot express. Such a setting is refused by name; a
 rendered file never drops one silently.
 """
 
@@ -30,7 +30,7 @@ def render_target(name: str, deployment: DeploymentSpec, settings: Settings, pro
     """The files of a target.
 
     Raises:
-        UsageError: an unknown target, or a wish that it cannot express.
+        UsageError: an unknown target, or a setting that it cannot express.
     """
     if name not in TARGETS:
         raise UsageError(f"unknown target {name[:40]!r}", hint=f"known: {', '.join(TARGETS)}")
