@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from glm4_deploy.catalog.rows import mistaken_variables
 from glm4_deploy.errors import UsageError
+from glm4_deploy.run import RunFailure, run_program
 from glm4_deploy.text import names_secret
 
 # What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2.
@@ -68,12 +68,10 @@ def lint(file: Path) -> LintReport:
     # -I: nothing beside the audited file is imported. An empty configuration of ours: none there silences a rule.
     words = [sys.executable, "-I", "-m", "compose_lint", "check", "--format", "json", "--no-merge-overrides"]
     words += ["--no-env", "--allow-partial-coverage", str(file.absolute()), "--config"]
-    try:
-        with tempfile.NamedTemporaryFile(suffix=".yml") as nothing:
-            argv = [*words, nothing.name]
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"{file} took more than {LIMIT_SECONDS} s to read", hint="is it a Compose file?") from None
+    with tempfile.NamedTemporaryFile(suffix=".yml") as nothing:
+        done = run_program(*words, nothing.name, timeout=LIMIT_SECONDS)
+    if done.failure is RunFailure.TIMEOUT:
+        raise UsageError(f"{file} took more than {LIMIT_SECONDS} s to read", hint="is it a Compose file?")
     return _parse(done.stdout, done.stderr, file)
 
 

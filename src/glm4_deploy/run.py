@@ -1,40 +1,137 @@
-"""Run a read-only command for a fact: an argument list, a time limit, and what came of it as a value."""
+"""The one way to run a program: an argument list and a time limit in, an `Output` value out. Never a shell.
 
+Two places need a process object instead and say so: the engine as a process group (`deploy/engines.py`) and an SSH
+tunnel that lasts as long as a block (`probe/fleet.py`).
+"""
+
+import os
+import signal
 import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
+
+GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL, where a program is ended early
+
+
+class RunFailure(StrEnum):
+    """Why there is no exit code."""
+
+    MISSING = "missing"  # no such program on PATH
+    REFUSED = "refused"  # the system does not start it: permission, not a program, arguments too long
+    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What a command printed. `code` is None where it could not be run or did not end; `trouble` says why."""
+    """What came of a program.
+
+    code: None where it could not be started or was ended by the time limit; `failure` says which, `trouble` in words.
+    """
 
     code: int | None
     stdout: str = ""
     stderr: str = ""
+    failure: RunFailure | None = None
     trouble: str = ""
-    timed_out: bool = False
 
     @property
     def ok(self) -> bool:
         return self.code == 0
 
+    @property
+    def last_line(self) -> str:
+        """The last line that it wrote to stderr, else to stdout; else what kept it from running; '' for nothing."""
+        lines = (self.stderr.strip() or self.stdout.strip() or self.trouble).splitlines()
+        return lines[-1] if lines else ""
 
-def run_program(*arguments: str, timeout: float = 2.0) -> Output:
-    """Run it without a shell and without standard input; never raises for what the command does."""
+
+def run_program(
+    *arguments: str,
+    timeout: float,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    show: bool = False,
+    terminal: bool = False,
+) -> Output:
+    """Run it to its end, and no longer than `timeout` seconds. Does not raise for anything that the program does.
+
+    It runs in its own session, so that whatever it started ends with it and nothing can ask a question.
+
+    Args:
+        environment: added to this process's own.
+        on_line: called with each line of stdout and stderr, as it comes; neither is kept.
+        show: its output goes to this process's stderr instead; neither is kept.
+        terminal: keep this process's session, for a program that may ask for a passphrase.
+    """
+    name = arguments[0]
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             arguments,
-            capture_output=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            text=True,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=sys.stderr if show else subprocess.PIPE,
+            stderr=subprocess.STDOUT if show or on_line else subprocess.PIPE,
+            env=None if environment is None else {**os.environ, **environment},
+            encoding="utf-8",
             errors="replace",
+            start_new_session=not terminal,
         )
     except FileNotFoundError:
-        return Output(code=None, trouble=f"{arguments[0]} is not installed")
+        return Output(code=None, failure=RunFailure.MISSING, trouble=f"{name} is not installed")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        why = getattr(error, "strerror", None) or error
+        return Output(code=None, failure=RunFailure.REFUSED, trouble=f"{name} cannot be run: {why}")
+    try:
+        if on_line:
+            return _follow(child, timeout, on_line)
+        stdout, stderr = child.communicate(stdin or None, timeout=timeout)
+        return Output(code=child.returncode, stdout=stdout or "", stderr=stderr or "")
     except subprocess.TimeoutExpired:
-        return Output(code=None, trouble=f"{arguments[0]} did not answer within {timeout:g} s", timed_out=True)
-    except OSError as error:
-        return Output(code=None, trouble=f"{arguments[0]} cannot be run: {error.strerror}")
-    return Output(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+        words = f"{name} did not answer within {timeout:g} s"
+        return Output(code=None, failure=RunFailure.TIMEOUT, trouble=words)
+    finally:
+        _end(child, group=not terminal)
+
+
+def _follow(child: subprocess.Popen[str], timeout: float, on_line: Callable[[str], None]) -> Output:
+    """Hand on each line. A timer ends the program, which ends the loop: reading a pipe has no time limit."""
+    late = threading.Event()
+
+    def expire() -> None:
+        late.set()
+        _signal(child, signal.SIGKILL, group=True)
+
+    timer = threading.Timer(timeout, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        for line in child.stdout or ():
+            on_line(line)
+        code = child.wait()
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise subprocess.TimeoutExpired(child.args, timeout)
+    return Output(code=code)
+
+
+def _end(child: subprocess.Popen[str], *, group: bool) -> None:
+    """Leave no process and no open pipe behind, whatever ended the wait: a time limit or Ctrl-C."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if child.returncode is None:
+            _signal(child, sign, group=group)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_SECONDS)
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _signal(child: subprocess.Popen[str], sign: signal.Signals, *, group: bool) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, sign) if group else child.send_signal(sign)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -23,12 +22,15 @@ from glm4_deploy import __version__
 from glm4_deploy.deploy.docker import connect
 from glm4_deploy.errors import ExtraMissing, ImageMissing, Judged, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
+from glm4_deploy.run import Output, RunFailure, run_program
 
 SCHEMA = 1
 SUMS, META, SIGNATURE = "SHA256SUMS", "bundle.json", "SHA256SUMS.sig"
 PART = f"{SUMS}.part"
 NAMESPACE = "glm4-deploy-bundle"  # what `ssh-keygen -Y` binds a signature to
 CHUNK = 4 << 20
+WHEELS_SECONDS = 3600  # a slow index; some wheels are built from source
+KEYGEN_SECONDS = 300  # it may wait for a passphrase or a touch
 Note = Callable[[str], None]
 
 
@@ -188,11 +190,10 @@ class _Writer:
         root = Path(__file__).parents[3]
         what = str(root) if (root / "pyproject.toml").is_file() else f"glm4-deploy=={__version__}"
         words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
-        done = subprocess.run([*words, str(folder), what], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
+        done = run_program(*words, str(folder), what, timeout=WHEELS_SECONDS)
+        if not done.ok:
             raise ExtraMissing(
-                f"the wheels could not be collected: {said[-1] if said else 'pip failed'}",
+                f"the wheels could not be collected: {done.last_line or 'pip failed'}",
                 hint="it needs pip and a package index; --no-wheels leaves them out",
             )
         for wheel in sorted(folder.iterdir()):
@@ -276,35 +277,33 @@ def _present(client: Any, image: BundledImage) -> bool:
 def _sign(directory: Path, key: Path) -> None:
     (directory / SIGNATURE).unlink(missing_ok=True)
     words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(directory / SUMS)]
-    done = _ssh_keygen(words)
-    if done.returncode != 0:
-        raise UsageError(f"cannot sign with {key}: {_last(done)}", hint="give an SSH private key without a passphrase")
+    done = _ssh_keygen(*words)
+    if not done.ok:
+        raise UsageError(
+            f"cannot sign with {key}: {done.last_line}",
+            hint="give an SSH private key without a passphrase",
+        )
 
 
 def _check_signature(directory: Path, signers: Path) -> None:
     signature = directory / SIGNATURE
     if not signature.is_file():
         raise Judged("the bundle is not signed", hint="make it with `bundle create --sign KEY`")
-    found = _ssh_keygen(["ssh-keygen", "-Y", "find-principals", "-s", str(signature), "-f", str(signers)])
+    found = _ssh_keygen("ssh-keygen", "-Y", "find-principals", "-s", str(signature), "-f", str(signers))
     who = found.stdout.split("\n")[0].split(",")[0].strip()
-    if found.returncode != 0 or not who:
+    if not found.ok or not who:
         raise Judged(f"the bundle is signed by nobody of {signers}", hint="do not load it; ask who made it")
     words = ["ssh-keygen", "-Y", "verify", "-n", NAMESPACE, "-f", str(signers), "-I", who, "-s", str(signature)]
-    done = _ssh_keygen(words, stdin=(directory / SUMS).read_text())
-    if done.returncode != 0:
-        raise Judged(f"the signature does not fit {SUMS}: {_last(done)}", hint="do not load it; copy it again")
+    done = _ssh_keygen(*words, stdin=(directory / SUMS).read_text())
+    if not done.ok:
+        raise Judged(f"the signature does not fit {SUMS}: {done.last_line}", hint="do not load it; copy it again")
 
 
-def _ssh_keygen(words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(words, input=stdin or "", capture_output=True, text=True, check=False)
-    except OSError:
-        raise ExtraMissing("ssh-keygen is not installed", hint="install an OpenSSH client, or do not sign") from None
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr or done.stdout).strip().splitlines()
-    return lines[-1] if lines else "no message"
+def _ssh_keygen(*words: str, stdin: str = "") -> Output:
+    done = run_program(*words, timeout=KEYGEN_SECONDS, stdin=stdin, terminal=True)
+    if done.failure in {RunFailure.MISSING, RunFailure.REFUSED}:
+        raise ExtraMissing("ssh-keygen is not installed", hint="install an OpenSSH client, or do not sign")
+    return done
 
 
 class _storage:  # noqa: N801 (reads as a statement)

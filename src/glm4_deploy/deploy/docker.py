@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +25,7 @@ from glm4_deploy.deploy.releases import ReleaseImage
 from glm4_deploy.errors import DockerDenied, DockerMissing, ImageMissing, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.render.quoting import TEMPLATES
+from glm4_deploy.run import run_program
 from glm4_deploy.settings import REPOSITORY, TAG, load_settings
 
 # The Docker engine through its SDK: what a container is, its log as it comes, its events.
@@ -357,6 +356,7 @@ def keep_pins(file: Path, found: Mapping[str, str]) -> None:
 
 BASE = "python:3.12-slim"
 NAME = "glm4-deploy/kit"
+BUILD_SECONDS = 3600  # it pulls a base image and installs packages
 REFERENCE = re.compile(rf"{REPOSITORY}(:{TAG})?(@sha256:[0-9a-f]{{64}})?")
 
 
@@ -407,9 +407,9 @@ def build_kit_image(*, base: str, name: str, network: str | None = None) -> None
         context(Path(made))
         argv = ["docker", "build", "--build-arg", f"BASE={base}", "--tag", name]
         argv += ["--network", network] if network else []
-        done = subprocess.run([*argv, made], stdout=sys.stderr, check=False)
-    if done.returncode != 0:
+        done = run_program(*argv, made, timeout=BUILD_SECONDS, show=True)
+    if not done.ok:
         raise ImageMissing(
-            f"docker build of {name} from {base} failed (exit code {done.returncode})",
+            f"docker build of {name} from {base} failed ({done.trouble or f'exit code {done.code}'})",
             hint="see docker's own words above: the base must be pullable or here, and pip must reach a package index",
         )

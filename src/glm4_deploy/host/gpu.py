@@ -7,7 +7,7 @@ from typing import Any
 
 from glm4_deploy.catalog.rows import Gpu, gpu_by_size, recognise
 from glm4_deploy.host.system import HostFacts
-from glm4_deploy.run import Output, run_program
+from glm4_deploy.run import Output, RunFailure, run_program
 
 # What is known of a GPU and of who holds its memory. What the driver does not tell is None, never 0.
 
@@ -80,7 +80,7 @@ def read_gpus(*, timeout: float = 1.8) -> GpuReport:
 def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
     """What the two queries (csv with its header line) say. Pure."""
     if not gpus.ok:
-        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus), answered=not gpus.timed_out)
+        return GpuReport(source="nvidia-smi", trouble=_trouble(gpus), answered=gpus.failure is not RunFailure.TIMEOUT)
     rows = parse_gpus(gpus.stdout)
     if not rows:
         return GpuReport(source="nvidia-smi", trouble=_trouble(gpus) or "nvidia-smi lists no GPU")

@@ -5,8 +5,6 @@ called as a module, because the `vllm` command is missing from some builds.
 """
 
 import json
-import os
-import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +13,10 @@ from typing import Any
 from glm4_deploy.errors import DeployError, ExtraMissing, Judged
 from glm4_deploy.probe.limits import Slo
 from glm4_deploy.report_model import BenchLevel, Quantiles
+from glm4_deploy.run import RunFailure, run_program
 
 MARK = "glm4-bench-result "
-QUIET_S = 900  # the longest that one level may take
+LEVEL_SECONDS = 900  # the longest that one level may take
 # One process for all levels: importing vLLM costs ten seconds. The result goes through stdout, because the generator's
 # file lies in a container.
 LAUNCH = f"""
@@ -84,7 +83,9 @@ def bench_levels(
     levels: list[BenchLevel] = []
     warm = False
     last: deque[str] = deque(maxlen=40)
-    for line in _lines(words, key):
+
+    def read(line: str) -> None:
+        nonlocal warm
         if line.startswith(MARK) and not warm:
             warm = True
         elif line.startswith(MARK):
@@ -92,6 +93,14 @@ def bench_levels(
             on_level(levels[-1])
         elif line.strip():
             last.append(line.strip())
+
+    environment = {"HF_HUB_OFFLINE": "1", **({"OPENAI_API_KEY": key} if key else {})}
+    limit = LEVEL_SECONDS * (1 + len(load.concurrency))
+    done = run_program(*words, timeout=limit, environment=environment, on_line=read)
+    if done.failure is RunFailure.TIMEOUT:
+        raise Judged(f"the load generator did not end: {done.trouble}", hint="send less: --concurrency, --output-len")
+    if done.failure:
+        raise ExtraMissing(done.trouble, hint="name a Python with vLLM: --python")
     if len(levels) < len(load.concurrency):
         raise _failed(last)
     return tuple(levels)
@@ -134,26 +143,6 @@ def _broken(level: BenchLevel, slo: Slo | None) -> Iterator[str]:
         share_kept = level.goodput / level.requests_per_s if level.requests_per_s else 0.0
         if share_kept < slo.goodput.share:
             yield f"goodput {share_kept:.0%} (limit {slo.goodput.share:.0%})"
-
-
-def _lines(words: list[str], key: str | None) -> Iterator[str]:
-    environment = os.environ | ({"OPENAI_API_KEY": key} if key else {}) | {"HF_HUB_OFFLINE": "1"}
-    try:
-        process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-    except OSError as error:
-        raise ExtraMissing(
-            f"cannot run {words[0]}: {error.strerror}", hint="name a Python with vLLM: --python"
-        ) from error
-    assert process.stdout is not None  # noqa: S101 (it is a pipe)
-    try:
-        yield from process.stdout
-        process.wait(QUIET_S)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def _failed(last: Sequence[str]) -> DeployError:
