@@ -1,7 +1,7 @@
 """Ask every probe at once for `doctor`. Read-only: nothing here changes the host."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -10,6 +10,7 @@ from pathlib import Path
 from glm4_deploy.catalog.rows import Gpu, Profile, default_tag, recognise, resolve_version
 from glm4_deploy.host.gpu import GpuFacts, GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import (
+    COMPOSE_MINIMUM,
     ComposeFacts,
     Disk,
     DockerFacts,
@@ -44,14 +45,10 @@ class HostVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What the deployment wants of the host.
-
-    own_port: this deployment's own engine is running and may hold the port.
-    """
+    """What the deployment wants of the host."""
 
     settings: Settings
     profile: Profile
-    own_port: bool = False
 
     @property
     def image(self) -> str:
@@ -60,7 +57,10 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorInput:
-    """What the probes found. None: the probe did not answer in time."""
+    """What the probes found. None: the probe did not answer in time.
+
+    own_port: whether this deployment's own engine is running and so holds the port.
+    """
 
     gpu: GpuReport | None
     host: HostFacts | None
@@ -70,6 +70,7 @@ class DoctorInput:
     model_disk: Disk | None
     docker_disk: Disk | None
     checkpoint: Result | None
+    own_port: bool | None = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +289,6 @@ def wish_of(seen: DoctorInput, needs: Needs, gpu: Gpu) -> MemoryRequest:
 
 # The doctor's rows about the host: Docker, memory, disk, address, security modules, clock. Pure.
 
-COMPOSE = (2, 20)
 # What neighbours send to a container's own address: 28.0.0 drops it (its release notes, "Port publishing in bridge
 # networks"; moby#49325), a reload of firewalld undid that from 28.2.0 until 28.3.3 (CVE-2025-54388).
 SHIELDED, LOST, MENDED = (28, 0, 0), (28, 2, 0), (28, 3, 3)
@@ -307,7 +307,7 @@ def host_rows(seen: DoctorInput, needs: Needs) -> Iterator[Result]:
     yield _image(seen, needs)
     yield _docker_disk(seen)
     yield _model_disk(seen.model_disk, needs)
-    yield _port(seen.port, needs)
+    yield _port(seen, needs)
     yield _loopback_ports(seen, needs.settings)
     yield seen.checkpoint or unanswered("checkpoint", "a sound checkpoint")
     if seen.host is None:
@@ -340,14 +340,14 @@ def _docker(seen: DoctorInput) -> Result:
 
 
 def _compose(seen: DoctorInput) -> Result:
-    expected = f"Compose {'.'.join(map(str, COMPOSE))} or newer"
+    expected = f"Compose {'.'.join(map(str, COMPOSE_MINIMUM))} or newer"
     facts = seen.compose
     if facts is None:
         return unanswered("compose", expected)
     remedy = "install the Compose plugin: sudo apt-get install docker-compose-plugin"
     if facts.version is None:
         return Result(check="compose", status=Status.FAIL, observed=facts.trouble, expected=expected, remedy=remedy)
-    status = Status.OK if facts.version[:2] >= COMPOSE else Status.FAIL
+    status = Status.OK if facts.recent else Status.FAIL
     observed = ".".join(map(str, facts.version))
     return Result(
         check="compose",
@@ -456,7 +456,8 @@ def _model_disk(disk: Disk | None, needs: Needs) -> Result:
     return Result(check="model-disk", status=Status.FAIL, observed=observed, expected=expected, remedy=remedy)
 
 
-def _port(state: PortState | None, needs: Needs) -> Result:
+def _port(seen: DoctorInput, needs: Needs) -> Result:
+    state = seen.port
     where, expected = f"{needs.settings.bind}:{needs.settings.port}", "an address of this host, and a free port"
     if state is None:
         return unanswered("port", expected)
@@ -471,8 +472,10 @@ def _port(state: PortState | None, needs: Needs) -> Result:
             expected=expected,
             remedy=remedy,
         )
-    if state is PortState.TAKEN and needs.own_port:
+    if state is PortState.TAKEN and seen.own_port:
         return Result(check="port", status=Status.OK, observed=f"{where} is held by this deployment", expected=expected)
+    if state is PortState.TAKEN and seen.own_port is None:
+        return unanswered("port", expected)
     if state is PortState.TAKEN:
         remedy = f"find its owner with `ss -ltnp 'sport = :{needs.settings.port}'`, or choose another with --port"
         return Result(check="port", status=Status.FAIL, observed=f"{where} is taken", expected=expected, remedy=remedy)
@@ -570,8 +573,8 @@ def _clock(host: HostFacts) -> Result:
 SECONDS = 2.1  # the whole of `doctor` is to stay under 3 s, whatever hangs
 
 
-def gather_host(needs: Needs) -> DoctorInput:
-    """What the probes found within SECONDS."""
+def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> DoctorInput:
+    """What the probes found within SECONDS. own_port: says whether this deployment's engine holds the port."""
     settings = needs.settings
     found = gather(
         {
@@ -580,6 +583,7 @@ def gather_host(needs: Needs) -> DoctorInput:
             "docker": partial(read_docker, needs.image),
             "compose": read_compose,
             "port": partial(read_port, settings.bind, settings.port),
+            "own_port": own_port,
             "model_disk": partial(read_disk, Path(settings.model_dir)),
             "checkpoint": partial(checkpoint_result, needs),
         },
@@ -595,6 +599,7 @@ def gather_host(needs: Needs) -> DoctorInput:
         model_disk=found.get("model_disk"),
         docker_disk=read_disk(Path(docker.root)) if docker and docker.root else None,
         checkpoint=found.get("checkpoint"),
+        own_port=found.get("own_port"),
     )
 
 

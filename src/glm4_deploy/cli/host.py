@@ -1,6 +1,7 @@
 """`glm4-deploy audit`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +12,18 @@ from glm4_deploy.catalog.rows import Gpu, default_tag, gpu_by_name, gpu_by_size,
 from glm4_deploy.checkpoint.model import BadConfigError, model_shape, quantization_format
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.params import Bind, Config, ImageTag, ModelDir, Port, ProfileName, SetOptions
+from glm4_deploy.deploy.candidates import holds_own_port, runner_of
 from glm4_deploy.deploy.plan_check import load_observations
+from glm4_deploy.deploy.state import expected_record
 from glm4_deploy.doctor import HostVerdict, Needs, doctor_results, gather_host
-from glm4_deploy.errors import Judged, PlanRefused, UsageError
+from glm4_deploy.errors import DeployError, Judged, PlanRefused, UsageError
 from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import KV_BYTES, ModelShape, WeightFormat, glm4_9b, kernel_path
 from glm4_deploy.plan.memory import MemoryRequest, estimate
 from glm4_deploy.plan.sizing import advice, parse_load, sharpen, solve
+from glm4_deploy.plan.spec import Fraction, plan_deployment
 from glm4_deploy.report.terminal import plan_text, print_results
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.settings import load_settings
@@ -214,6 +218,7 @@ def doctor(
     image_tag: ImageTag = None,
     sets: SetOptions = None,
     config: Config = None,
+    state_dir: Annotated[Path, typer.Option(help="Where `up` kept its record.")] = Path(".glm4"),
     as_json: Json = False,
 ) -> None:
     """Say what this host is and whether it can run the deployment. Read-only, and done within 3 s.
@@ -225,13 +230,22 @@ def doctor(
     flags = {"profile": profile, "port": port, "bind": bind, "model_dir": model_dir, "image_tag": image_tag}
     settings, row = load_settings(flags, file=config, sets=sets or ())
     needs = Needs(settings=settings, profile=row)
-    diagnosis = doctor_results(gather_host(needs), needs)
+    diagnosis = doctor_results(gather_host(needs, partial(_holds_port, needs, state_dir)), needs)
     if as_json:
         typer.echo(dumps(diagnosis))
     else:
         print_results(diagnosis.results)
         typer.echo(f"\n{diagnosis.verdict}: for profile {row.name} ({row.summary})")
     raise typer.Exit(0 if diagnosis.verdict in (HostVerdict.READY, HostVerdict.SLOW) else 1)
+
+
+def _holds_port(needs: Needs, state_dir: Path) -> bool:
+    """Whether the port is held by this deployment's own engine, as `up` would see it."""
+    expected = expected_record(plan_deployment(needs.settings, needs.profile, Fraction(value=None)))
+    try:
+        return holds_own_port(expected.base_url, state_dir, lambda: runner_of(expected, state_dir))
+    except DeployError:
+        return False  # no Docker, no Compose: nothing of ours can run
 
 
 MAX_BYTES = 1 << 20

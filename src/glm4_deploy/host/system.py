@@ -9,13 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from glm4_deploy.run import run_program
+from glm4_deploy.run import RunFailure, run_program
 
 # This host: memory, disk, addresses, security modules, clock. Read-only; what cannot be read is None.
 
@@ -213,20 +213,45 @@ def parse_info(
     )
 
 
+COMPOSE_MINIMUM = (2, 20)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComposeFacts:
-    """`version` is None where Compose is not there; `trouble` says why."""
+    """Which Compose `up` would run.
 
+    command: the words that call it. version: None where there is none; `trouble` says why.
+    client: whether a Docker client is on PATH at all. hangs: whether it did not answer in time.
+    """
+
+    command: tuple[str, ...] = ()
     version: tuple[int, ...] | None = None
+    client: bool = True
+    hangs: bool = False
     trouble: str = ""
+
+    @property
+    def recent(self) -> bool:
+        return self.version is not None and self.version[:2] >= COMPOSE_MINIMUM
 
 
 def read_compose(*, timeout: float = 1.8) -> ComposeFacts:
-    """Ask `docker compose version`."""
-    output = run_program("docker", "compose", "version", "--format", "json", timeout=timeout)
-    if not output.ok:
-        return ComposeFacts(trouble=output.trouble or "`docker compose` is not installed")
-    return parse_compose(output.stdout)
+    """Docker's Compose plugin, else a `docker-compose` on PATH: the first that is recent, else the first that answers.
+
+    `doctor` and `up` both look here. Does not raise.
+    """
+    commands = [words for words in (("docker", "compose"), ("docker-compose",)) if shutil.which(words[0])]
+    if not commands:
+        return ComposeFacts(client=False, trouble="no Docker client is on PATH")
+    answers = []
+    for command in commands:
+        output = run_program(*command, "version", "--short", timeout=timeout)
+        facts = parse_compose(output.stdout) if output.ok else ComposeFacts(trouble=output.trouble)
+        answers.append(replace(facts, command=command, hangs=output.failure is RunFailure.TIMEOUT))
+        if facts.recent:
+            return answers[-1]
+    missing = ComposeFacts(trouble="docker compose is not installed")
+    return next((row for row in answers if row.version or row.hangs), missing)
 
 
 def parse_compose(text: str) -> ComposeFacts:
