@@ -180,7 +180,6 @@ class DeploymentSpec:
     model_dir: str
     model_source: str
     model_target: str
-    model_path: str
     served_model_name: str
     max_model_len: int
     ipc_host: bool
@@ -259,7 +258,6 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         model_dir=str(directory),
         model_source=source,
         model_target=target,
-        model_path=f"{MODELS}/{directory.name}",
         served_model_name=settings.served_model_name,
         max_model_len=settings.max_model_len,
         ipc_host=settings.ipc == "host",
