@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.scale.engine import Cell, CellResult, quantile
-from glm4_deploy.scale.fit import Calibration, fit
-from glm4_deploy.scale.measured import MeasuredRun, from_mapping
+from glm4_deploy.scale.calibration import Calibration, MeasuredRun, fit, from_mapping
 from glm4_deploy.scale.request import EngineLimits, Lengths, StepCost, Workload
+from glm4_deploy.scale.simulator import Cell, CellResult, quantile
 
 SEEDS = 5
 STALL_S = 0.5  # as measure.py's own clock saw it

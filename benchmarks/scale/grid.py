@@ -7,18 +7,10 @@ import argparse
 import time
 from dataclasses import replace
 
-from glm4_deploy.scale.answer import Setting, simulate_load
-from glm4_deploy.scale.fit import fit
-from glm4_deploy.scale.request import (
-    Lengths,
-    Limit,
-    RouterPolicy,
-    Workload,
-    down_share,
-    engine_of,
-    read_calibrations,
-    spares,
-)
+from glm4_deploy.cli.scale import read_calibrations
+from glm4_deploy.scale.answer import Setting, down_share, simulate_load, spares
+from glm4_deploy.scale.calibration import engine_of, fit
+from glm4_deploy.scale.request import EngineOptions, Lengths, Limit, RouterPolicy, Workload
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 100, 1000, 10_000)
 SEEDS = 3
@@ -38,7 +30,7 @@ def main() -> None:
     parser.add_argument("--answer", type=float, nargs=2, default=(128, 400), help="tokens, median and p95")
     options = parser.parse_args()
     measured = read_calibrations(options.calibration)
-    engine, _ = engine_of(measured, None, None, options.kv_cache_tokens, None, 1)
+    engine, _ = engine_of(measured, EngineOptions(kv_cache_tokens=options.kv_cache_tokens))
     load = Workload(
         users=1,
         think_s=30.0,

@@ -7,8 +7,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from glm4_deploy.scale.fit import Miss, fit, miss_of, play
-from glm4_deploy.scale.measured import joined, parse_measured
+from glm4_deploy.scale.calibration import Miss, fit, joined, miss_of, parse_measured, play
 from glm4_deploy.scale.request import EngineLimits
 
 

@@ -6,28 +6,26 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.files import read_text
+from glm4_deploy.probe.limits import read_slo
 from glm4_deploy.report.wire import dumps
-from glm4_deploy.scale.answer import Setting, answer
-from glm4_deploy.scale.fit import fit
+from glm4_deploy.scale.answer import answer
+from glm4_deploy.scale.calibration import MeasuredRun, example, examples, joined, parse_measured, require_calibration
 from glm4_deploy.scale.report import scale_text, scale_wire
 from glm4_deploy.scale.request import (
+    MOST_GPUS,
+    EngineOptions,
+    ScaleRequest,
     Workload,
-    as_measured,
-    check_lengths,
     check_load,
     check_options,
-    engine_of,
     lengths_of,
     limits_of,
-    read_calibrations,
-    read_pairs,
+    parse_pairs,
     replicas_of,
     router_of,
     scale_seconds,
-    spares_of,
 )
-
-MOST_GPUS = 10_000
 
 
 def scale(
@@ -107,28 +105,45 @@ def scale(
         burstiness=burstiness,
         prompt=lengths_of("prompt", prompt_tokens, prompt_p95),
         answer=lengths_of("output", output_tokens, output_p95),
-        pairs=read_pairs(lengths) if lengths is not None else (),
+        pairs=parse_pairs(read_text(lengths), str(lengths)) if lengths is not None else (),
         cached_tokens=cached_tokens,
     )
     check_load(workload)
     sources = {name: context.get_parameter_source(name) for name in context.params}
     check_options({name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
-    limits = limits_of(ttft_p95, tpot_p95, slo)
-    within = replicas_of(gpus, tensor_parallel_size, MOST_GPUS)
-    chosen_router = router_of(router)
-    measured = read_calibrations(calibration or [])
-    engine, assumed = engine_of(
-        measured, max_num_seqs, max_num_batched_tokens, kv_cache_tokens, gpu, tensor_parallel_size
+    request = ScaleRequest(
+        workload=workload,
+        slo=limits_of(ttft_p95, tpot_p95, read_slo(slo).model_dump(exclude_none=True) if slo is not None else {}),
+        router=router_of(router),
+        replicas=replicas_of(gpus, tensor_parallel_size),
+        engine=EngineOptions(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_tokens=kv_cache_tokens,
+            gpu=gpu,
+            gpus_each=tensor_parallel_size,
+        ),
+        requests=requests,
+        seeds=seeds,
+        seed=seed,
+        failures_per_gpu_year=failures_per_gpu_year,
+        repair_hours=scale_seconds(repair_time) / 3600,
     )
-    check_lengths(workload, engine)
-    fitted = fit(measured, as_measured(measured, engine))
-    setting = Setting(
-        cost=fitted.cost, limits=engine, workload=workload, slo=limits, router=chosen_router, requests=requests
-    )
-    found = answer(setting, fitted, replicas=within, gpus_each=tensor_parallel_size, seeds=seeds, seed=seed)
-    spare = spares_of(found.replicas, failures_per_gpu_year, repair_time, tensor_parallel_size)
+    found = answer(request, read_calibrations(calibration or []))
     if as_json:
-        typer.echo(dumps(scale_wire(setting, fitted, found, assumed, spare)))
+        typer.echo(dumps(scale_wire(found)))
     else:
-        typer.echo(scale_text(setting, fitted, found, assumed, spare, color=sys.stdout.isatty()), nl=False)
-    raise typer.Exit(1 if found.broken else 0)
+        typer.echo(scale_text(found, color=sys.stdout.isatty()), nl=False)
+    raise typer.Exit(1 if found.sizing.broken else 0)
+
+
+def read_calibrations(names: list[str]) -> MeasuredRun:
+    """Calibration files, or examples by name; a file wins over an example of the same name."""
+    require_calibration(len(names))
+    shipped = [name in examples() and not Path(name).exists() for name in names]
+    return joined(
+        [
+            example(name) if is_example else parse_measured(read_text(Path(name)), name)
+            for name, is_example in zip(names, shipped, strict=True)
+        ]
+    )

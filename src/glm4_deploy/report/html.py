@@ -16,7 +16,9 @@ from glm4_deploy.report_model import AnswerSample, SuiteReport
 from glm4_deploy.result import Result, Status
 from glm4_deploy.text import cap, clean_text, one_line
 
-# Plots as inline SVG: no script, no image, no font from outside; colours come from the page's own variables.
+# Plots as inline SVG without script, image or outside font, in the page's own colours (light, dark and print).
+# Drawn by hand on purpose: pygal embeds a script and makes the timeline of 24 streams 2.4 MB where this makes 0.14 MB;
+# leather makes six times as much and has fixed colours, so no dark mode.
 
 WIDTH = 640
 LEFT = 54

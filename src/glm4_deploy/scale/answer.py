@@ -1,19 +1,27 @@
-"""How many GPUs: the least number of replicas that holds the limits, how sure that is, and what comes next."""
+"""How many GPUs: the fewest replicas that hold the limits, how certain that is, what breaks first, and spares."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from glm4_deploy.errors import PlanRefused
-from glm4_deploy.scale.engine import GROWTH, Cell, CellResult, quantile
-from glm4_deploy.scale.fit import Calibration
-from glm4_deploy.scale.request import EngineLimits, Limit, RouterPolicy, StepCost, Workload
+from glm4_deploy.scale.calibration import Calibration, MeasuredRun, as_measured, engine_of, fit
+from glm4_deploy.scale.request import (
+    EngineLimits,
+    Limit,
+    RouterPolicy,
+    ScaleRequest,
+    StepCost,
+    Workload,
+    check_lengths,
+)
+from glm4_deploy.scale.simulator import GROWTH, Cell, CellResult, quantile
 
-# One look at a fleet: so many replicas under a load, and whether the limits hold.
+# One fleet: some replicas under a load, and whether the limits hold.
 #
-# Up to CELL replicas are simulated as they are. More are simulated as a cell of CELL replicas with its share of the
-# load: behind a router that spreads evenly, replicas know of each other only through the router, and a router with more
-# replicas to choose from chooses no worse. docs/lab/scale.md has the error of this shortcut.
+# Up to CELL replicas are simulated one by one. A larger fleet is approximated by CELL replicas under their share of
+# the load, so run time does not grow with the fleet: replicas influence each other only through the router, and a
+# router with more replicas to choose from chooses no worse. docs/lab/scale.md has the error of this shortcut.
 
 CELL = 16
 SHARES = (50, 95, 99)
@@ -21,7 +29,7 @@ SHARES = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What stays the same while the number of replicas is sought. requests: counted ones a look."""
+    """What stays fixed while the number of replicas is searched. requests: how many each simulation counts."""
 
     cost: StepCost
     limits: EngineLimits
@@ -32,7 +40,7 @@ class Setting:
     cell: int = CELL
 
     def with_size(self, size: float) -> "Setting":
-        """The same for another number of users, or another rate."""
+        """The same with another number of users, or another rate."""
         closed = self.workload.users is not None
         load = replace(self.workload, users=round(size)) if closed else replace(self.workload, rate=size)
         return replace(self, workload=load)
@@ -40,10 +48,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """times: `ttft p95` and its like, milliseconds. kv_mean, kv_peak: share of the blocks of a busy replica.
+    """times: milliseconds by name, such as `ttft p95`. kv_mean, kv_peak: share of a busy replica's blocks.
 
-    preemptions: for 1000 requests. running: most requests at once in one replica. prompt_p95, total_p95: tokens.
-    broken: each limit that does not hold, with the value seen.
+    preemptions: per 1000 requests. running: most requests at once in one replica. prompt_p95, total_p95: tokens.
+    broken: each limit that does not hold, with the observed value.
     """
 
     times: Mapping[str, float]
@@ -64,7 +72,7 @@ def simulate_load(setting: Setting, replicas: int, seed: int) -> View:
     share = simulated / replicas
     load = setting.workload
     if load.users is not None:
-        # Rounded up: a cell never has it easier than the whole.
+        # Rounded up: a cell never has less load than its share.
         load = replace(load, users=math.ceil(load.users * share - 1e-9))
     else:
         load = replace(load, rate=(load.rate or 0.0) * share)
@@ -89,7 +97,7 @@ def _view(setting: Setting, outcome: CellResult, times: float, *, closed: bool) 
         if found[f"{limit.metric} p{limit.share}"] > limit.ms
     ]
     if not closed and outcome.backlog > GROWTH * len(done):
-        broken.append(f"it does not keep up: {outcome.backlog} of {len(done)} requests more in the queue at the end")
+        broken.append(f"it cannot keep up: the queue grew by {outcome.backlog} over {len(done)} requests")
     seconds = max(outcome.seconds, 1e-9)
     busy = sum(seen.busy for seen in outcome.seen) or 1e-9
     blocks = setting.limits.blocks
@@ -108,22 +116,22 @@ def _view(setting: Setting, outcome: CellResult, times: float, *, closed: bool) 
 
 
 def alone(setting: Setting, seed: int) -> View:
-    """One user after another on an idle engine: what no number of GPUs can better."""
+    """One user at a time on an idle engine: no number of GPUs is faster than this."""
     load = replace(setting.workload, users=1, think_s=0.0, rate=None)
     one = replace(setting, workload=load, requests=min(setting.requests, 1000))
     cell = Cell(one.cost, one.limits, load, replicas=1, seed=seed)
     return _view(one, cell.run(one.requests, warm=0), 1.0, closed=True)
 
 
-# Beyond some hundreds of replicas the seeds differ by more than one: the search stops at this share of the number.
+# Above some hundreds of replicas the seeds differ by more than one: the search stops at this share of the number.
 FINE = 0.003
-NEAR = 1.1  # beyond what was measured by less than a tenth is within it
-ENOUGH = 8.0  # headroom is sought up to this multiple of the load
+NEAR = 1.1  # up to a tenth beyond the measured range counts as measured
+ENOUGH = 8.0  # headroom is searched up to this multiple of the load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Mean over the seeds, and their least and greatest."""
+    """Mean, minimum and maximum over the seeds."""
 
     mean: float
     low: float
@@ -132,7 +140,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What the chosen number of replicas does, over the seeds: a View's figures, means where they are not the worst."""
+    """The chosen number of replicas over all seeds: kv_peak and running are the worst, the others means."""
 
     times: Mapping[str, Spread]
     requests_per_s: float
@@ -145,7 +153,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headroom:
-    """size: the largest load (users or requests a second) that still holds; None: none was found up to `tried`.
+    """size: the largest load (users or requests per second) that holds; None: no limit broke up to `tried`.
 
     then: what breaks first beyond it.
     """
@@ -157,12 +165,12 @@ class Headroom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
-    """replicas: every seed holds the limits with so many. least, most: over the seeds, each for itself.
+    """replicas: the limits hold with this number in every seed. least, most: the range of the seeds' own answers.
 
-    if_slower: replicas where a step takes `slower` times as long (the calibration's worst miss); None: no number helps.
-    one_down: what is broken with one replica less; empty: nothing.
-    simulated: replicas that were simulated in place of all.
-    warnings: where the answer leaves what was measured, and what is not known.
+    if_slower: replicas if a step takes `slower` times as long (the calibration's worst miss); None: no number helps.
+    one_down: what breaks with one replica fewer; empty: nothing.
+    simulated: replicas that were simulated to represent all.
+    warnings: where the answer leaves the measured range, and what is unknown.
     """
 
     gpus: int
@@ -181,13 +189,13 @@ class Sizing:
     warnings: tuple[str, ...]
 
 
-def answer(
+def size_fleet(
     setting: Setting, calibration: Calibration, *, replicas: tuple[int, int], gpus_each: int, seeds: int, seed: int
 ) -> Sizing:
-    """Seek within replicas[0]..replicas[1]; equal ends: look at that number only, whatever it holds.
+    """Search replicas[0]..replicas[1]; equal ends evaluate that number, whether or not it holds.
 
     Raises:
-        PlanRefused: one request alone on an idle engine breaks a limit, or the most replicas do.
+        PlanRefused: one request alone on an idle engine breaks a limit, or even the most replicas do.
     """
     idle = alone(setting, seed)
     if idle.broken:
@@ -220,7 +228,7 @@ def answer(
 
 
 def _over_seeds(setting: Setting, low: int, high: int, seed: int, seeds: int) -> list[int]:
-    """The least number for each seed; the first is sought from afar, the others from there."""
+    """The fewest replicas for each seed; the other seeds start from the first one's answer."""
     first = least(setting, low, high, seed, start=None)
     return [first, *(least(setting, low, high, seed + i, start=first) for i in range(1, seeds))]
 
@@ -238,10 +246,10 @@ def _fleet(views: list[View]) -> Fleet:
 
 
 def least(setting: Setting, low: int, high: int, seed: int, *, start: int | None) -> int:
-    """The least replicas that hold, for one seed.
+    """The fewest replicas that hold the limits, for one seed.
 
     Raises:
-        PlanRefused: not even `high` do.
+        PlanRefused: not even `high` replicas do.
     """
 
     def holds(replicas: int) -> bool:
@@ -253,7 +261,8 @@ def least(setting: Setting, low: int, high: int, seed: int, *, start: int | None
         if good >= high:
             broken = "; ".join(simulate_load(setting, high, seed).broken)
             raise PlanRefused(
-                f"not even {high:,} replicas hold it: {broken}", hint="allow more with --gpus, or relax the limits"
+                f"not even {high:,} replicas hold the limits: {broken}",
+                hint="allow more with --gpus, or relax the limits",
             )
         bad, good, width = good, min(high, good + width), 2 * width
     while bad < low and good > low:
@@ -274,7 +283,7 @@ def least(setting: Setting, low: int, high: int, seed: int, *, start: int | None
 
 
 def guess(setting: Setting, seed: int) -> int:
-    """Replicas that the load would keep busy if it were spread evenly: where the search begins."""
+    """Where the search starts: replicas that the load would keep busy if spread evenly."""
     seats = setting.limits.max_num_seqs
     one = replace(setting, slo=(), requests=max(200, 4 * seats))
     full = simulate_load(replace(one, workload=replace(setting.workload, users=seats, think_s=0.0, rate=None)), 1, seed)
@@ -296,7 +305,7 @@ def _try_least(setting: Setting, high: int, seed: int, start: int) -> int | None
 
 
 def _headroom(setting: Setting, replicas: int, seed: int) -> Headroom:
-    """The largest load that these replicas hold, to one per cent."""
+    """The largest load that these replicas hold, to one percent."""
     size = setting.workload.size
 
     def view(of: float) -> View:
@@ -318,7 +327,7 @@ def _headroom(setting: Setting, replicas: int, seed: int) -> Headroom:
 
 
 def warnings(calibration: Calibration, setting: Setting, views: list[View]) -> tuple[str, ...]:
-    """Where the answer leaves what was measured, by name."""
+    """Where the answer leaves the measured range."""
     levels, measured = calibration.measured.levels, calibration.measured
     users = max(level.concurrency for level in levels)
     prompts = sorted({level.input_len for level in levels})
@@ -329,7 +338,7 @@ def warnings(calibration: Calibration, setting: Setting, views: list[View]) -> t
     if measured.example:
         lines.append("the calibration is an example that ships with the kit, NOT your machine: measure yours")
     if measured.card is None:
-        lines.append("the calibration does not tell its card")
+        lines.append("the calibration does not name its GPU")
     if running > users:
         lines.append(f"extrapolated: up to {running} requests at once in a replica, {users} were measured")
     if prompt > NEAR * prompts[-1]:
@@ -359,3 +368,105 @@ def _spread(values: list[float]) -> Spread:
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
+
+
+# Spares: how many extra engines keep enough of them up, if failures are independent and a repair takes time.
+
+HOURS_A_YEAR = 8766.0
+MOST_SPARES = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spares:
+    """engines: how many on top of the needed ones; None: more than MOST_SPARES."""
+
+    failures_per_gpu_year: float
+    repair_hours: float
+    availability: float
+    engines: int | None
+
+
+def down_share(failures_a_year: float, repair_hours: float, gpus_each: int = 1) -> float:
+    """Share of the time that an engine of `gpus_each` GPUs is down, each GPU failing this often."""
+    up = 1 / (1 + failures_a_year * repair_hours / HOURS_A_YEAR)
+    return float(1 - up**gpus_each)
+
+
+def spares(needed: int, down: float, availability: float) -> int | None:
+    """The fewest extra engines with which at least `needed` are up for this share of the time.
+
+    None: not even MOST_SPARES suffice.
+    """
+    for more in range(MOST_SPARES + 1):
+        if at_most(more, needed + more, down) >= availability:
+            return more
+    return None
+
+
+def at_most(failed: int, engines: int, down: float) -> float:
+    """Probability that at most `failed` of `engines` are down at once (binomial)."""
+    if down <= 0:
+        return 1.0
+    total = 0.0
+    for count in range(failed + 1):
+        ways = math.lgamma(engines + 1) - math.lgamma(count + 1) - math.lgamma(engines - count + 1)
+        total += math.exp(ways + count * math.log(down) + (engines - count) * math.log1p(-down))
+    return total
+
+
+AVAILABILITY = 0.999
+
+
+def spares_for(replicas: int, request: ScaleRequest) -> Spares | None:
+    """None if no failure rate was given."""
+    failures, hours = request.failures_per_gpu_year, request.repair_hours
+    if failures is None:
+        return None
+    return Spares(
+        failures_per_gpu_year=failures,
+        repair_hours=hours,
+        availability=AVAILABILITY,
+        engines=spares(replicas, down_share(failures, hours, request.engine.gpus_each), AVAILABILITY),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAnswer:
+    """The answer and what it rests on. assumed: limits that were neither given nor measured."""
+
+    setting: Setting
+    calibration: Calibration
+    sizing: Sizing
+    assumed: tuple[str, ...]
+    spares: Spares | None
+
+
+def answer(request: ScaleRequest, measured: MeasuredRun) -> ScaleAnswer:
+    """Fit the measured load, then search.
+
+    Raises:
+        UsageError: the engine's limits are unknown, or the requests do not fit.
+        PlanRefused: no number of GPUs holds the limits.
+    """
+    limits, assumed = engine_of(measured, request.engine)
+    check_lengths(request.workload, limits)
+    calibration = fit(measured, as_measured(measured, limits))
+    setting = Setting(
+        cost=calibration.cost,
+        limits=limits,
+        workload=request.workload,
+        slo=request.slo,
+        router=request.router,
+        requests=request.requests,
+    )
+    sizing = size_fleet(
+        setting, calibration,
+        replicas=request.replicas, gpus_each=request.engine.gpus_each, seeds=request.seeds, seed=request.seed,
+    )  # fmt: skip
+    return ScaleAnswer(
+        setting=setting,
+        calibration=calibration,
+        sizing=sizing,
+        assumed=assumed,
+        spares=spares_for(sizing.replicas, request),
+    )

@@ -1,25 +1,17 @@
-"""How many GPUs, as text for a terminal and as JSON."""
+"""The answer as text for a terminal and as JSON."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from glm4_deploy.report.wire import to_wire
-from glm4_deploy.scale.answer import Headroom, Setting, Sizing, Spread
-from glm4_deploy.scale.fit import Calibration
-from glm4_deploy.scale.measured import MeasuredRun
-from glm4_deploy.scale.request import Lengths, Spares, StepCost, Workload
+from glm4_deploy.scale.answer import Headroom, ScaleAnswer, Setting, Sizing, Spares, Spread
+from glm4_deploy.scale.calibration import MeasuredRun
+from glm4_deploy.scale.request import Lengths, StepCost, Workload
 
 
-def scale_text(
-    setting: Setting,
-    fitted: Calibration,
-    found: Sizing,
-    assumed: tuple[str, ...],
-    spare: Spares | None,
-    *,
-    color: bool = False,
-) -> str:
+def scale_text(answer: ScaleAnswer, *, color: bool = False) -> str:
     """The whole answer, ending in a newline."""
+    setting, found = answer.setting, answer.sizing
     lines = [
         _paint(_verdict(setting, found), not (found.broken or found.warnings), color),
         *_sure(found),
@@ -28,32 +20,31 @@ def scale_text(
         "",
         *_load(setting, found),
         *_next(setting, found),
-        *_spares(found, spare),
+        *_spares(found, answer.spares),
         "",
         "what it rests on:",
-        *(f"  · {line}" for line in _basis(setting, fitted, found)),
-        *(f"  · assumed: {line}" for line in assumed),
+        *(f"  · {line}" for line in _basis(answer)),
+        *(f"  · assumed: {line}" for line in answer.assumed),
         *(_paint(f"  ! {line}", False, color) for line in found.warnings),
     ]
     return "\n".join(lines) + "\n"
 
 
-def scale_wire(
-    setting: Setting, fitted: Calibration, found: Sizing, assumed: tuple[str, ...], spare: Spares | None
-) -> dict[str, Any]:
-    """The same for machines: `answer`, what was asked, and what it rests on."""
-    measured = to_wire(fitted.measured)
+def scale_wire(answer: ScaleAnswer) -> dict[str, Any]:
+    """For machines: the answer, the question, and what it rests on."""
+    setting, calibration = answer.setting, answer.calibration
+    measured = asdict(calibration.measured)
     del measured["levels"]
     return {
-        "status": "fail" if found.broken else "warn" if found.warnings or assumed else "ok",
-        "answer": to_wire(found),
-        "workload": to_wire(setting.workload) | {"pairs": len(setting.workload.pairs)},
-        "slo": to_wire(setting.slo),
-        "engine": to_wire(setting.limits),
+        "status": "fail" if answer.sizing.broken else "warn" if answer.sizing.warnings or answer.assumed else "ok",
+        "answer": answer.sizing,
+        "workload": asdict(setting.workload) | {"pairs": len(setting.workload.pairs)},
+        "slo": setting.slo,
+        "engine": setting.limits,
         "router": str(setting.router),
-        "assumed": list(assumed),
-        "spares": to_wire(spare),
-        "calibration": measured | {"step": to_wire(fitted.cost), "misses": to_wire(fitted.misses)},
+        "assumed": answer.assumed,
+        "spares": answer.spares,
+        "calibration": measured | {"step": calibration.cost, "misses": calibration.misses},
     }
 
 
@@ -77,15 +68,15 @@ def _who(load: Workload) -> str:
     if load.users is not None:
         return f"{load.users:,} users, {load.think_s:g} s between an answer and the next question"
     kind = "Poisson" if load.burstiness == 1 else f"burstiness {load.burstiness:g}"
-    return f"{load.rate:g} requests a second ({kind})"
+    return f"{load.rate:g} requests per second ({kind})"
 
 
 def _sure(found: Sizing) -> Iterator[str]:
     seeds = f"{found.seeds} seed{'s' if found.seeds != 1 else ''}"
-    yield f"  engines needed: {found.least:,} to {found.most:,} over {seeds}, the largest is given"
+    yield f"  engines needed: {found.least:,} to {found.most:,} over {seeds}; the answer is the largest"
     if found.slower > 1.005:
         then = "no number helps" if found.if_slower is None else f"{found.if_slower:,} needed"
-        yield f"  if steps are {found.slower:.2f} times slower, the calibration's worst miss: {then}"
+        yield f"  if steps took {found.slower:.2f} times as long (the calibration's worst miss): {then}"
 
 
 def _table(found: Sizing) -> Iterator[str]:
@@ -100,11 +91,11 @@ def _spread(spread: Spread) -> str:
 
 
 def _load(setting: Setting, found: Sizing) -> Iterator[str]:
-    yield f"  {_rate(found.fleet.requests_per_s)} requests/s, {_rate(found.fleet.output_tokens_per_s)} tokens/s in all"
     fleet = found.fleet
+    yield f"  {_rate(fleet.requests_per_s)} requests/s, {_rate(fleet.output_tokens_per_s)} tokens/s in total"
     yield (
-        f"  an engine: up to {fleet.running} of {setting.limits.max_num_seqs} requests at once, KV cache used "
-        f"{fleet.kv_mean:.0%} on average, {fleet.kv_peak:.0%} at most; {fleet.preemptions:.1f} preempted in 1000"
+        f"  per engine: up to {fleet.running} of {setting.limits.max_num_seqs} requests at once, KV cache used "
+        f"{fleet.kv_mean:.0%} on average, {fleet.kv_peak:.0%} at peak; {fleet.preemptions:.1f} of 1000 preempted"
     )
 
 
@@ -121,36 +112,36 @@ def _next(setting: Setting, found: Sizing) -> Iterator[str]:
 
 def _spares(found: Sizing, spare: Spares | None) -> Iterator[str]:
     if spare is not None:
-        rate = f"{spare.failures_per_gpu_year:g} failures a GPU and year, {spare.repair_hours:g} h to replace one"
+        rate = f"{spare.failures_per_gpu_year:g} failures per GPU and year, {spare.repair_hours:g} h to replace one"
         up = f"{found.replicas:,} up {spare.availability:.1%} of the time ({rate})"
         if spare.engines is None:
-            yield f"  spares: no number of them keeps {up}"
+            yield f"  spares: no number keeps {up}"
         else:
             yield f"  spares: {spare.engines:,} more keep {up}"
 
 
 def _headroom(setting: Setting, room: Headroom) -> str:
-    unit = "users" if setting.workload.users is not None else "requests a second"
+    unit = "users" if setting.workload.users is not None else "requests per second"
     if room.size is None:
-        return f"none was found to break up to {_rate(room.tried)} {unit}"
+        return f"no limit broke up to {_rate(room.tried)} {unit}"
     more = room.size / setting.workload.size - 1
     return f"holds up to about {_rate(room.size)} {unit} (+{more:.0%}); then {room.then}"
 
 
 def _rate(value: float) -> str:
-    """Three digits of what is small, none after the point of what is large."""
+    """Three significant digits below 100, whole numbers above."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _basis(setting: Setting, fitted: Calibration, found: Sizing) -> Iterator[str]:
-    measured = fitted.measured
-    yield f"calibration {measured.name}: {_told(measured)}"
+def _basis(answer: ScaleAnswer) -> Iterator[str]:
+    setting, found, measured = answer.setting, answer.sizing, answer.calibration.measured
+    yield f"calibration {measured.name}: {_origin(measured)}"
     if measured.note:
         yield measured.note
     users = sorted({level.concurrency for level in measured.levels})
     prompts = sorted({level.input_len for level in measured.levels})
     yield f"measured: {', '.join(map(str, users))} users at once, prompts of {', '.join(map(str, prompts))} tokens"
-    yield f"fitted: {_cost(fitted.cost)}"
+    yield f"fitted: {_cost(answer.calibration.cost)}"
     load = setting.workload
     if load.pairs:
         yield f"lengths drawn from {len(load.pairs):,} given pairs"
@@ -163,23 +154,23 @@ def _basis(setting: Setting, fitted: Calibration, found: Sizing) -> Iterator[str
     )
     if found.simulated < found.replicas:
         yield f"simulated: a cell of {found.simulated} engines with its share of the load (error: docs/lab/scale.md)"
-    yield "not in it: network, the router's own time, failures, other work on the GPU (docs/explanation/scale.md)"
+    yield "not included: network, the router's own time, failures, other work on the GPU (docs/explanation/scale.md)"
 
 
-def _told(measured: MeasuredRun) -> str:
+def _origin(measured: MeasuredRun) -> str:
     known = (
-        measured.card or "card not told",
-        f"vLLM {measured.vllm}" if measured.vllm else "vLLM version not told",
-        measured.model or "model not told",
-        measured.date or "date not told",
+        measured.card or "GPU not stated",
+        f"vLLM {measured.vllm}" if measured.vllm else "vLLM version not stated",
+        measured.model or "model not stated",
+        measured.date or "date not stated",
     )
     return ", ".join(known)
 
 
 def _cost(cost: StepCost) -> str:
     return (
-        f"a step takes {1000 * cost.base:.2f} ms + {1e6 * cost.per_seq:.1f} µs a sequence + "
-        f"{1e6 * cost.per_prefill:.2f} µs a prompt token + {1e9 * cost.per_context:.2f} ns a KV token read; "
+        f"a step takes {1000 * cost.base:.2f} ms + {1e6 * cost.per_seq:.1f} µs per sequence + "
+        f"{1e6 * cost.per_prefill:.2f} µs per prompt token + {1e9 * cost.per_context:.2f} ns per KV token read; "
         f"{1000 * cost.front:.1f} ms before the scheduler"
     )
 

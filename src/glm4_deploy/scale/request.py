@@ -1,27 +1,24 @@
-"""What `glm4-deploy scale` is asked, turned into what is simulated; each refusal is one sentence."""
+"""What is asked: the users, the engine and the limits as values, and how each option becomes one.
 
-import math
+Seconds everywhere, except where a name ends in _ms. Each refusal is one sentence.
+"""
+
 import re
-from collections.abc import Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.files import read_text
-from glm4_deploy.scale.measured import MeasuredRun, example, examples, joined, parse_measured
 
-# What is simulated: an engine's cost of a step and its limits, the users, and the limits that must hold.
-#
-# Seconds everywhere, except where a name ends in _ms.
+MOST_GPUS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """One step of the engine takes base + per_seq · sequences + per_prefill · prompt tokens + per_context · KV tokens.
+    """One engine step takes base + per_seq · sequences + per_prefill · prompt tokens + per_context · KV tokens.
 
-    sequences: those in the step, decoding or in prefill. KV tokens: the context that the decoding ones read.
-    front: what a request takes before it reaches the scheduler (HTTP, chat template, tokenizer); no step waits for it.
+    sequences: all in the step, decoding or in prefill. KV tokens: the context that the decoding sequences read.
+    front: time before a request reaches the scheduler (HTTP, chat template, tokenizer); no step waits for it.
     """
 
     base: float
@@ -42,7 +39,7 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """vLLM's own names. kv_cache_tokens: as the engine logs it; max_model_len: None where only the cache bounds it."""
+    """Under vLLM's own names. kv_cache_tokens: as the engine logs it. max_model_len: None if only the cache limits."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -52,26 +49,26 @@ class EngineLimits:
 
     @property
     def blocks(self) -> int:
-        """Blocks that requests can have: one is kept by the engine (v1/core/block_pool.py, null_block)."""
+        """Blocks available to requests: the engine keeps one for itself (v1/core/block_pool.py, null_block)."""
         return self.kv_cache_tokens // self.block_tokens - 1
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request, prompt and answer."""
+        """Tokens of the longest possible request, prompt plus answer."""
         fits = self.blocks * self.block_tokens
         return min(fits, self.max_model_len) if self.max_model_len else fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens of prompts or answers: lognormal by median and p95; the same for all where p95 is None."""
+    """Tokens of prompts or answers: lognormal with this median and p95, or all the same if p95 is None."""
 
     median: float
     p95: float | None = None
 
 
 class RouterPolicy(StrEnum):
-    """How requests are spread. CACHE_AWARE keeps a user on the replica that served him, unless that is far busier."""
+    """How requests are spread. CACHE_AWARE keeps a user on the same replica unless that one is far busier."""
 
     ROUND_ROBIN = "round-robin"
     LEAST_LOADED = "least-loaded"
@@ -82,10 +79,10 @@ class RouterPolicy(StrEnum):
 class Workload:
     """Who asks for what.
 
-    users: closed loop: each asks, reads the answer, thinks (exponential, mean think_s) and asks again.
-    rate: open loop instead: requests a second, gaps gamma with shape `burstiness` (1 is Poisson, below is burstier).
-    pairs: (prompt, answer) lengths to draw from, in place of the two distributions.
-    cached_tokens: the start of each prompt that the user's replica still has in its prefix cache.
+    users: a closed loop: each asks, reads the answer, thinks (exponential, mean think_s) and asks again.
+    rate: an open loop instead: requests per second, gamma gaps of shape `burstiness` (1: Poisson; below 1: burstier).
+    pairs: (prompt, answer) lengths to draw from instead of the two distributions.
+    cached_tokens: how much of each prompt's start is still in the prefix cache of the user's replica.
     """
 
     users: int | None = None
@@ -99,7 +96,7 @@ class Workload:
 
     @property
     def size(self) -> float:
-        """What grows with the load: users, or requests a second."""
+        """The size of the load: users, or requests per second."""
         return float(self.users) if self.users is not None else float(self.rate or 0.0)
 
 
@@ -116,223 +113,58 @@ class Limit:
         return f"{self.metric.upper()} p{self.share}"
 
 
-# How many engines more, so that enough are up: failures that are independent, and a time to replace.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Limits of each engine as given on the command line. None: as measured, or planned for `gpu`."""
 
-HOURS_A_YEAR = 8766.0
-MOST_SPARES = 2000
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_tokens: int | None = None
+    gpu: str | None = None
+    gpus_each: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spares:
-    """engines: how many beside those that are needed; None: more than MOST_SPARES."""
+class ScaleRequest:
+    """The whole question.
 
-    failures_per_gpu_year: float
-    repair_hours: float
-    availability: float
-    engines: int | None
-
-
-def down_share(failures_a_year: float, repair_hours: float, gpus_each: int = 1) -> float:
-    """Share of the time that an engine of `gpus_each` GPUs is down, each GPU failing so often and taking so long."""
-    up = 1 / (1 + failures_a_year * repair_hours / HOURS_A_YEAR)
-    return float(1 - up**gpus_each)
-
-
-def spares(needed: int, down: float, availability: float) -> int | None:
-    """The least number of engines beside `needed` with which at least `needed` are up that share of the time.
-
-    None: not even MOST_SPARES do.
+    replicas: the range to search; equal ends evaluate that number.
+    requests: how many each simulation counts. seeds: simulations per number of replicas, the first with `seed`.
+    failures_per_gpu_year: None if no spares are asked for. The kit knows no failure rate of the reader's machines.
     """
-    for more in range(MOST_SPARES + 1):
-        if at_most(more, needed + more, down) >= availability:
-            return more
-    return None
+
+    workload: Workload
+    slo: tuple[Limit, ...]
+    router: RouterPolicy
+    replicas: tuple[int, int]
+    engine: EngineOptions
+    requests: int
+    seeds: int
+    seed: int
+    failures_per_gpu_year: float | None = None
+    repair_hours: float = 24.0
 
 
-def at_most(failed: int, engines: int, down: float) -> float:
-    """Probability that no more than `failed` of `engines` are down at once (binomial)."""
-    if down <= 0:
-        return 1.0
-    total = 0.0
-    for count in range(failed + 1):
-        ways = math.lgamma(engines + 1) - math.lgamma(count + 1) - math.lgamma(engines - count + 1)
-        total += math.exp(ways + count * math.log(down) + (engines - count) * math.log1p(-down))
-    return total
-
-
-IDLE_WITH = {
+EXCLUDES = {
     "rate": ("think_time",),
     "users": ("burstiness",),
     "lengths": ("prompt_tokens", "prompt_p95", "output_tokens", "output_p95"),
 }
-"""Options that say nothing beside another."""
+"""Options that mean nothing together with another."""
 
 
 def check_options(given: Set[str]) -> None:
-    """Raises UsageError: an option that the rest of the command line makes meaningless."""
-    for chosen, others in IDLE_WITH.items():
+    """Raises UsageError for an option that the rest of the command line makes meaningless."""
+    for chosen, others in EXCLUDES.items():
         for other in others:
             if chosen in given and other in given:
                 flag = f"--{other.replace('_', '-')}"
-                raise UsageError(f"{flag} says nothing beside --{chosen}", hint=f"leave out {flag} or --{chosen}")
+                raise UsageError(f"{flag} has no effect with --{chosen}", hint=f"leave out {flag} or --{chosen}")
 
 
 def check_load(workload: Workload) -> None:
     if (workload.users is None) == (workload.rate is None):
         raise UsageError("give either --users or --rate", hint="for example --users 2000, or --rate 12")
-
-
-def scale_seconds(text: str) -> float:
-    """`30s`, `500ms`, `2m`, `1h`; 0 is a time too."""
-    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)(ms|s|m|h)?", text.strip())
-    if match is None:
-        raise UsageError(f"not a time: {text[:40]!r}", hint="write it like 500ms, 30s or 2m")
-    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-
-
-def lengths_of(what: str, median: float, p95: float | None) -> Lengths:
-    if p95 is not None and p95 < median:
-        raise UsageError(f"--{what}-p95 {p95:g} is below the median {median:g}", hint="give the larger one as p95")
-    return Lengths(median=median, p95=p95)
-
-
-def read_pairs(path: Path) -> tuple[tuple[int, int], ...]:
-    """Lines of `prompt,answer`; a first line of words is passed over."""
-    pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        match = re.fullmatch(r"\s*(\d{1,8})\s*[,;\s]\s*(\d{1,8})\s*", line)
-        if match and int(match[1]) and int(match[2]):
-            pairs.append((int(match[1]), int(match[2])))
-        elif line.strip() and not (number == 1 and not re.search(r"\d", line)):
-            raise UsageError(f"{path} line {number}: {line[:40]!r}", hint="each line is `prompt tokens,answer tokens`")
-    if not pairs:
-        raise UsageError(f"{path} holds no lengths", hint="each line is `prompt tokens,answer tokens`")
-    return tuple(pairs)
-
-
-def limits_of(ttft_p95: str | None, tpot_p95: str | None, file: Path | None) -> tuple[Limit, ...]:
-    """From a file, and from the options, which win."""
-    from glm4_deploy.probe.limits import read_slo
-
-    wanted: dict[tuple[str, int], float] = {}
-    if file is not None:
-        stored = read_slo(file)
-        if stored.goodput is not None or stored.output_tokens_per_s is not None:
-            raise UsageError(
-                f"{file}: goodput and output_tokens_per_s are not judged here",
-                hint="give limits on ttft and tpot alone",
-            )
-        for metric in ("ttft", "tpot"):
-            for share in (50, 95, 99):
-                value = getattr(stored, f"{metric}_p{share}_ms")
-                if value is not None:
-                    wanted[metric, share] = value
-    for metric, text in (("ttft", ttft_p95), ("tpot", tpot_p95)):
-        if text is not None:
-            wanted[metric, 95] = 1000 * scale_seconds(text)
-    if any(ms <= 0 for ms in wanted.values()):
-        raise UsageError("a limit of 0 is held by nothing", hint="write it like --ttft-p95 500ms")
-    if not wanted:
-        raise UsageError("no limit to hold", hint="give --ttft-p95 1s, --tpot-p95 50ms or --slo FILE")
-    return tuple(Limit(metric=metric, share=share, ms=ms) for (metric, share), ms in wanted.items())
-
-
-def replicas_of(text: str, each: int, most: int) -> tuple[int, int]:
-    """Replicas, from GPUs: `1..10000` or `8`."""
-    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", text.strip())
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high <= most:
-        raise UsageError(f"--gpus {text[:20]!r} is no range", hint=f"write it like 1..{most}, or one number")
-    if -(-low // each) > high // each:
-        raise UsageError(f"--gpus {text[:20]} holds no whole engines of {each} GPUs", hint=f"a multiple of {each}")
-    return -(-low // each), high // each
-
-
-def router_of(name: str) -> RouterPolicy:
-    try:
-        return RouterPolicy(name)
-    except ValueError:
-        raise UsageError(f"no router is named {name[:40]!r}", hint=f"one of {', '.join(RouterPolicy)}") from None
-
-
-def read_calibrations(names: list[str]) -> MeasuredRun:
-    """Files, or the name of an example that ships with the kit."""
-    if not names:
-        shipped = f"; or look at an example: --calibration {' or '.join(examples())}" if examples() else ""
-        raise UsageError(
-            "without a measured load of an engine this cannot be answered",
-            hint=f"measure yours: glm4-deploy bench --json bench.json, then --calibration bench.json{shipped}",
-        )
-    return joined([_one(name) for name in names])
-
-
-def _one(name: str) -> MeasuredRun:
-    """A file, or else an example of that name."""
-    if name in examples() and not Path(name).exists():
-        return example(name)
-    return parse_measured(read_text(Path(name)), name)
-
-
-def engine_of(
-    measured: MeasuredRun, seqs: int | None, batched: int | None, cache: int | None, gpu: str | None, ranks: int
-) -> tuple[EngineLimits, tuple[str, ...]]:
-    """The limits of each engine, and what of them is an assumption."""
-
-    assumed = []
-    if seqs is None and measured.max_num_seqs is None:
-        assumed.append("max_num_seqs 64: the calibration does not tell")
-    if batched is None and measured.max_num_batched_tokens is None:
-        assumed.append("max_num_batched_tokens 2048: the calibration does not tell")
-    seqs = seqs or measured.max_num_seqs or 64
-    batched = batched or measured.max_num_batched_tokens or 2048
-    if batched < seqs:
-        raise UsageError(f"max_num_batched_tokens {batched} is below max_num_seqs {seqs}", hint="vLLM refuses that too")
-    if cache is None and gpu is not None:
-        cache = _planned_cache(gpu, seqs, batched, ranks)
-        assumed.append(f"KV cache {cache:,} tokens: planned for {gpu} (docs/explanation/planner.md), not measured")
-    cache = cache or measured.kv_cache_tokens
-    if cache is None:
-        raise UsageError(
-            "the size of the KV cache is not known", hint="give --kv-cache-tokens from the engine's log, or --gpu NAME"
-        )
-    limits = EngineLimits(
-        max_num_seqs=seqs,
-        max_num_batched_tokens=batched,
-        kv_cache_tokens=cache,
-        block_tokens=measured.block_tokens or 16,
-    )
-    if limits.blocks < 1:
-        raise UsageError(f"a KV cache of {cache} tokens holds no request", hint="give the engine's own figure")
-    return limits, tuple(assumed)
-
-
-def _planned_cache(gpu: str, seqs: int, batched: int, ranks: int) -> int:
-    from glm4_deploy.catalog.rows import default_tag, gpu_by_name, resolve_version
-    from glm4_deploy.errors import PlanRefused
-    from glm4_deploy.plan.engine_rules import glm4_9b
-    from glm4_deploy.plan.memory import MemoryRequest
-    from glm4_deploy.plan.sizing import solve
-
-    row = gpu_by_name(gpu, other="--kv-cache-tokens, from the engine's log")
-    wish = MemoryRequest(
-        gpu=row, model=glm4_9b(), vllm=resolve_version(default_tag()), gpu_memory_utilization=0.5,
-        max_num_seqs=seqs, max_num_batched_tokens=batched, tensor_parallel_size=ranks,
-    )  # fmt: skip
-    plan = solve(wish).plan
-    if not plan.fits:
-        raise PlanRefused(f"an engine does not start on {gpu}: {plan.refusal}", hint=plan.remedy)
-    return plan.kv_cache_tokens
-
-
-def as_measured(measured: MeasuredRun, engine: EngineLimits) -> EngineLimits:
-    """The limits that the engine had when it was measured, where the calibration tells them."""
-
-    return replace(
-        engine,
-        max_num_seqs=measured.max_num_seqs or engine.max_num_seqs,
-        max_num_batched_tokens=measured.max_num_batched_tokens or engine.max_num_batched_tokens,
-        kv_cache_tokens=measured.kv_cache_tokens or engine.kv_cache_tokens,
-    )
 
 
 def check_lengths(workload: Workload, engine: EngineLimits) -> None:
@@ -346,17 +178,70 @@ def check_lengths(workload: Workload, engine: EngineLimits) -> None:
         )
 
 
-AVAILABILITY = 0.999
+def scale_seconds(text: str) -> float:
+    """`30s`, `500ms`, `2m`, `1h`; 0 is allowed."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)(ms|s|m|h)?", text.strip())
+    if match is None:
+        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 500ms, 30s or 2m")
+    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
 
 
-def spares_of(replicas: int, failures: float | None, repair: str, ranks: int) -> Spares | None:
-    """None where no rate of failures was given: the kit knows none for the reader's machines."""
-    if failures is None:
-        return None
-    hours = scale_seconds(repair) / 3600
-    return Spares(
-        failures_per_gpu_year=failures,
-        repair_hours=hours,
-        availability=AVAILABILITY,
-        engines=spares(replicas, down_share(failures, hours, ranks), AVAILABILITY),
-    )
+def lengths_of(option: str, median: float, p95: float | None) -> Lengths:
+    if p95 is not None and p95 < median:
+        raise UsageError(f"--{option}-p95 {p95:g} is below the median {median:g}", hint="give the larger one as p95")
+    return Lengths(median=median, p95=p95)
+
+
+def parse_pairs(text: str, name: str) -> tuple[tuple[int, int], ...]:
+    """Lines of `prompt,answer`; a header line without digits is skipped."""
+    hint = "each line is `prompt tokens,answer tokens`"
+    pairs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = re.fullmatch(r"\s*(\d{1,8})\s*[,;\s]\s*(\d{1,8})\s*", line)
+        if match and int(match[1]) and int(match[2]):
+            pairs.append((int(match[1]), int(match[2])))
+        elif line.strip() and not (number == 1 and not re.search(r"\d", line)):
+            raise UsageError(f"{name} line {number}: {line[:40]!r}", hint=hint)
+    if not pairs:
+        raise UsageError(f"{name} contains no lengths", hint=hint)
+    return tuple(pairs)
+
+
+def limits_of(ttft_p95: str | None, tpot_p95: str | None, stored: Mapping[str, object]) -> tuple[Limit, ...]:
+    """Latency limits from the fields of an SLO file, overridden by the options."""
+    wanted: dict[tuple[str, int], float] = {}
+    for key, value in stored.items():
+        match = re.fullmatch(r"(ttft|tpot)_p(\d\d)_ms", key)
+        if match is None or not isinstance(value, int | float):
+            raise UsageError(
+                f"the SLO file limits {key}, which `scale` does not judge", hint="limit ttft and tpot alone"
+            )
+        wanted[match[1], int(match[2])] = value
+    for metric, text in (("ttft", ttft_p95), ("tpot", tpot_p95)):
+        if text is not None:
+            wanted[metric, 95] = 1000 * scale_seconds(text)
+    if any(ms <= 0 for ms in wanted.values()):
+        raise UsageError("a latency limit must be greater than 0", hint="write it like --ttft-p95 500ms")
+    if not wanted:
+        raise UsageError("no latency limit was given", hint="give --ttft-p95 1s, --tpot-p95 50ms or --slo FILE")
+    return tuple(Limit(metric=metric, share=share, ms=ms) for (metric, share), ms in wanted.items())
+
+
+def replicas_of(gpus: str, each: int) -> tuple[int, int]:
+    """The range of replicas in a range of GPUs: `1..10000`, or `8`."""
+    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", gpus.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high <= MOST_GPUS:
+        raise UsageError(f"--gpus {gpus[:20]!r} is not a valid range", hint=f"write 1..{MOST_GPUS}, or one number")
+    if -(-low // each) > high // each:
+        raise UsageError(
+            f"--gpus {gpus[:20]} has no room for whole engines of {each} GPUs", hint=f"give a multiple of {each}"
+        )
+    return -(-low // each), high // each
+
+
+def router_of(name: str) -> RouterPolicy:
+    try:
+        return RouterPolicy(name)
+    except ValueError:
+        raise UsageError(f"unknown router {name[:40]!r}", hint=f"one of {', '.join(RouterPolicy)}") from None

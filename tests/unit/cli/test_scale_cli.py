@@ -62,34 +62,36 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (ASK, 2, "without a measured load of an engine this cannot be answered"),
+        ((*ASK, "--calibration", "c.yaml", "--slo", "slo.yaml"), 2, "does not judge goodput"),
+        (ASK, 2, "this cannot be answered without a measured load"),
         (("--users", "-5"), 2, "--users"),
         ((*ASK, "--rate", "1"), 2, "either --users or --rate"),
-        ((*ASK, "--burstiness", "2"), 2, "--burstiness says nothing beside --users"),
-        (("--rate", "1", "--think-time", "1s"), 2, "--think-time says nothing beside --rate"),
-        ((*ASK, "--lengths", "l.csv", "--prompt-p95", "900"), 2, "--prompt-p95 says nothing beside --lengths"),
-        (("--users", "9", "--calibration", "c.yaml"), 2, "no limit to hold"),
-        ((*ASK, "--tpot-p95", "fast"), 2, "not a time"),
-        ((*ASK, "--tpot-p95", "0s"), 2, "a limit of 0 is held by nothing"),
+        ((*ASK, "--burstiness", "2"), 2, "--burstiness has no effect with --users"),
+        (("--rate", "1", "--think-time", "1s"), 2, "--think-time has no effect with --rate"),
+        ((*ASK, "--lengths", "l.csv", "--prompt-p95", "900"), 2, "--prompt-p95 has no effect with --lengths"),
+        (("--users", "9", "--calibration", "c.yaml"), 2, "no latency limit was given"),
+        ((*ASK, "--tpot-p95", "fast"), 2, "not a duration"),
+        ((*ASK, "--tpot-p95", "0s"), 2, "must be greater than 0"),
         ((*ASK, "--calibration", "c.yaml", "--gpu", "h1000x"), 2, "--kv-cache-tokens"),
         ((*ASK, "--calibration", "turned.yaml"), 2, "runs.0.levels.0.ttft: p95 35 is below p50 3000"),
-        ((*ASK, "--gpus", "5..2"), 2, "is no range"),
-        ((*ASK, "--gpus", "5..6", "--tensor-parallel-size", "4"), 2, "no whole engines of 4"),
-        ((*ASK, "--router", "random"), 2, "no router is named"),
+        ((*ASK, "--gpus", "5..2"), 2, "is not a valid range"),
+        ((*ASK, "--gpus", "5..6", "--tensor-parallel-size", "4"), 2, "no room for whole engines of 4"),
+        ((*ASK, "--router", "random"), 2, "unknown router"),
         ((*ASK, "--prompt-tokens", "500", "--prompt-p95", "100"), 2, "below the median"),
         ((*ASK, "--lengths", "c.yaml"), 2, "c.yaml line"),
         ((*ASK, "--calibration", "nofile"), 2, "cannot read nofile"),
-        ((*ASK, "--calibration", "broken.yaml"), 2, "broken.yaml is no calibration: runs.0.levels.0.ttft.p50"),
-        ((*ASK, "--calibration", "list.json"), 2, "list.json is no calibration"),
+        ((*ASK, "--calibration", "broken.yaml"), 2, "broken.yaml is not a valid calibration: runs.0.levels.0.ttft.p50"),
+        ((*ASK, "--calibration", "list.json"), 2, "list.json is not a valid calibration"),
         ((*ASK, "--calibration", "c.yaml", "--kv-cache-tokens", "320"), 2, "do not fit into a KV cache of 320 tokens"),
         (("--users", "9", "--calibration", "c.yaml", "--ttft-p95", "3ms"), 13, "no number of GPUs helps"),
-        (("--rate", "1e8", "--ttft-p95", "1s", "--requests", "300", "--calibration", "c.yaml"), 13, "does not keep up"),
+        (("--rate", "1e8", "--ttft-p95", "1s", "--requests", "300", "--calibration", "c.yaml"), 13, "cannot keep up"),
         ((*ASK[2:], "--users", "100000", "--calibration", "c.yaml", "--gpus", "1..2"), 13, "not even 2 replicas"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
     (tmp_path / "broken.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: -30,"))
     (tmp_path / "turned.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: 3000,"))
+    (tmp_path / "slo.yaml").write_text("goodput: {ttft_ms: 500, tpot_ms: 50}")
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "l.csv").write_text("100,50\n" * 20)
     done = scale(*words, cwd=tmp_path)

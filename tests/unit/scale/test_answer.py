@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from glm4_deploy.errors import PlanRefused
-from glm4_deploy.scale.answer import Setting, alone, answer, least, simulate_load
-from glm4_deploy.scale.fit import Calibration
-from glm4_deploy.scale.measured import Level, MeasuredRun
+from glm4_deploy.scale.answer import Setting, alone, least, simulate_load, size_fleet
+from glm4_deploy.scale.calibration import Calibration, Level, MeasuredRun
 from glm4_deploy.scale.request import EngineLimits, Lengths, Limit, RouterPolicy, StepCost, Workload
 
 COST = StepCost(base=0.02, per_seq=0.0002, per_prefill=0.0001, per_context=1e-8, front=0.002)
@@ -40,7 +39,7 @@ def test_the_search_finds_what_trying_every_number_finds() -> None:
 
 def test_the_answer_says_what_comes_next() -> None:
     setting = SETTING.with_size(200)
-    found = answer(setting, calibration(slower=1.25), replicas=(1, 100), gpus_each=2, seeds=3, seed=0)
+    found = size_fleet(setting, calibration(slower=1.25), replicas=(1, 100), gpus_each=2, seeds=3, seed=0)
     assert found.gpus == 2 * found.replicas
     assert found.least <= found.most == found.replicas
     assert found.broken == ()
@@ -58,16 +57,16 @@ def test_the_answer_says_what_comes_next() -> None:
 def test_what_one_request_alone_breaks_no_number_of_gpus_mends() -> None:
     hopeless = replace(SETTING, slo=(Limit(metric="ttft", share=95, ms=20),))
     with pytest.raises(PlanRefused, match="no number of GPUs helps: one request alone"):
-        answer(hopeless, calibration(), replicas=(1, 10_000), gpus_each=1, seeds=1, seed=0)
+        size_fleet(hopeless, calibration(), replicas=(1, 10_000), gpus_each=1, seeds=1, seed=0)
 
 
 def test_more_than_allowed_is_refused_with_what_breaks() -> None:
-    with pytest.raises(PlanRefused, match=r"not even 1 replicas hold it: TTFT p95"):
+    with pytest.raises(PlanRefused, match=r"not even 1 replicas hold the limits: TTFT p95"):
         least(SETTING, 1, 1, 0, start=None)
 
 
 def test_one_number_is_looked_at_whatever_it_holds() -> None:
-    found = answer(SETTING, calibration(), replicas=(1, 1), gpus_each=1, seeds=2, seed=0)
+    found = size_fleet(SETTING, calibration(), replicas=(1, 1), gpus_each=1, seeds=2, seed=0)
     assert any(line.startswith("TTFT p95") for line in found.broken)
     assert (found.headroom, found.if_slower) == (None, None)
 
@@ -75,7 +74,7 @@ def test_one_number_is_looked_at_whatever_it_holds() -> None:
 def test_an_open_loop_that_does_not_keep_up_is_broken_however_lax_the_limits() -> None:
     load = replace(LOAD, users=None, rate=30.0)
     lax = replace(SETTING, workload=load, slo=(Limit(metric="ttft", share=50, ms=1e9),))
-    assert any("does not keep up" in line for line in simulate_load(lax, 2, 0).broken)
+    assert any("cannot keep up" in line for line in simulate_load(lax, 2, 0).broken)
     assert not simulate_load(lax, 16, 0).broken
 
 
@@ -119,5 +118,5 @@ def test_little_kv_cache_shows_as_preemptions() -> None:
     ],
 )
 def test_what_was_not_measured_is_named(found: Calibration, said: str) -> None:
-    given = answer(SETTING, found, replicas=(3, 3), gpus_each=1, seeds=1, seed=0)
+    given = size_fleet(SETTING, found, replicas=(3, 3), gpus_each=1, seeds=1, seed=0)
     assert any(said in line for line in given.warnings), given.warnings

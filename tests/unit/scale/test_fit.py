@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.scale.engine import quantile
-from glm4_deploy.scale.fit import fit, non_negative, play
-from glm4_deploy.scale.measured import Level, MeasuredRun
+from glm4_deploy.scale.calibration import Level, MeasuredRun, fit, non_negative, play
 from glm4_deploy.scale.request import EngineLimits, StepCost
+from glm4_deploy.scale.simulator import quantile
 
 LIMITS = EngineLimits(max_num_seqs=64, max_num_batched_tokens=2048, kv_cache_tokens=400_000)
 TRUTH = StepCost(base=0.008, per_seq=0.00005, per_prefill=0.00002, per_context=2e-8, front=0.004)

@@ -11,7 +11,7 @@ from glm4_deploy.probe.bench import read_level
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.report_model import BenchReport, Fact
 from glm4_deploy.result import Status
-from glm4_deploy.scale.measured import example, examples, joined, parse_measured
+from glm4_deploy.scale.calibration import example, examples, joined, parse_measured
 
 DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from glm4_deploy.scale.engine import Cell, CellResult
 from glm4_deploy.scale.request import EngineLimits, Lengths, RouterPolicy, StepCost, Workload
+from glm4_deploy.scale.simulator import Cell, CellResult
 
 # A step costs nothing but the prompt's tokens, 0.1 ms each, and an answer is one token: a server with a queue.
 PLAIN = StepCost(base=0.0, per_seq=0.0, per_prefill=1e-4, per_context=0.0)

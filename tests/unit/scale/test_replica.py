@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4_deploy.scale.engine import IDLE, SimulatedEngine, SimulatedRequest
 from glm4_deploy.scale.request import EngineLimits, StepCost
+from glm4_deploy.scale.simulator import IDLE, SimulatedEngine, SimulatedRequest
 from unit.scale.reference import Job, serve
 
 COST = StepCost(base=0.01, per_seq=0.0007, per_prefill=0.0001, per_context=0.000003)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from glm4_deploy.scale.request import at_most, down_share, spares
+from glm4_deploy.scale.answer import at_most, down_share, spares
 
 
 def test_at_most_is_the_binomial_sum() -> None:

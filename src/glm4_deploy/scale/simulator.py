@@ -1,4 +1,4 @@
-"""Several engines behind a router, and the users that ask them: one event after another, the same for the same seed."""
+"""Simulated engines behind a router, and their users: event by event, and the same again for the same seed."""
 
 import math
 import random
@@ -14,10 +14,10 @@ from glm4_deploy.scale.request import EngineLimits, Lengths, RouterPolicy, StepC
 # The rules are those of vLLM's v1 scheduler (v1/core/sched/scheduler.py `schedule`, v1/core/kv_cache_manager.py
 # `allocate_slots`; read in 0.32): running requests first, one token each, then the rest of the budget to prompts in
 # order of arrival; a prompt is admitted when all of it fits into the free blocks; when a decoding request finds no
-# block, the last admitted one is put back to the head of the queue and computed anew.
+# block, the last admitted one goes back to the head of the queue and is recomputed.
 #
-# Between two events all running requests decode, and a stretch of such steps is one sum. The result is that of single
-# steps, to the last one; the cost is by the event, not by the token.
+# Between two events all running requests decode, so a stretch of such steps is one sum. The result is exactly that of
+# single steps, but the run time grows with the events, not with the tokens.
 
 Work = tuple[float, float, float, float]  # steps, sequences, prompt tokens, KV tokens read: what StepCost is linear in
 IDLE = math.inf
@@ -25,7 +25,7 @@ IDLE = math.inf
 
 @dataclass(slots=True, eq=False)
 class SimulatedRequest:
-    """Times in seconds on the simulation's clock; `done` and `first` are nan until they are known."""
+    """Times are seconds on the simulation's clock; `first` and `done` are nan until known."""
 
     prompt: int
     answer: int
@@ -54,13 +54,13 @@ class SimulatedRequest:
 
     @property
     def tpot(self) -> float:
-        """Mean time per output token after the first; 0 for answers of one token."""
+        """Mean time per output token after the first; 0 for one-token answers."""
         return (self.done - self.first) / (self.answer - 1) if self.answer > 1 else 0.0
 
 
 @dataclass(slots=True)
 class RequestTimes:
-    """What a replica saw. block_seconds / seconds is the mean of blocks in use while it was busy."""
+    """Counters of one replica. block_seconds / busy is the mean number of blocks in use while it was busy."""
 
     preemptions: int = 0
     busy: float = 0.0
@@ -71,7 +71,7 @@ class RequestTimes:
 
 @dataclass(slots=True)
 class SimulatedEngine:
-    """`due` is when the present stretch of steps ends, IDLE without work. Call `advance` then, `arrive` in between."""
+    """`due`: when the current stretch of steps ends and `advance` must be called; IDLE without work."""
 
     cost: StepCost
     limits: EngineLimits
@@ -80,7 +80,7 @@ class SimulatedEngine:
     load: int = 0
     _waiting: deque[SimulatedRequest] = field(default_factory=deque)
     _running: dict[SimulatedRequest, None] = field(default_factory=dict)  # in order of admission
-    _partial: SimulatedRequest | None = None  # the one whose prompt is not through yet; always the last admitted
+    _partial: SimulatedRequest | None = None  # the one whose prompt is still in prefill; always the last admitted
     _finish: list[tuple[int, int, int, SimulatedRequest]] = field(default_factory=list)
     _phases: list[int] = field(default_factory=list)  # decoding requests by the step at which they need a block
     _decoding: int = 0
@@ -90,8 +90,8 @@ class SimulatedEngine:
     _serial: int = 0
     _work: Work = (0.0, 0.0, 0.0, 0.0)
     _began: float = 0.0
-    _steps: int = 0  # of the present stretch
-    _chunks: list[tuple[SimulatedRequest, int]] = field(default_factory=list)  # prompts in the present step
+    _steps: int = 0  # of the current stretch
+    _chunks: list[tuple[SimulatedRequest, int]] = field(default_factory=list)  # prompts in the current step
 
     def __post_init__(self) -> None:
         self._phases = [0] * self.limits.block_tokens
@@ -111,7 +111,7 @@ class SimulatedEngine:
             self.due = self._began + self._seconds(self._steps)
 
     def advance(self) -> list[SimulatedRequest]:
-        """End the present stretch, begin the next; the requests that were finished."""
+        """End the current stretch and begin the next. Returns the finished requests."""
         now = self.due
         finished = self._apply(now)
         self.load -= len(finished)
@@ -138,7 +138,7 @@ class SimulatedEngine:
         self.due = now + self._seconds(self._steps)
 
     def _make_room(self) -> bool:
-        """Blocks for the decoding requests, by preemption where there are none; False where any was preempted."""
+        """Free blocks for the decoding requests, by preemption if needed. False if any request was preempted."""
         size, undisturbed = self.limits.block_tokens, True
         while self._phases[-self._step % size] > self._free:
             victim, _ = self._running.popitem()
@@ -162,17 +162,17 @@ class SimulatedEngine:
         self._waiting.appendleft(victim)
 
     def _leave(self, request: SimulatedRequest, context: int) -> None:
-        """It decodes no more."""
+        """The request stops decoding."""
         self._phases[(request.computed - request.since) % self.limits.block_tokens] -= 1
         self._decoding -= 1
         self._context -= context
 
     def _continue(self, request: SimulatedRequest, budget: int) -> int:
-        """The next chunk of a prompt that is under way; 0 where it had to give its blocks back."""
+        """The next chunk of a prompt in prefill; 0 if the request was preempted instead."""
         chunk = min(request.tokens - request.computed, budget)
         size = self.limits.block_tokens
         blocks = math.ceil((request.computed + chunk) / size) - math.ceil(request.computed / size)
-        # The decoding requests have theirs first.
+        # Decoding requests take their blocks first.
         if blocks > self._free - self._phases[-self._step % size]:
             self._running.pop(request)
             self._preempt(request)
@@ -183,7 +183,7 @@ class SimulatedEngine:
         return chunk
 
     def _admit(self, request: SimulatedRequest, budget: int) -> int:
-        """Its first chunk; 0 where the whole prompt finds no room."""
+        """The first chunk of a waiting request; 0 if its whole prompt does not fit."""
         size = self.limits.block_tokens
         spare = self._free - self._phases[-self._step % size]
         if math.ceil(request.tokens / size) > spare:
@@ -197,7 +197,7 @@ class SimulatedEngine:
         return chunk
 
     def _free_run(self) -> int:
-        """Steps until a request ends or the blocks do."""
+        """Steps until a request ends or the blocks run out."""
         while self._finish[0][2] != self._finish[0][3].epoch:
             heappop(self._finish)
         most = self._finish[0][0] - self._step
@@ -208,11 +208,11 @@ class SimulatedEngine:
         for step in range(most):
             left -= self._phases[-(self._step + step) % size]
             if left < 0:
-                return step  # the first step has its blocks: _make_room saw to that
+                return step  # never 0: _make_room freed blocks for the first step
         return most
 
     def _apply(self, now: float) -> list[SimulatedRequest]:
-        """The steps are done: tokens are there, prompts are through, requests end."""
+        """Complete the steps: new tokens, finished prompts, finished requests."""
         self._count(now)
         steps, size = self._steps, self.limits.block_tokens
         whole, rest = divmod(steps, size)
@@ -239,7 +239,7 @@ class SimulatedEngine:
         return finished
 
     def _first_token(self, request: SimulatedRequest, now: float) -> list[SimulatedRequest]:
-        """Its prompt is through, which makes a token; [request] where that was all."""
+        """The prompt is done, which yields the first token. Returns [request] if that was the whole answer."""
         if request.generated == 0:
             request.first, request.first_work = now, self._work
         request.generated += 1
@@ -261,14 +261,14 @@ class SimulatedEngine:
         return request
 
     def _seconds(self, steps: int) -> float:
-        """What the first `steps` steps of the present stretch take."""
+        """Duration of the first `steps` steps of the current stretch."""
         cost, prompt = self.cost, sum(chunk for _, chunk in self._chunks)
         first = cost.base + cost.per_seq * (self._decoding + len(self._chunks)) + cost.per_prefill * prompt
         grown = self._decoding * steps * (steps - 1) / 2
         return steps * first + cost.per_context * (steps * self._context + grown)
 
     def _steps_until(self, now: float) -> int:
-        """The step of the present stretch within which `now` lies, counted from 1."""
+        """The step of the current stretch that contains `now`, counted from 1."""
         low, high = 1, self._steps
         while low < high:
             middle = (low + high) // 2
@@ -289,7 +289,7 @@ class SimulatedEngine:
         )
 
     def _work_at(self, now: float) -> Work:
-        """Work at a moment within the present stretch: whole steps, and the share of the one under way."""
+        """Work at a moment within the current stretch: whole steps, and a share of the one in progress."""
         within = self._steps_until(now)
         before, after = self._work_after(within - 1) if within > 1 else self._work, self._work_after(within)
         start, end = self._seconds(within - 1) if within > 1 else 0.0, self._seconds(within)
@@ -306,19 +306,19 @@ class SimulatedEngine:
 
 
 P95 = 1.6448536269514722  # of the normal distribution
-# vllm-router's cache_aware policy leaves a user's replica when the busiest has this many requests more than the idlest,
-# and this many times as many (--balance-abs-threshold, --balance-rel-threshold; its defaults).
+# vllm-router's cache_aware policy leaves a user's replica when the busiest has this many more requests than the idlest,
+# and this many times as many (the defaults of --balance-abs-threshold and --balance-rel-threshold).
 BALANCE_ABS, BALANCE_REL = 64, 1.5
-# An open loop whose backlog grows by more than this share of what arrives does not keep up, however short the look.
+# An open loop whose backlog grows by more than this share of its arrivals cannot keep up, however short the run.
 GROWTH = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What came of the counted requests, and of the replicas over the whole run.
+    """The counted requests, and the replicas over the whole run.
 
     seconds: from the first counted request's arrival to the last one's.
-    backlog: how many more requests were under way at the end of that time than at its start.
+    backlog: how many more requests were in progress at the end of that time than at its start.
     """
 
     requests: tuple[SimulatedRequest, ...]
@@ -330,7 +330,7 @@ class CellResult:
 class Cell:
     """`replicas` engines and their share of the load.
 
-    hit_share: probability that a router that does not look for it sends a user to the replica that has his prefix.
+    hit_share: probability that a router that ignores prefixes sends a user to the replica that has the prefix.
     """
 
     def __init__(
@@ -350,12 +350,12 @@ class Cell:
         self.random = random.Random(seed)  # noqa: S311 (a simulation)
         self._events: list[
             tuple[float, int, int | SimulatedRequest]
-        ] = []  # a replica whose steps end, or a request that arrives
+        ] = []  # an int is a replica whose stretch ends; a request arrives
         self._serial = 0
         self._turn = 0
 
     def run(self, requests: int, *, warm: int = 0, drain: bool = False) -> CellResult:
-        """Let `requests` be served and counted, after `warm` others. drain: nobody asks after those."""
+        """Serve and count `requests`, after `warm` others. drain: no request is sent after those."""
         wanted, started = warm + requests, self._start(warm + requests if drain else None)
         counted: list[SimulatedRequest] = []
         delivered = finished = done = 0
@@ -385,7 +385,7 @@ class Cell:
         )
 
     def _start(self, most: int | None) -> Iterator[None]:
-        """The first request of each user, or of the open loop: then each `next` sends one more."""
+        """Send the first request of each user, or of the open loop; each `next` then sends one more."""
         self._sent = 0
         if self.workload.users is not None:
             for user in range(self.workload.users if most is None else min(most, self.workload.users)):
@@ -416,7 +416,7 @@ class Cell:
         self._push(at + self.cost.front, request)
 
     def _lengths(self) -> tuple[int, int]:
-        """Prompt and answer, cut so that the engine would take the request."""
+        """Prompt and answer, cut to what the engine accepts."""
         if self.workload.pairs:
             prompt, answer = self.random.choice(self.workload.pairs)
         else:
@@ -438,7 +438,7 @@ class Cell:
 
     def _advance(self, index: int, now: float) -> list[SimulatedRequest]:
         replica = self.replicas[index]
-        if replica.due != now:  # cut short by an arrival; the shorter one is in the queue too
+        if replica.due != now:  # an arrival cut it short; the shorter stretch has its own event
             return []
         finished = replica.advance()
         if replica.due != IDLE:
@@ -458,13 +458,13 @@ class Cell:
             most = max(loads)
             if most - least <= BALANCE_ABS or most <= BALANCE_REL * least:
                 return user % count
-        # Which of several equally idle ones comes by turns, else the first would have all the light load.
+        # Equally idle replicas take turns, or the first would get all of a light load.
         self._turn = (self._turn + 1) % count
         return min(range(count), key=lambda i: (loads[i], (i - self._turn) % count))
 
 
 def _grows(under_way: list[int], requests: int) -> bool:
-    """Nobody is asked for more then: it would only lengthen a queue that is too long already."""
+    """Stop sending: more requests would only lengthen a queue that is already too long."""
     return under_way[1] - under_way[0] > GROWTH * requests
 
 
@@ -477,7 +477,7 @@ def draw(source: random.Random, lengths: Lengths) -> int:
 
 
 def quantile(ascending: list[float], share: float) -> float:
-    """Linear between neighbours, as NumPy does it; nan of nothing."""
+    """Linear between neighbours, as in NumPy; nan for an empty list."""
     if not ascending:
         return math.nan
     at = share / 100 * (len(ascending) - 1)
