@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KIT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/glm4-deploy
 ARGS ?=
 
-.PHONY: help venv up down smoke logs status demo test lint unit e2e test-needs compose eval-detector clean
+.PHONY: help venv up down smoke logs status demo test lint unit e2e test-needs docs compose eval-detector clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ unit: $(READY) ## Unit tests alone
 
 e2e: test-needs ## End-to-end tests alone: a real Docker engine, a real vLLM on the CPU
 	@scripts/test.sh tests/e2e $(ARGS)
+
+docs: $(READY) ## Write the generated parts of the documentation
+	@$(BIN)/cog -r -I . README.md docs/*.md docs/reference/*.md
 
 compose: $(READY) ## Render compose/ anew, one file a profile
 	@for name in $$($(BIN)/glm4-deploy profiles | cut -d' ' -f1); do $(BIN)/glm4-deploy render --profile $$name -o compose/$$name.yaml; done

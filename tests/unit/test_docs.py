@@ -1,15 +1,13 @@
 """The documentation only names what exists: pages, headings, files, make targets, commands and their options."""
 
-import io
 import re
-import runpy
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
 import pytest
+from cogapp import Cog
+from scripts.reference import tree
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -52,39 +50,23 @@ def anchors(page: Path) -> set[str]:
 
 
 @cache
-def help_of(*command: str) -> str:
-    """What `python -m glm4_deploy COMMAND --help` prints, in this process. Wide, so that no option is cut."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), pytest.raises(SystemExit) as ended:
-        patch.setattr(sys, "argv", ["glm4-deploy", *command, "--help"])
-        patch.setenv("COLUMNS", "400")
-        runpy.run_module("glm4_deploy", run_name="__main__")
-    assert ended.value.code == 0
-    return printed.getvalue()
-
-
-@cache
-def commands(*group: str) -> set[str]:
-    """The commands of a group, from its help (boxed or plain); empty if it is a single command."""
-    table = re.split(r"\bCommands[ :]", help_of(*group))[1:]
-    return set(re.findall(r"^(?:│ |  )([a-z-]+)(?: |$)", table[0], re.MULTILINE)) if table else set()
+def options() -> dict[str, set[str]]:
+    """`render` → its options; groups are there too."""
+    return {
+        " ".join(path): {"-h", "--help"} | {word for row in command.params for word in (*row.opts, *row.secondary_opts)}
+        for path, command in tree()
+    }
 
 
 def wrong_in(call: str) -> str:
     """What a call of the command line names that does not exist; empty if everything does."""
     words = call.split()
-    path = (words[0],)
-    if words[0] not in commands():
-        return words[0]
-    if inner := commands(words[0]):
-        if len(words) == 1:
-            return ""
-        path = (words[0], words[1])
-        if words[1] not in inner:
-            return " ".join(path)
-    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", help_of(*path)))
-    flags = [re.split(r"[=,.]", word)[0] for word in words[len(path) :] if re.match(r"--?[a-z]", word)]
-    return " ".join(flag for flag in flags if flag not in options)
+    group = any(name.startswith(f"{words[0]} ") for name in options())
+    path = " ".join(words[:2] if group and words[1:] and words[1][0].isalpha() else words[:1])
+    if path not in options():
+        return path
+    flags = [re.split(r"[=,.]", word)[0] for word in words[1:] if re.match(r"--?[a-z]", word)]
+    return " ".join(flag for flag in flags if flag not in options()[path])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -135,10 +117,18 @@ def test_the_index_links_to_every_page() -> None:
     assert not [str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md") if page not in linked | {index}]
 
 
+def test_the_generated_parts_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [str(page) for page in PAGES if "[[[cog" in text_of(page)]
+    assert len(pages) > 4
+    done = Cog().main(["cog", "--check", "--diff", "-I", str(ROOT), *pages])
+    assert done == 0, f"run `make docs`\n{capsys.readouterr().out[-3000:]}"
+
+
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = {name for page in PAGES for code in code_of(page) for name in re.findall(r"\bmake ([a-z][a-z0-9-]*)", code)}
-    assert named
+    call = re.compile(r"(?:^|&&)\s*make ([a-z][a-z0-9-]*)", re.MULTILINE)
+    named = {name for page in PAGES for code in code_of(page) for name in call.findall(code)}
+    assert len(named) > 5
     assert not named - targets
 
 

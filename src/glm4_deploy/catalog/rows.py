@@ -276,13 +276,3 @@ def signatures() -> tuple[Signature, ...]:
         Signature(**{**row, "has": tuple(row["has"]), "regex": re.compile(row["regex"])})
         for row in load_catalog("signatures")["signatures"]
     )
-
-
-def table() -> str:
-    """The rows as a Markdown table, for docs/reference/signatures.md."""
-    rows = ["| id | severity | cause | what to do | seen |", "|---|---|---|---|---|"]
-    for row in signatures():
-        where = f" ({row.where})" if row.where else ""
-        cells = (f"`{row.id}`", row.severity, row.cause + where, row.fix, row.source)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"

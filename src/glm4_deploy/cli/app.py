@@ -76,6 +76,7 @@ class _Commands(Mapping[str, Any]):
             raise KeyError(name)
         command = getattr(import_module(f"glm4_deploy.cli.{module}"), name)
         if isinstance(command, typer.Typer):
+            command._add_completion = False  # as for the root: Typer would add two options to each group
             return get_command(command)
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
         alone.command(name)(command)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.catalog.rows import table
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.status import ended
 
@@ -132,10 +131,6 @@ def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts:
         ports=(),
     )
     assert [row.id for row in ended(now)] == wanted
-
-
-def test_the_table_in_the_docs_is_the_one_in_the_catalog() -> None:
-    assert (ROOT / "docs/reference/signatures.md").read_text().endswith(table()), "run scripts/signature-table.py"
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])

@@ -1,0 +1,115 @@
+"""The generated parts of the documentation. `make docs` writes them through cog; a test compares them.
+
+Each function returns Markdown. A page calls it in a cog block:
+
+    <!-- [[[cog import cog; from scripts.reference import settings; cog.out(settings()) ]]] -->
+    <!-- [[[end]]] -->
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from glm4_deploy import errors
+from glm4_deploy.catalog.rows import signatures as signature_rows
+from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
+from glm4_deploy.errors import DeployError
+from glm4_deploy.settings import Kubernetes, Settings
+
+PROGRAM = "glm4-deploy"
+COLUMNS = 100
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"\n{text}\n\n"
+
+
+def tree() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group with its path: (), ("render",), ("key",), ("key", "add"), …"""
+
+    def below(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+        yield path, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from below((*path, name), inner)
+
+    yield from below((), get_command(app))
+
+
+def help_of(*path: str) -> str:
+    """What `glm4-deploy PATH --help` prints, 100 columns wide."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        app([*path, "--help"], prog_name=PROGRAM, standalone_mode=False, terminal_width=COLUMNS)
+    return printed.getvalue()
+
+
+def commands() -> str:
+    parts = []
+    for path, _ in tree():
+        title = " ".join(path) or PROGRAM
+        text = "\n".join(line.rstrip() for line in help_of(*path).strip().splitlines())
+        parts.append(f"\n{'###' if len(path) > 1 else '##'} {title}\n\n```text\n{text}\n```\n")
+    return "".join(parts) + "\n"
+
+
+def exit_codes() -> str:
+    classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, DeployError)]
+    meanings = {
+        0: "success",
+        INTERRUPTED: "interrupted; the engine is left as it is",
+        READER_GONE: "the reader of the output has gone (`… | head`)",
+    }
+    meanings |= {item.exit_code: item.meaning for item in classes}
+    return table(("code", "meaning"), ((str(code), meaning) for code, meaning in sorted(meanings.items())))
+
+
+def settings() -> str:
+    return table(
+        ("key", "what", "range", "default"),
+        (
+            (
+                f"`{prefix}{name}`",
+                str(field.description),
+                _range_of(model.model_json_schema(), name),
+                _default_of(field),
+            )
+            for model, prefix in ((Settings, ""), (Kubernetes, "kubernetes."))
+            for name, field in model.model_fields.items()
+        ),
+    )
+
+
+def _range_of(schema: dict[str, Any], name: str) -> str:
+    """The range of a number, the words of a choice."""
+    found = schema["properties"][name]
+    options = found.get("anyOf", [found])
+    words = [f"`{word}`" for option in options for word in option.get("enum", [option.get("const")]) if word]
+    for option in options:
+        low = option.get("minimum", option.get("exclusiveMinimum"))
+        if low is not None:
+            above = "above " if "exclusiveMinimum" in option else ""
+            top = f" to {option['maximum']}" if "maximum" in option else " or more"
+            words.insert(0, f"{above}{low}{top}")
+    return ", ".join(words)
+
+
+def _default_of(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value in (None, (), {}) or isinstance(value, Kubernetes):
+        return "–"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def signatures() -> str:
+    def cells() -> Iterator[tuple[str, ...]]:
+        for row in signature_rows():
+            cause = f"{row.cause} ({row.where})" if row.where else row.cause
+            yield f"`{row.id}`", row.severity, *(text.replace("<", "&lt;") for text in (cause, row.fix, row.source))
+
+    return table(("id", "severity", "cause", "what to do", "seen"), cells())
