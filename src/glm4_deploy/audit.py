@@ -19,7 +19,7 @@ from typing import Any
 from glm4_deploy.catalog.rows import mistaken_variables
 from glm4_deploy.errors import UsageError
 from glm4_deploy.run import RunFailure, run_program
-from glm4_deploy.text import names_secret
+from glm4_deploy.text import secret_name
 
 # What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2.
 
@@ -309,7 +309,7 @@ def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity
         said = "--api-key on the command line: `docker inspect` and `ps` show it"
         yield AuditSeverity.HIGH, said, "use a secret file that the command reads into VLLM_API_KEY"
     for name, value in service.environment.items():
-        if names_secret(name) and value and "$" not in value:
+        if secret_name(name) and value and "$" not in value:
             said = f"{name} is written into the file: it is in every copy of it, and `docker inspect` shows it"
             yield AuditSeverity.HIGH, said, "use a secret file"
 

@@ -27,6 +27,7 @@ from pydantic import (
 from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
+from glm4_deploy.text import CONTROLS
 
 FILE = Path("glm4.yaml")
 ENV_PREFIX = "GLM4_"
@@ -35,7 +36,7 @@ TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
 # No control characters: a value must never be able to break a line of a file or of a terminal.
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1024)]
+Text = Annotated[str, StringConstraints(pattern=rf"^[^{CONTROLS}]+$", max_length=1024)]
 # As a registry takes them: the name may begin with a host and its port.
 _PART = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
 REPOSITORY = rf"(([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]{{1,5}})?/)?{_PART}(/{_PART})*"

@@ -1,61 +1,53 @@
-"""Secrets out of what is kept: a boot log repeats the command line and the environment of its engine."""
+"""Text that others wrote: made safe to show, cut to size, and freed of secrets.
+
+An answer, a log line or a file name may hold characters that move the cursor, reverse the direction of text or hide a
+line. CONTROLS is the one set of them. What is shown goes through `one_line`, `cap`, `clean_text`, `quote` or
+`strip_controls`; JSON goes through `escape_json`, because its reader must get the same value back.
+"""
 
 import dataclasses
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-# Untrusted text made fit to show: no control character reaches a terminal, no answer fills a page.
+# C0 and C1 controls, bidirectional marks, embeddings and isolates, characters of no width, line and paragraph
+# separators, annotations, format marks of shorthand and music, tags, noncharacters. This is the inside of a character
+# class, in a syntax that Rust's regex (pydantic) reads too. The joiners U+200C and U+200D are left out: Persian and
+# emoji are written with them.
+CONTROLS = (
+    r"\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+_SURROGATES = r"\ud800-\udfff"
+_CONTROL = re.compile(rf"(?![\t\n])[{CONTROLS}{_SURROGATES}]")
+_CONTROL_OR_NEWLINE = re.compile(rf"(?!\t)[{CONTROLS}{_SURROGATES}]")
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 
-# C0 and C1 controls, and what steers the direction of text: an answer could hide or forge a line with them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+BRIEF = 160  # characters: a server's words inside a sentence of ours
 
 
 def clean_text(text: str) -> str:
-    """The text with control characters shown as symbols; tabs and newlines stay."""
-    return _SURROGATE.sub("\ufffd", _CONTROL.sub(_symbol, text.replace("\r\n", "\n")))
+    """The text with control characters shown as symbols or by name; tabs and newlines stay."""
+    return _CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
 
 
 def one_line(text: str, limit: int = 400) -> str:
-    """As `clean`, on one line of at most `limit` characters."""
+    """As `clean_text`, on one line of at most `limit` characters."""
     flat = " ".join(clean_text(text).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def cap(text: str, limit: int) -> str:
-    """As `clean`, cut to `limit` characters with a word on how many are missing."""
+    """As `clean_text`, cut to `limit` characters, with the number of missing ones."""
     shown = clean_text(text)
     return shown if len(shown) <= limit else f"{shown[:limit]}\n… {len(shown) - limit} more characters"
 
 
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return chr(0x2400 + code)  # the Unicode pictures of control characters
-    return "␡" if code == 0x7F else f"<{unicodedata.name(match[0], f'U+{code:04X}')}>"
-
-
-# Untrusted text inside a report, and inside the short phrases of a verdict.
-
-KEPT = 20_000  # characters: some four times what the longest honest answer here has
-
-
-def shorten(text: str, limit: int = 160) -> str:
-    """On one line, at most `limit` characters."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-def bound(text: str, limit: int = KEPT) -> str:
-    """At most `limit` characters and a word on the rest: what a report keeps of an answer, whatever the server sent."""
-    return text if len(text) <= limit else f"{text[:limit]}… {len(text) - limit} more characters"
-
-
 def quote(text: str, limit: int = 60) -> str:
-    """As `shorten`, in quotes; `nothing` for an answer that holds no word."""
-    return repr(shorten(text, limit)) if text.strip() else "nothing"
+    """As `one_line`, in quotes; `nothing` for an answer that holds no word."""
+    return repr(one_line(text, limit)) if text.strip() else "nothing"
 
 
 def parting(one: str, other: str) -> str:
@@ -65,10 +57,61 @@ def parting(one: str, other: str) -> str:
     return f"they part at character {where}: {quote(one[where:], 30)} against {quote(other[where:], 30)}"
 
 
-# Takes the API key out of whatever leaves the probe: a server's error text may repeat it.
+def strip_controls(text: str) -> str:
+    """One line of a log without ANSI sequences and control characters; tabs stay."""
+    return _CONTROL_OR_NEWLINE.sub("", ANSI.sub("", text) if "\x1b" in text else text)
 
+
+def escape_json(text: str) -> str:
+    """JSON text in which every control character is a JSON escape, so that its reader gets the same value back.
+
+    JSON itself escapes only up to U+001F, and newlines between its values stay.
+    """
+    return _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)  # the Unicode pictures of control characters
+    if 0xD800 <= code <= 0xDFFF:
+        return "\ufffd"
+    return "␡" if code == 0x7F else f"<{unicodedata.name(match[0], f'U+{code:04X}')}>"
+
+
+def paint(text: str, good: bool, color: bool) -> str:
+    """In bold green or red, on a terminal."""
+    return f"\x1b[{'1;32' if good else '1;31'}m{text}\x1b[0m" if color else text
+
+
+# What is kept, as it came: limited in size, not cleaned.
+
+KEPT = 20_000  # characters: some four times what the longest honest answer here has
+
+
+def bound(text: str, limit: int = KEPT) -> str:
+    """At most `limit` characters and the number of missing ones: what a report keeps of an answer."""
+    return text if len(text) <= limit else f"{text[:limit]}… {len(text) - limit} more characters"
+
+
+def head_and_tail(text: str, limit: int) -> str:
+    """A log within `limit` bytes: its beginning (an eighth), then its end, with the number of missing bytes."""
+    data = text.encode("utf-8", errors="replace")
+    if len(data) <= limit:
+        return text
+    head, tail = data[: limit // 8], data[-(limit - limit // 8 - 100) :]
+    left_out = len(data) - len(head) - len(tail)
+    return (
+        head.decode("utf-8", errors="ignore")
+        + f"\n… {left_out} bytes left out …\n"
+        + tail.decode("utf-8", errors="ignore")
+    )
+
+
+# Secrets. One mask, one rule for names; a boot log repeats the command line and the environment of its engine.
+
+MASK = "[redacted]"
 T = TypeVar("T")
-KEY_MASK = "[key]"
 
 
 def scrub(value: T, key: str | None) -> T:
@@ -78,7 +121,7 @@ def scrub(value: T, key: str | None) -> T:
 
 def _walk(value: Any, key: str) -> Any:
     if isinstance(value, str):
-        return value.replace(key, KEY_MASK) if key in value else value
+        return value.replace(key, MASK) if key in value else value
     if isinstance(value, tuple):
         return tuple(_walk(item, key) for item in value) if value and not isinstance(value[0], float) else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -87,15 +130,14 @@ def _walk(value: Any, key: str) -> Any:
     return value
 
 
-MASK = "[redacted]"
-SECRET_NAME = re.compile(r"(?i)(?:^|[_.-])(?:api[_-]?keys?|keys?|tokens?|secrets?|passw(?:or)?d|credentials?|auth)$")
 SHORTEST = 6  # a shorter value is a word that a log may hold for other reasons
 
 # Repetitions are bounded: a line of 64 KiB must not take seconds.
 # A quote or a list that does not end was cut off: what there is of it is masked.
 _QUOTED = r"""(?:'[^'\n]*'?|"[^"\n]*"?)"""
-_WORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|password|passwd|credentials?)"
-_NAME = rf"(?:(?<![A-Za-z0-9_])(?!(?:bos|eos|pad|unk|cls|sep|mask)_)(?:[A-Za-z0-9]+[_-]){{0,16}}{_WORDS}['\"]?)"
+_WORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
+_VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is a word of the model
+_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_WORDS}['\"]?)"
 _VALUE = (
     rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|{_QUOTED}|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{{}}]+)"
 )
@@ -122,17 +164,18 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return text
 
 
+# A name ends with one of the words, or holds one as an environment's names do (HF_TOKEN_2). Not the path of a secret
+# (API_KEY_FILE), not a number of tokens (max_num_batched_tokens).
+_SECRET_NAME = re.compile(
+    rf"(?is)(?!{_VOCABULARY})(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
+    rf"(?:(?:{_WORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
+    r"|(?:api[_-]?key|password|secret|(?-i:TOKEN))_)"
+)
+
+
 def secret_name(name: str) -> bool:
-    """Whether a variable or a flag of this name holds a secret: HF_TOKEN does, TOKENIZERS_PARALLELISM does not."""
-    return SECRET_NAME.search(name) is not None
-
-
-_SECRET_WORD = re.compile(r"(^|_)(API_?KEY|TOKEN|PASSWORD|SECRET)($|_)", re.IGNORECASE)
-
-
-def names_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret itself, not the path of one."""
-    return bool(_SECRET_WORD.search(name) or secret_name(name)) and not name.upper().endswith("_FILE")
+    """Whether what stands under this name is a secret: HF_TOKEN is, TOKENIZERS_PARALLELISM is not."""
+    return _SECRET_NAME.match(name) is not None
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:

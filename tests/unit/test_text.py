@@ -1,10 +1,35 @@
-"""What is kept holds no secret; what is no secret stays readable."""
+"""What is shown holds no control character; what is kept holds no secret, and the rest stays readable."""
+
+import ast
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4_deploy.text import MASK, redact, secret_name, secrets_in, without_secrets
+import glm4_deploy
+from glm4_deploy.report.wire import dumps
+from glm4_deploy.settings import Settings
+from glm4_deploy.text import (
+    MASK,
+    cap,
+    clean_text,
+    escape_json,
+    one_line,
+    parting,
+    quote,
+    redact,
+    secret_name,
+    secrets_in,
+    strip_controls,
+    without_secrets,
+)
+
+PACKAGE = Path(glm4_deploy.__file__).parent
 
 SECRET = "s3cr3tValue99"
 
@@ -73,7 +98,49 @@ def test_settings_are_masked_by_name_at_any_depth() -> None:
         "args": {"api-key": MASK},
     }
     assert secrets_in({"HF_TOKEN": SECRET, "PATH": "/bin", "EMPTY_KEY": ""}) == {SECRET}
-    assert not secret_name("max_num_batched_tokens_limit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key",
+        "api-key",
+        "apikeys",
+        "VLLM_API_KEY",
+        "HF_TOKEN",
+        "HF_TOKEN_2",
+        "access_tokens",
+        "auth",
+        "DB_PASSWORD",
+        "my.secret",
+    ],
+)
+def test_names_of_secrets(name: str) -> None:
+    assert secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM",
+        "VLLM_API_KEY_FILE",
+        "HF_TOKEN_PATH",
+        "max_num_batched_tokens",
+        "long-prefill-token-threshold",
+        "skip_special_tokens",
+        "eos_token",
+        "bos_token_id",
+        "author",
+        "key_value",
+    ],
+)
+def test_names_of_no_secrets(name: str) -> None:
+    assert not secret_name(name)
+
+
+def test_no_setting_is_taken_for_a_secret() -> None:
+    """A release whose settings hold a mask cannot be rebuilt."""
+    assert [name for name in Settings.model_fields if secret_name(name)] == []
 
 
 @pytest.mark.parametrize(
@@ -82,3 +149,88 @@ def test_settings_are_masked_by_name_at_any_depth() -> None:
 def test_a_long_line_takes_no_longer_than_its_length(unit: str) -> None:
     """No clock: a quadratic rule takes hours over this."""
     assert redact(unit * (1_000_000 // len(unit)))
+
+
+SHOWN: tuple[Callable[[str], str], ...] = (
+    clean_text,
+    one_line,
+    lambda text: cap(text, 20),
+    quote,
+    lambda text: quote(text, 20),
+    lambda text: parting(text, text[::-1]),
+    strip_controls,
+    escape_json,
+    dumps,
+)
+BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI", "BN"}
+JOINERS = "\u200c\u200d"  # Persian and emoji are written with them
+LEFT = {*JOINERS, "\t", "\n"}
+
+
+def steers(char: str) -> bool:
+    """Whether a character can hide, reorder or break a line. By Unicode's own tables, not by ours."""
+    name = unicodedata.name(char, "")
+    return char not in LEFT and (
+        unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(char) in BIDIRECTIONAL
+        or name.startswith(("ZERO WIDTH", "TAG "))
+        or name.endswith("-TO-LEFT MARK")
+        or name in {"LEFT-TO-RIGHT MARK", "ARABIC LETTER MARK"}
+    )
+
+
+EVERY = "".join(map(chr, range(0x110000)))
+STEERING = "".join(filter(steers, EVERY))
+
+
+@pytest.mark.parametrize("show", SHOWN)
+def test_no_character_of_all_that_steer_is_shown(show: Callable[[str], str]) -> None:
+    assert len(STEERING) > 2200
+    seen = "".join(show(char) + show(f"a{char}b") for char in STEERING)
+    assert not set(seen) & set(STEERING)
+
+
+@pytest.mark.parametrize("show", SHOWN)
+@given(st.text(st.one_of(st.characters(), st.sampled_from(STEERING), st.sampled_from("ab \n"))))
+def test_no_text_steers(show: Callable[[str], str], text: str) -> None:
+    assert not set(show(text)) & set(STEERING)
+
+
+@given(st.text(st.one_of(st.characters(), st.sampled_from(STEERING))))
+def test_one_line_is_one_line(text: str) -> None:
+    for show in (one_line, quote, strip_controls):
+        assert len(show(text).splitlines()) <= 1
+
+
+@given(st.text(st.one_of(st.characters(exclude_categories=()), st.sampled_from(STEERING))))
+def test_json_gives_the_same_text_back(text: str) -> None:
+    assert json.loads(dumps(text)) == text
+
+
+def test_what_people_write_is_shown_as_it_is() -> None:
+    """Every letter, number, mark, symbol and punctuation of every script."""
+    people = "".join(char for char in EVERY if unicodedata.category(char)[0] in "LNMPS")
+    for show in (clean_text, strip_controls, escape_json):
+        assert show(people) == people
+
+
+ELSEWHERE = {
+    "cli/detect.py",  # which bytes show that a file is not text
+    "detect/exact.py",  # what counts as blank in an answer: a question of detection, not of showing
+}
+ESCAPES = re.compile(r"\\x1b|\\x7f|\\x9f|\\u200[b-f]|\\u202[8-9a-e]|\\u206[0-9]|\\ufeff", re.IGNORECASE)
+
+
+def test_no_other_module_has_its_own_set_of_control_characters() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        ours = any(ESCAPES.search(text) or set(text) & (set(STEERING) - set("\r\0")) for text in texts)
+        if ours or re.search(r"\bcategory\(\w+\) *(==|in) *.C", source):
+            found.add(str(path.relative_to(PACKAGE)))
+    assert found == {"text.py", *ELSEWHERE}

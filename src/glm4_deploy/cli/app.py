@@ -172,13 +172,15 @@ def _ended_by(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from glm4_deploy.text import clean_text  # here: `--help` needs no regular expressions
+
     told = error if isinstance(error, DeployError) else _unforeseen(error)
     with suppress(OSError):
-        print(f"glm4-deploy: {told.message}", file=sys.stderr)  # noqa: T201
+        print(clean_text(f"glm4-deploy: {told.message}"), file=sys.stderr)  # noqa: T201
         for line in told.details:
-            print(f"  | {line}", file=sys.stderr)  # noqa: T201
+            print(clean_text(f"  | {line}"), file=sys.stderr)  # noqa: T201
         if told.hint:
-            print(f"  → {told.hint}", file=sys.stderr)  # noqa: T201
+            print(clean_text(f"  → {told.hint}"), file=sys.stderr)  # noqa: T201
     return told.exit_code
 
 

@@ -57,6 +57,7 @@ from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judge
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.settings import Settings
+from glm4_deploy.text import one_line, strip_controls
 
 # What `up` and `rollback` share: one hand at a time, an end that can be interrupted, and how the outcome is told.
 
@@ -246,7 +247,7 @@ def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
         typer.echo(dumps(found))
     else:
         for name, value in found.rows():
-            typer.echo(f"{name:18} {value}")
+            typer.echo(f"{name:18} {one_line(str(value), 1000)}")
     if not found.up:
         raise Judged(f"not up: {found.why}", hint="start it with `glm4-deploy up`; see why with `glm4-deploy diagnose`")
 
@@ -270,7 +271,7 @@ def logs(
         if json_:
             typer.echo(dumps({"line": line}, indent=None))
         else:
-            typer.echo(line)
+            typer.echo(strip_controls(line))
 
 
 def _recorded(state_dir: Path) -> tuple["Record", "Runner"]:

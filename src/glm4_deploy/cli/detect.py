@@ -10,6 +10,7 @@ from glm4_deploy.detect import scan
 from glm4_deploy.detect.finding import LoopFinding
 from glm4_deploy.errors import UsageError
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.text import escape_json
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -41,7 +42,7 @@ def detect(
     degenerate, number = False, 0
     for number, finding in _findings(file, kind):
         degenerate |= finding.degenerate
-        typer.echo(_escaped_json(dumps(finding, indent=None)) if json_ else _row(number, finding))
+        typer.echo(dumps(finding, indent=None) if json_ else _row(number, finding))
     if not number:
         raise UsageError(f"no rows in {file}: nothing was judged", hint="one JSON object a line, each with a text")
     if degenerate:
@@ -154,21 +155,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _row(number: int, finding: "LoopFinding") -> str:
     """One line for a person."""
     place = f" from character {finding.start}" if finding.start is not None else ""
-    unit = f": {_escaped(finding.unit[:60])}" if finding.unit else ""
-    return f"{number:>5}  {finding.verdict:<16} {finding.confidence:4.2f}  {_escaped(finding.why)}{place}{unit}"
+    unit = f": {_one_line(finding.unit[:60])}" if finding.unit else ""
+    return f"{number:>5}  {finding.verdict:<16} {finding.confidence:4.2f}  {_one_line(finding.why)}{place}{unit}"
 
 
-def _escaped(text: str) -> str:
-    """Untrusted text for a terminal: no control, format (bidi), surrogate or private character goes through."""
-    return "".join(char if _printable(char) else char.encode("unicode_escape").decode() for char in text)
-
-
-def _escaped_json(text: str) -> str:
-    """The same for JSON, by JSON's own escapes: it stays the same value."""
-    import json
-
-    return "".join(char if _printable(char) else json.dumps(char)[1:-1] for char in text)
-
-
-def _printable(char: str) -> bool:
-    return char == " " or char.isprintable()
+def _one_line(text: str) -> str:
+    """Escaped, not flattened: a unit that repeats may be a newline."""
+    return escape_json(text.replace("\n", "\\n").replace("\t", "\\t"))

@@ -19,6 +19,7 @@ from glm4_deploy.report.terminal import print_report, print_results
 from glm4_deploy.report.wire import dumps, to_junit
 from glm4_deploy.report_model import SuiteReport
 from glm4_deploy.result import Result
+from glm4_deploy.text import clean_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -137,7 +138,7 @@ class Progress:
     def _line(self, text: str) -> None:
         self._bars.close()
         clear = "\r" + " " * WIDTH + "\r" if self._live else ""
-        self._write(f"{clear}{self._stamp()}{text}\n")
+        self._write(f"{clear}{self._stamp()}{clean_text(text)}\n")
 
     @staticmethod
     def _write(text: str) -> None:

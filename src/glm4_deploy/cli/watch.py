@@ -16,6 +16,7 @@ from glm4_deploy.report.terminal import print_results
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Status, verdict
+from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter, serve
 from glm4_deploy.watch.judge import Limits, State, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judged, run_watch
@@ -153,8 +154,10 @@ def _teller(json_: bool) -> Callable[..., None]:
         if json_:
             line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True)
         else:
-            words = "  ".join(f"{name}: {value}" for name, value in fields.items() if value not in (None, ""))
-            line = "".join(char if char.isprintable() else "?" for char in f"{now[11:19]} {event:12} {words}")
+            words = "  ".join(
+                f"{name}: {one_line(str(value), 600)}" for name, value in fields.items() if value not in (None, "")
+            )
+            line = f"{now[11:19]} {event:12} {words}"
         print(line, flush=True)  # noqa: T201 (a pipe must not hold a line back)
 
     return tell

@@ -11,6 +11,7 @@ from glm4_deploy.errors import ComposeFailed, ComposeMissing, DockerDenied, Dock
 from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.host.system import COMPOSE_MINIMUM, read_compose
 from glm4_deploy.run import RunFailure, run_program
+from glm4_deploy.text import one_line
 
 # Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
 EVERY_PROFILE = ("--profile", "*")
@@ -112,12 +113,12 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
     last = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "no message")
     text = "\n".join(lines)
     if re.search(r"port is already allocated|address already in use", text):
-        return PortTaken(_cap(last), hint="choose another with --port, or stop what holds it (ss -ltnp)")
+        return PortTaken(one_line(last, 300), hint="choose another with --port, or stop what holds it (ss -ltnp)")
     if "permission denied" in text and "docker.sock" in text:
         return DockerDenied("no permission on the Docker socket", hint="add yourself to the group docker, or use sudo")
     if re.search(GONE, text):
         return DockerMissing("no Docker engine answers", hint="start it: sudo systemctl start docker")
-    return ComposeFailed(f"docker compose {action}: {_cap(last)}", details=lines[-6:-1], hint=_hint(text))
+    return ComposeFailed(f"docker compose {action}: {one_line(last, 300)}", details=lines[-6:-1], hint=_hint(text))
 
 
 def _hint(text: str) -> str:
@@ -132,10 +133,6 @@ def _hint(text: str) -> str:
         r"no space left on device": "free some disk: docker system df shows what holds it",
     }
     return next((hint for pattern, hint in hints.items() if re.search(pattern, text)), "")
-
-
-def _cap(line: str, limit: int = 300) -> str:
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def images_of(files: Sequence[Path]) -> tuple[str, ...]:

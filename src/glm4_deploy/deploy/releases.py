@@ -311,21 +311,6 @@ class Store:
         return release
 
 
-def capped(lines: list[str], limit: int = LOG_BYTES) -> str:
-    """A log within `limit` bytes: its beginning (an eighth), then its end, with a word on what was left out."""
-    text = "\n".join(lines) + "\n"
-    data = text.encode("utf-8", errors="replace")
-    if len(data) <= limit:
-        return text
-    head, tail = data[: limit // 8], data[-(limit - limit // 8 - 100) :]
-    left_out = len(data) - len(head) - len(tail)
-    return (
-        head.decode("utf-8", errors="ignore")
-        + f"\n… {left_out} bytes left out …\n"
-        + tail.decode("utf-8", errors="ignore")
-    )
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -15,7 +15,7 @@ from glm4_deploy.deploy.boot import Listener, StartResult, start_and_gate, stop
 from glm4_deploy.deploy.candidates import Candidate, check_release, release_candidate, runner_of
 from glm4_deploy.deploy.docker import connect, find_image, pull
 from glm4_deploy.deploy.engines import ComposeRunner
-from glm4_deploy.deploy.releases import Release, ReleaseDraft, ReleaseImage, Store, capped, content_of
+from glm4_deploy.deploy.releases import LOG_BYTES, Release, ReleaseDraft, ReleaseImage, Store, content_of
 from glm4_deploy.deploy.replicas import ReplicaSet, bring_up_replicas
 from glm4_deploy.deploy.state import Journal, JournalStage, Record, load_record, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, RollbackFailed, RolledBack, StorageError
@@ -24,7 +24,7 @@ from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.result import Result, Status
-from glm4_deploy.text import redact
+from glm4_deploy.text import head_and_tail, redact
 
 # What a deployment came to, as `--json` tells it, and the error that it ends in.
 
@@ -262,7 +262,7 @@ class Transaction:
     def _keep(self, attempt: Attempt, seen: StartResult) -> tuple[str, DeployError | None]:
         """Record what was seen: its release's id, and what kept it from being recorded."""
         secrets = attempt.candidate.secrets if seen.started else frozenset()
-        log = redact(capped(seen.log), secrets)
+        log = head_and_tail(redact("\n".join(seen.log) + "\n", secrets), LOG_BYTES)
         if seen.error is not None and seen.log:
             with suppress(StorageError):  # where `glm4-deploy diagnose` looks; the release holds it too
                 write_text(self._directory / "failed.log", log)

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 
 from glm4_deploy.catalog.rows import Signature, signatures
 from glm4_deploy.logs.facts import BOOT, literals
+from glm4_deploy.text import strip_controls
 
 # Python tracebacks in a log where several processes write at once. Pure.
 
@@ -83,9 +84,6 @@ class Tracebacks:
 # Pure. The prefixes changed over the years: `(VllmWorker rank=0 pid=222)`, `(EngineCore_DP0 pid=143)`,
 # `(EngineCore pid=698)`, `(Worker pid=7) (Worker_TP0 pid=7)`, none at all (vLLM 0.9, tqdm).
 
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:[.,]\d+)?)(Z|[+-]\d\d:?\d\d)?\s+(?:\|\s)?")
 _OUTER = re.compile(
     r"[A-Za-z0-9][\w.@-]*\s+\|\s?"  # docker compose logs, docker service logs
@@ -130,18 +128,13 @@ def decode(line: bytes) -> str:
     return line.decode("utf-8", errors="replace")
 
 
-def visible(text: str) -> str:
-    """The text without ANSI sequences and control characters; tabs stay."""
-    return _CONTROL.sub("", ANSI.sub("", text) if "\x1b" in text else text)
-
-
 def looks_like_a_log(text: str) -> bool:
     """Whether one visible line may be of a log of any origin."""
     return _LOG.search(text) is not None
 
 
 def parse_line(text: str) -> Line:
-    """Take the prefixes off. `text` is one line as `visible` leaves it."""
+    """Take the prefixes off. `text` is one line as `strip_controls` leaves it."""
     at, stamp, process = 0, None, ""
     for _ in range(MOST_PREFIXES):
         if match := _STAMP.match(text, at):
@@ -210,7 +203,7 @@ class LogPart:
 @lru_cache(maxsize=4096)
 def parts_of(raw: str) -> tuple[LogPart, ...]:
     """The parts of a line between carriage returns, without the empty ones. Logs repeat themselves: remembered."""
-    shown = (visible(part[:LONGEST_LINE]).rstrip() for part in raw.split("\r"))
+    shown = (strip_controls(part[:LONGEST_LINE]).rstrip() for part in raw.split("\r"))
     return tuple(_part(text) for text in shown if text)
 
 

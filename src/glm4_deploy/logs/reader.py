@@ -20,9 +20,8 @@ from glm4_deploy.logs.line import (
     decode,
     looks_like_a_log,
     parts_of,
-    visible,
 )
-from glm4_deploy.text import redact
+from glm4_deploy.text import redact, strip_controls
 
 TAIL_LINES = 200
 LONGEST_QUOTE = 1000
@@ -119,7 +118,7 @@ class LogReader:
     def tail(self, count: int) -> tuple[str, ...]:
         """The last lines, at most 200, without secrets."""
         lines = list(self._tail)[-count:]
-        return tuple(redact(line if isinstance(line, str) else visible(decode(line)).rstrip()) for line in lines)
+        return tuple(redact(line if isinstance(line, str) else strip_controls(decode(line)).rstrip()) for line in lines)
 
     def skip(self, lines: Sequence[bytes]) -> None:
         """Count lines that nothing can be read from."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.logs.facts import literals
-from glm4_deploy.logs.line import ANSI, LONGEST_LINE, START, Unwrapped, decode, without_prompts
+from glm4_deploy.logs.line import LONGEST_LINE, START, Unwrapped, decode, without_prompts
 from glm4_deploy.logs.reader import LogReader
+from glm4_deploy.text import ANSI
 
 # A whole log, of any size, through a LogReader: most of its lines are never looked at closely.
 #

@@ -41,7 +41,7 @@ from glm4_deploy.plan.services import (
 )
 from glm4_deploy.plan.sizing import at, solve
 from glm4_deploy.settings import Settings
-from glm4_deploy.text import names_secret
+from glm4_deploy.text import secret_name
 
 # gpu_memory_utilization: the wish held against the memory plan, or the plan's own answer.
 
@@ -359,7 +359,7 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     if "VLLM_API_KEY" in settings.env:
         yield "env.VLLM_API_KEY stands in the file and in `docker inspect`: set api_key_file instead"
     for name in settings.env:
-        if names_secret(name) and name != "VLLM_API_KEY":
+        if secret_name(name) and name != "VLLM_API_KEY":
             yield f"env.{name}: its value stands in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
         yield f"image {settings.image_repository}:{settings.image_tag} is not in the catalog: what it reads is unknown"

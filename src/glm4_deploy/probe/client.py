@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from glm4_deploy import __version__
 from glm4_deploy.errors import UsageError
 from glm4_deploy.report_model import Timing
-from glm4_deploy.text import shorten
+from glm4_deploy.text import BRIEF, one_line
 
 # What can go wrong between the question and the answer, told apart so that each gets its own words.
 
@@ -443,7 +443,7 @@ class Client:
         try:
             return from_body(parsed if isinstance(parsed, dict) else {}, reply.seconds)
         except KeyError as missing:
-            detail = f"HTTP 200 without {missing.args[0]}: {shorten(reply.text)}"
+            detail = f"HTTP 200 without {missing.args[0]}: {one_line(reply.text, BRIEF)}"
             raise RequestFailure(FailureKind.NOT_OPENAI, detail) from missing
 
     async def ask_stream(self, path: str, body: dict[str, Any], *, limit_s: float) -> ChatAnswer:
@@ -504,10 +504,10 @@ class Client:
             raise raw.timed_out() from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             kind = FailureKind.TLS if "SSL:" in str(error) else FailureKind.UNREACHABLE
-            raise RequestFailure(kind, f"{self.root}: {shorten(str(error)) or 'no connection'}") from error
+            raise RequestFailure(kind, f"{self.root}: {one_line(str(error), BRIEF) or 'no connection'}") from error
         except httpx.RemoteProtocolError as error:
             raise RequestFailure(
-                FailureKind.TRUNCATED if raw.chunks else FailureKind.RESET, shorten(str(error))
+                FailureKind.TRUNCATED if raw.chunks else FailureKind.RESET, one_line(str(error), BRIEF)
             ) from error
         except httpx.DecodingError as error:
             raise RequestFailure(
@@ -516,7 +516,7 @@ class Client:
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError) as error:
             raise RequestFailure(FailureKind.RESET, "the connection was cut before the answer was complete") from error
         except httpx.HTTPError as error:
-            raise RequestFailure(FailureKind.RESET, f"{type(error).__name__}: {shorten(str(error))}") from error
+            raise RequestFailure(FailureKind.RESET, f"{type(error).__name__}: {one_line(str(error), BRIEF)}") from error
 
 
 class _Stream:
@@ -593,7 +593,7 @@ def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
         except ValueError as error:
             if complete:
                 raise RequestFailure(
-                    FailureKind.NOT_OPENAI, f"an event that is no JSON: {shorten(repr(data))}"
+                    FailureKind.NOT_OPENAI, f"an event that is no JSON: {one_line(repr(data), BRIEF)}"
                 ) from error
             continue
         if isinstance(event, dict) and event.get("error") and complete:
@@ -627,13 +627,13 @@ def _error_words(body: dict[str, Any]) -> str:
     """OpenAI's {"error": {"message"}}, {"error": "…"}, FastAPI's {"detail"}, older vLLM's {"message"}."""
     error = body.get("error")
     words = error.get("message") if isinstance(error, dict) else error
-    return shorten(str(words or body.get("detail") or body.get("message") or body))
+    return one_line(str(words or body.get("detail") or body.get("message") or body), BRIEF)
 
 
 def _describe(reply: Reply) -> str:
     kind = reply.headers.get("content-type", "no content type").split(";")[0]
-    return f"HTTP {reply.status}, {kind}: {shorten(reply.text)}"
+    return f"HTTP {reply.status}, {kind}: {one_line(reply.text, BRIEF)}"
 
 
 def _redirect(url: str, reply: Reply) -> str:
-    return f"HTTP {reply.status} to {shorten(urljoin(url, reply.headers.get('location', 'nowhere')))}"
+    return f"HTTP {reply.status} to {one_line(urljoin(url, reply.headers.get('location', 'nowhere')), BRIEF)}"

@@ -12,7 +12,7 @@ from glm4_deploy.plan.engine_rules import KernelPath
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
 from glm4_deploy.report_model import BenchLevel, BenchReport, SuiteReport
 from glm4_deploy.result import Result, Status
-from glm4_deploy.text import one_line
+from glm4_deploy.text import one_line, paint
 
 # A memory plan as text for a terminal: a table, a bar and advice. No Rich: `plan` is to answer at once.
 
@@ -43,7 +43,7 @@ def plan_text(
         "",
         *_bar(plan),
         "",
-        _paint(_verdict(plan), plan.fits, color),
+        paint(_verdict(plan), plan.fits, color),
     ]
     lines += [f"  → {line}" for line in advice]
     lines += ["", "where the figures come from:", *(f"  · {reason}" for reason in plan.reasons)]
@@ -93,10 +93,6 @@ def _verdict(plan: MemoryPlan) -> str:
         return f"DOES NOT START: {plan.refusal}"
     tokens = f"{plan.kv_cache_tokens:,} tokens of KV cache"
     return f"STARTS: {tokens}, {plan.max_concurrency:.2f} requests of full length at once"
-
-
-def _paint(text: str, good: bool, color: bool) -> str:
-    return f"\x1b[{'1;32' if good else '1;31'}m{text}\x1b[0m" if color else text
 
 
 # Results on a terminal, through Rich. Everything from a server is cleaned first and never read as markup.

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import re
 from typing import Any
 from xml.etree import ElementTree
 
 from glm4_deploy.report_model import SuiteReport
 from glm4_deploy.result import Result, Status
-from glm4_deploy.text import cap, one_line
+from glm4_deploy.text import cap, escape_json, one_line
 
 # Frozen dataclasses to JSON, the one way that every `--json` takes.
-
-# C1 controls, direction marks, lone surrogates: none of them stands outside a JSON string.
-STEERING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def to_wire(value: Any) -> Any:
@@ -34,7 +30,7 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
     that is not UTF-8) becomes its JSON escape, which every stream can carry.
     """
     text = json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
-    return STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # JSON itself escapes only up to U+001F
+    return escape_json(text)
 
 
 EVIDENCE = 2000  # characters of each piece

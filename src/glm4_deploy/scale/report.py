@@ -7,13 +7,14 @@ from typing import Any
 from glm4_deploy.scale.answer import Headroom, ScaleAnswer, Setting, Sizing, Spares, Spread
 from glm4_deploy.scale.calibration import MeasuredRun
 from glm4_deploy.scale.request import Lengths, StepCost, Workload
+from glm4_deploy.text import paint
 
 
 def scale_text(answer: ScaleAnswer, *, color: bool = False) -> str:
     """The whole answer, ending in a newline."""
     setting, found = answer.setting, answer.sizing
     lines = [
-        _paint(_verdict(setting, found), not (found.broken or found.warnings), color),
+        paint(_verdict(setting, found), not (found.broken or found.warnings), color),
         *_sure(found),
         "",
         *_table(found),
@@ -25,7 +26,7 @@ def scale_text(answer: ScaleAnswer, *, color: bool = False) -> str:
         "what it rests on:",
         *(f"  · {line}" for line in _basis(answer)),
         *(f"  · assumed: {line}" for line in answer.assumed),
-        *(_paint(f"  ! {line}", False, color) for line in found.warnings),
+        *(paint(f"  ! {line}", False, color) for line in found.warnings),
     ]
     return "\n".join(lines) + "\n"
 
@@ -179,7 +180,3 @@ def _lengths(lengths: Lengths) -> str:
     if lengths.p95 is None:
         return f"of {lengths.median:g} tokens"
     return f"lognormal, median {lengths.median:g}, p95 {lengths.p95:g} tokens"
-
-
-def _paint(text: str, good: bool, color: bool) -> str:
-    return f"\x1b[{'1;32' if good else '1;31'}m{text}\x1b[0m" if color else text

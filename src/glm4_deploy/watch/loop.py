@@ -24,7 +24,7 @@ from glm4_deploy.probe.probe import (
     named,
     parse_metrics,
 )
-from glm4_deploy.text import shorten
+from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import (
     CanaryResult,
@@ -102,7 +102,7 @@ async def _doubtful(client: Client, model: str | None, at: float, reply: Reply, 
         why = f"GET /v1/models: HTTP {answer.status}: the key is missing or wrong"
         return MetricsSample(at=at, look=Look.STRANGE, why=why)
     if not names or (model is not None and model not in names):
-        served = f"serves {shorten(', '.join(names), 80)}" if names else f"no list of models (HTTP {answer.status})"
+        served = f"serves {one_line(', '.join(names), 80)}" if names else f"no list of models (HTTP {answer.status})"
         return MetricsSample(at=at, look=Look.WRONG, why=f"{served}, expected {model or 'a model'}")
     if read is None:
         why = f"GET /metrics: HTTP {reply.status} without vLLM's counters: whether it moves is not known"

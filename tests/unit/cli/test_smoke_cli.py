@@ -60,7 +60,7 @@ def test_no_output_holds_the_key_or_steers_a_terminal(output: str, tmp_path: Pat
         done = smoke("--base-url", url, "--api-key-file", "key", *only, *words, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     said = done.stdout + done.stderr
-    assert "[key]" in said
+    assert "[redacted]" in said
     assert KEY not in said
     assert not set("\x1b\x9b\u202e") & set(said)
 

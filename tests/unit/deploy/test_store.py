@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.deploy import releases as module
-from glm4_deploy.deploy.releases import KEPT, RECORD, Damaged, Endpoint, Files, Release, Store, capped
+from glm4_deploy.deploy.releases import KEPT, RECORD, Damaged, Endpoint, Files, Release, Store
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.result import Status
+from glm4_deploy.text import head_and_tail
 
 FILES = Files(texts={"compose.yaml": "services: {}\n", "override-1.yaml": "a: 1\n"}, compose=("compose.yaml",))
 
@@ -60,7 +61,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from unit.engine.test_store import publish
+from unit.deploy.test_store import publish
 from glm4_deploy.deploy.releases import Store
 root, step = Path(sys.argv[1]), int(sys.argv[2])
 count = 0
@@ -217,9 +218,9 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_log_is_capped_with_its_beginning_and_its_end() -> None:
     lines = [f"line {number}" for number in range(10_000)]
-    text = capped(lines, limit=2000)
+    text = head_and_tail("\n".join(lines), 2000)
     assert len(text.encode()) <= 2000
     assert text.startswith("line 0\n")
-    assert text.endswith("line 9999\n")
+    assert text.endswith("line 9999")
     assert "left out" in text
-    assert capped(["a"]) == "a\n"
+    assert head_and_tail("a\n", 2000) == "a\n"

@@ -115,7 +115,7 @@ def test_the_key_is_in_no_report() -> None:
         report = gate(url, api_key=SecretStr(KEY))
     assert report.exit_code == 4
     assert KEY not in dumps(report)
-    assert "[key]" in dumps(report)
+    assert "[redacted]" in dumps(report)
 
 
 def test_connections_are_used_again() -> None:

@@ -7,7 +7,7 @@ from glm4_deploy.probe.client import FailureKind, Refused, Reply, RequestFailure
 from glm4_deploy.probe.probe import CHAT, Probe
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
-from glm4_deploy.text import shorten
+from glm4_deploy.text import one_line
 
 # The clock of the process table is derived from the boot time and may differ from the wall clock by this much.
 CLOCK_SLACK_S = 2.0
@@ -47,7 +47,7 @@ async def alive(probe: Probe) -> Result:
         return ok(seen, "HTTP 200")
     if health.status in {404, 405, 401, 403}:  # Ollama has no /health; whether it is the right server, identity says
         return ok(f"{seen}: no health address here, but it answers", "an HTTP answer")
-    return fail(f"{seen}: {shorten(health.text, 80)}", "HTTP 200", remedy="read the engine's log")
+    return fail(f"{seen}: {one_line(health.text, 80)}", "HTTP 200", remedy="read the engine's log")
 
 
 @check(
@@ -153,7 +153,7 @@ async def unknown_model(probe: Probe) -> Result:
     try:
         await probe.client.ask_whole(CHAT, body, limit_s=probe.target.timeout_s)
     except Refused as refused:
-        seen = f"HTTP {refused.status}: {shorten(refused.message, 80)}"
+        seen = f"HTTP {refused.status}: {one_line(refused.message, 80)}"
         return ok(seen, "HTTP 404") if refused.status in {400, 404} else fail(seen, "HTTP 404")
     if probe.served.is_vllm:
         return fail("HTTP 200 for the model no-such-model", "HTTP 404", remedy="look for a proxy that rewrites it")

@@ -6,7 +6,7 @@ from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFa
 from glm4_deploy.probe.probe import CHAT, EXTRAS, Metrics, Passage, Probe, named, passages
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped
-from glm4_deploy.text import quote, shorten
+from glm4_deploy.text import BRIEF, one_line, quote
 
 # NaN logits look healthy from outside: only token ids, logprobs and one counter show them.
 
@@ -140,7 +140,9 @@ async def _measure(probe: Probe, passage: Passage) -> float | None:
     parsed = reply.json()
     if reply.status != 200:
         error = parsed.get("error") if isinstance(parsed, dict) else None
-        raise Refused(reply.status, shorten(str(error.get("message") if isinstance(error, dict) else reply.text)))
+        raise Refused(
+            reply.status, one_line(str(error.get("message") if isinstance(error, dict) else reply.text), BRIEF)
+        )
     try:
         rows = parsed["choices"][0].get("prompt_logprobs")
         if rows is None:

@@ -7,7 +7,7 @@ from glm4_deploy.probe.client import Refused
 from glm4_deploy.probe.probe import CHAT, Probe, Scale, days, measure, named
 from glm4_deploy.probe.suite import FULL, QUICK, CheckStage, check
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, warn
-from glm4_deploy.text import quote, shorten
+from glm4_deploy.text import one_line, quote
 
 # Long prompts: a fact hidden at several depths is found, and long texts stay sound behind a long prompt.
 
@@ -146,7 +146,7 @@ async def _refused(probe: Probe, messages: list[dict[str, str]], tokens: int, wh
     try:
         answer = await probe.client.ask_whole(CHAT, body, limit_s=probe.target.timeout_s)
     except Refused as refused:
-        seen = f"HTTP {refused.status}: {shorten(refused.message, 100)}"
+        seen = f"HTTP {refused.status}: {one_line(refused.message, 100)}"
         return ok(seen, "HTTP 400") if refused.status in {400, 413, 422} else fail(seen, "HTTP 400")
     seen = f"{what} was taken: {answer.timing.tokens} tokens of answer"
     if probe.served.is_vllm:
