@@ -212,7 +212,7 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("kit plan --gpu h100 >/dev/full", 18, "No space left on device"),
         ("kit plan --gpu h100 | true", 141, ""),
         ("kit render | true", 141, ""),
-        ("kit --help | head -c5", 141, ""),
+        ("kit --help | true", 141, ""),
         ("kit plan --gpu h100 1>&-", 0, ""),
         ("kit --help 1>&-", 0, ""),
         ("kit render --port none 2>&-", 2, ""),
