@@ -31,7 +31,7 @@ from glm4_deploy.cli.params import (
 )
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.files import read_text, write_text
-from glm4_deploy.render.targets import render_target
+from glm4_deploy.render.targets import TARGETS, render_target
 from glm4_deploy.report.wire import dumps
 
 
@@ -51,7 +51,7 @@ def render(
     tensor_parallel_size: TensorParallelSize = None,
     data_parallel_size: DataParallelSize = None,
     replicas: Replicas = None,
-    target: Annotated[str, typer.Option(help="compose, kubernetes or quadlet.")] = "compose",
+    target: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")] = "compose",
     sets: SetOptions = None,
     config: Config = None,
     output: Annotated[

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
 from glm4_deploy.render.quoting import render_template, source
@@ -79,7 +80,10 @@ def _cache_claim(settings: Settings) -> bool:
 
 
 def _architecture(profile: str) -> dict[str, str]:
-    return {"kubernetes.io/arch": "arm64"} if profile in ("gb10", "jetson-thor") else {}
+    """The nodes' processor where it is not the usual one. The profile `seed` is for any host."""
+    gpu = profiles()[profile].gpu
+    arch = gpus()[gpu].arch if gpu and profile != "seed" else "amd64"
+    return {} if arch == "amd64" else {"kubernetes.io/arch": arch}
 
 
 def _identity(user: str | None) -> Iterator[tuple[str, object]]:
