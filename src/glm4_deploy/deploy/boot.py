@@ -22,6 +22,7 @@ from glm4_deploy.errors import DeployError, EngineTimeout, Judged, WrongEngine
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Result, Status, verdict
@@ -148,7 +149,8 @@ class Boot:
             raise WrongEngine(
                 f"{self._base_url} answers, but a request sent there never reached the engine just started", hint=hint
             )
-        born = _process_start(self._base_url)
+        metrics = read_metrics(self._base_url)
+        born = metrics.sum("process_start_time_seconds") if metrics else None
         if born is None:
             return Result(
                 check="this-container",
@@ -257,20 +259,6 @@ def _healthy(client: httpx.Client, base_url: str) -> bool:
         return client.get(f"{base_url}/health").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _process_start(base_url: str) -> float | None:
-    """`process_start_time_seconds` of /metrics (the Prometheus client's own), or None."""
-    try:
-        text = httpx.get(f"{base_url}/metrics", timeout=10, trust_env=False).text
-    except httpx.HTTPError:
-        return None
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "process_start_time_seconds":
-            with suppress(ValueError):
-                return float(value)
-    return None
 
 
 class Listener(Protocol):

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from glm4_deploy.checkpoint.model import WHY
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
@@ -24,6 +22,7 @@ from glm4_deploy.deploy.state import Record, load_record, replica_names
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
+from glm4_deploy.probe.endpoints import read_models
 from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.result import Result
 from glm4_deploy.text import MASK, secrets_in, without_secrets
@@ -115,11 +114,8 @@ def check_port(deployment: Endpoint) -> None:
 
 def _who(base_url: str) -> str:
     """What a stale server says of itself, for the message."""
-    try:
-        models = httpx.get(f"{base_url}/v1/models", timeout=2, trust_env=False).json()["data"]
-        return f" by a server of the model {str(models[0]['id'])[:60]!r}"
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
-        return ""
+    models = read_models(base_url, timeout=2)
+    return f" by a server of the model {models[0][:60]!r}" if models else ""
 
 
 # A wish made ready to be deployed: its files written, its runner chosen, refused where it can be refused now.

@@ -21,6 +21,7 @@ from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.deploy.releases import Endpoint
 from glm4_deploy.errors import ComposeFailed, DeployError, Unreachable
 from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Result
@@ -127,23 +128,13 @@ def wait_idle(base_url: str, seconds: float) -> float | None:
 
 
 def _requests(base_url: str) -> float | None:
-    try:
-        text = httpx.get(f"{base_url}/metrics", timeout=10, trust_env=False).text
-    except httpx.HTTPError:
-        return None
-    rows = (line.rpartition(" ") for line in text.splitlines())
-    counts = [_number(value) for name, _, value in rows if name.startswith(_GAUGES)]
-    return sum(counts) if counts else None
+    metrics = read_metrics(base_url)
+    counts = [metrics.sum(name) for name in GAUGES] if metrics else []
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
-_GAUGES = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 # Several engines of one Compose project and their router, behind the same protocol as one engine.

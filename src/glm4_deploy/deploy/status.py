@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
 
-import httpx
 from docker.errors import APIError, NotFound
 
 from glm4_deploy.deploy.docker import ContainerState, connect, find_container, state_of
@@ -19,6 +18,7 @@ from glm4_deploy.errors import DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding, LogReader, LogSeverity
 from glm4_deploy.logs.scan import read_file, scan_log
+from glm4_deploy.probe.endpoints import read_models
 
 # What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log.
 
@@ -177,12 +177,7 @@ def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str
 
 
 def _models(record: Record) -> tuple[str, ...] | None:
-    headers = {"authorization": f"Bearer {read_key(Path(record.api_key_file))}"} if record.api_key_file else {}
-    try:
-        answer = httpx.get(f"{record.base_url}/v1/models", headers=headers, timeout=5, trust_env=False).json()
-        return tuple(str(row["id"])[:200] for row in answer["data"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return None
+    return read_models(record.base_url, key=read_key(Path(record.api_key_file)) if record.api_key_file else None)
 
 
 KILLED = 137

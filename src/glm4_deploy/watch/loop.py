@@ -12,17 +12,16 @@ from glm4_deploy.detect import scan
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.probe.client import ChatAnswer, Client, FailureKind, ProbeTarget, Refused, Reply, RequestFailure
+from glm4_deploy.probe.endpoints import Metrics, model_rows, parse_metrics
 from glm4_deploy.probe.probe import (
     CHAT,
     EXTRAS,
     GREEDY,
     SAMPLED,
     CanaryPrompt,
-    Metrics,
     family,
     fault,
     named,
-    parse_metrics,
 )
 from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter
@@ -95,9 +94,7 @@ async def _doubtful(client: Client, model: str | None, at: float, reply: Reply, 
         answer = await client.get("/v1/models", timeout_s=LOOK_S)
     except RequestFailure as trouble:
         return MetricsSample(at=at, look=Look.SILENT, why=f"GET /v1/models: {trouble.detail}")
-    body = answer.json()
-    rows = body.get("data") if isinstance(body, dict) else None
-    names = [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    names = [str(row["id"]) for row in model_rows(answer.json()) or ()]
     if answer.status in (401, 403):
         why = f"GET /v1/models: HTTP {answer.status}: the key is missing or wrong"
         return MetricsSample(at=at, look=Look.STRANGE, why=why)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glm4_deploy.probe.probe import parse_metrics
+from glm4_deploy.probe.endpoints import parse_metrics
 from glm4_deploy.watch.judge import CanaryResult, Counters, Judge, Limits, Look, MetricsSample, Said, State
 from glm4_deploy.watch.loop import counters
 

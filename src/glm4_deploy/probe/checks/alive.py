@@ -4,6 +4,7 @@ from typing import Any
 
 from glm4_deploy.errors import Unreachable, WrongEngine
 from glm4_deploy.probe.client import FailureKind, Refused, Reply, RequestFailure
+from glm4_deploy.probe.endpoints import model_rows
 from glm4_deploy.probe.probe import CHAT, Probe
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
@@ -87,9 +88,7 @@ def _models(reply: Reply) -> list[dict[str, Any]]:
     if reply.status in {401, 403}:
         hint = "give the engine's key with --api-key-file"
         raise WrongEngine(f"GET /v1/models: HTTP {reply.status}: the key is missing or wrong", hint=hint)
-    body = reply.json()
-    rows = body.get("data") if isinstance(body, dict) else None
-    found = [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else []
+    found = model_rows(reply.json()) or []
     if reply.status != 200 or not found:
         kind = reply.headers.get("content-type", "no content type").split(";")[0]
         raise WrongEngine(

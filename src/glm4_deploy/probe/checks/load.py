@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from glm4_deploy.probe.checks.loops import fault_of
 from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.endpoints import Metrics
 from glm4_deploy.probe.limits import Goodput, Slo
 from glm4_deploy.probe.probe import (
     GREEDY,
     SAMPLED,
     CanaryPrompt,
-    Metrics,
     Probe,
     days,
     family,

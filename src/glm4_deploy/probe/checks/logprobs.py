@@ -3,7 +3,8 @@
 import math
 
 from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFailure
-from glm4_deploy.probe.probe import CHAT, EXTRAS, Metrics, Passage, Probe, named, passages
+from glm4_deploy.probe.endpoints import Metrics
+from glm4_deploy.probe.probe import CHAT, EXTRAS, Passage, Probe, named, passages
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped
 from glm4_deploy.text import BRIEF, one_line, quote

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm4_deploy.probe.client import ChatAnswer
-from glm4_deploy.probe.probe import GREEDY, SAMPLED, CanaryPrompt, Metrics, Probe, days, family, together
+from glm4_deploy.probe.endpoints import Metrics
+from glm4_deploy.probe.probe import GREEDY, SAMPLED, CanaryPrompt, Probe, days, family, together
 from glm4_deploy.probe.suite import FULL, GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.report_model import AnswerSample
 from glm4_deploy.result import Result, fail, ok, skipped, warn

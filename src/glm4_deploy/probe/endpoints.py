@@ -1,0 +1,110 @@
+"""What a server says of itself beside its answers: its counters (/metrics) and its models (/v1/models).
+
+The checks and the watch ask through `probe.client`; who deploys asks here, with one plain call that never raises.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from glm4_deploy.text import one_line
+
+MAX_BODY = 8 << 20  # bytes: an engine's page has some 100 kB
+MAX_LINE = 4096  # characters: the parser's time grows with the square of a line
+MODELS = "/v1/models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Samples by name: ((labels, value), …). Counters end in _total."""
+
+    rows: Mapping[str, tuple[tuple[Mapping[str, str], float], ...]]
+
+    def sum(self, name: str, **labels: str) -> float | None:
+        """The sum over all series of that name with those labels (several engines count apart); None: no such."""
+        values = [
+            value
+            for have, value in self.rows.get(name, ())
+            if all(have.get(key) == want for key, want in labels.items()) and math.isfinite(value)
+        ]
+        return sum(values) if values else None
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """Sums of one name, by the values of one label."""
+        found: dict[str, float] = {}
+        for have, value in self.rows.get(name, ()):
+            key = have.get(label, "")
+            found[key] = found.get(key, 0.0) + value
+        return found
+
+    def label(self, name: str, label: str) -> str | None:
+        """A label of an info series, such as block_size of vllm:cache_config_info."""
+        rows = self.rows.get(name, ())
+        return rows[0][0].get(label) if rows else None
+
+
+def parse_metrics(text: str) -> Metrics:
+    """Prometheus exposition text, up to MAX_BODY characters.
+
+    The parser stops at the first line that it cannot read, so it is given one line at a time: a line that is not a
+    sample is passed over and the others count. A counter keeps the name that it has on its line.
+    """
+    from prometheus_client.parser import text_string_to_metric_families  # here: it takes 0.2 s to import
+
+    rows: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+    for line in text[:MAX_BODY].split("\n"):
+        if not line or line.startswith("#") or len(line) > MAX_LINE:
+            continue
+        try:
+            samples = [sample for family in text_string_to_metric_families(line) for sample in family.samples]
+            for sample in samples:
+                rows.setdefault(sample.name, []).append((sample.labels, float(sample.value)))
+        except (ValueError, IndexError, OverflowError):
+            continue
+    return Metrics(rows={name: tuple(found) for name, found in rows.items()})
+
+
+def model_rows(body: Any) -> list[dict[str, Any]] | None:
+    """The models of an answer to /v1/models, those that have an id; None where it is not a list of models."""
+    rows = body.get("data") if isinstance(body, dict) else None
+    return [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else None
+
+
+def read_metrics(base_url: str, *, timeout: float = 10) -> Metrics | None:
+    """GET /metrics; None where nothing answers."""
+    body = _get(f"{base_url}/metrics", None, timeout)
+    return None if body is None else parse_metrics(body.decode("utf-8", errors="replace"))
+
+
+def read_models(base_url: str, *, key: str | None = None, timeout: float = 5) -> tuple[str, ...] | None:
+    """The names that /v1/models lists, each fit to show; None where no list of models comes back."""
+    body = _get(f"{base_url}{MODELS}", key, timeout)
+    try:
+        rows = None if body is None else model_rows(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+    return None if rows is None else tuple(one_line(str(row["id"]), 200) for row in rows)
+
+
+def _get(url: str, key: str | None, timeout: float) -> bytes | None:
+    """The body, whatever the status; None for no answer, one that is not whole in time, or one beyond MAX_BODY.
+
+    It is asked for and read without compression: a few bytes cannot become gigabytes.
+    """
+    headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {})
+    end = time.monotonic() + timeout
+    body = bytearray()
+    try:
+        with httpx.stream("GET", url, headers=headers, timeout=timeout, trust_env=False) as answer:
+            for chunk in answer.iter_raw():
+                body += chunk
+                if len(body) > MAX_BODY or time.monotonic() > end:
+                    return None
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+    return bytes(body)
