@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from glm4_deploy.catalog.rows import Version, default_tag, resolve_version
 from glm4_deploy.checkpoint.header import Tensor
 from glm4_deploy.checkpoint.read import Checkpoint
+from glm4_deploy.plan.engine_rules import ModelShape, StoredModel, WeightFormat
 from glm4_deploy.result import Evidence, Result, Status
 
 # From config.json to the tensors that a GLM checkpoint must have; and how its linear layers are stored.
@@ -27,22 +28,6 @@ class BadConfigError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointShape:
-    """The dimensions of a GLM. Sizes in elements; `ffn` is the width of gate and of up, each."""
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    attention_bias: bool
-    tied: bool
-    max_positions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
     """A linear layer `name` with weight [rows, columns]."""
 
@@ -52,7 +37,7 @@ class Linear:
     bias: bool = False
 
 
-def model_shape(config: Mapping[str, Any]) -> CheckpointShape:
+def model_shape(config: Mapping[str, Any]) -> ModelShape:
     """Read the dimensions; what config.json leaves out has GlmConfig's default. Raises BadConfigError."""
 
     def size(key: str, default: int | None = None, limit: int = 2**31) -> int:
@@ -63,7 +48,7 @@ def model_shape(config: Mapping[str, Any]) -> CheckpointShape:
             raise BadConfigError(f"{key} is {str(value)[:40]!r}")
         return value
 
-    return CheckpointShape(
+    return ModelShape(
         layers=size("num_hidden_layers", limit=MAX_LAYERS),
         hidden=size("hidden_size"),
         ffn=size("intermediate_size"),
@@ -73,11 +58,11 @@ def model_shape(config: Mapping[str, Any]) -> CheckpointShape:
         vocab=size("vocab_size"),
         attention_bias=config.get("attention_bias", True) is not False,
         tied=config.get("tie_word_embeddings", False) is True,
-        max_positions=size("max_position_embeddings", 131072),
+        max_position=size("max_position_embeddings", 131072),
     )
 
 
-def layer_linears(shape: CheckpointShape, layer: int, *, split: bool) -> tuple[Linear, ...]:
+def layer_linears(shape: ModelShape, layer: int, *, split: bool) -> tuple[Linear, ...]:
     """The linear layers of one decoder layer, gate and up apart where `split`."""
     prefix = f"model.layers.{layer}."
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -92,7 +77,7 @@ def layer_linears(shape: CheckpointShape, layer: int, *, split: bool) -> tuple[L
     )
 
 
-def expected_tensors(shape: CheckpointShape, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
+def expected_tensors(shape: ModelShape, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
     """Each tensor that must be there.
 
     What is there decides between the ways to store a linear layer: plain or NVFP4, gate and up fused or apart.
@@ -151,6 +136,20 @@ def quantization_format(checkpoint: Checkpoint) -> str | None:
         return None
     named = settings.get("format") if settings.get("quant_method") == "compressed-tensors" else None
     return str(named or settings.get("quant_method") or "unknown")[:60]
+
+
+def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
+    """What the planner needs to know of a checkpoint.
+
+    Raises:
+        BadConfigError: config.json lacks a dimension, or the tensors are not all there.
+    """
+    shape = model_shape(checkpoint.config or {})
+    size = sum(tensor.nbytes for shard in checkpoint.shards for tensor in shard.header.tensors)
+    if not size or not checkpoint.whole:
+        raise BadConfigError("the checkpoint is incomplete")
+    weights = WeightFormat.BF16 if quantization_format(checkpoint) is None else WeightFormat.NVFP4
+    return StoredModel(name=name, weights=weights, checkpoint_bytes=size, shape=shape)
 
 
 def foreign_quantization(checkpoint: Checkpoint) -> bool:

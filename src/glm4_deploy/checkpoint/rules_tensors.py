@@ -11,7 +11,6 @@ from glm4_deploy.checkpoint.model import (
     GATE,
     UP,
     BadConfigError,
-    CheckpointShape,
     Rule,
     TargetEngine,
     bad,
@@ -26,6 +25,7 @@ from glm4_deploy.checkpoint.model import (
     unknown,
 )
 from glm4_deploy.checkpoint.read import Checkpoint, open_file
+from glm4_deploy.plan.engine_rules import ModelShape
 from glm4_deploy.result import Result, Status
 
 NO_SHAPE = "config.json does not say which tensors there must be"
@@ -38,7 +38,7 @@ GLOBAL_SCALE_NUMERATOR = 448.0 * 6.0
 AMAX_RANGE = (1e-6, 1e5)
 
 
-def shape_of(checkpoint: Checkpoint) -> CheckpointShape | None:
+def shape_of(checkpoint: Checkpoint) -> ModelShape | None:
     """The dimensions, or None where config.json does not give them or the model is none that is known here."""
     config = checkpoint.config
     if config is None or ARCHITECTURE not in _architectures(config):

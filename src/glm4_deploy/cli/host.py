@@ -9,7 +9,7 @@ import typer
 
 from glm4_deploy.audit import ORDER, AuditFinding, AuditSeverity, audit_compose, has_vllm, lint
 from glm4_deploy.catalog.rows import Gpu, default_tag, gpu_by_name, gpu_by_size, parse_capability, resolve_version
-from glm4_deploy.checkpoint.model import BadConfigError, model_shape, quantization_format
+from glm4_deploy.checkpoint.model import BadConfigError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.params import Bind, Config, ImageTag, ModelDir, Port, ProfileName, SetOptions
 from glm4_deploy.deploy.candidates import holds_own_port, runner_of
@@ -20,7 +20,7 @@ from glm4_deploy.errors import DeployError, Judged, PlanRefused, UsageError
 from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
-from glm4_deploy.plan.engine_rules import KV_BYTES, ModelShape, WeightFormat, glm4_9b, kernel_path
+from glm4_deploy.plan.engine_rules import KV_BYTES, StoredModel, WeightFormat, glm4_9b, kernel_path
 from glm4_deploy.plan.memory import MemoryRequest, estimate
 from glm4_deploy.plan.sizing import advice, parse_load, sharpen, solve
 from glm4_deploy.plan.spec import Fraction, plan_deployment
@@ -152,38 +152,17 @@ def _gpu_here() -> "Gpu":
     return row
 
 
-def _model(checkpoint: Path | None, weights: str) -> "ModelShape":
+def _model(checkpoint: Path | None, weights: str) -> StoredModel:
     if checkpoint is not None:
-        return _shape_of(checkpoint)
+        try:
+            return stored_model(checkpoint.resolve().name, read_checkpoint(checkpoint))
+        except BadConfigError as error:
+            hint = f"see what it lacks: glm4-deploy checkpoint verify {checkpoint}"
+            raise UsageError(f"{checkpoint}: {error}", hint=hint) from None
     try:
         return glm4_9b(WeightFormat(weights))
     except ValueError:
         raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16") from None
-
-
-def _shape_of(directory: Path) -> "ModelShape":
-    """The model's shape and size from config.json and the headers of the shards."""
-    found = read_checkpoint(directory)
-    try:
-        shape = model_shape(found.config or {})
-    except BadConfigError as error:
-        raise UsageError(f"{directory}: {error}", hint="give a GLM-4 checkpoint's own directory") from None
-    size = sum(tensor.nbytes for shard in found.shards for tensor in shard.header.tensors)
-    if not size or not found.whole:
-        raise UsageError(f"{directory} holds no whole checkpoint", hint=f"glm4-deploy checkpoint verify {directory}")
-    return ModelShape(
-        name=directory.resolve().name,
-        weights=WeightFormat.BF16 if quantization_format(found) is None else WeightFormat.NVFP4,
-        checkpoint_bytes=size,
-        layers=shape.layers,
-        hidden=shape.hidden,
-        ffn=shape.ffn,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab=shape.vocab,
-        max_position=shape.max_positions,
-    )
 
 
 def _version(vllm: str | None, image_tag: str | None) -> tuple[int, ...]:

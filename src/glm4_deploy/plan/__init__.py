@@ -1,1 +1,1 @@
-"""Pure: settings and facts become a deployment spec and a memory plan. Imports `settings` and `catalog`."""
+"""Pure: settings and facts become a deployment spec and a memory plan. Imports `settings`, `catalog`, `result`."""

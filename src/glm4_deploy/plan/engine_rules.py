@@ -1,4 +1,4 @@
-"""Which arithmetic to expect for a checkpoint on a GPU, and why. Pure."""
+"""The model's shape, vLLM's memory rules by version, and the arithmetic to expect on a GPU."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from enum import StrEnum
 
 from glm4_deploy.catalog.rows import Capability, Gpu, Version
 
-# The shape of a model, as far as memory goes. Bytes everywhere; GiB only where something is shown.
+# A model as far as memory is concerned. Bytes everywhere; GiB only in messages.
 
 GIB = 2**30
 MIB = 2**20
 
-# Bytes of one element in the KV cache. `auto` is the model's own type, 16 bit here.
+# Bytes per element of the KV cache. `auto` is the model's own type, 16 bits here.
 KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
@@ -22,14 +22,11 @@ class WeightFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of a dense decoder. `checkpoint_bytes` is the sum of its tensors as stored.
+    """The dimensions of a GLM, in elements. ffn: the width of gate and of up, each.
 
-    max_position: longest context that the model was made for, tokens.
+    max_position: the longest context that the model was trained for, in tokens.
     """
 
-    name: str
-    weights: WeightFormat
-    checkpoint_bytes: int
     layers: int
     hidden: int
     ffn: int
@@ -38,43 +35,46 @@ class ModelShape:
     head_dim: int
     vocab: int
     max_position: int
+    attention_bias: bool = True
+    tied: bool = False
 
     def kv_heads_per_rank(self, tensor_parallel: int) -> int:
-        """KV heads are split over ranks as far as there are any, then copied."""
+        """KV heads are split over the ranks while there are enough of them, then replicated."""
         return max(1, self.kv_heads // tensor_parallel)
 
     def kv_token_bytes(self, dtype: str, tensor_parallel: int = 1) -> int:
-        """Bytes that one token takes in one rank's KV cache: K and V, all layers."""
+        """Bytes of one token in one rank's KV cache: K and V, all layers."""
         return 2 * self.layers * self.kv_heads_per_rank(tensor_parallel) * self.head_dim * KV_BYTES[dtype]
 
 
-def glm4_9b(weights: WeightFormat = WeightFormat.NVFP4) -> ModelShape:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A model as a checkpoint stores it. checkpoint_bytes: the sum of its tensors."""
+
+    name: str
+    weights: WeightFormat
+    checkpoint_bytes: int
+    shape: ModelShape
+
+
+def glm4_9b(weights: WeightFormat = WeightFormat.NVFP4) -> StoredModel:
     """GLM-4-9B-chat-hf. Source: the base checkpoint's config.json and tensors; NVFP4 as llm-compressor writes it."""
     size = {WeightFormat.NVFP4: 7_072_892_800, WeightFormat.BF16: 18_799_902_720}[weights]
-    return ModelShape(
-        name="GLM-4-9B",
-        weights=weights,
-        checkpoint_bytes=size,
-        layers=40,
-        hidden=4096,
-        ffn=13696,
-        heads=32,
-        kv_heads=2,
-        head_dim=128,
-        vocab=151552,
-        max_position=131072,
+    shape = ModelShape(
+        layers=40, hidden=4096, ffn=13696, heads=32, kv_heads=2, head_dim=128, vocab=151552, max_position=131072
     )
+    return StoredModel(name="GLM-4-9B", weights=weights, checkpoint_bytes=size, shape=shape)
 
 
-# What each vLLM version does with memory at start. One function a rule, each with the source that it was read from.
+# What each vLLM version does with memory at startup: one function per rule, each with its source.
 #
-# Sources are paths in the vLLM repository. The rules were compared on its releases 0.11.0, 0.11.1, 0.12.0, 0.13.0,
+# Sources are paths in the vLLM repository. The rules were compared across its releases 0.11.0, 0.11.1, 0.12.0, 0.13.0,
 # 0.14.1, 0.16.0, 0.17.1, 0.18.1, 0.19.0, 0.20.1, 0.21.0, 0.22.1, 0.23.0, 0.24.0, 0.25.1, 0.26.0, 0.27.1, 0.28.0,
 # 0.31.0, 0.32.0 and 0.33.0.
 
 OLDEST: Version = (0, 11)
 NEWEST: Version = (0, 33)
-BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE; FlashAttention, FlashInfer and Triton backends all keep it
+BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE; kept by FlashAttention, FlashInfer and Triton
 # envs.VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, allocated by the FlashInfer backend on its first real batch
 FLASHINFER_WORKSPACE = 394 * 2**20
 
@@ -86,29 +86,29 @@ def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
 
 
 def counts_graphs(version: Version) -> bool:
-    """Whether CUDA graphs are estimated and taken out of the KV cache.
+    """Whether CUDA graphs are estimated and subtracted from the KV cache.
 
-    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
+    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent up to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
     says 0.21).
     """
     return version >= (0, 20)
 
 
 def default_fraction(version: Version) -> float:
-    """gpu_memory_utilization where none is given (config/cache.py)."""
+    """gpu_memory_utilization if none is given (config/cache.py)."""
     return 0.92 if version >= (0, 20) else 0.9
 
 
 def default_num_seqs(version: Version, gpu: Gpu) -> int:
-    """max_num_seqs of the API server where none is given (engine/arg_utils.py get_batch_defaults)."""
+    """max_num_seqs of the API server if none is given (engine/arg_utils.py get_batch_defaults)."""
     return 1024 if default_batched_tokens(version, gpu, max_num_seqs=2**20, max_model_len=2**20) > 2048 else 256
 
 
 def default_batched_tokens(version: Version, gpu: Gpu, *, max_num_seqs: int, max_model_len: int) -> int:
-    """max_num_batched_tokens of the API server where none is given (engine/arg_utils.py get_batch_defaults).
+    """max_num_batched_tokens of the API server if none is given (engine/arg_utils.py get_batch_defaults).
 
-    The device's memory is asked of NVML, which a GB10 or Thor does not answer: they get the small default (0.33 reads
-    it elsewhere and then excludes the GB10 by name).
+    The device's memory comes from NVML, which does not report it on a GB10 or Thor: they get the small default (0.33
+    reads it elsewhere and then excludes the GB10 by name).
     """
     seen = 0 if gpu.unified else (gpu.smi_mib or gpu.total_mib) * 2**20
     if version >= (0, 33) and gpu.unified and gpu.compute_capability != (12, 1):
@@ -138,10 +138,9 @@ def capture_sizes(version: Version, gpu: Gpu, *, max_num_seqs: int, max_num_batc
 
 
 def graph_counts(sizes: tuple[int, ...], max_num_seqs: int) -> tuple[int, int]:
-    """Piecewise and full graphs of FULL_AND_PIECEWISE, the default mode: one for each size, full ones for sizes that
-    pure decode needs.
+    """Piecewise and full graphs of the default mode, FULL_AND_PIECEWISE: full ones only for sizes of pure decode.
 
-    Borne out by logs: 19 + 11 for 64 sequences (0.24), 51 + 35 for 256 (0.13).
+    Confirmed by logs: 19 + 11 for 64 sequences (0.24), 51 + 35 for 256 (0.13).
     """
     return len(sizes), sum(1 for size in sizes if size <= max_num_seqs)
 
@@ -152,12 +151,12 @@ def runner_v2(version: Version) -> bool:
 
 
 def sampler_bytes_per_logit(version: Version, rows: int) -> int:
-    """Peak bytes for each logit of the sampler's dummy run.
+    """Peak bytes per logit in the sampler's dummy run.
 
-    To 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64 bit indices with scratch: 38,
-    measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 + 4, and 8 for
+    Up to 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64-bit indices with scratch: 38,
+    measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 + 4, plus 8 for
     softmax and noise (v1/sample/ops/topk_topp_sampler.py). Runner V2 samples without filters
-    (v1/worker/gpu/model_runner.py _dummy_sampler_run), from 0.33 with all of them: 36, an estimate from one log.
+    (v1/worker/gpu/model_runner.py _dummy_sampler_run), and from 0.33 with all of them: 36, estimated from one log.
     """
     if version >= (0, 33):
         return 36
@@ -167,15 +166,15 @@ def sampler_bytes_per_logit(version: Version, rows: int) -> int:
 
 
 def counted_state_bytes(version: Version, rows: int, vocab: int) -> float:
-    """Counts of the penalties that runner V2 keeps for each sequence (v1/worker/gpu/sample/penalties.py).
+    """Penalty counts that runner V2 keeps for each sequence (v1/worker/gpu/sample/penalties.py).
 
-    They are there before the weights, so vLLM counts them from 0.27 on only, when it began to measure all that is used.
+    They are allocated before the weights; vLLM counts them only since 0.27, when it began to measure all used memory.
     """
     return rows * vocab * 4.125 if version >= (0, 27) else 0.0
 
 
 def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
-    """The figure of the line `GPU KV cache size` (v1/core/kv_cache_utils.py, get_kv_cache_capacity from 0.20)."""
+    """The figure in the log line `GPU KV cache size` (v1/core/kv_cache_utils.py, get_kv_cache_capacity from 0.20)."""
     if version < (0, 20):
         return blocks * BLOCK_TOKENS
     return int(concurrency(blocks, max_model_len) * max_model_len)
@@ -188,7 +187,7 @@ def concurrency(blocks: int, max_model_len: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPath:
-    """native: 4 bit arithmetic on tensor cores. `flaw` names what can still go wrong, empty where nothing is known."""
+    """native: 4-bit arithmetic on tensor cores. flaw: what may still go wrong; empty if nothing is known."""
 
     name: str
     native: bool
@@ -197,15 +196,15 @@ class KernelPath:
 
 
 def kernel_path(capability: Capability, weights: WeightFormat, vllm: tuple[int, ...]) -> KernelPath:
-    """The path that vLLM picks by itself. The engine's log has the last word: `Using … for NVFP4 GEMM`."""
+    """The path that vLLM chooses by itself. The engine's log decides: `Using … for NVFP4 GEMM`."""
     shown = f"compute capability {capability[0]}.{capability[1]}"
     if weights is WeightFormat.BF16:
-        return KernelPath(name="bf16", native=False, why="the checkpoint is not quantised")
+        return KernelPath(name="bf16", native=False, why="the checkpoint is not quantized")
     if capability >= (10, 0):
         return KernelPath(
             name="native FP4",
             native=True,
-            why=f"{shown} has FP4 tensor cores: weights and activations in 4 bit",
+            why=f"{shown} has FP4 tensor cores: weights and activations are 4-bit",
             flaw=""
             if capability[0] < 12 or vllm >= (0, 20)
             else "before vLLM 0.20 some NVFP4 tiles fail on 12.x"
@@ -215,6 +214,6 @@ def kernel_path(capability: Capability, weights: WeightFormat, vllm: tuple[int, 
         return KernelPath(
             name="Marlin, weight-only",
             native=False,
-            why=f"{shown} has no FP4 tensor cores: weights stay 4 bit in memory, arithmetic is 16 bit",
+            why=f"{shown} has no FP4 tensor cores: weights stay 4-bit in memory, arithmetic is 16-bit",
         )
-    return KernelPath(name="none", native=False, why=f"{shown} is older than any NVFP4 kernel of vLLM")
+    return KernelPath(name="none", native=False, why=f"{shown} is too old for any of vLLM's NVFP4 kernels")

@@ -1,4 +1,4 @@
-"""(Settings, Profile) → the engines of one host, each on its own devices, and the router in front of several."""
+"""What surrounds the engine's command line: services, container limits, replicas and their router."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from glm4_deploy.catalog.rows import Profile, load_catalog
 from glm4_deploy.errors import UsageError
 from glm4_deploy.settings import Settings
 
-# Settings → what the services beside the engine need to know. Their images are pinned in services.yaml.
+# Services that run next to the engine. Their images are pinned in services.yaml.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """host: the name in its certificate. published: the host address of its ports. body_limit: Caddy's size."""
+    """host: the name in the certificate. published: the host address of its ports. body_limit: in Caddy's form."""
 
     image: str
     host: str
@@ -25,7 +25,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitoring:
-    """Images and host ports. gpu_exporter: host:port of an exporter of NVIDIA's metrics, None where there is none."""
+    """Images and host ports. gpu_exporter: host:port of an exporter of NVIDIA metrics; None if there is none."""
 
     prometheus: str
     node_exporter: str
@@ -59,42 +59,42 @@ def gateway(settings: Settings) -> Gateway:
 
 
 def pinned(reference: str, digests: Mapping[str, str]) -> str:
-    """`repository:tag`, with its digest where `glm4-deploy lock` wrote one."""
+    """`repository:tag`, with its digest if `glm4-deploy lock` recorded one."""
     return f"{reference}@{digests[reference]}" if reference in digests else reference
 
 
 def service_image(name: str, settings: Settings) -> str:
-    """A row of services.yaml as a reference."""
+    """A row of services.yaml as an image reference."""
     row = load_catalog("services")["images"][name]
     return pinned(f"{row['repository']}:{row['tag']}", settings.digests)
 
 
 def references(engine: str, extras: Iterable[str]) -> tuple[str, ...]:
-    """Every `repository:tag` of a deployment, without digests."""
+    """Every `repository:tag` in a deployment, without digests."""
     used = {"gateway": ("caddy",), "monitoring": ("prometheus", "node-exporter", "grafana"), "ui": ("ui",)}
     rows = load_catalog("services")["images"]
     names = [name for extra in extras for name in used.get(extra, ())]
     return (engine.partition("@")[0], *(f"{rows[name]['repository']}:{rows[name]['tag']}" for name in names))
 
 
-# (Settings, Profile) → what the engine's container may not do, each with its reason, on or off.
+# What the engine's container may not do, and why each limit is on or off.
 
 SECRET = "engine_api_key"  # noqa: S105 (a name, not a secret)
 SECRET_PATH = f"/run/secrets/{SECRET}"
-# The key goes from the file into the environment of the engine's process alone: `docker inspect` shows the file's
-# name, `ps` shows "$@". An empty key would mean no key to vLLM, so it ends the start.
+# The key goes from the file only into the environment of the engine's process: `docker inspect` shows the file name,
+# `ps` shows "$@". vLLM would read an empty key as no key, so that is an error.
 WITH_KEY = (
     f'VLLM_API_KEY=$(cat {SECRET_PATH}) && [ -n "$VLLM_API_KEY" ] || '
     '{ echo "the API key file is empty or cannot be read" >&2; exit 78; }; export VLLM_API_KEY; exec "$@"'
 )
-UNVERIFIED = "not verified with NVIDIA's image: its entrypoint and its compilers may write outside of the cache"
+UNVERIFIED = "not verified with NVIDIA's image: its entrypoint and compilers may write outside the cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardening:
-    """Limits of the engine's container. `off` says why a limit is not set: (Compose key, reason).
+    """Limits of the engine's container. off: why a limit is not set, as (Compose key, reason).
 
-    mem_limit: Docker's size. user: UID or UID:GID. api_key_file: path on the host, None: no key is asked for.
+    mem_limit: a size in Docker's form. user: UID or UID:GID. api_key_file: path on the host; None: no key is required.
     """
 
     cap_drop: bool
@@ -108,7 +108,7 @@ class Hardening:
 
 
 def harden(settings: Settings, profile: Profile) -> Hardening:
-    """The wishes, with the reason beside each limit that is off."""
+    """The configured limits, with a reason for each one that is off."""
     return Hardening(
         cap_drop=settings.cap_drop,
         no_new_privileges=settings.no_new_privileges,
@@ -122,14 +122,14 @@ def harden(settings: Settings, profile: Profile) -> Hardening:
 
 
 def _off(settings: Settings, profile: Profile) -> Iterator[tuple[str, str]]:
-    wished = f"switched off in the {'profile' if profile.name == 'seed' else 'settings'}"
+    chosen = f"switched off in the {'profile' if profile.name == 'seed' else 'settings'}"
     reasons = {
-        "cap_drop": wished,
-        "no_new_privileges": wished,
-        "read_only": UNVERIFIED if profile.engine == "nvcr" else wished,
-        "pids_limit": wished,
-        "mem_limit": "pinned memory and the page cache of the weights count too, and on unified memory the GPU's part "
-        "does; the planner keeps the memory instead",
+        "cap_drop": chosen,
+        "no_new_privileges": chosen,
+        "read_only": UNVERIFIED if profile.engine == "nvcr" else chosen,
+        "pids_limit": chosen,
+        "mem_limit": "pinned memory, the page cache of the weights and, on unified memory, the GPU's share would "
+        "count; the planner limits memory instead",
         "user": "root without capabilities: the cache volume belongs to root, and NVIDIA's image was not verified "
         "with another user",
     }
@@ -142,16 +142,16 @@ def is_loopback(bind: str) -> bool:
     return bind == "::1" or bind.startswith("127.")
 
 
-# The image's or CUDA's own choice of devices is made inside of each container: all replicas would make the same one.
+# The image and CUDA choose devices inside each container, so all replicas would choose the same ones.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 DNS_LABEL = 63  # characters (RFC 1035)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
-    """One engine. devices: GPU ids as Docker takes them, () where the container may choose (or has none).
+    """One engine. devices: GPU ids for Docker; () if the container may choose, or has none.
 
-    cache: the name of its volume. Two engines that compile at once must not read each other's half-written files.
+    cache: the name of its volume. Engines that compile at the same time must not read each other's unfinished files.
     """
 
     service: str
@@ -162,9 +162,9 @@ class ReplicaSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
-    """vLLM's router. wheels: the SHA-256 sums of its wheel, one a machine; base: the image it is put into.
+    """vLLM's router. wheels: the SHA-256 sums of its wheel, one per architecture. base: the image to install it in.
 
-    balance: requests that one replica may have more than another before load counts more than a cached prefix.
+    balance: how many more requests one replica may have than another before load outweighs a cached prefix.
     """
 
     image: str
@@ -176,10 +176,10 @@ class RouterSpec:
 
 
 def replicas(settings: Settings, profile: Profile) -> tuple[ReplicaSpec, ...]:
-    """The engines, in order; one alone has the plain names.
+    """The engines in order; a single one has the plain names.
 
     Raises:
-        UsageError: fewer devices than are needed, or a setting that several engines cannot share.
+        UsageError: too few devices, or a setting that several engines cannot share.
     """
     each = settings.tensor_parallel_size * settings.data_parallel_size
     _check_devices(settings, profile, each)
@@ -200,7 +200,7 @@ def replicas(settings: Settings, profile: Profile) -> tuple[ReplicaSpec, ...]:
 
 
 def router(settings: Settings) -> RouterSpec | None:
-    """What stands in front of several engines; one alone needs nothing."""
+    """The router in front of several engines; None for a single one."""
     if settings.replicas == 1:
         return None
     row = load_catalog("services")["router"]
@@ -223,7 +223,7 @@ def _check_devices(settings: Settings, profile: Profile, each: int) -> None:
     if len(settings.devices) < needed:
         raise UsageError(
             f"devices names {len(settings.devices)}, but {settings.replicas} replicas of {each} GPU(s) need {needed}",
-            hint="name more devices, or ask for fewer replicas",
+            hint="name more devices, or use fewer replicas",
         )
 
 
@@ -231,25 +231,25 @@ def _refuse(settings: Settings) -> None:
     longest = f"{settings.service}-{settings.replicas}"
     if len(longest) > DNS_LABEL:
         raise UsageError(
-            f"the name of a service, {longest}, has {len(longest)} characters: the router finds engines by it, and a "
-            f"name server knows {DNS_LABEL} at the most",
-            hint="give a shorter one: --set service=NAME",
+            f"the service name {longest} has {len(longest)} characters: the router resolves engines by it, and a "
+            f"DNS label has at most {DNS_LABEL}",
+            hint="choose a shorter one: --set service=NAME",
         )
     for name in DEVICE_VARIABLES:
         if name in settings.env:
             raise UsageError(
-                f"env.{name} with replicas {settings.replicas}: every replica would take the same devices",
+                f"env.{name} with replicas {settings.replicas}: every replica would use the same devices",
                 hint="name the devices instead: --set devices=0,1",
             )
     if "watch" in settings.extras:
         raise UsageError(
-            f"--with watch does not go with replicas {settings.replicas}",
-            hint="it judges the counters of one engine, and the router has none: run `glm4-deploy watch` on an "
+            f"--with watch cannot be combined with replicas {settings.replicas}",
+            hint="it judges one engine's counters, and the router has none: run `glm4-deploy watch` on an "
             "engine's own address (docs/how-to/replicas.md)",
         )
     if not is_loopback(settings.bind):
         raise UsageError(
-            f"bind {settings.bind} with replicas {settings.replicas}: the router takes new engines from whoever "
-            "reaches its port (/add_worker), and would send them the requests and their keys",
-            hint="leave bind at 127.0.0.1 and open the gateway instead: --with gateway, gateway_bind",
+            f"bind {settings.bind} with replicas {settings.replicas}: the router accepts new engines from anyone "
+            "who reaches its port (/add_worker), and would send them the requests and their keys",
+            hint="leave bind at 127.0.0.1 and publish the gateway instead: --with gateway, gateway_bind",
         )

@@ -1,4 +1,4 @@
-"""The plan held against what the engine logged, and what the next plan on this host learns from it. Pure."""
+"""From a load to settings that serve it, advice, and what the next plan learns from an engine's log."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, at_any_fraction, estimate
 from glm4_deploy.result import Result, Status
 
-# A load in words: `64 users, 8k context`. Pure.
+# A load in words: `64 users, 8k context`.
 
 # Not the tail of something else: -1, 1e3, 0x10.
 _NUMBER = r"(?<![\w.,+−–-])(\d{1,3}(?:,\d{3})+|\d+(?:[.,]\d+)?)\s*(k|m)?"
@@ -31,7 +31,7 @@ _CONTEXT = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLoad:
-    """Requests at once, and tokens that each may hold; None: not said."""
+    """Concurrent requests, and tokens of context for each; None: not stated."""
 
     requests: int | None
     context: int | None
@@ -41,21 +41,21 @@ def parse_load(text: str) -> RequestLoad:
     """`64 users, 8k context` → 64 and 8192; `k` is 1024 for tokens and 1000 for users.
 
     Raises:
-        UsageError: neither users nor a context in it, or a number that is neither.
+        UsageError: it names neither users nor a context, or has a number that is neither.
     """
     words = text.lower().replace("_", "")
     users, context = _USERS.search(words), _CONTEXT.search(words)
     requests = _value(users, kilo=1000) if users else None
     tokens = _value(context, kilo=1024) if context else None
     if _STRAY.search(_without(words, users, context)):
-        raise UsageError(f"no load in {text[:60]!r}: a number in it is neither users nor a context", hint=HINT)
+        raise UsageError(f"{text[:60]!r} has a number that is neither users nor a context", hint=HINT)
     if (requests is None and tokens is None) or requests == 0 or tokens == 0:
-        raise UsageError(f"no load in {text[:60]!r}", hint=HINT)
+        raise UsageError(f"{text[:60]!r} names neither users nor a context", hint=HINT)
     return RequestLoad(requests=requests, context=tokens)
 
 
 def _without(words: str, *matches: re.Match[str] | None) -> str:
-    """What is left once those stretches are taken out."""
+    """The text with the matches blanked out."""
     taken = {at for match in matches if match for at in range(*match.span())}
     return "".join(" " if at in taken else char for at, char in enumerate(words))
 
@@ -66,21 +66,21 @@ def _value(match: re.Match[str], *, kilo: int) -> int:
     return round(float(number.replace(",", "" if whole else ".")) * {"k": kilo, "m": kilo**2}.get(unit or "", 1))
 
 
-# From a wished load to the settings that serve it. Pure.
+# From a load to the settings that serve it.
 
-HOST_RESERVE_GIB = 8.0  # unified memory: what stays for the host; below it freezes and hard resets were reported
-CONTEXT_GIB = 0.6  # the CUDA context and what a display may take, outside of what vLLM requests
+HOST_RESERVE_GIB = 8.0  # left to the host on unified memory; below this, freezes and hard resets were reported
+CONTEXT_GIB = 0.6  # the CUDA context and a display, outside vLLM's request
 HIGHEST_FRACTION = 0.95
 STEP = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """gpu_memory_utilization for a load, and what it gives.
+    """gpu_memory_utilization for a load, and the resulting plan.
 
     fraction: 0.01 to 0.95, two decimals.
-    serves: whether max_num_seqs requests of max_model_len fit at once; a smaller share still starts where plan.fits.
-    reason: why this fraction; "" where no fraction would do.
+    serves: whether max_num_seqs requests of max_model_len fit at once. If not, the engine may still start: plan.fits.
+    reason: why this fraction; "" if no fraction works.
     """
 
     fraction: float
@@ -89,111 +89,111 @@ class Solution:
     reason: str
 
 
-def solve(wish: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> Solution:
-    """The smallest fraction that serves max_num_seqs × max_model_len; the wish's own fraction is not looked at.
+def solve(request: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> Solution:
+    """The smallest fraction that serves max_num_seqs × max_model_len; the request's own fraction is ignored.
 
-    Where none does, the highest that is safe, with what it does serve; `plan.fits` is False where even one request of
-    max_model_len is too much.
+    If none does, the highest safe one and what it serves; `plan.fits` is False if not even one request of
+    max_model_len fits.
     """
-    ceiling = highest_fraction(wish, host_reserve_gib=host_reserve_gib)
-    needed = load_bytes(wish) / GIB
-    plans = [(fraction, at(wish, fraction)) for fraction in _steps(ceiling)]
+    ceiling = highest_fraction(request, host_reserve_gib=host_reserve_gib)
+    needed = load_bytes(request) / GIB
+    plans = [(fraction, at(request, fraction)) for fraction in _steps(ceiling)]
     for fraction, plan in plans:
         if plan.fits and plan.kv_cache_gib - plan.error_range_gib >= needed:
-            reason = f"the smallest that keeps {_load(wish)} ({needed:.1f} GiB of KV cache) at once"
+            reason = f"the smallest that holds {_load(request)} ({needed:.1f} GiB of KV cache) at once"
             return Solution(fraction=fraction, serves=True, plan=plan, reason=reason)
     fraction, plan = plans[-1]
-    why = f"the most that leaves {host_reserve_gib:g} GiB to the host" if wish.gpu.unified else "the most that is safe"
+    why = (
+        f"the most that leaves {host_reserve_gib:g} GiB to the host" if request.gpu.unified else "the most that is safe"
+    )
     if not plan.fits:
-        reason = "" if at_any_fraction(wish) else f"{why}, and it does not start there"
+        reason = "" if at_any_fraction(request) else f"{why}, and the engine does not start with it"
         return Solution(fraction=fraction, serves=False, plan=_at_ceiling(plan), reason=reason)
     if plan.kv_cache_gib >= needed:
-        reason = f"{why}; {_load(wish)} just fit"
+        reason = f"{why}; {_load(request)} just fit"
         return Solution(fraction=fraction, serves=True, plan=plan, reason=reason)
-    reason = (
-        f"{why}; {plan.max_concurrency:.1f} of {wish.max_num_seqs} requests of {wish.max_model_len} tokens fit at once"
-    )
+    reason = f"{why}; {plan.max_concurrency:.1f} of {_load(request)} fit at once"
     return Solution(fraction=fraction, serves=False, plan=plan, reason=reason)
 
 
 def _at_ceiling(plan: MemoryPlan) -> MemoryPlan:
-    """The engine's own remedy is another fraction; where none is left to try, it is less context or more memory."""
+    """The engine's remedy is another fraction; if none is left to try, it is less context or more memory."""
     if "gpu_memory_utilization" not in plan.remedy:
         return plan
     shorter = f"decrease max_model_len to {plan.longest_context} or less, or " if plan.longest_context else ""
-    return replace(plan, remedy=f"{shorter}end the other users of this memory, or use a GPU that has more of it")
+    return replace(plan, remedy=f"{shorter}stop the other users of this memory, or use a GPU with more memory")
 
 
-def at(wish: MemoryRequest, fraction: float) -> MemoryPlan:
-    """The plan of the same wish at another fraction."""
-    return estimate(replace(wish, gpu_memory_utilization=fraction))
+def at(request: MemoryRequest, fraction: float) -> MemoryPlan:
+    """The plan of the same request at another fraction."""
+    return estimate(replace(request, gpu_memory_utilization=fraction))
 
 
-def highest_fraction(wish: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> float:
+def highest_fraction(request: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> float:
     """The largest safe fraction, two decimals, at least 0.01.
 
-    What the engine takes beyond its request (graphs and workspace of older versions) stays free, on unified memory the
-    host's reserve as well; and no more than is free now, where that is known.
+    It leaves room for what the engine takes beyond its request (graphs and workspace of older versions) and, on unified
+    memory, for the host's reserve. It is never more than what is free now, if that is known.
     """
-    total = wish.gpu.total_bytes / GIB
-    aside = at(wish, 0.5).outside_gib + (host_reserve_gib if wish.gpu.unified else CONTEXT_GIB)
+    total = request.gpu.total_bytes / GIB
+    aside = at(request, 0.5).outside_gib + (host_reserve_gib if request.gpu.unified else CONTEXT_GIB)
     limit = (total - aside) / total
-    if wish.free_bytes is not None:
-        limit = min(limit, wish.free_bytes / wish.gpu.total_bytes)
+    if request.free_bytes is not None:
+        limit = min(limit, request.free_bytes / request.gpu.total_bytes)
     return max(STEP, math.floor(min(limit, HIGHEST_FRACTION) / STEP + 1e-9) * STEP)
 
 
-def load_bytes(wish: MemoryRequest) -> int:
-    """KV cache that max_num_seqs requests of max_model_len take on one rank."""
-    return wish.max_num_seqs * math.ceil(wish.max_model_len / BLOCK_TOKENS) * wish.block_bytes
+def load_bytes(request: MemoryRequest) -> int:
+    """Bytes of KV cache for max_num_seqs requests of max_model_len on one rank."""
+    return request.max_num_seqs * math.ceil(request.max_model_len / BLOCK_TOKENS) * request.block_bytes
 
 
-def longest_context(plan: MemoryPlan, wish: MemoryRequest, *, requests: int) -> int:
-    """Tokens that each of so many requests can hold at once, at most the model's own limit."""
-    return min(plan.kv_cache_blocks // requests * BLOCK_TOKENS, wish.model.max_position)
+def longest_context(plan: MemoryPlan, request: MemoryRequest, *, requests: int) -> int:
+    """Tokens that each of `requests` concurrent requests can hold, at most the model's own limit."""
+    return min(plan.kv_cache_blocks // requests * BLOCK_TOKENS, request.model.shape.max_position)
 
 
 def _steps(ceiling: float) -> list[float]:
     return [round(number * STEP, 2) for number in range(1, round(ceiling / STEP) + 1)]
 
 
-def _load(wish: MemoryRequest) -> str:
-    return f"{wish.max_num_seqs} requests of {wish.max_model_len} tokens"
+def _load(request: MemoryRequest) -> str:
+    return f"{request.max_num_seqs} requests of {request.max_model_len} tokens"
 
 
-# What to change, and what that would give. Pure.
+# What to change, and the effect.
 
 
-def advice(wish: MemoryRequest, plan: MemoryPlan, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> tuple[str, ...]:
-    """Sentences, the most useful first."""
-    return tuple(_advice(wish, plan, host_reserve_gib))
+def advice(request: MemoryRequest, plan: MemoryPlan, *, host_reserve_gib: float = HOST_RESERVE_GIB) -> tuple[str, ...]:
+    """Sentences, most useful first."""
+    return tuple(_advice(request, plan, host_reserve_gib))
 
 
-def _advice(wish: MemoryRequest, plan: MemoryPlan, reserve: float) -> Iterator[str]:
-    fraction = wish.gpu_memory_utilization
-    best = solve(wish, host_reserve_gib=reserve)
-    ceiling = highest_fraction(wish, host_reserve_gib=reserve)
+def _advice(request: MemoryRequest, plan: MemoryPlan, reserve: float) -> Iterator[str]:
+    fraction = request.gpu_memory_utilization
+    best = solve(request, host_reserve_gib=reserve)
+    ceiling = highest_fraction(request, host_reserve_gib=reserve)
     other = abs(best.fraction - fraction) >= 0.005
     if other and (best.serves or (best.plan.fits and best.fraction > fraction)):
         yield f"gpu_memory_utilization {best.fraction:g} is {best.reason}"
     if fraction > ceiling + 1e-9:
-        why = f"{reserve:g} GiB for the host" if wish.gpu.unified else "room for what lies outside of the request"
-        yield f"{fraction:g} leaves less than {why}: {ceiling:g} is the most that is safe"
+        why = f"{reserve:g} GiB for the host" if request.gpu.unified else "room for allocations outside the request"
+        yield f"{fraction:g} leaves less than {why}: {ceiling:g} is the highest safe value"
     if plan.fits:
-        each = longest_context(plan, wish, requests=wish.max_num_seqs)
-        one = longest_context(plan, wish, requests=1)
-        yield f"longest context: {one:,} tokens for one request, {each:,} for each of {wish.max_num_seqs} at once"
-    yield from _what_if(wish, plan)
+        each = longest_context(plan, request, requests=request.max_num_seqs)
+        one = longest_context(plan, request, requests=1)
+        yield f"longest context: {one:,} tokens for one request, {each:,} for each of {request.max_num_seqs} at once"
+    yield from _what_if(request, plan)
 
 
-def _what_if(wish: MemoryRequest, plan: MemoryPlan) -> Iterator[str]:
-    short = plan.max_concurrency < wish.max_num_seqs
-    if wish.kv_cache_dtype in ("auto", "bfloat16", "float16"):
-        fp8 = estimate(replace(wish, kv_cache_dtype="fp8"))
+def _what_if(request: MemoryRequest, plan: MemoryPlan) -> Iterator[str]:
+    short = plan.max_concurrency < request.max_num_seqs
+    if request.kv_cache_dtype in ("auto", "bfloat16", "float16"):
+        fp8 = estimate(replace(request, kv_cache_dtype="fp8"))
         if fp8.fits:
             yield f"with kv_cache_dtype fp8: {fp8.kv_cache_tokens:,} tokens of KV cache"
     if short and plan.max_num_batched_tokens > 2048:
-        small = estimate(replace(wish, max_num_batched_tokens=max(2048, wish.max_num_seqs)))
+        small = estimate(replace(request, max_num_batched_tokens=max(2048, request.max_num_seqs)))
         gained = small.kv_cache_gib - plan.kv_cache_gib
         if gained > 0.1:
             tokens = small.max_num_batched_tokens
@@ -201,10 +201,10 @@ def _what_if(wish: MemoryRequest, plan: MemoryPlan) -> Iterator[str]:
     if short and plan.fits and plan.max_concurrency >= 1:
         served = int(plan.max_concurrency)
         yield (
-            f"with max_num_seqs {served}: every request has its whole context;"
-            f" {wish.max_num_seqs} of them would need {load_bytes(wish) / GIB:.1f} GiB of KV cache"
+            f"with max_num_seqs {served}: every request has its full context;"
+            f" {request.max_num_seqs} would need {load_bytes(request) / GIB:.1f} GiB of KV cache"
         )
-    if short and plan.fits and wish.tensor_parallel_size == 1 and not wish.gpu.unified:
+    if short and plan.fits and request.tensor_parallel_size == 1 and not request.gpu.unified:
         yield "with a second GPU: a second engine (data parallel) doubles the requests"
 
 
@@ -213,7 +213,7 @@ TOKENS_TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredMemory:
-    """What an engine's log says of its memory; None: not said."""
+    """What an engine's log says about its memory; None: not stated."""
 
     weights_gib: float | None = None
     kv_cache_gib: float | None = None
@@ -223,9 +223,9 @@ class MeasuredMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What one start on this host showed: `overhead_gib` is what the plan's other terms did not explain.
+    """What one start on this host showed. overhead_gib: what the plan's other terms do not explain.
 
-    gpu, vllm, weights, first_start: what it holds for; a plan for anything else does not use it.
+    gpu, vllm, weights, first_start: only plans with the same values use it.
     """
 
     gpu: str
@@ -236,7 +236,7 @@ class Observation:
 
 
 def compare_with_log(plan: MemoryPlan, measured: MeasuredMemory) -> tuple[Result, ...]:
-    """One row a figure: OK within the stated range, else a warning with the difference."""
+    """One result per figure: OK within the stated range, else a warning with the difference."""
     return tuple(_rows(plan, measured))
 
 
@@ -266,30 +266,30 @@ def _row(check: str, planned: float, seen: float, tolerance: float, unit: str) -
     )
 
 
-def learn_from_starts(wish: MemoryRequest, plan: MemoryPlan, measured: MeasuredMemory) -> Observation | None:
-    """The overhead that would have made this plan right; None where the log says too little or the rest is off."""
+def learn_from_starts(request: MemoryRequest, plan: MemoryPlan, measured: MeasuredMemory) -> Observation | None:
+    """The overhead that would have made this plan exact; None if the log says too little or contradicts the plan."""
     if measured.kv_cache_gib is None:
         return None
     weights = plan.weights_gib if measured.weights_gib is None else measured.weights_gib
     rest = plan.requested_gib - weights - plan.activation_gib - plan.graph_counted_gib - measured.kv_cache_gib
     if not -1 <= rest <= 0.2 * plan.total_gib:
-        return None  # not this engine's log, or another setting: nothing to learn from
+        return None  # not this engine's log, or other settings
     return Observation(
-        gpu=wish.gpu.name,
-        vllm=".".join(map(str, wish.vllm)),
-        weights=str(wish.model.weights),
-        first_start=wish.first_start,
+        gpu=request.gpu.name,
+        vllm=".".join(map(str, request.vllm)),
+        weights=str(request.model.weights),
+        first_start=request.first_start,
         overhead_gib=round(rest, 3),
     )
 
 
-def sharpen(wish: MemoryRequest, observations: Iterable[Observation]) -> MemoryRequest:
-    """The wish with the newest overhead that was seen for the same GPU, version, weights and kind of start."""
-    version = ".".join(map(str, wish.vllm))
+def sharpen(request: MemoryRequest, observations: Iterable[Observation]) -> MemoryRequest:
+    """The request with the latest overhead observed for the same GPU, version, weights and kind of start."""
+    version = ".".join(map(str, request.vllm))
     fitting = [
         seen.overhead_gib
         for seen in observations
         if (seen.gpu, seen.vllm, seen.weights, seen.first_start)
-        == (wish.gpu.name, version, str(wish.model.weights), wish.first_start)
+        == (request.gpu.name, version, str(request.model.weights), request.first_start)
     ]
-    return replace(wish, overhead_bytes=fitting[-1] * GIB) if fitting else wish
+    return replace(request, overhead_bytes=fitting[-1] * GIB) if fitting else request

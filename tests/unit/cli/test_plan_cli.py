@@ -109,8 +109,8 @@ def test_a_checkpoint_gives_its_own_shape(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
 
     assert answer["weights_gib"] == pytest.approx(3 / 1024, abs=0.001)
-    assert "1,024 bytes a token" not in done.stdout
-    assert "KV cache: 512 bytes a token, exact" in answer["reasons"]
+    assert "1,024 bytes per token" not in done.stdout
+    assert "KV cache: 512 bytes per token, exact" in answer["reasons"]
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_block_arithmetic_is_exact(row: dict[str, Any]) -> None:
 
 
 def test_a_token_takes_what_the_facts_say() -> None:
-    model = glm4_9b()
+    model = glm4_9b().shape
 
     assert model.kv_token_bytes("fp8") == 20_480
     assert model.kv_token_bytes("auto") == 40_960
@@ -229,7 +229,7 @@ def test_where_no_fraction_is_left_the_remedy_is_not_another_fraction() -> None:
     tight = solve(wish("rtx-5080", "0.13.0", max_model_len=131072, kv_cache_dtype="auto", max_num_seqs=512))
 
     assert not full.plan.fits
-    assert full.plan.remedy == "end the other users of this memory, or use a GPU that has more of it"
+    assert full.plan.remedy == "stop the other users of this memory, or use a GPU with more memory"
     assert tight.plan.fits or tight.plan.remedy.startswith("decrease max_model_len to")
 
 
@@ -244,7 +244,7 @@ def test_a_host_keeps_eight_gib_unless_asked() -> None:
 
 
 def test_unknown_versions_say_so() -> None:
-    assert any("was not read" in reason for reason in estimate(wish(vllm="0.40.0")).reasons)
+    assert any("were not read" in reason for reason in estimate(wish(vllm="0.40.0")).reasons)
 
 
 @pytest.mark.parametrize(
@@ -298,4 +298,4 @@ def test_a_context_beyond_the_model_is_not_blamed_on_the_fraction() -> None:
     best = solve(wish("h200", "0.24.0", max_model_len=200_000))
 
     assert (best.plan.fits, best.reason) == (False, "")
-    assert best.plan.refusal == "max_model_len 200,000 is beyond the model's own limit of 131,072 tokens"
+    assert best.plan.refusal == "max_model_len 200,000 exceeds the model's limit of 131,072 tokens"

@@ -54,8 +54,8 @@ def test_a_load_in_words(text: str, requests: int | None, context: int | None) -
         "2 users, 3 users",
     ],
 )
-def test_what_is_no_load_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no load"):
+def test_text_without_a_load_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="neither users nor a context"):
         parse_load(text)
 
 
