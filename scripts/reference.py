@@ -6,9 +6,14 @@ Each function returns Markdown. A page calls it in a cog block:
     <!-- [[[end]]] -->
 """
 
+import ast
 import io
+import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -20,6 +25,8 @@ from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
 from glm4_deploy.settings import Kubernetes, Settings
 
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src/glm4_deploy"
 PROGRAM = "glm4-deploy"
 COLUMNS = 100
 
@@ -113,3 +120,46 @@ def signatures() -> str:
             yield f"`{row.id}`", row.severity, *(text.replace("<", "&lt;") for text in (cause, row.fix, row.source))
 
     return table(("id", "severity", "cause", "what to do", "seen"), cells())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A room as the first line of its docstring describes it."""
+
+    name: str
+    purpose: str
+    may_import: str
+
+    @property
+    def path(self) -> Path:
+        return path_of(self.name)
+
+
+def path_of(room: str) -> Path:
+    module = PACKAGE / f"{room}.py"
+    return module if module.exists() else PACKAGE / room / "__init__.py"
+
+
+def all_rooms() -> tuple[Room, ...]:
+    """From the top down, in the order of the import contract."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    return tuple(_room(name) for layer in layers for name in re.findall(r"\w+", layer))
+
+
+def _room(name: str) -> Room:
+    path = path_of(name)
+    line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    found = re.fullmatch(r"(.+)\. May import (.+)\.", line)
+    if found is None:
+        raise ValueError(f"{path}: the docstring must begin with one line: WHAT IT DOES. May import ROOMS.")
+    return Room(name=name, purpose=found[1], may_import=found[2])
+
+
+def rooms() -> str:
+    def cells() -> Iterator[tuple[str, ...]]:
+        for room in all_rooms():
+            suffix = "/" if room.path.name == "__init__.py" else ".py"
+            yield f"`{room.name}{suffix}`", room.purpose, room.may_import
+
+    return table(("room", "what it does", "may import"), cells())

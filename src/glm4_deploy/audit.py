@@ -1,4 +1,4 @@
-"""What is risky in a vLLM Compose file, beyond what holds for any container. Pure: a parsed file → findings.
+"""What is risky in a vLLM Compose file, beyond compose-lint's rules. May import `catalog`, `run`.
 
 A rule is one function in RULES. Sources: vLLM's security guide (only /v1 asks for the key; development mode; media
 paths), its argument defaults (allowed origins are *), docs/how-to/security.md.

@@ -1,4 +1,4 @@
-"""Ask every probe at once for `doctor`. Read-only: nothing here changes the host."""
+"""What this host lacks for an engine; read-only. May import `checkpoint`, `plan`, `host`, `settings`, `catalog`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The one family of errors: each class owns its exit code, each instance says what to do next.
+"""The errors: each class owns its exit code, each instance says what to do next. May import nothing.
 
 Exit codes are a public promise (README, "Exit codes"): they are unique, documented and stable. 0 is success and
 1 means "judged, and found wanting" (a failed check, drift, a finding): that is a verdict, not an error, so no

@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is ever half-written, and that no file a user gives can do harm."""
+"""Files: never half-written, and no file that a user gives can do harm. May import nothing."""
 
 import errno
 import os

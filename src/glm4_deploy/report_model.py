@@ -1,4 +1,4 @@
-"""What a suite run hands to a report: samples of what was said, how long it took, and the verdict over all checks."""
+"""What a suite or a benchmark hands to a report: results, samples, timings. May import `detect`."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

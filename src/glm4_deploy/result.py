@@ -1,4 +1,4 @@
-"""How a check says what it found: one function a verdict. The runner adds the check's name and its time."""
+"""What a check found, and the one place that decides a verdict. May import nothing."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The one way to run a program: an argument list and a time limit in, an `Output` value out. Never a shell.
+"""The one way to run a program: an argument list and a time limit in, an `Output` out. May import nothing.
 
 Two places need a process object instead and say so: the engine as a process group (`deploy/engines.py`) and an SSH
 tunnel that lasts as long as a block (`probe/fleet.py`).

@@ -1,4 +1,4 @@
-"""What the user wishes, checked at the edge: flags > GLM4_* > glm4.yaml > profile > default.
+"""The settings, checked: flags > GLM4_* > glm4.yaml > profile > default. May import `catalog`.
 
 The layers are merged here rather than by pydantic-settings: it has no place for a profile under the file, an error must
 name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/cli.md).

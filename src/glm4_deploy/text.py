@@ -1,4 +1,4 @@
-"""Text that others wrote: made safe to show, cut to size, and freed of secrets.
+"""Text that others wrote: made safe to show, cut to size, and freed of secrets. May import nothing.
 
 An answer, a log line or a file name may hold characters that move the cursor, reverse the direction of text or hide a
 line. CONTROLS is the one set of them. What is shown goes through `one_line`, `cap`, `clean_text`, `quote` or

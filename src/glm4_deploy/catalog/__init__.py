@@ -1,1 +1,1 @@
-"""What is known, as data: GPUs, images, profiles, variables, log signatures, each row with its source."""
+"""What is known, as data: GPUs, images, profiles, signatures, each row with its source. May import nothing."""

@@ -1,1 +1,1 @@
-"""Verify, repair and quantize checkpoints. Imports `catalog`, `result` and `files`."""
+"""Verify, repair and quantize checkpoints. May import `catalog`."""

@@ -1,1 +1,1 @@
-"""The only room that changes the world: Compose, Docker, processes, the gate, releases, rollback."""
+"""The only room that changes the host: start, gate, record, restore. May import every room below except `audit`."""

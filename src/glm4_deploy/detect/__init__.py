@@ -1,4 +1,4 @@
-"""Loops and garbage in generated text: text, token ids and logprobs in, a finding out. Pure; NumPy at the most.
+"""Pure: text, token ids and logprobs in, a finding about loops and garbage out. May import nothing but NumPy.
 
 >>> scan("The same again. " * 40).verdict
 <Verdict.EXACT_LOOP: 'EXACT_LOOP'>

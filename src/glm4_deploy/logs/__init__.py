@@ -1,1 +1,1 @@
-"""Pure: what an engine's log says. Imports `catalog` and `text`."""
+"""Pure: what an engine's log says. May import `catalog`."""

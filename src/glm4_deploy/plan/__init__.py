@@ -1,1 +1,1 @@
-"""Pure: settings and facts become a deployment spec and a memory plan. Imports `settings`, `catalog`, `result`."""
+"""Pure: settings become a deployment spec and a memory plan. May import `settings`, `catalog`."""

@@ -1,4 +1,4 @@
-"""HTTP checks against an OpenAI-compatible endpoint: `run_suite` asks, judges and returns a Report.
+"""Ask an OpenAI-compatible endpoint and judge. May import `report_model`, `detect`, `catalog`, `run`.
 
 A check is one small file in `checks/`; CHECKS is the table that they enter themselves into.
 """

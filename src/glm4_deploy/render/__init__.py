@@ -1,1 +1,1 @@
-"""Pure: a deployment spec becomes files. Imports `plan`."""
+"""Pure: a deployment spec becomes files. May import `plan`, `settings`, `catalog`."""

@@ -1,1 +1,1 @@
-"""Results become terminal text, JSON, JUnit and HTML. Imports `result` and `report_model`."""
+"""Results become terminal text, JSON, JUnit and HTML. May import `report_model`, `plan`."""

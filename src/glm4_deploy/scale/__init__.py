@@ -1,1 +1,1 @@
-"""Pure: a measured load, users and limits become a number of engines, by simulation. Imports `plan`, `report_model`."""
+"""Pure: load, users and limits → a number of engines, by simulation. May import `report_model`, `plan`, `catalog`."""

@@ -1,1 +1,1 @@
-"""Watch a running engine by its progress, and restart it on request. Imports `deploy`, `probe` and `detect`."""
+"""Watch a running engine by its progress, and restart it on request. May import `deploy`, `probe`, `detect`, `host`."""
