@@ -1,1 +1,1 @@
-"""Verify, repair and quantize checkpoints. May import `catalog`."""
+"""Verify, repair and quantize checkpoints. May import `plan`, `catalog`."""
