@@ -1,5 +1,5 @@
-"""Exit 1 when the engine hangs: requests run, and no token has moved for a while. A busy engine moves tokens; an idle
-one runs no request. /health tells neither: a hung engine keeps answering it.
+"""Exit 1 when the engine hangs: it holds requests, and none of its counters has moved for a while. A busy engine moves
+them; an idle one holds no request. /health shows neither: a hung engine keeps answering it.
 
     python3 liveness.py PORT SECONDS STATE_FILE
 
@@ -12,28 +12,35 @@ import sys
 import time
 from pathlib import Path
 
-MOVING = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:request_success_total")
+HELD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+MOVING = (
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+)
 
 
 def read(port: int) -> tuple[float, float]:
-    """(requests running, all that moves when the engine works)."""
+    """(requests in the engine, all that moves when it works)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=8)
     connection.request("GET", "/metrics")
-    running = moved = 0.0
+    held = moved = 0.0
     for line in connection.getresponse().read().decode("utf-8", "replace").splitlines():
         name, _, value = line.rpartition(" ")
         name = name.partition("{")[0]
-        if name == "vllm:num_requests_running":
-            running += float(value)
+        if name in HELD:
+            held += float(value)
         elif name in MOVING:
             moved += float(value)
-    return running, moved
+    return held, moved
 
 
 def main() -> int:
     port, limit, file = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])
     try:
-        running, moved = read(port)
+        held, moved = read(port)
     except (OSError, http.client.HTTPException, ValueError) as error:
         print(f"no metrics: {error!r}")
         return 1
@@ -42,11 +49,11 @@ def main() -> int:
         before, since = json.loads(file.read_text())
     except (OSError, ValueError):
         before, since = None, now
-    if not running or moved != before:
+    if not held or moved != before:
         since = now
     file.write_text(json.dumps([moved, since]))
     if now - since > limit:
-        print(f"{running:.0f} requests run, and no token moved for {now - since:.0f} s")
+        print(f"{held:.0f} requests in the engine, and no counter moved for {now - since:.0f} s")
         return 1
     return 0
 

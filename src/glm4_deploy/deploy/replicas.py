@@ -20,6 +20,7 @@ from glm4_deploy.deploy.engines import ComposeRunner, RunState, Started
 from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.deploy.releases import Endpoint
 from glm4_deploy.errors import ComposeFailed, DeployError, Unreachable
+from glm4_deploy.plan.engine_rules import HELD_REQUESTS
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.probe.suite import run_suite
@@ -129,12 +130,9 @@ def wait_idle(base_url: str, seconds: float) -> float | None:
 
 def _requests(base_url: str) -> float | None:
     metrics = read_metrics(base_url)
-    counts = [metrics.sum(name) for name in GAUGES] if metrics else []
+    counts = [metrics.sum(name) for name in HELD_REQUESTS] if metrics else []
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
-
-
-GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 # Several engines of one Compose project and their router, behind the same protocol as one engine.

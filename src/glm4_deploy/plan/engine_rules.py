@@ -6,6 +6,19 @@ from enum import StrEnum
 
 from glm4_deploy.catalog.rows import Capability, Gpu, Version
 
+# When an engine hangs: it holds requests, and none of these counters moves. `probe.progress` judges by it, and
+# templates/targets/liveness.py does the same inside a pod.
+HELD_REQUESTS = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+WORK_COUNTERS = (
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+)
+STALL_SECONDS = 60.0  # without progress until the watch calls it hung
+LIVENESS_SECONDS = 2 * STALL_SECONDS  # until Kubernetes kills it: nobody looks before that
+
 # A model as far as memory is concerned. Bytes everywhere; GiB only in messages.
 
 GIB = 2**30

@@ -13,6 +13,7 @@ from glm4_deploy import __version__
 from glm4_deploy.errors import DeployError, Judged, Unreachable, UsageError, WrongEngine
 from glm4_deploy.probe.client import Client, FailureKind, ProbeTarget, Refused, RequestFailure
 from glm4_deploy.probe.probe import Options, Probe
+from glm4_deploy.probe.progress import counters
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
 from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
 from glm4_deploy.text import scrub
@@ -167,7 +168,7 @@ def setting_facts(probe: Probe, only: Sequence[str], skip: Sequence[str]) -> tup
 
 CLOCK_CHECK = Callable[[str], None]
 ENDED = Callable[[Result], None]
-PROGRESS_S = 3.0  # how long the token counter is watched before an engine is called hung
+PROGRESS_S = 3.0  # how long the counters are watched before an engine is called hung
 
 
 async def run_suite(
@@ -307,22 +308,21 @@ class _SuiteRun:
             return fail(error.message, "the engine and model expected", remedy=error.hint)
 
     async def _stuck(self, entry: Check, trouble: RequestFailure) -> Result:
-        """Hung or only busy? The token counter tells: it stands still while requests run in a hung engine."""
+        """Hung or only busy? The counters of its core show it: in a hung engine they stand still."""
         before = await self.probe.metrics()
         watched_s = min(PROGRESS_S, self.probe.target.timeout_s)
         await asyncio.sleep(watched_s if before else 0)
         after = await self.probe.metrics()
-        tokens = [metrics.sum("vllm:generation_tokens_total") if metrics else None for metrics in (before, after)]
-        if after is not None and None not in tokens and tokens[0] != tokens[1]:
-            running = after.sum("vllm:num_requests_running") or 0
-            waiting = after.sum("vllm:num_requests_waiting") or 0
+        then, now = (counters(metrics) if metrics else None for metrics in (before, after))
+        if then and now and now.moved_since(then):
+            load = f"{now.running:.0f} requests run, {now.waiting:.0f} wait"
             return unknown(
-                f"{trouble.detail}; the engine is busy, not hung: {running:.0f} requests run, {waiting:.0f} wait",
+                f"{trouble.detail}; the engine is busy, not hung: {load}",
                 "try again when the load is gone, or raise --timeout",
             )
         if trouble.kind is FailureKind.HANG:
             self.over = f"the engine hung in {entry.id}"
-        still = f"; its token counter stood still for {watched_s:.3g} s" if None not in tokens else ""
+        still = f"; its counters stood still for {watched_s:.3g} s" if then and now else ""
         return _failed(trouble, still)
 
     async def _gone(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.engine_rules import LIVENESS_SECONDS
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
 from glm4_deploy.render.quoting import render_template, source
 from glm4_deploy.settings import Settings
@@ -68,6 +69,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "cache": CACHE,
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,
+        "liveness": int(LIVENESS_SECONDS),
         "propagation": PROPAGATION,
         "identity": dict(_identity(settings.user)),
         "nodes": _architecture(deployment.profile) | section.node_selector,

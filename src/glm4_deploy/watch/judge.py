@@ -1,11 +1,13 @@
 """Samples → what state the engine is in. Pure: time comes with each sample, nothing is asked for here.
 
-The sign of a hung engine is that requests are in it and none of its counters moves; /health stays green then. Every
-counter that the engine core reports counts as movement, so that a long prefill or a full queue is not taken for it.
+What counts as movement is in `probe.progress`; here it is what is seen over time, and how often before it is believed.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from glm4_deploy.plan.engine_rules import STALL_SECONDS
+from glm4_deploy.probe.progress import Counters
 
 
 class State(StrEnum):
@@ -32,37 +34,6 @@ class Look(StrEnum):
     REFUSED = "refused"
     WRONG = "wrong"
     STRANGE = "strange"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counters:
-    """What the engine core reported last. None: this engine does not tell.
-
-    generation_tokens, prompt_tokens, iterations, preemptions, corrupted: counted since its start. running, waiting:
-    requests now. kv_used: 0 to 1. queries: prefix cache look-ups, tokens. started: epoch seconds.
-    """
-
-    generation_tokens: float
-    running: float
-    waiting: float
-    prompt_tokens: float | None = None
-    iterations: float | None = None
-    preemptions: float | None = None
-    kv_used: float | None = None
-    queries: float | None = None
-    corrupted: float | None = None
-    started: float | None = None
-
-    @property
-    def held(self) -> float:
-        """Requests in the engine."""
-        return self.running + self.waiting
-
-    def moved_since(self, before: "Counters") -> bool:
-        """Whether the engine core has done anything. Requests that come and go are no work: a client that gives up
-        changes `running`, too."""
-        names = ("generation_tokens", "prompt_tokens", "iterations", "preemptions", "kv_used", "queries")
-        return any(getattr(self, name) != getattr(before, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +88,7 @@ class Limits:
     """Seconds and counts. confirm: samples or canaries in a row before a state is believed, either way."""
 
     interval_s: float = 10.0
-    stall_s: float = 60.0
+    stall_s: float = STALL_SECONDS
     start_grace_s: float = 900.0
     confirm: int = 2
     canaries: bool = True
@@ -192,8 +163,7 @@ class Judge:
             self._moved, self.frozen_s = at, 0.0
             self._stuck = ""
         else:
-            # An idle engine may stand still; what it holds must move from then on.
-            self.frozen_s = self.frozen_s + step if now.held and before.held else 0.0
+            self.frozen_s = self.frozen_s + step if now.stuck_since(before) else 0.0
         moved = before is not None and now.generation_tokens != before.generation_tokens
         self._generated_s = 0.0 if moved or not now.running else self._generated_s + step
         if before is not None and (now.corrupted or 0) > (before.corrupted or 0):

@@ -12,7 +12,7 @@ from glm4_deploy.detect import scan
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.probe.client import ChatAnswer, Client, FailureKind, ProbeTarget, Refused, Reply, RequestFailure
-from glm4_deploy.probe.endpoints import Metrics, model_rows, parse_metrics
+from glm4_deploy.probe.endpoints import model_rows, parse_metrics
 from glm4_deploy.probe.probe import (
     CHAT,
     EXTRAS,
@@ -23,11 +23,11 @@ from glm4_deploy.probe.probe import (
     fault,
     named,
 )
+from glm4_deploy.probe.progress import RUNNING, Counters, counters
 from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import (
     CanaryResult,
-    Counters,
     Judge,
     Limits,
     Look,
@@ -41,27 +41,6 @@ from glm4_deploy.watch.restart import Keeper, Policy
 # One look at the engine: GET /metrics, and /v1/models only where /metrics leaves in doubt who answers.
 
 LOOK_S = 8.0  # an event loop that is busy with long prompts answers within a second or two
-RUNNING = "vllm:num_requests_running"
-
-
-def counters(metrics: Metrics) -> Counters | None:
-    """vLLM's counters, summed over its engines; None where they are not there. Names as in vLLM 0.9 to 0.33."""
-    generated, running = metrics.sum("vllm:generation_tokens_total"), metrics.sum(RUNNING)
-    if generated is None or running is None:
-        return None
-    used = metrics.sum("vllm:kv_cache_usage_perc")
-    return Counters(
-        generation_tokens=generated,
-        running=running,
-        waiting=metrics.sum("vllm:num_requests_waiting") or 0.0,
-        prompt_tokens=metrics.sum("vllm:prompt_tokens_total"),
-        iterations=metrics.sum("vllm:iteration_tokens_total_count"),
-        preemptions=metrics.sum("vllm:num_preemptions_total"),
-        kv_used=metrics.sum("vllm:gpu_cache_usage_perc") if used is None else used,
-        queries=metrics.sum("vllm:prefix_cache_queries_total"),
-        corrupted=metrics.sum("vllm:corrupted_requests_total"),
-        started=metrics.sum("process_start_time_seconds"),
-    )
 
 
 async def read_sample(client: Client, model: str | None, at: float, limit_s: float = LOOK_S) -> MetricsSample:

@@ -80,10 +80,8 @@ def test_a_page_beyond_the_limit_is_cut() -> None:
 
 
 @contextmanager
-def server(
-    body: bytes, *, repeat: int = 1, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
-) -> Iterator[str]:
-    seen: list[str | None] = []
+def server(body: bytes, *, repeat: int = 1, headers: tuple[tuple[str, str], ...] = ()) -> Iterator[str]:
+    """Its address. `$KEY` in the body becomes what the request was authorized with."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

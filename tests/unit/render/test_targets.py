@@ -1,6 +1,8 @@
 """The targets: golden files, refused settings, words of a unit, and the two scripts that a pod runs."""
 
+import ast
 import http.server
+import re
 import shlex
 import subprocess
 import sys
@@ -10,11 +12,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import yaml
 
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.engine_rules import HELD_REQUESTS, LIVENESS_SECONDS, STALL_SECONDS, WORK_COUNTERS
 from glm4_deploy.render.quoting import unit_word
 from glm4_deploy.render.targets import TARGETS
 from glm4_deploy.settings import load_settings
+from glm4_deploy.watch.judge import Limits
 from golden.render import GOLDEN, HERE, render, render_case
 
 ROOT = Path(__file__).parents[3]
@@ -147,3 +152,21 @@ def test_a_refusal_names_the_setting_once() -> None:
         with pytest.raises(UsageError) as caught:
             render("kubernetes", setting)
         assert caught.value.message == f"{said} expressed in the target kubernetes"
+
+
+def test_every_judge_of_a_hung_engine_has_the_same_counters_and_numbers() -> None:
+    """The watch and the checks share one rule; a pod's probe and Prometheus cannot import it."""
+    script = ast.parse(LIVENESS.read_text())
+    names = {ast.unparse(node.targets[0]): node.value for node in script.body if isinstance(node, ast.Assign)}
+    assert (ast.literal_eval(names["HELD"]), ast.literal_eval(names["MOVING"])) == (HELD_REQUESTS, WORK_COUNTERS)
+    [container] = next(
+        document["spec"]["template"]["spec"]["containers"]
+        for document in yaml.safe_load_all(render("kubernetes")["kubernetes.yaml"])
+        if document["kind"] == "Deployment"
+    )
+    assert float(container["livenessProbe"]["exec"]["command"][3]) == LIVENESS_SECONDS > STALL_SECONDS
+    assert Limits().stall_s == STALL_SECONDS
+    rules = (ROOT / "templates/services/monitoring/rules.yml").read_text()
+    rule = rules.partition("alert: EngineHung\n")[2].partition("annotations:")[0]
+    assert set(HELD_REQUESTS) & (named := set(re.findall(r"vllm:\w+", rule)))
+    assert named <= {*HELD_REQUESTS, *WORK_COUNTERS}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from glm4_deploy.plan.engine_rules import WORK_COUNTERS
 from glm4_deploy.probe.endpoints import parse_metrics
-from glm4_deploy.watch.judge import CanaryResult, Counters, Judge, Limits, Look, MetricsSample, Said, State
-from glm4_deploy.watch.loop import counters
+from glm4_deploy.probe.progress import Counters, counters
+from glm4_deploy.watch.judge import CanaryResult, Judge, Limits, Look, MetricsSample, Said, State
 
 RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"
 LIMITS = Limits(interval_s=10, stall_s=60, start_grace_s=900, canaries=False)
@@ -67,16 +68,17 @@ def test_requests_that_stand_still_are_hung_within_the_promised_time() -> None:
     assert "3 requests" in one.verdict.why
 
 
-@pytest.mark.parametrize("name", ["prompt_tokens", "iterations", "preemptions", "kv_used", "queries"])
+@pytest.mark.parametrize("name", [*WORK_COUNTERS, "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"])
 def test_any_counter_that_moves_is_work(name: str) -> None:
     """A long prefill makes no token for minutes; something else moves."""
     one = judge()
     for step in range(60):
-        state = one.sample(
-            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, **{name: step}))  # type: ignore[arg-type]
-        ).state
+        page = f"vllm:num_requests_running 3\n{name} {step}\n"
+        page += "" if name == "vllm:generation_tokens_total" else "vllm:generation_tokens_total 100\n"
+        found = counters(parse_metrics(page))
+        state = one.sample(MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=found)).state
         assert state.good
-    assert state is State.BUSY
+    assert state is (State.OK if name == "vllm:generation_tokens_total" else State.BUSY)
 
 
 def test_an_idle_engine_may_stand_still_for_ever() -> None:
