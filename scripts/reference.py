@@ -23,7 +23,7 @@ from glm4_deploy import errors
 from glm4_deploy.catalog.rows import signatures as signature_rows
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
-from glm4_deploy.settings import Kubernetes, Settings
+from glm4_deploy.settings import Kubernetes, Settings, limits
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/glm4_deploy"
@@ -83,27 +83,13 @@ def settings() -> str:
             (
                 f"`{prefix}{name}`",
                 str(field.description),
-                _range_of(model.model_json_schema(), name),
+                ", ".join(word if " " in word else f"`{word}`" for word in limits(field)),
                 _default_of(field),
             )
             for model, prefix in ((Settings, ""), (Kubernetes, "kubernetes."))
             for name, field in model.model_fields.items()
         ),
     )
-
-
-def _range_of(schema: dict[str, Any], name: str) -> str:
-    """The range of a number, the words of a choice."""
-    found = schema["properties"][name]
-    options = found.get("anyOf", [found])
-    words = [f"`{word}`" for option in options for word in option.get("enum", [option.get("const")]) if word]
-    for option in options:
-        low = option.get("minimum", option.get("exclusiveMinimum"))
-        if low is not None:
-            above = "above " if "exclusiveMinimum" in option else ""
-            top = f" to {option['maximum']}" if "maximum" in option else " or more"
-            words.insert(0, f"{above}{low}{top}")
-    return ", ".join(words)
 
 
 def _default_of(field: FieldInfo) -> str:

@@ -8,9 +8,9 @@ import difflib
 import ipaddress
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
@@ -30,8 +31,9 @@ from glm4_deploy.files import parse_yaml
 from glm4_deploy.text import CONTROLS
 
 FILE = Path("glm4.yaml")
+STATE_DIR = Path(".glm4")
 ENV_PREFIX = "GLM4_"
-# GLM4_* names that steer the tool itself and are no settings.
+# GLM4_* names that control the tool itself; they are not settings.
 TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4_E2E_REQUIRED"})
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
@@ -129,11 +131,14 @@ class Kubernetes(BaseModel):
 
 
 class Settings(BaseModel):
-    """Every wish with its unit and range. Unknown keys are refused."""
+    """Every setting with its unit and range. Unknown keys are refused.
+
+    A flag of the command line is made from its field: the description and the range are its help.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    profile: str = Field("seed", description="a row of the profile table")
+    profile: str = Field("seed", description="host profile, as `glm4-deploy profiles` lists them")
     project: Name = Field("glm4", description="Compose project name")
     service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
     container_name: Name = Field("glm4-9b-fp4", description="container name")
@@ -143,21 +148,25 @@ class Settings(BaseModel):
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
     mount: Literal["parent", "model"] = Field("model", description="mount the checkpoint alone, or its parent")
-    served_model_name: Text = Field("glm-4-9b-chat", description="the name that clients ask for")
+    served_model_name: Text = Field("glm-4-9b-chat", description="model name that clients ask for")
     quantization: Text = Field("compressed-tensors", description="quantization method, or none to let vLLM decide")
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = Field(
         "fp8", description="KV cache type"
     )
-    max_model_len: int = Field(32768, ge=1, le=131072, description="context, tokens")
+    max_model_len: int = Field(32768, ge=1, le=131072, description="longest request, prompt and answer, in tokens")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests served at once")
-    max_num_batched_tokens: int | None = Field(None, ge=1, le=1_048_576, description="tokens a step; empty: vLLM's")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, le=1_048_576, description="tokens per engine step; empty: up to vLLM"
+    )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        "auto", description="fraction of the GPU's memory, above 0 and at most 1, or auto: solved by the planner"
+        "auto", description="fraction of the GPU's memory that the engine takes; auto: solved by the planner"
     )
     tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split over")
-    data_parallel_size: int = Field(1, ge=1, le=64, description="copies of the model that one engine runs, a GPU each")
+    data_parallel_size: int = Field(
+        1, ge=1, le=64, description="copies of the model in one engine, each on its own GPU"
+    )
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
-    shm_size: Size = Field("8gb", description="size of /dev/shm, a ceiling")
+    shm_size: Size = Field("8gb", description="size limit of /dev/shm in the container, for example 8gb")
     ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
     restart: Annotated[Literal["no", "on-failure", "unless-stopped", "always"], BeforeValidator(_restart_text)] = Field(
         "unless-stopped", description="restart policy"
@@ -188,7 +197,7 @@ class Settings(BaseModel):
         None, description="host:port of a dcgm-exporter that Prometheus reaches"
     )
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
-        (), description="services beside the engine: names of templates/services"
+        (), description="services beside the engine, for example gateway,monitoring"
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     digests: dict[Text, Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]] = Field(
@@ -219,7 +228,7 @@ def load_settings(
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
     sets: Iterable[str] = (),
-    default_profile: Callable[[], str] = lambda: "seed",
+    default_profile: Callable[[], Profile] = lambda: profiles()["seed"],
 ) -> tuple[Settings, Profile]:
     """Merge the layers and check the result.
 
@@ -228,7 +237,7 @@ def load_settings(
         file: a settings file that must exist; by default `glm4.yaml` where there is one.
         environ: defaults to the process's environment.
         sets: `KEY=VALUE`, `env.NAME=VALUE` or `args.FLAG=VALUE`, as strong as flags.
-        default_profile: asked for a profile's name where no layer gives one.
+        default_profile: called where no layer names a profile.
 
     Raises:
         UsageError: an unknown key, a value out of its range, an unreadable file; the message names the layer.
@@ -243,7 +252,7 @@ def load_settings(
     for name, layer in layers:
         _refuse_unknown(name, layer)
     named = [layer["profile"] for _, layer in layers if "profile" in layer]
-    profile = _profile(named[-1] if named else default_profile())
+    profile = _profile(named[-1]) if named else default_profile()
     merged: dict[str, Any] = {**profile.settings, "profile": profile.name}
     origin = dict.fromkeys(profile.settings, f"profile {profile.name}")
     for name, layer in layers:
@@ -255,6 +264,27 @@ def load_settings(
         return Settings.model_validate(merged), profile
     except ValidationError as error:
         raise _usage_error(error, origin) from None
+
+
+def limits(field: FieldInfo) -> tuple[str, ...]:
+    """The range of a number and the words of a choice, as people read them."""
+    return tuple(_limits(field.annotation, field.metadata))
+
+
+def _limits(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
+    bounds = {key: getattr(item, key) for item in metadata for key in ("gt", "ge", "le") if hasattr(item, key)}
+    if bounds:
+        low = f"above {bounds['gt']}" if "gt" in bounds else f"{bounds['ge']}"
+        yield f"{low} to {bounds['le']}" if "le" in bounds else f"{low} or more"
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+        return
+    for part in get_args(annotation):
+        if get_origin(part) is Annotated:
+            base, *notes = get_args(part)
+            yield from _limits(base, [item for note in notes for item in getattr(note, "metadata", ())])
+        elif get_origin(part) is Literal:
+            yield from _limits(part, ())
 
 
 def _profile(name: object) -> Profile:

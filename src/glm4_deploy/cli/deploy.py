@@ -11,26 +11,14 @@ import typer
 
 from glm4_deploy.cli.output import Progress
 from glm4_deploy.cli.params import (
-    Bind,
-    Config,
-    DataParallelSize,
-    GpuMemoryUtilization,
-    ImageTag,
-    KvCacheDtype,
-    MaxModelLen,
-    MaxNumSeqs,
-    ModelDir,
-    Port,
-    ProfileName,
-    Replicas,
-    ServedModelName,
-    SetOptions,
-    ShmSize,
-    TensorParallelSize,
-    With,
+    STATE,
+    Json,
+    JsonLines,
+    Requested,
+    StateDir,
     profile_of_this_host,
-    resolve_plan,
     resolve_spec,
+    with_settings,
 )
 from glm4_deploy.deploy.candidates import (
     Candidate,
@@ -110,29 +98,9 @@ def report_result(
         raise error
 
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
-StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the rendered file and the record are kept.")]
-STATE = Path(".glm4")
-
-
+@with_settings(profile="that of this host's GPU")
 def up(
-    profile: ProfileName = None,
-    port: Port = None,
-    bind: Bind = None,
-    model_dir: ModelDir = None,
-    served_model_name: ServedModelName = None,
-    gpu_memory_utilization: GpuMemoryUtilization = None,
-    max_model_len: MaxModelLen = None,
-    max_num_seqs: MaxNumSeqs = None,
-    kv_cache_dtype: KvCacheDtype = None,
-    shm_size: ShmSize = None,
-    image_tag: ImageTag = None,
-    extras: With = None,
-    tensor_parallel_size: TensorParallelSize = None,
-    data_parallel_size: DataParallelSize = None,
-    replicas: Replicas = None,
-    sets: SetOptions = None,
-    config: Config = None,
+    requested: Requested,
     runner: Annotated[
         str,
         typer.Option(help="compose, process (no Docker; the cpu profile only), or auto: compose where Docker answers."),
@@ -154,10 +122,9 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     from dataclasses import replace
 
-    wish = resolve_plan(flags, sets=sets or (), config=config, default_profile=profile_of_this_host)
+    wish = requested.plan(profile_of_this_host)
     settings, deployment = wish.settings, wish.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
@@ -175,11 +142,6 @@ def up(
     planned = hold_plan(settings, wish.profile, deployment, outcome.facts, state_dir, here)
     outcome = replace(outcome, results=(*outcome.results, *planned))
     report_result(outcome, error, progress, json_=json_)
-
-
-_NOT_SETTINGS = frozenset(
-    {"sets", "config", "runner", "override", "timeout", "no_rollback", "force", "state_dir", "json_"}
-)
 
 
 def _candidate(
@@ -256,7 +218,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
     tail: Annotated[str, typer.Option(help="Lines from the end, or all.")] = "200",
     state_dir: StateDir = STATE,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    json_: JsonLines = False,
 ) -> None:
     """Show the engine's log. Exit 1 where there is no engine.
 

@@ -1,6 +1,7 @@
-"""`glm4-deploy audit`."""
+"""`glm4-deploy plan | doctor | audit`: what can be known before anything is started."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,58 +9,63 @@ from typing import Annotated, Any
 import typer
 
 from glm4_deploy.audit import ORDER, AuditFinding, AuditSeverity, audit_compose, has_vllm, lint
-from glm4_deploy.catalog.rows import Gpu, default_tag, gpu_by_name, gpu_by_size, parse_capability, resolve_version
+from glm4_deploy.catalog.rows import (
+    Gpu,
+    Profile,
+    default_tag,
+    gpu_by_name,
+    gpu_by_size,
+    gpus,
+    parse_capability,
+    resolve_version,
+)
 from glm4_deploy.checkpoint.model import BadConfigError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
-from glm4_deploy.cli.params import Bind, Config, ImageTag, ModelDir, Port, ProfileName, SetOptions
+from glm4_deploy.cli.params import NOTHING, STATE, Json, Requested, StateDir, profile_for, seed, with_settings
 from glm4_deploy.deploy.candidates import holds_own_port, runner_of
 from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.deploy.state import expected_record
 from glm4_deploy.doctor import HostVerdict, Needs, doctor_results, gather_host
 from glm4_deploy.errors import DeployError, Judged, PlanRefused, UsageError
 from glm4_deploy.files import parse_yaml, read_text
-from glm4_deploy.host.gpu import gpu_row, read_gpus
+from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
-from glm4_deploy.plan.engine_rules import KV_BYTES, StoredModel, WeightFormat, glm4_9b, kernel_path
-from glm4_deploy.plan.memory import MemoryRequest, estimate
-from glm4_deploy.plan.sizing import advice, parse_load, sharpen, solve
-from glm4_deploy.plan.spec import Fraction, plan_deployment
+from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b, kernel_path
+from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
+from glm4_deploy.plan.spec import Fraction, engine_version, memory_request, plan_deployment
+from glm4_deploy.render.compose import COMPOSE
 from glm4_deploy.report.terminal import plan_text, print_results
 from glm4_deploy.report.wire import dumps, to_wire
-from glm4_deploy.settings import load_settings
+from glm4_deploy.settings import Settings
 from glm4_deploy.text import one_line
 
-# `glm4-deploy plan | doctor`.
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
-
-
+@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of the GPU here, else seed; none with --gpu")
 def plan(
-    gpu: Annotated[str | None, typer.Option(help="GPU by name: gb10, rtx-5090, h100 … [the one that is here]")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU by name: gb10, rtx-5090, h100 …", show_default="the profile's, or the one that is here"),
+    ] = None,
     gpu_total_mib: Annotated[
         float | None,
-        typer.Option(min=2048, max=10_000_000, help="Its memory, MiB, as nvidia-smi or cudaMemGetInfo tells."),
+        typer.Option(min=2048, max=10_000_000, help="GPU memory in MiB, as nvidia-smi or cudaMemGetInfo reports it."),
     ] = None,
     compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
     unified: Annotated[
         bool, typer.Option("--unified", help="With --gpu-total-mib: one memory for CPU and GPU.")
     ] = False,
     gpu_free_mib: Annotated[
-        float | None, typer.Option(min=0, max=10_000_000, help="What is free on it now, MiB.")
+        float | None, typer.Option(min=0, max=10_000_000, help="GPU memory that is free now, in MiB.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Take the model's shape from this directory.")] = None,
-    weights: Annotated[str, typer.Option(help="nvfp4 or bf16, without --checkpoint.")] = "nvfp4",
-    vllm: Annotated[str | None, typer.Option(help="vLLM version, for example 0.24.0.")] = None,
-    image_tag: Annotated[str | None, typer.Option(help="Image tag instead of --vllm. [26.01-py3]")] = None,
-    max_model_len: Annotated[int, typer.Option(min=1, help="Context, tokens.")] = 32768,
-    max_num_seqs: Annotated[int, typer.Option(min=1, max=65536, help="Requests served at once.")] = 64,
-    kv_cache_dtype: Annotated[str, typer.Option(help="auto, bfloat16, fp8, fp8_e4m3 or fp8_e5m2.")] = "fp8",
-    gpu_memory_utilization: Annotated[
-        str, typer.Option(help="Fraction above 0 and at most 1; auto solves for it.")
-    ] = "auto",
-    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens a step. [vLLM's choice]")] = None,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No compilation, no CUDA graphs.")] = False,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, max=64, help="GPUs that one engine is split over.")] = 1,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="nvfp4 or bf16, without --checkpoint.", show_default="as the settings' quantization"),
+    ] = None,
+    vllm: Annotated[
+        str | None, typer.Option(help="vLLM version, for example 0.24.0.", show_default="that of the image")
+    ] = None,
     host_reserve_gib: Annotated[
         float, typer.Option(min=0, max=1000, help="Unified memory: what stays for the host.")
     ] = 8.0,
@@ -68,59 +74,101 @@ def plan(
         typer.Option("--first-start/--later-start", help="Compiling takes KV cache away once; a later start has more."),
     ] = True,
     load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
-    state_dir: Annotated[Path, typer.Option(help="Where earlier starts on this host are recorded.")] = Path(".glm4"),
+    requested: Requested = NOTHING,
+    state_dir: StateDir = STATE,
     as_json: Json = False,
 ) -> None:
-    """Say what a GPU's memory will hold, before anything is started.
+    """Show what a GPU's memory will hold, before anything is started.
+
+    The settings are those of `render` and `up`, and so is the plan. On a host with the profile's GPU it is refined by
+    that GPU's own memory and by earlier starts. With --gpu or --gpu-total-mib and no profile named, none applies.
 
     Example: glm4-deploy plan --gpu gb10 --for "64 users, 8k context"
     """
-    from dataclasses import replace
-
-    wanted = parse_load(load) if load else None
-    wish = MemoryRequest(
-        gpu=_gpu(gpu, gpu_total_mib, compute_capability, unified),
-        model=_model(checkpoint, weights),
-        vllm=_version(vllm, image_tag),
-        gpu_memory_utilization=_fraction(gpu_memory_utilization) or 0.5,
-        max_model_len=(wanted and wanted.context) or max_model_len,
-        max_num_seqs=(wanted and wanted.requests) or max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        kv_cache_dtype=_dtype(kv_cache_dtype),
-        enforce_eager=enforce_eager,
-        tensor_parallel_size=tensor_parallel_size,
+    named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified)
+    if load is not None:
+        requested = requested.with_flags(_of_load(parse_load(load)))
+    settings, profile, target, here = _target(requested, named)
+    request = replace(
+        memory_request(settings, profile, target),
         free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
         first_start=first_start,
     )
-    if gpu is None and gpu_total_mib is None:
-        wish = sharpen(wish, load_observations(state_dir))
+    if checkpoint is not None or weights is not None:
+        request = replace(request, model=_model(checkpoint, weights or "nvfp4"))
+    request = replace(request, vllm=_version(vllm, requested, settings, profile) or request.vllm)
+    if here:
+        request = sharpen(request, load_observations(state_dir))
     solved = ""
-    if _fraction(gpu_memory_utilization) is None:
-        solution = solve(wish, host_reserve_gib=host_reserve_gib)
-        wish, solved = replace(wish, gpu_memory_utilization=solution.fraction), solution.reason
+    if settings.gpu_memory_utilization == "auto":
+        solution = solve(request, host_reserve_gib=host_reserve_gib)
+        request, solved = replace(request, gpu_memory_utilization=solution.fraction), solution.reason
         answer = solution.plan
     else:
-        answer = estimate(wish)
-    kernel = kernel_path(wish.gpu.compute_capability, wish.model.weights, wish.vllm)
-    hints = advice(wish, answer, host_reserve_gib=host_reserve_gib)
-    if as_json:
-        settings = {
-            "gpu": wish.gpu.label,
-            "vllm": ".".join(map(str, wish.vllm)),
-            "gpu_memory_utilization": wish.gpu_memory_utilization,
-            "solved": solved or None,
-            "max_model_len": wish.max_model_len,
-            "max_num_seqs": wish.max_num_seqs,
-            "kv_cache_dtype": wish.kv_cache_dtype,
-            "tensor_parallel_size": wish.tensor_parallel_size,
-        }
-        typer.echo(dumps({**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints}))
-    else:
-        color = sys.stdout.isatty()
-        typer.echo(plan_text(wish, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
+        answer = estimate(request)
+    _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), as_json=as_json)
     if not answer.fits:
         why = f": {answer.refusal}" if as_json else ""  # the text above has said it
-        raise PlanRefused(f"this cannot start on {wish.gpu.label}{why}", hint=answer.remedy)
+        raise PlanRefused(f"this cannot start on {request.gpu.label}{why}", hint=answer.remedy)
+
+
+def _show_plan(
+    request: MemoryRequest, answer: MemoryPlan, solved: str, hints: tuple[str, ...], *, as_json: bool
+) -> None:
+    kernel = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm)
+    if not as_json:
+        color = sys.stdout.isatty()
+        typer.echo(plan_text(request, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
+        return
+    settings = {
+        "gpu": request.gpu.label,
+        "vllm": ".".join(map(str, request.vllm)),
+        "gpu_memory_utilization": request.gpu_memory_utilization,
+        "solved": solved or None,
+        "max_model_len": request.max_model_len,
+        "max_num_seqs": request.max_num_seqs,
+        "kv_cache_dtype": request.kv_cache_dtype,
+        "tensor_parallel_size": request.tensor_parallel_size,
+    }
+    typer.echo(dumps({**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints}))
+
+
+# A GPU that is named without a profile: the settings' own defaults.
+NO_PROFILE = Profile(name="none", summary="no profile")
+
+
+def _of_load(load: RequestLoad) -> dict[str, Any]:
+    return {"max_model_len": load.context, "max_num_seqs": load.requests}
+
+
+def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile, Gpu, bool]:
+    """The settings, their profile, the GPU to plan for, and whether that GPU is here.
+
+    Raises:
+        UsageError: no GPU to plan for.
+    """
+    if named is not None:
+        return *requested.load(lambda: NO_PROFILE), named, False
+    report = read_gpus()
+    here = gpu_row(report, read_host())
+    settings, profile = requested.load(lambda: _profile_here(report))
+    if report.gpus and here is None:
+        raise UsageError(
+            f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
+            hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
+        )
+    if here is not None and (profile is NO_PROFILE or here.name in (profile.gpu, *profile.also)):
+        return settings, profile, here, True
+    if profile.gpu is None:
+        raise UsageError(f"profile {profile.name} has no GPU to plan for", hint="name one with --gpu, for example gb10")
+    return settings, profile, gpus()[profile.gpu], False
+
+
+def _profile_here(report: GpuReport) -> Profile:
+    if report.gpus:
+        return profile_for(report.gpus[0].name) or NO_PROFILE
+    typer.echo("no GPU here and none named: planned for the profile seed, as `render` is", err=True)
+    return seed()
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +176,8 @@ def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
 
 
-def _gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> "Gpu":
-    """The GPU that was named, or given by its figures, or that is here."""
+def _named_gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> Gpu | None:
+    """The GPU that the command line names or gives by its figures."""
     if total_mib is not None:
         if capability is None:
             raise UsageError("--gpu-total-mib needs --compute-capability", hint="for example --compute-capability 12.0")
@@ -138,18 +186,7 @@ def _gpu(name: str | None, total_mib: float | None, capability: str | None, unif
         return gpu_by_name(name)
     if capability is not None or unified:
         raise UsageError("--compute-capability and --unified need --gpu-total-mib", hint="or name the GPU with --gpu")
-    return _gpu_here()
-
-
-def _gpu_here() -> "Gpu":
-    report = read_gpus()
-    row = gpu_row(report, read_host())
-    if row is None:
-        raise UsageError(
-            f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
-            hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
-        )
-    return row
+    return None
 
 
 def _model(checkpoint: Path | None, weights: str) -> StoredModel:
@@ -165,39 +202,20 @@ def _model(checkpoint: Path | None, weights: str) -> StoredModel:
         raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16") from None
 
 
-def _version(vllm: str | None, image_tag: str | None) -> tuple[int, ...]:
-    if vllm and image_tag:
+def _version(vllm: str | None, requested: Requested, settings: Settings, profile: Profile) -> tuple[int, ...] | None:
+    """The vLLM that was named; None: that of the settings' image."""
+    if vllm and requested.flags.get("image_tag"):
         raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
-    return resolve_version(vllm or image_tag or default_tag())
+    if vllm is None and engine_version(settings, profile) is None:
+        image = f"{settings.image_repository}:{settings.image_tag}"
+        typer.echo(f"warning: image {image} is not in the catalog: planned as {default_tag()}", err=True)
+    return resolve_version(vllm) if vllm else None
 
 
-def _fraction(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise UsageError(f"gpu_memory_utilization {text[:20]!r} is no fraction", hint="above 0 and at most 1, or auto")
-    return value
-
-
-def _dtype(text: str) -> str:
-    if text not in KV_BYTES:
-        raise UsageError(f"unknown kv_cache_dtype {text[:20]!r}", hint=f"one of {', '.join(KV_BYTES)}")
-    return text
-
-
+@with_settings()
 def doctor(
-    profile: ProfileName = None,
-    port: Port = None,
-    bind: Bind = None,
-    model_dir: ModelDir = None,
-    image_tag: ImageTag = None,
-    sets: SetOptions = None,
-    config: Config = None,
-    state_dir: Annotated[Path, typer.Option(help="Where `up` kept its record.")] = Path(".glm4"),
+    requested: Requested,
+    state_dir: StateDir = STATE,
     as_json: Json = False,
 ) -> None:
     """Say what this host is and whether it can run the deployment. Read-only, and done within 3 s.
@@ -206,8 +224,7 @@ def doctor(
 
     Example: glm4-deploy doctor --profile gb10 --json
     """
-    flags = {"profile": profile, "port": port, "bind": bind, "model_dir": model_dir, "image_tag": image_tag}
-    settings, row = load_settings(flags, file=config, sets=sets or ())
+    settings, row = requested.load()
     needs = Needs(settings=settings, profile=row)
     diagnosis = doctor_results(gather_host(needs, partial(_holds_port, needs, state_dir)), needs)
     if as_json:
@@ -231,9 +248,12 @@ MAX_BYTES = 1 << 20
 
 
 def audit(
-    file: Annotated[Path | None, typer.Argument(help="A Compose file. [what `up` rendered here]")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A Compose file.", show_default="the one that `up` rendered into --state-dir")
+    ] = None,
     fail_on: Annotated[str, typer.Option(help="Exit 1 from this severity on: critical, high, medium or low.")] = "high",
-    json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    state_dir: StateDir = STATE,
+    json_: Json = False,
 ) -> None:
     """Find what is risky in a vLLM Compose file, ours or anybody's, with severity and mend.
 
@@ -243,7 +263,7 @@ def audit(
     """
     if fail_on not in ORDER[:-1]:
         raise UsageError(f"--fail-on {fail_on[:40]!r} is no severity", hint=f"one of {', '.join(ORDER[:-1])}")
-    path = file or Path(".glm4/compose.yaml")
+    path = file or state_dir / COMPOSE
     findings = _findings(path)
     if json_:
         typer.echo(dumps({"schema": 1, "file": str(path), "findings": findings}))

@@ -1,43 +1,132 @@
-"""The options that render and up share, and the one way from options to a deployment."""
+"""Options that several commands share, declared once; those of the deployment are made from its settings."""
 
+import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from glm4_deploy.catalog.rows import Profile, profiles, recognise
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
-from glm4_deploy.settings import Settings, load_settings
+from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
 
-ProfileName = Annotated[str | None, typer.Option("--profile", help="Host profile (see `glm4-deploy profiles`).")]
-Port = Annotated[int | None, typer.Option(help="Host port. [profile: 8080]")]
-Bind = Annotated[str | None, typer.Option(help="Host address to publish on. [127.0.0.1]")]
-ModelDir = Annotated[str | None, typer.Option(help="The checkpoint's directory on the host.")]
-ServedModelName = Annotated[str | None, typer.Option(help="The name that clients ask for. [glm-4-9b-chat]")]
-GpuMemoryUtilization = Annotated[
-    str | None, typer.Option(help="Fraction of the GPU's memory (0 < F <= 1), or auto: solved by the planner.")
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", help="Directory of this deployment's record, releases and rendered files.")
 ]
-MaxModelLen = Annotated[int | None, typer.Option(help="Context, tokens. [32768]")]
-MaxNumSeqs = Annotated[int | None, typer.Option(help="Requests served at once. [64]")]
-KvCacheDtype = Annotated[str | None, typer.Option(help="auto, fp8, fp8_e4m3, fp8_e5m2 or bfloat16. [fp8]")]
-ShmSize = Annotated[str | None, typer.Option(help="Size of /dev/shm, for example 8gb.")]
-ImageTag = Annotated[str | None, typer.Option(help="Image tag. [26.01-py3]")]
-TensorParallelSize = Annotated[int | None, typer.Option(help="GPUs that one engine is split over: 1, 2 or 4. [1]")]
-DataParallelSize = Annotated[int | None, typer.Option(help="Copies of the model in one engine, a GPU each. [1]")]
-Replicas = Annotated[int | None, typer.Option(help="Engines, each on its own GPUs. [1]")]
-With = Annotated[
-    list[str] | None,
-    typer.Option("--with", metavar="NAME,…", help="Services beside the engine, for example watch."),
-]
-SetOptions = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; may be given again."),
-]
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file. [glm4.yaml where there is one]")]
+STATE = STATE_DIR
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")]
+
+# The settings that have a flag of their own, in the order of --help; every other one is set with --set. To give a
+# setting a flag, add its name here.
+FLAGS = (
+    "profile", "port", "bind", "model_dir", "served_model_name", "gpu_memory_utilization", "max_model_len",
+    "max_num_seqs", "kv_cache_dtype", "shm_size", "image_tag", "extras", "tensor_parallel_size", "data_parallel_size",
+    "replicas",
+)  # fmt: skip
+SPELLED = {"extras": "--with"}
+METAVARS = {"extras": "NAME,…"}
+
+
+def seed() -> Profile:
+    """The profile where none is named."""
+    return profiles()["seed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requested:
+    """What the command line says of the deployment. flags: by settings key, None where not given."""
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+    config: Path | None = None
+
+    def with_flags(self, flags: Mapping[str, Any]) -> "Requested":
+        """The same with further flags, which win where they are not None."""
+        given = {name: value for name, value in flags.items() if value is not None}
+        return replace(self, flags={**self.flags, **given})
+
+    @property
+    def given(self) -> bool:
+        """Whether the command line says anything at all."""
+        return bool(self.sets or self.config or any(value is not None for value in self.flags.values()))
+
+    def load(self, default_profile: Callable[[], Profile] = seed) -> tuple[Settings, Profile]:
+        """The settings, and the profile under them."""
+        return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
+
+    def plan(self, default_profile: Callable[[], Profile] = seed) -> "ResolvedPlan":
+        """What these settings deploy; see `resolve_plan`."""
+        return resolve_plan(self.flags, sets=self.sets, config=self.config, default_profile=default_profile)
+
+
+NOTHING = Requested()
+
+
+def with_settings(*more: str, profile: str = "seed") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the deployment's flags, --set and --config in place of its parameter `requested`.
+
+    more: settings that this command has a flag for, beside FLAGS. profile: the default profile, for --help.
+    """
+    return lambda command: _with_settings(command, (*FLAGS, *more), profile)
+
+
+def _with_settings(command: Callable[..., None], names: tuple[str, ...], profile: str) -> Callable[..., None]:
+    def run(**values: Any) -> None:
+        flags = {name: values.pop(name) for name in names}
+        sets, config = tuple(values.pop("sets") or ()), values.pop("config")
+        command(requested=Requested(flags=flags, sets=sets, config=config), **values)
+
+    plain = inspect.signature(command)
+    parameters: list[inspect.Parameter] = []
+    for parameter in plain.parameters.values():
+        parameters += _deployment_parameters(names, profile) if parameter.name == "requested" else [parameter]
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def setting_option(name: str, default: str | None = None) -> Any:
+    """The annotation of an option that stands for one setting: type, help and default are the field's own."""
+    about = Settings.model_fields[name]
+    kind: Any = str
+    if name == "extras":
+        kind = list[str]
+    elif about.annotation in (int, bool, int | None):
+        kind = bool if about.annotation is bool else int
+    flag = SPELLED.get(name, f"--{name.replace('_', '-')}")
+    shown = default or _default_of(name, about) or False
+    return Annotated[kind | None, typer.Option(flag, metavar=METAVARS.get(name), help=_help(about), show_default=shown)]
+
+
+def _help(about: FieldInfo) -> str:
+    text = about.description or ""
+    allowed = ", ".join(limits(about))
+    return f"{text[:1].upper()}{text[1:]}{f' ({allowed})' if allowed else ''}."
+
+
+def _default_of(name: str, about: FieldInfo) -> str:
+    """The field's default; where profiles set it, theirs comes first."""
+    default = "" if about.default in (None, ()) else str(about.default).lower()
+    by_profile = any(name in row.settings for row in profiles().values())
+    return f"the profile's, else {default}" if default and by_profile else default
+
+
+def _deployment_parameters(names: tuple[str, ...], profile: str) -> list[inspect.Parameter]:
+    sets = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; repeatable.")
+    config = typer.Option("--config", metavar="FILE", help="Settings file.", show_default=f"{FILE}, if there is one")
+    rows = {name: setting_option(name) for name in names} | {"profile": setting_option("profile", profile)}
+    rows |= {"sets": Annotated[list[str] | None, sets], "config": Annotated[Path | None, config]}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [inspect.Parameter(name, kind, default=None, annotation=row) for name, row in rows.items()]
 
 
 def resolve_spec(
@@ -45,19 +134,19 @@ def resolve_spec(
     *,
     sets: Iterable[str] = (),
     config: Path | None = None,
-    default_profile: Callable[[], str] = lambda: "seed",
-) -> "DeploymentSpec":
-    """Options → settings → plan; see `make_wish`."""
+    default_profile: Callable[[], Profile] = seed,
+) -> DeploymentSpec:
+    """Options → settings → plan; see `resolve_plan`."""
     return resolve_plan(flags, sets=sets, config=config, default_profile=default_profile).deployment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedPlan:
-    """What was asked for, the profile that it was laid over, and the plan that came of it."""
+    """The settings, the profile under them, and the plan that came of both."""
 
-    settings: "Settings"
-    profile: "Profile"
-    deployment: "DeploymentSpec"
+    settings: Settings
+    profile: Profile
+    deployment: DeploymentSpec
 
 
 def resolve_plan(
@@ -65,19 +154,19 @@ def resolve_plan(
     *,
     sets: Iterable[str] = (),
     config: Path | None = None,
-    default_profile: Callable[[], str] = lambda: "seed",
+    default_profile: Callable[[], Profile] = seed,
 ) -> ResolvedPlan:
     """Options → settings → plan.
 
     Raises:
-        UsageError, PlanRefused: a wrong setting, or a wish that the profile's GPU cannot meet.
+        UsageError, PlanRefused: a wrong setting, or settings that the profile's GPU cannot meet.
     """
     settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
     deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
     return ResolvedPlan(settings=settings, profile=profile, deployment=deployment)
 
 
-def profile_of_this_host() -> str:
+def profile_of_this_host() -> Profile:
     """The profile of the GPU that is here.
 
     Raises:
@@ -90,14 +179,22 @@ def profile_of_this_host() -> str:
             hint="name the host's profile with --profile (see `glm4-deploy profiles`); --profile cpu needs no GPU",
         )
     product = report.gpus[0].name
+    profile = profile_for(product)
+    if profile is None:
+        raise PlanRefused(
+            f"no profile is made for {product!r}", hint="choose the nearest with --profile (see `glm4-deploy profiles`)"
+        )
+    typer.echo(f"profile {profile.name}: this host has {product}", err=True)
+    return profile
+
+
+def profile_for(product: str) -> Profile | None:
+    """The profile made for a GPU, by the name that its driver gives."""
     row = recognise(product)
-    for profile in profiles().values():
-        if row is not None and row.name in (profile.gpu, *profile.also) and profile.name != "seed":
-            typer.echo(f"profile {profile.name}: this host has {product}", err=True)
-            return profile.name
-    raise PlanRefused(
-        f"no profile is made for {product!r}", hint="choose the nearest with --profile (see `glm4-deploy profiles`)"
-    )
+    if row is None:
+        return None
+    made = (one for one in profiles().values() if one.name != "seed")
+    return next((one for one in made if row.name in (one.gpu, *one.also)), None)
 
 
 def seconds_of(text: str) -> float:
@@ -106,8 +203,6 @@ def seconds_of(text: str) -> float:
     Raises:
         UsageError: none of these, or 0.
     """
-    import re
-
     match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", text.strip())
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 90s, 30m or 8h")

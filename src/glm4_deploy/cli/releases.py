@@ -7,7 +7,7 @@ import typer
 
 from glm4_deploy.cli.deploy import exclusive, report_result
 from glm4_deploy.cli.output import Progress
-from glm4_deploy.cli.params import Config, ProfileName, SetOptions, With, resolve_spec
+from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
 from glm4_deploy.deploy.docker import build_kit_image, image_digests, keep_pins
 from glm4_deploy.deploy.docker import tag as default
@@ -22,10 +22,6 @@ from glm4_deploy.settings import FILE
 from glm4_deploy.text import clean_text, one_line
 
 # `glm4-deploy releases | rollback | diff`.
-
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
-StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the releases are kept.")]
-STATE = Path(".glm4")
 
 
 def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
@@ -121,20 +117,21 @@ def _shown(value: object) -> str:
 # `glm4-deploy lock`.
 
 
-def lock(profile: ProfileName = None, extras: With = None, sets: SetOptions = None, config: Config = None) -> None:
+@with_settings()
+def lock(requested: Requested) -> None:
     """Pin the images by the digests that this Docker engine pulled: into glm4.yaml, and so into what is rendered.
 
     Another tag is another entry: a pin never holds an image back that you asked for. Exit 1 where one has no digest.
 
     Example: docker compose -f compose.yaml pull && glm4-deploy lock
     """
-    deployment = resolve_spec({"profile": profile, "extras": extras}, sets=sets or (), config=config)
+    deployment = requested.plan().deployment
     found = image_digests(references(deployment.image, deployment.extras))
     missing = [reference for reference, digest in found.items() if digest is None]
     if missing:
         raise ImageMissing(f"not here: {', '.join(missing)}", hint="pull first: docker compose -f FILE pull")
     pins = {reference: digest for reference, digest in found.items() if digest}
-    file = config or Path(FILE)
+    file = requested.config or FILE
     if pins:
         keep_pins(file, pins)
         for reference, digest in pins.items():
@@ -152,7 +149,7 @@ def lock(profile: ProfileName = None, extras: With = None, sets: SetOptions = No
 Directory = Annotated[
     Path, typer.Option("--dir", help="The `keys` directory beside the rendered file. [.glm4/keys, which `up` uses]")
 ]
-KEYS = Path(".glm4/keys")
+KEYS = STATE / "keys"
 
 
 def key_add(
@@ -171,7 +168,7 @@ def key_add(
 
 def key_list(
     directory: Directory = KEYS,
-    json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    json_: Json = False,
 ) -> None:
     """List names, rates and dates."""
     rows = load_keys(directory)

@@ -9,51 +9,17 @@ import typer
 from glm4_deploy import __version__
 from glm4_deploy.catalog.rows import default_tag, repository
 from glm4_deploy.catalog.rows import profiles as rows
-from glm4_deploy.cli.params import (
-    Bind,
-    Config,
-    DataParallelSize,
-    GpuMemoryUtilization,
-    ImageTag,
-    KvCacheDtype,
-    MaxModelLen,
-    MaxNumSeqs,
-    ModelDir,
-    Port,
-    ProfileName,
-    Replicas,
-    ServedModelName,
-    SetOptions,
-    ShmSize,
-    TensorParallelSize,
-    With,
-    resolve_plan,
-)
+from glm4_deploy.cli.params import Json, Requested, with_settings
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.render.targets import TARGETS, render_target
 from glm4_deploy.report.wire import dumps
 
 
+@with_settings()
 def render(
-    profile: ProfileName = None,
-    port: Port = None,
-    bind: Bind = None,
-    model_dir: ModelDir = None,
-    served_model_name: ServedModelName = None,
-    gpu_memory_utilization: GpuMemoryUtilization = None,
-    max_model_len: MaxModelLen = None,
-    max_num_seqs: MaxNumSeqs = None,
-    kv_cache_dtype: KvCacheDtype = None,
-    shm_size: ShmSize = None,
-    image_tag: ImageTag = None,
-    extras: With = None,
-    tensor_parallel_size: TensorParallelSize = None,
-    data_parallel_size: DataParallelSize = None,
-    replicas: Replicas = None,
+    requested: Requested,
     target: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")] = "compose",
-    sets: SetOptions = None,
-    config: Config = None,
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", metavar="PATH", help="Write to this file or directory instead of to stdout."),
@@ -65,8 +31,7 @@ def render(
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
-    flags = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-    wish = resolve_plan(flags, sets=sets or (), config=config)
+    wish = requested.plan()
     files = render_target(target, wish.deployment, wish.settings, wish.profile)
     of_host = wish.deployment.router_warnings if target == "compose" else ()
     for warning in (*wish.deployment.warnings, *of_host):
@@ -82,9 +47,6 @@ def render(
         typer.echo(files[main], nl=False)
         for name in others:
             typer.echo(f"{name} belongs beside {main}: -o DIRECTORY writes both", err=True)
-
-
-_NOT_SETTINGS = frozenset({"target", "sets", "config", "output", "diff", "check"})
 
 
 def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
@@ -124,7 +86,7 @@ def _lines(text: str) -> list[str]:
     return text.splitlines(keepends=True)
 
 
-def profiles(json_: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def profiles(json_: Json = False) -> None:
     """List the host profiles and what each one is for."""
     if json_:
         table: list[Any] = list(rows().values())
@@ -134,7 +96,7 @@ def profiles(json_: Annotated[bool, typer.Option("--json", help="Machine-readabl
         typer.echo(f"{row.name:14} {row.summary}")
 
 
-def version(json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False) -> None:
+def version(json_: Json = False) -> None:
     """Show this kit's version and the image that it deploys by default."""
     if json_:
         typer.echo(dumps({"version": __version__, "default_image": f"{repository()}:{default_tag()}"}))

@@ -18,6 +18,7 @@ from glm4_deploy.errors import DeployError, Locked, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.settings import STATE_DIR
 
 # One deployment, one hand at a time: an advisory lock that the kernel drops when its holder dies.
 
@@ -186,7 +187,6 @@ def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[s
     return words + back, True
 
 
-DIRECTORY = Path(".glm4")
 RECORD_SCHEMA = 1
 
 
@@ -220,11 +220,11 @@ class Record:
         return self.replicas or (self.service,)
 
 
-def save_record(record: Record, directory: Path = DIRECTORY) -> None:
+def save_record(record: Record, directory: Path = STATE_DIR) -> None:
     write_text(directory / "up.json", dumps(record) + "\n")
 
 
-def load_record(directory: Path = DIRECTORY) -> Record | None:
+def load_record(directory: Path = STATE_DIR) -> Record | None:
     """The record, or None where nothing was brought up from here.
 
     Raises:
