@@ -1,4 +1,4 @@
-"""Ask an OpenAI-compatible endpoint and judge. May import `report_model`, `detect`, `catalog`, `run`.
+"""Ask an OpenAI-compatible endpoint and judge. May import `report_model`, `plan`, `detect`, `catalog`, `run`.
 
 A check is one small file in `checks/`; CHECKS is the table that they enter themselves into.
 """

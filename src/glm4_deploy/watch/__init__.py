@@ -1,1 +1,1 @@
-"""Watch a running engine by its progress, and restart it on request. May import `deploy`, `probe`, `detect`, `host`."""
+"""Watch a running engine by its progress, and restart it. May import `deploy`, `probe`, `plan`, `detect`, `host`."""
