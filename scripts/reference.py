@@ -80,16 +80,16 @@ def settings() -> str:
     return table(
         ("key", "what", "range", "default"),
         (
-            (
-                f"`{prefix}{name}`",
-                str(field.description),
-                ", ".join(word if " " in word else f"`{word}`" for word in limits(field)),
-                _default_of(field),
-            )
+            (f"`{prefix}{name}`", str(field.description), ", ".join(_marked(limits(field))), _default_of(field))
             for model, prefix in ((Settings, ""), (Kubernetes, "kubernetes."))
             for name, field in model.model_fields.items()
         ),
     )
+
+
+def _marked(words: tuple[str, ...]) -> Iterator[str]:
+    """The words of a choice as code; a range stays prose."""
+    return (f"`{word}`" if re.fullmatch(r"[\w-]+", word) else word for word in words)
 
 
 def _default_of(field: FieldInfo) -> str:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from glm4_deploy.catalog.rows import Profile, profiles
+from glm4_deploy.catalog.rows import Profile, default_tag, profiles, repository
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 from glm4_deploy.text import CONTROLS
@@ -142,8 +142,8 @@ class Settings(BaseModel):
     project: Name = Field("glm4", description="Compose project name")
     service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
     container_name: Name = Field("glm4-9b-fp4", description="container name")
-    image_repository: Repository = Field("nvcr.io/nvidia/vllm", description="image without its tag")
-    image_tag: Tag = Field("26.01-py3", description="image tag")
+    image_repository: Repository = Field(repository(), description="image without its tag")
+    image_tag: Tag = Field(default_tag(), description="image tag")
     bind: Address = Field("127.0.0.1", description="host address that the port is published on, IPv4 or IPv6")
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")

@@ -83,11 +83,14 @@ class SourceTree:
         path = self.package / name
         path.write_text(path.read_text(encoding="utf-8").rstrip("\n") + "\n" + text.lstrip("\n"), encoding="utf-8")
 
-    def insert_before(self, name: str, anchor: str, text: str) -> None:
+    def replace(self, name: str, old: str, new: str) -> None:
         path = self.package / name
-        old = path.read_text(encoding="utf-8")
-        assert anchor in old
-        path.write_text(old.replace(anchor, text + anchor, 1), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def insert_before(self, name: str, anchor: str, text: str) -> None:
+        self.replace(name, anchor, text + anchor)
 
     def create(self, name: str, text: str) -> None:
         path = self.root / name
@@ -129,6 +132,13 @@ def test_an_image_is_a_row(copy: SourceTree) -> None:
     assert "nvcr.io/nvidia/vllm:29.99-py3" in shown
     assert "not in the catalog" not in shown
     assert "vLLM 0.99.0" in copy.run("plan", "--gpu", "gb10", "--image-tag", "29.99-py3")
+
+
+def test_the_default_image_is_a_line(copy: SourceTree) -> None:
+    copy.replace("catalog/images.yaml", "default: 26.01-py3", "default: 26.02-py3")
+    assert "nvcr.io/nvidia/vllm:26.02-py3" in copy.run("render")
+    assert "26.02-py3" in copy.run("version", "--json")
+    copy.replace("catalog/images.yaml", "default: 26.02-py3", "default: 26.01-py3")
 
 
 def test_a_profile_is_a_row(copy: SourceTree) -> None:
