@@ -60,6 +60,7 @@ e2e: test-needs ## End-to-end tests alone: a real Docker engine, a real vLLM on 
 
 docs: $(READY) ## Write the generated parts of the documentation
 	@$(BIN)/cog -r -I . README.md docs/*.md docs/reference/*.md
+	@$(BIN)/python -m scripts.reference
 
 compose: $(READY) ## Render compose/ anew, one file a profile
 	@for name in $$($(BIN)/glm4-deploy profiles | cut -d' ' -f1); do $(BIN)/glm4-deploy render --profile $$name -o compose/$$name.yaml; done

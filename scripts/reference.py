@@ -8,6 +8,7 @@ Each function returns Markdown. A page calls it in a cog block:
 
 import ast
 import io
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from glm4_deploy import errors
 from glm4_deploy.catalog.rows import signatures as signature_rows
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
+from glm4_deploy.report.wire import json_schema
 from glm4_deploy.settings import Kubernetes, Settings, limits
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +151,13 @@ def rooms() -> str:
             yield f"`{room.name}{suffix}`", room.purpose, room.may_import
 
     return table(("room", "what it does", "may import"), cells())
+
+
+def write_schema() -> None:
+    """The JSON Schema of reports, which the package ships."""
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    (PACKAGE / "report/report.schema.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schema()

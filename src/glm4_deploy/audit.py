@@ -11,19 +11,21 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glm4_deploy.catalog.rows import mistaken_variables
 from glm4_deploy.errors import UsageError
+from glm4_deploy.files import parse_yaml, read_text
+from glm4_deploy.result import Result, Severity, Status, ok, skipped, unknown, warn
 from glm4_deploy.run import RunFailure, run_program
 from glm4_deploy.text import secret_name
 
 # What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2.
 
 LIMIT_SECONDS = 60
+MAX_BYTES = 1 << 20
 # Where its advice, made for any container, is a list of YAML, or would end or cripple an engine.
 REMEDIES = {
     "CL-0002": "remove privileged: true; name the devices it needs (GPUs: deploy.resources.reservations.devices)",
@@ -37,28 +39,10 @@ REMEDIES = {
 _MORE = re.compile(r"\s*(?:Full guide|Details): .*", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LintFinding:
-    """One finding as compose-lint words it. severity: low, medium, high, critical. fix: one line, ours in REMEDIES."""
-
-    rule: str
-    severity: str
-    service: str
-    line: int
-    message: str
-    fix: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LintReport:
-    """gaps: what it could not look into (include, extends, an unreadable env file)."""
-
-    findings: tuple[LintFinding, ...]
-    gaps: tuple[str, ...]
-
-
-def lint(file: Path) -> LintReport:
+def lint(file: Path) -> tuple[Result, ...]:
     """Run compose-lint on this file alone: no override beside it, no .env, no configuration of the audited project.
+
+    What it could not look into (include, extends, an unreadable env file) is an unknown row.
 
     Its parser bounds what a hostile file can build, so it reads the file before anything else does.
 
@@ -75,12 +59,12 @@ def lint(file: Path) -> LintReport:
     return _parse(done.stdout, done.stderr, file)
 
 
-def _parse(stdout: str, stderr: str, file: Path) -> LintReport:
+def _parse(stdout: str, stderr: str, file: Path) -> tuple[Result, ...]:
     try:
         content: dict[str, Any] = json.loads(stdout)
         errors = [str(row["message"]) for row in content["errors"]]
         findings = tuple(_finding(row) for row in content["findings"])
-        gaps = tuple(str(row.get("message", row)) for row in content["warnings"])
+        gaps = tuple(_gap(str(row.get("message", row))) for row in content["warnings"])
     except (ValueError, KeyError, TypeError):
         last = (stderr.strip().splitlines() or ["no output"])[-1]
         raise UsageError(f"cannot audit {file}: {last[:200]}", hint="check that it is a Compose file") from None
@@ -88,18 +72,22 @@ def _parse(stdout: str, stderr: str, file: Path) -> LintReport:
         raise UsageError(
             f"cannot audit {file}: {' '.join(errors[0].split())[:200]}", hint="check that it is a Compose file"
         )
-    return LintReport(findings=findings, gaps=gaps)
+    return findings + gaps
 
 
-def _finding(row: dict[str, Any]) -> LintFinding:
-    return LintFinding(
-        rule=str(row["rule_id"]),
-        severity=str(row["severity"]),
-        service=str(row["service"]),
-        line=int(row["line"] or 0),
-        message=str(row["message"]),
-        fix=REMEDIES.get(str(row["rule_id"])) or remedy(str(row.get("fix") or "")),
+def _finding(row: dict[str, Any]) -> Result:
+    return warn(
+        str(row["message"]),
+        remedy=REMEDIES.get(str(row["rule_id"])) or remedy(str(row.get("fix") or "")),
+        severity=Severity(row["severity"]),
+        check=str(row["rule_id"]),
+        source=str(row["service"]),
+        line=int(row["line"] or 0) or None,
     )
+
+
+def _gap(message: str) -> Result:
+    return unknown(message, "audit the merged file: docker compose config", check="not-seen")
 
 
 def remedy(fix: str) -> str:
@@ -234,42 +222,48 @@ def _known(host: str) -> str | None:
 TRUE = ("1", "true", "yes", "on")
 
 
-class AuditSeverity(StrEnum):
-    """UNKNOWN: something could not be judged; it is never taken for fine."""
-
-    CRITICAL = "critical"
-    HIGH = "high"
-    MEDIUM = "medium"
-    LOW = "low"
-    UNKNOWN = "unknown"
+Rule = Callable[[ServiceUnderAudit], Iterator[Result]]
 
 
-ORDER = tuple(AuditSeverity)
+def audit_file(path: Path, fail_on: Severity) -> tuple[Result, ...]:
+    """compose-lint's findings and ours, worst first; what is of severity `fail_on` or above fails.
+
+    A group of rules that found nothing is one row that says so: an audit without findings was made all the same.
+
+    Raises:
+        UsageError: not a readable Compose file, or one that is made to hurt.
+    """
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+        raise UsageError(
+            f"{path} is not a file of at most {MAX_BYTES >> 20} MiB, so not a Compose file", hint="check the path"
+        )
+    text = read_text(path)
+    common = lint(path)  # first: it refuses what would blow up on loading
+    content = parse_yaml(text, path)
+    found = [_graded(row, fail_on) for row in (*common, *audit_compose(content))]
+    found.sort(key=lambda row: (row.severity.rank if row.severity else len(Severity), row.source, row.check))
+    if not common:
+        found.append(ok("nothing found", check="any-container"))
+    if not has_vllm(content):
+        found.append(skipped("no service looks like vLLM: only the rules for any container apply", check="vllm"))
+    elif not audit_compose(content):
+        found.append(ok(f"nothing found by {len(RULES)} rules", check="vllm"))
+    return tuple(found)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditFinding:
-    """One risk. line: in the file, 0 where it is not known. remedy: the next action."""
-
-    rule: str
-    severity: AuditSeverity
-    service: str
-    line: int = 0
-    observed: str
-    remedy: str
+def _graded(row: Result, fail_on: Severity) -> Result:
+    fails = row.severity is not None and row.severity.rank <= fail_on.rank
+    return replace(row, status=Status.FAIL) if fails else row
 
 
-Rule = Callable[[ServiceUnderAudit], Iterator[tuple[AuditSeverity, str, str]]]
-
-
-def audit_compose(content: object) -> tuple[AuditFinding, ...]:
-    """Every rule over every service that looks like vLLM."""
+def audit_compose(content: object) -> tuple[Result, ...]:
+    """Every rule over every service that looks like vLLM: a warning for each risk."""
     return tuple(
-        AuditFinding(rule=name, severity=severity, service=service.name, observed=observed, remedy=remedy)
+        replace(row, check=name, source=service.name)
         for service in services(content)
         if service.is_vllm
         for name, rule in RULES.items()
-        for severity, observed, remedy in rule(service)
+        for row in rule(service)
     )
 
 
@@ -285,50 +279,48 @@ def _has_key(service: ServiceUnderAudit) -> bool:
     )
 
 
-def _open_without_key(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _open_without_key(service: ServiceUnderAudit) -> Iterator[Result]:
     for port in service.ports:
         if port.host is None:
-            yield (
-                AuditSeverity.UNKNOWN,
-                f"{port.text}: a variable decides which address",
-                "write the address into the file",
-            )
+            yield unknown(f"{port.text}: a variable decides which address", "write the address into the file")
         elif port.open and not _has_key(service):
             said = f"{port.text}: everyone who reaches this host can use the engine, no key is asked for"
-            yield AuditSeverity.CRITICAL, said, "publish on 127.0.0.1, or put a gateway with keys in front"
+            yield warn(
+                said, remedy="publish on 127.0.0.1, or put a gateway with keys in front", severity=Severity.CRITICAL
+            )
 
 
-def _open_paths(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _open_paths(service: ServiceUnderAudit) -> Iterator[Result]:
     if _has_key(service) and any(port.open for port in service.ports):
         said = "the key guards /v1 alone: /metrics, /tokenize, /invocations and others answer without it"
-        yield AuditSeverity.HIGH, said, "publish on 127.0.0.1 and let a gateway pass /v1 only"
+        yield warn(said, remedy="publish on 127.0.0.1 and let a gateway pass /v1 only", severity=Severity.HIGH)
 
 
-def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[Result]:
     if service.flag("api-key") not in (None, ""):
         said = "--api-key on the command line: `docker inspect` and `ps` show it"
-        yield AuditSeverity.HIGH, said, "use a secret file that the command reads into VLLM_API_KEY"
+        yield warn(said, remedy="use a secret file that the command reads into VLLM_API_KEY", severity=Severity.HIGH)
     for name, value in service.environment.items():
         if secret_name(name) and value and "$" not in value:
             said = f"{name} is written into the file: it is in every copy of it, and `docker inspect` shows it"
-            yield AuditSeverity.HIGH, said, "use a secret file"
+            yield warn(said, remedy="use a secret file", severity=Severity.HIGH)
 
 
-def _origins(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _origins(service: ServiceUnderAudit) -> Iterator[Result]:
     origins = service.flag("allowed-origins")
     if not _has_key(service) and (origins is None or "*" in origins):
         said = "no key, and vLLM allows every origin: a web page open on this host can use the engine"
-        yield AuditSeverity.MEDIUM, said, 'set a key, or --allowed-origins ["http://localhost"]'
+        yield warn(said, remedy='set a key, or --allowed-origins ["http://localhost"]', severity=Severity.MEDIUM)
 
 
-def _remote_code(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _remote_code(service: ServiceUnderAudit) -> Iterator[Result]:
     value = service.flag("trust-remote-code")
     if value is not None and value.lower() != "false":
         said = "--trust-remote-code runs Python from the checkpoint"
-        yield AuditSeverity.HIGH, said, "remove it: GLM-4-9B-chat-hf needs none"
+        yield warn(said, remedy="remove it: GLM-4-9B-chat-hf needs none", severity=Severity.HIGH)
 
 
-def _risky_variables(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _risky_variables(service: ServiceUnderAudit) -> Iterator[Result]:
     risks = {
         "VLLM_SERVER_DEV_MODE": "opens development endpoints (/sleep, /reset_prefix_cache and others) to every client",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "lets messages be unpickled, which runs code",
@@ -336,26 +328,28 @@ def _risky_variables(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity
     }
     for name, why in risks.items():
         if (service.environment.get(name) or "").lower() in TRUE:
-            yield AuditSeverity.HIGH, f"{name} {why}", "remove it"
+            yield warn(f"{name} {why}", remedy="remove it", severity=Severity.HIGH)
 
 
-def _local_media(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _local_media(service: ServiceUnderAudit) -> Iterator[Result]:
     path = service.flag("allowed-local-media-path")
     if path:
-        yield (
-            AuditSeverity.HIGH,
+        yield warn(
             f"--allowed-local-media-path {path}: clients read files there",
-            "remove it: text needs none",
+            remedy="remove it: text needs none",
+            severity=Severity.HIGH,
         )
 
 
-def _telemetry(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _telemetry(service: ServiceUnderAudit) -> Iterator[Result]:
     names = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_DO_NOT_TRACK")
     if not any((service.environment.get(name) or "").lower() in TRUE for name in names):
-        yield AuditSeverity.LOW, "vLLM sends usage reports to its makers", 'set VLLM_NO_USAGE_STATS: "1"'
+        yield warn(
+            "vLLM sends usage reports to its makers", remedy='set VLLM_NO_USAGE_STATS: "1"', severity=Severity.LOW
+        )
 
 
-def _writable_model(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
     model = service.flag("model") or ""
     volumes = service.raw.get("volumes")
     for item in volumes if isinstance(volumes, list) else ():
@@ -366,37 +360,45 @@ def _writable_model(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity,
             target, read_only = (parts[1] if len(parts) > 1 else ""), len(parts) > 2 and "ro" in parts[2].split(",")
         inside = target and (model == target or model.startswith(target.rstrip("/") + "/"))
         if inside and not read_only:
-            yield AuditSeverity.MEDIUM, f"the model's directory {target} can be written", "mount it read-only (:ro)"
+            yield warn(
+                f"the model's directory {target} can be written",
+                remedy="mount it read-only (:ro)",
+                severity=Severity.MEDIUM,
+            )
 
 
-def _health(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _health(service: ServiceUnderAudit) -> Iterator[Result]:
     if not isinstance(service.raw.get("healthcheck"), dict):
-        yield (
-            AuditSeverity.LOW,
+        yield warn(
             "no health check: an engine that hangs at its start looks alive",
-            "render one: glm4-deploy render",
+            remedy="render one: glm4-deploy render",
+            severity=Severity.LOW,
         )
 
 
-def _log_rotation(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _log_rotation(service: ServiceUnderAudit) -> Iterator[Result]:
     logging = service.raw.get("logging")
     options = logging.get("options") if isinstance(logging, dict) else None
     if not (isinstance(options, dict) and "max-size" in options) and not (
         isinstance(logging, dict) and "driver" in logging
     ):
-        yield AuditSeverity.LOW, "Docker's log grows without limit", "set logging options max-size and max-file"
+        yield warn(
+            "Docker's log grows without limit",
+            remedy="set logging options max-size and max-file",
+            severity=Severity.LOW,
+        )
 
 
-def _entrypoint(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _entrypoint(service: ServiceUnderAudit) -> Iterator[Result]:
     if "nvcr.io/nvidia/vllm" in service.image and service.raw.get("entrypoint") is not None:
         said = "entrypoint is overridden: the image's own one sets up CUDA forward compatibility"
-        yield AuditSeverity.MEDIUM, said, "put everything into command"
+        yield warn(said, remedy="put everything into command", severity=Severity.MEDIUM)
 
 
-def _mistaken(service: ServiceUnderAudit) -> Iterator[tuple[AuditSeverity, str, str]]:
+def _mistaken(service: ServiceUnderAudit) -> Iterator[Result]:
     for name, meant in mistaken_variables().items():
         if name in service.environment:
-            yield AuditSeverity.LOW, f"nothing reads {name}", f"{meant} is meant"
+            yield warn(f"nothing reads {name}", remedy=f"{meant} is meant", severity=Severity.LOW)
 
 
 RULES: dict[str, Rule] = {

@@ -1,13 +1,19 @@
-"""What this host lacks for an engine; read-only. May import `checkpoint`, `plan`, `host`, `settings`, `catalog`."""
+"""What this host lacks for an engine; read-only. May import `checkpoint`, `plan`, `host`, `settings`, `catalog`.
+
+`gather_host` asks every probe at once; `doctor_results` turns what they found into rows, and is pure. A row is added as
+one function in GPU_ROWS, DOCKER_ROWS, NVIDIA_ROWS, HOST_ROWS or SYSTEM_ROWS.
+"""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from glm4_deploy.catalog.rows import Gpu, Profile, default_tag, recognise, resolve_version
+from glm4_deploy.checkpoint.verify import verify_checkpoint
+from glm4_deploy.errors import ModelMissing
 from glm4_deploy.host.gpu import GpuFacts, GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import (
     COMPOSE_MINIMUM,
@@ -24,23 +30,12 @@ from glm4_deploy.host.system import (
     read_port,
 )
 from glm4_deploy.plan.engine_rules import GIB, WeightFormat, kernel_path
-from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.services import is_loopback
 from glm4_deploy.plan.sizing import HOST_RESERVE_GIB, highest_fraction, solve
 from glm4_deploy.plan.spec import engine_version, memory_request
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, verdict, warn
 from glm4_deploy.settings import Settings
-
-# From what a host is and what a deployment needs to rows and one verdict. Pure.
-
-
-class HostVerdict(StrEnum):
-    """READY: nothing is in the way. SLOW: it will run, without the arithmetic that this checkpoint is made for."""
-
-    READY = "ready"
-    SLOW = "slow"
-    BLOCKED = "blocked"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,453 +57,343 @@ class DoctorInput:
     own_port: whether this deployment's own engine is running and so holds the port.
     """
 
-    gpu: GpuReport | None
-    host: HostFacts | None
-    docker: DockerFacts | None
-    compose: ComposeFacts | None
-    port: PortState | None
-    model_disk: Disk | None
-    docker_disk: Disk | None
-    checkpoint: Result | None
+    gpu: GpuReport | None = None
+    host: HostFacts | None = None
+    docker: DockerFacts | None = None
+    compose: ComposeFacts | None = None
+    port: PortState | None = None
+    model_disk: Disk | None = None
+    docker_disk: Disk | None = None
+    checkpoint: Result | None = None
     own_port: bool | None = False
 
+    @property
+    def gpus(self) -> tuple[GpuFacts, ...]:
+        return self.gpu.gpus if self.gpu else ()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
-    """The report of `doctor`."""
-
-    verdict: HostVerdict
-    results: tuple[Result, ...]
-
-
-def doctor_results(seen: DoctorInput, needs: Needs) -> Diagnosis:
-    """Judge every row, then the whole."""
-
-    results = (*(gpu_rows(seen, needs) if needs.profile.engine == "nvcr" else ()), *host_rows(seen, needs))
-    return Diagnosis(verdict=host_verdict(results), results=results)
+    @property
+    def planned_gpu(self) -> Gpu | None:
+        """The planner's row of the first GPU; None where its memory is not known."""
+        return gpu_row(self.gpu, self.host) if self.gpu else None
 
 
-def host_verdict(results: Iterable[Result]) -> HostVerdict:
-    """A failed row blocks, one that could not be judged leaves it unknown, other arithmetic than FP4 is slow."""
+Row = Callable[[DoctorInput, Needs], Result]
+Rows = dict[str, Row]
+
+
+def doctor_results(seen: DoctorInput, needs: Needs) -> tuple[Result, ...]:
+    """Every row, named by its table."""
+    nvidia = needs.profile.engine == "nvcr"
+    rows = (_gpu_rows(seen) if nvidia else {}) | DOCKER_ROWS | (NVIDIA_ROWS if nvidia else {}) | HOST_ROWS
+    results = [replace(row(seen, needs), check=name) for name, row in rows.items()]
+    if seen.host is None:
+        return (*results, replace(unanswered(), check="host"))
+    return (*results, *(replace(row(seen.host, needs), check=name) for name, row in SYSTEM_ROWS.items()))
+
+
+def readiness(results: Iterable[Result]) -> str:
+    """The verdict in the doctor's words: blocked, unknown, slow (it runs, without FP4 arithmetic) or ready."""
     rows = tuple(results)
-    if any(row.status is Status.FAIL for row in rows):
-        return HostVerdict.BLOCKED
-    if not rows or any(row.status is Status.UNKNOWN for row in rows):
-        return HostVerdict.UNKNOWN
-    if any(row.check == "kernel-path" and row.status is Status.WARN for row in rows):
-        return HostVerdict.SLOW
-    return HostVerdict.READY
+    whole = verdict(rows)
+    if not whole.passed:
+        return "blocked" if whole is Status.FAIL else "unknown"
+    return "slow" if any(row.check == "kernel-path" and row.status is Status.WARN for row in rows) else "ready"
 
 
-def unanswered(check: str, expected: str = "") -> Result:
+def unanswered(expected: str = "") -> Result:
     """The row of a probe that did not answer."""
-    return Result(check=check, status=Status.UNKNOWN, expected=expected, reason="the probe did not answer in time")
+    return unknown("the probe did not answer in time", expected=expected)
 
 
-# The doctor's rows about GPUs: what it is, its driver, who holds its memory, whether the plan fits. Pure.
+# GPUs: what they are, their driver, who holds their memory, whether the plan fits.
 
 # CUDA 13, which every image of the catalog holds. GeForce has no forward compatibility: its floor is higher.
 DRIVER, DRIVER_GEFORCE = 580, 590
 
 
-def gpu_rows(seen: DoctorInput, needs: Needs) -> Iterator[Result]:
-    """All of them; without a GPU one row that says so, and no rows that would only repeat it."""
+def _gpu_rows(seen: DoctorInput) -> Rows:
+    """Without a GPU one row that says so, and no rows that would only repeat it."""
+    return GPU_ROWS if seen.gpus and seen.gpu and seen.gpu.answered else {"gpu": _no_gpu}
+
+
+def _no_gpu(seen: DoctorInput, _needs: Needs) -> Result:
     if seen.gpu is None:
-        yield unanswered("gpu", "an NVIDIA GPU")
-        return
+        return unanswered("an NVIDIA GPU")
     if not seen.gpu.answered:
-        yield Result(
-            check="gpu",
-            status=Status.UNKNOWN,
+        return unknown(
+            "the driver's tool hangs",
+            "run nvidia-smi by hand; where it hangs, look for `NVRM` in `sudo dmesg` and reboot",
             observed=seen.gpu.trouble,
             expected="an NVIDIA GPU",
-            reason="the driver's tool hangs",
-            remedy="run nvidia-smi by hand; where it hangs, look for `NVRM` in `sudo dmesg` and reboot",
         )
-        return
-    if not seen.gpu.gpus:
-        yield Result(
-            check="gpu",
-            status=Status.FAIL,
-            observed=f"none found ({seen.gpu.trouble})",
-            expected="an NVIDIA GPU of compute capability 7.5 or newer",
-            remedy="install the NVIDIA driver and reboot; without a GPU use --profile cpu",
-        )
-        return
-    first = seen.gpu.gpus[0]
-    row = gpu_row(seen.gpu, seen.host)
-    yield _gpu(seen, needs)
-    yield _kernel(first, row, needs)
-    yield _driver(seen.gpu.driver or first.driver, first.name)
-    yield _users(seen)
-    yield _memory_plan(seen, needs, row)
+    return fail(
+        f"none found ({seen.gpu.trouble})",
+        "an NVIDIA GPU of compute capability 7.5 or newer",
+        remedy="install the NVIDIA driver and reboot; without a GPU use --profile cpu",
+    )
 
 
 def free_bytes(seen: DoctorInput, gpu: Gpu) -> int | None:
     """What an engine could request now."""
     if gpu.unified:
         return seen.host.memory_available if seen.host else None
-    facts = seen.gpu.gpus[0] if seen.gpu and seen.gpu.gpus else None
+    facts = seen.gpus[0] if seen.gpus else None
     if facts is None or facts.free_mib is None:
         return None
     return round(min(facts.free_mib, gpu.total_mib) * 2**20)
 
 
 def _gpu(seen: DoctorInput, needs: Needs) -> Result:
-    assert seen.gpu is not None  # noqa: S101 (gpu_rows looked)
-    gpus = seen.gpu.gpus
+    gpus, needed = seen.gpus, needs.settings.tensor_parallel_size
     names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
     observed = f"{len(gpus)} x {names}" if len(gpus) > 1 else names
-    expected = f"{needs.settings.tensor_parallel_size} GPU" + ("s" if needs.settings.tensor_parallel_size > 1 else "")
-    if len(gpus) < needs.settings.tensor_parallel_size:
-        remedy = f"lower tensor_parallel_size to {len(gpus)}"
-        return Result(check="gpu", status=Status.FAIL, observed=observed, expected=expected, remedy=remedy)
+    expected = f"{needed} GPU{'s' if needed > 1 else ''}"
+    if len(gpus) < needed:
+        return fail(observed, expected, remedy=f"lower tensor_parallel_size to {len(gpus)}")
     if any(gpu.mig for gpu in gpus):
-        return Result(
-            check="gpu",
-            status=Status.WARN,
-            observed=f"{observed}; MIG is on",
-            expected=expected,
-            remedy="an engine sees one MIG instance: plan with --gpu-total-mib of that instance",
-        )
-    if len(gpus) > needs.settings.tensor_parallel_size:
-        return Result(
-            check="gpu",
-            status=Status.OK,
-            observed=observed,
-            expected=expected,
-            remedy="the others stay idle: run one engine a GPU (data parallel) to use them",
-        )
-    return Result(check="gpu", status=Status.OK, observed=observed, expected=expected)
+        remedy = "an engine sees one MIG instance: plan with --gpu-total-mib of that instance"
+        return warn(f"{observed}; MIG is on", expected, remedy=remedy)
+    if len(gpus) > needed:
+        return ok(observed, expected, remedy="the others stay idle: run one engine per GPU to use them")
+    return ok(observed, expected)
 
 
-def _kernel(facts: GpuFacts, row: Gpu | None, needs: Needs) -> Result:
+def _kernel(seen: DoctorInput, needs: Needs) -> Result:
+    facts, row = seen.gpus[0], seen.planned_gpu
     capability = facts.compute_capability or (row.compute_capability if row else None)
     expected = "compute capability 10.0 or newer for native FP4"
     if capability is None:
         reason = "the driver does not tell the compute capability and the product is not in the table"
-        return Result(check="kernel-path", status=Status.UNKNOWN, expected=expected, reason=reason)
+        return unknown(reason, expected=expected)
     quantized = needs.settings.quantization != "none"
     version = engine_version(needs.settings, needs.profile) or resolve_version(default_tag())
     path = kernel_path(capability, WeightFormat.NVFP4 if quantized else WeightFormat.BF16, version)
     if path.name == "none":
-        remedy = "use a GPU of compute capability 7.5 or newer"
-        return Result(check="kernel-path", status=Status.FAIL, observed=path.why, expected=expected, remedy=remedy)
-    status = Status.OK if path.native or not quantized else Status.WARN
-    return Result(
-        check="kernel-path", status=status, observed=f"{path.name}: {path.why}", expected=expected, remedy=path.flaw
-    )
+        return fail(path.why, expected, remedy="use a GPU of compute capability 7.5 or newer")
+    judge = ok if path.native or not quantized else warn
+    return judge(f"{path.name}: {path.why}", expected, remedy=path.flaw)
 
 
-def _driver(driver: str | None, product: str) -> Result:
+def _driver(seen: DoctorInput, _needs: Needs) -> Result:
+    product, driver = seen.gpus[0].name, (seen.gpu and seen.gpu.driver) or seen.gpus[0].driver
     floor = DRIVER_GEFORCE if "geforce" in product.lower() else DRIVER
     expected = f"{floor} or newer (CUDA 13)"
     if driver is None or not driver.split(".")[0].isdigit():
-        reason = "the driver's version could not be read"
-        return Result(check="driver", status=Status.UNKNOWN, expected=expected, reason=reason)
+        return unknown("the driver's version could not be read", expected=expected)
     major = int(driver.split(".")[0])
     if major >= floor:
-        return Result(check="driver", status=Status.OK, observed=driver, expected=expected)
+        return ok(driver, expected)
     compatible = major >= DRIVER or (major >= 535 and "geforce" not in product.lower())
-    return Result(
-        check="driver",
-        status=Status.WARN if compatible else Status.FAIL,
-        observed=driver,
-        expected=expected,
+    return (warn if compatible else fail)(
+        driver,
+        expected,
         remedy=f"update the NVIDIA driver to {floor} or newer"
         + ("; until then the image relies on CUDA forward compatibility" if compatible else ""),
     )
 
 
-def _users(seen: DoctorInput) -> Result:
-    """Who else holds GPU memory. Only told, since the plan row judges whether enough is left."""
-    assert seen.gpu is not None  # noqa: S101
-    processes = seen.gpu.processes
+def _users(seen: DoctorInput, _needs: Needs) -> Result:
+    """Who else holds GPU memory. A warning at most: the plan's row judges whether enough is left."""
+    processes = seen.gpu.processes if seen.gpu else ()
     if not processes:
-        return Result(check="gpu-users", status=Status.OK, observed="no process holds GPU memory", expected="none")
+        return ok("no process holds GPU memory", "none")
     shown = ", ".join(
         f"{process.name.rsplit('/', 1)[-1][:40] or 'process'} (pid {process.pid},"
         f" {'unknown size' if process.used_mib is None else f'{process.used_mib:.0f} MiB'})"
         for process in processes[:4]
     )
-    more = f" and {len(processes) - 4} more" if len(processes) > 4 else ""
-    return Result(
-        check="gpu-users",
-        status=Status.WARN,
-        observed=shown + more,
-        expected="none",
-        remedy="end them if they are not wanted: the engine needs its whole fraction free",
-    )
+    shown += f" and {len(processes) - 4} more" if len(processes) > 4 else ""
+    return warn(shown, "none", remedy="end them if they are not wanted: the engine needs its whole fraction free")
 
 
-def _memory_plan(seen: DoctorInput, needs: Needs, gpu: Gpu | None) -> Result:
+def _fit(seen: DoctorInput, needs: Needs) -> Result:
+    gpu = seen.planned_gpu
     if gpu is None:
-        reason = "the GPU's memory is not known" + (
-            " (MIG is on)" if seen.gpu and any(g.mig for g in seen.gpu.gpus) else ""
-        )
-        return Result(check="memory-plan", status=Status.UNKNOWN, reason=reason, remedy="plan with --gpu-total-mib")
-    wish = wish_of(seen, needs, gpu)
+        mig = " (MIG is on)" if any(facts.mig for facts in seen.gpus) else ""
+        return unknown(f"the GPU's memory is not known{mig}", "plan with --gpu-total-mib")
+    request = replace(memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen, gpu))
     if needs.settings.gpu_memory_utilization == "auto":
-        solution = solve(wish)
+        solution = solve(request)
         fraction, plan, why = solution.fraction, solution.plan, solution.reason
     else:
-        fraction, plan, why = wish.gpu_memory_utilization, estimate(wish), "as set"
+        fraction, plan, why = request.gpu_memory_utilization, estimate(request), "as set"
     expected = f"{needs.settings.max_num_seqs} requests of {needs.settings.max_model_len} tokens"
     if not plan.fits:
-        return Result(
-            check="memory-plan", status=Status.FAIL, observed=plan.refusal, expected=expected, remedy=plan.remedy
-        )
+        return fail(plan.refusal, expected, remedy=plan.remedy)
     observed = (
         f"fraction {fraction:g} ({why}): KV cache {plan.kv_cache_gib:.1f} ± {plan.error_range_gib:.1f} GiB,"
         f" {plan.max_concurrency:.1f} requests at once"
     )
-    safe = highest_fraction(replace(wish, free_bytes=None))
+    safe = highest_fraction(replace(request, free_bytes=None))
     if gpu.unified and fraction > safe:
-        return Result(
-            check="memory-plan",
-            status=Status.WARN,
-            observed=observed,
-            expected=f"{HOST_RESERVE_GIB:g} GiB left to the host",
+        return warn(
+            observed,
+            f"{HOST_RESERVE_GIB:g} GiB left to the host",
             remedy=f"set gpu_memory_utilization to {safe:g} or less: memory that runs out here freezes the host",
         )
     if plan.max_concurrency < needs.settings.max_num_seqs:
-        return Result(
-            check="memory-plan",
-            status=Status.WARN,
-            observed=observed,
-            expected=expected,
-            remedy="requests beyond that wait; lower max_num_seqs or max_model_len",
-        )
-    return Result(check="memory-plan", status=Status.OK, observed=observed, expected=expected)
+        return warn(observed, expected, remedy="requests beyond that wait; lower max_num_seqs or max_model_len")
+    return ok(observed, expected)
 
 
-def wish_of(seen: DoctorInput, needs: Needs, gpu: Gpu) -> MemoryRequest:
-    """The deployment's wish on this very host."""
-    return replace(memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen, gpu))
+GPU_ROWS: Rows = {"gpu": _gpu, "kernel-path": _kernel, "driver": _driver, "gpu-users": _users, "memory-plan": _fit}
 
-
-# The doctor's rows about the host: Docker, memory, disk, address, security modules, clock. Pure.
+# The host: Docker, memory, disk, address, security modules, clock.
 
 # What neighbours send to a container's own address: 28.0.0 drops it (its release notes, "Port publishing in bridge
 # networks"; moby#49325), a reload of firewalld undid that from 28.2.0 until 28.3.3 (CVE-2025-54388).
-SHIELDED, LOST, MENDED = (28, 0, 0), (28, 2, 0), (28, 3, 3)
+SHIELDED, LOST, REPAIRED = (28, 0, 0), (28, 2, 0), (28, 3, 3)
 IMAGE_GIB = 30  # unpacked; the images of the catalog are about 20 GiB
 CACHE_GIB = 5
 RELEASED = 1_767_225_600  # 2026-01-01: no image of the catalog's default is older than that
 
 
-def host_rows(seen: DoctorInput, needs: Needs) -> Iterator[Result]:
-    yield _docker(seen)
-    yield _compose(seen)
-    if needs.profile.engine == "nvcr":
-        yield _toolkit(seen)
-        yield _architecture(seen)
-    yield _memory(seen, needs)
-    yield _image(seen, needs)
-    yield _docker_disk(seen)
-    yield _model_disk(seen.model_disk, needs)
-    yield _port(seen, needs)
-    yield _loopback_ports(seen, needs.settings)
-    yield seen.checkpoint or unanswered("checkpoint", "a sound checkpoint")
-    if seen.host is None:
-        yield unanswered("host")
-        return
-    yield _shm(seen.host, needs)
-    yield _selinux(seen.host)
-    yield _apparmor(seen.host)
-    yield _cgroup(seen.host)
-    yield _clock(seen.host)
-
-
-def _docker(seen: DoctorInput) -> Result:
+def _docker(seen: DoctorInput, _needs: Needs) -> Result:
     expected = "a Docker engine that answers"
     facts = seen.docker
     if facts is None:
-        return unanswered("docker", expected)
+        return unanswered(expected)
     if facts.trouble:
-        remedy = (
-            "sudo usermod -aG docker $USER, then log in again; or use sudo"
-            if facts.denied
-            else "install Docker Engine and start it: sudo systemctl start docker"
-        )
-        return Result(check="docker", status=Status.FAIL, observed=facts.trouble, expected=expected, remedy=remedy)
+        join = "sudo usermod -aG docker $USER, then log in again; or use sudo"
+        remedy = join if facts.denied else "install Docker Engine and start it: sudo systemctl start docker"
+        return fail(facts.trouble, expected, remedy=remedy)
     observed = f"{facts.version or 'unknown version'}{', rootless' if facts.rootless else ''}"
     if facts.rootless:
         remedy = "rootless engines need the NVIDIA toolkit set up for them (no-cgroups = true)"
-        return Result(check="docker", status=Status.WARN, observed=observed, expected=expected, remedy=remedy)
-    return Result(check="docker", status=Status.OK, observed=observed, expected=expected)
+        return warn(observed, expected, remedy=remedy)
+    return ok(observed, expected)
 
 
-def _compose(seen: DoctorInput) -> Result:
+def _compose(seen: DoctorInput, _needs: Needs) -> Result:
     expected = f"Compose {'.'.join(map(str, COMPOSE_MINIMUM))} or newer"
     facts = seen.compose
     if facts is None:
-        return unanswered("compose", expected)
+        return unanswered(expected)
     remedy = "install the Compose plugin: sudo apt-get install docker-compose-plugin"
     if facts.version is None:
-        return Result(check="compose", status=Status.FAIL, observed=facts.trouble, expected=expected, remedy=remedy)
-    status = Status.OK if facts.recent else Status.FAIL
+        return fail(facts.trouble, expected, remedy=remedy)
     observed = ".".join(map(str, facts.version))
-    return Result(
-        check="compose",
-        status=status,
-        observed=observed,
-        expected=expected,
-        remedy="" if status is Status.OK else remedy,
-    )
+    return ok(observed, expected) if facts.recent else fail(observed, expected, remedy=remedy)
 
 
-def _toolkit(seen: DoctorInput) -> Result:
+def _toolkit(seen: DoctorInput, _needs: Needs) -> Result:
     expected = "NVIDIA Container Toolkit: a runtime named nvidia, or CDI devices"
     facts = seen.docker
     if facts is None or facts.trouble:
-        reason = "the Docker engine did not answer"
-        return Result(check="nvidia-container", status=Status.SKIPPED, expected=expected, reason=reason)
+        return skipped("the Docker engine did not answer", expected=expected)
     if "nvidia" in facts.runtimes:
-        return Result(check="nvidia-container", status=Status.OK, observed="runtime nvidia", expected=expected)
+        return ok("runtime nvidia", expected)
     if facts.nvidia:
-        return Result(check="nvidia-container", status=Status.OK, observed="CDI devices", expected=expected)
-    return Result(
-        check="nvidia-container",
-        status=Status.FAIL,
-        observed=f"runtimes: {', '.join(facts.runtimes) or 'none'}; no CDI devices",
-        expected=expected,
+        return ok("CDI devices", expected)
+    return fail(
+        f"runtimes: {', '.join(facts.runtimes) or 'none'}; no CDI devices",
+        expected,
         remedy="install nvidia-container-toolkit; sudo nvidia-ctk runtime configure --runtime=docker;"
         " sudo systemctl restart docker",
     )
 
 
-def _architecture(seen: DoctorInput) -> Result:
+def _architecture(seen: DoctorInput, _needs: Needs) -> Result:
     machine = seen.host.machine if seen.host else None
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine or "")
-    known = recognise(seen.gpu.gpus[0].name) if seen.gpu and seen.gpu.gpus else None
+    known = recognise(seen.gpus[0].name) if seen.gpus else None
     expected = "amd64 or arm64, the images of the catalog are for both"
     if machine is None:
-        return unanswered("architecture", expected)
+        return unanswered(expected)
     if arch is None:
-        remedy = "use an x86_64 or aarch64 host"
-        return Result(check="architecture", status=Status.FAIL, observed=machine, expected=expected, remedy=remedy)
+        return fail(machine, expected, remedy="use an x86_64 or aarch64 host")
     if known is not None and known.unified and known.arch != arch:
-        remedy = f"{known.label} is an {known.arch} machine: is this an emulated system?"
-        return Result(check="architecture", status=Status.WARN, observed=arch, expected=expected, remedy=remedy)
-    return Result(check="architecture", status=Status.OK, observed=arch, expected=expected)
+        return warn(arch, expected, remedy=f"{known.label} is an {known.arch} machine: is this an emulated system?")
+    return ok(arch, expected)
 
 
 def _memory(seen: DoctorInput, needs: Needs) -> Result:
-    """Main memory. On unified memory the plan's row judges it; here it is told."""
+    """Main memory. On unified memory the plan's row judges it; here it is only reported."""
     host = seen.host
     if host is None or host.memory_total is None or host.memory_available is None:
-        return Result(check="host-memory", status=Status.UNKNOWN, reason="/proc/meminfo could not be read")
+        return unknown("/proc/meminfo could not be read")
     observed = f"{host.memory_available / GIB:.1f} of {host.memory_total / GIB:.1f} GiB available"
-    wanted = 16 if needs.profile.engine == "nvcr" else 4
-    status = Status.OK if host.memory_available >= wanted * GIB else Status.WARN
-    remedy = "" if status is Status.OK else "end other programs: loading and compiling need main memory too"
-    return Result(
-        check="host-memory", status=status, observed=observed, expected=f"{wanted} GiB available", remedy=remedy
-    )
+    needed = 16 if needs.profile.engine == "nvcr" else 4
+    expected = f"{needed} GiB available"
+    if host.memory_available >= needed * GIB:
+        return ok(observed, expected)
+    return warn(observed, expected, remedy="end other programs: loading and compiling need main memory too")
 
 
 def _image(seen: DoctorInput, needs: Needs) -> Result:
     facts = seen.docker
     if facts is None or facts.trouble or facts.image_here is None:
-        reason = "the Docker engine did not answer"
-        return Result(check="image", status=Status.SKIPPED, expected=needs.image, reason=reason)
+        return skipped("the Docker engine did not answer", expected=needs.image)
     if facts.image_here:
-        return Result(check="image", status=Status.OK, observed=facts.image_digest or "here", expected=needs.image)
-    return Result(
-        check="image",
-        status=Status.WARN,
-        observed="not here",
-        expected=needs.image,
-        remedy="`up` pulls it; or now: docker pull " + needs.image,
-    )
+        return ok(facts.image_digest or "here", needs.image)
+    return warn("not here", needs.image, remedy="`up` pulls it; or now: docker pull " + needs.image)
 
 
-def _docker_disk(seen: DoctorInput) -> Result:
+def _docker_disk(seen: DoctorInput, _needs: Needs) -> Result:
     disk, here = seen.docker_disk, bool(seen.docker and seen.docker.image_here)
     wanted = CACHE_GIB if here else IMAGE_GIB + CACHE_GIB
     expected = f"{wanted} GiB free for {'caches' if here else 'the image and caches'}"
     if disk is None:
-        reason = "Docker's directory is not known"
-        return Result(check="docker-disk", status=Status.SKIPPED, expected=expected, reason=reason)
+        return skipped("Docker's directory is not known", expected=expected)
     free = f"{disk.free / GIB:.0f} GiB free on {disk.path}"
     if disk.free >= wanted * GIB:
-        return Result(check="docker-disk", status=Status.OK, observed=free, expected=expected)
-    return Result(
-        check="docker-disk",
-        status=Status.FAIL if disk.free < wanted * GIB / 3 else Status.WARN,
-        observed=free,
-        expected=expected,
-        remedy="docker system df; docker image prune; or move Docker's data-root to a larger disk",
+        return ok(free, expected)
+    return (fail if disk.free < wanted * GIB / 3 else warn)(
+        free, expected, remedy="docker system df; docker image prune; or move Docker's data-root to a larger disk"
     )
 
 
-def _model_disk(disk: Disk | None, needs: Needs) -> Result:
+def _model_disk(seen: DoctorInput, needs: Needs) -> Result:
+    disk = seen.model_disk
     expected = f"the checkpoint in {needs.settings.model_dir}"
     if disk is None:
-        return Result(check="model-disk", status=Status.UNKNOWN, expected=expected, reason="the path cannot be asked")
+        return unknown("the path cannot be asked", expected=expected)
     if disk.exists:
-        return Result(
-            check="model-disk", status=Status.OK, observed=f"{needs.settings.model_dir} is there", expected=expected
-        )
+        return ok(f"{needs.settings.model_dir} is there", expected)
     observed = f"no {needs.settings.model_dir}; {disk.free / GIB:.0f} GiB are free there"
-    remedy = "put the checkpoint there (7 GiB), or give its directory with --model-dir"
-    return Result(check="model-disk", status=Status.FAIL, observed=observed, expected=expected, remedy=remedy)
+    return fail(observed, expected, remedy="put the checkpoint there (7 GiB), or give its directory with --model-dir")
 
 
 def _port(seen: DoctorInput, needs: Needs) -> Result:
     state = seen.port
     where, expected = f"{needs.settings.bind}:{needs.settings.port}", "an address of this host, and a free port"
     if state is None:
-        return unanswered("port", expected)
+        return unanswered(expected)
     if state is PortState.FREE:
-        return Result(check="port", status=Status.OK, observed=f"{where} is free", expected=expected)
+        return ok(f"{where} is free", expected)
     if state is PortState.NO_ADDRESS:
         remedy = "choose one of `ip -brief address` with --bind"
-        return Result(
-            check="port",
-            status=Status.FAIL,
-            observed=f"no address {needs.settings.bind} here",
-            expected=expected,
-            remedy=remedy,
-        )
+        return fail(f"no address {needs.settings.bind} here", expected, remedy=remedy)
     if state is PortState.TAKEN and seen.own_port:
-        return Result(check="port", status=Status.OK, observed=f"{where} is held by this deployment", expected=expected)
+        return ok(f"{where} is held by this deployment", expected)
     if state is PortState.TAKEN and seen.own_port is None:
-        return unanswered("port", expected)
+        return unanswered(expected)
     if state is PortState.TAKEN:
         remedy = f"find its owner with `ss -ltnp 'sport = :{needs.settings.port}'`, or choose another with --port"
-        return Result(check="port", status=Status.FAIL, observed=f"{where} is taken", expected=expected, remedy=remedy)
-    reason = "only root may try a port below 1024"
-    return Result(check="port", status=Status.UNKNOWN, observed=where, expected=expected, reason=reason)
+        return fail(f"{where} is taken", expected, remedy=remedy)
+    return unknown("only root may try a port below 1024", observed=where, expected=expected)
 
 
-def _loopback_ports(seen: DoctorInput, settings: Settings) -> Result:
+def _loopback_ports(seen: DoctorInput, needs: Needs) -> Result:
     """Whether a port on loopback is this host's alone. Older engines let in who routes to a container."""
-    check, expected = "loopback-ports", f"Docker {SHIELDED[0]} or newer: ports on 127.0.0.1 are this host's alone"
+    expected = f"Docker {SHIELDED[0]} or newer: ports on 127.0.0.1 are this host's alone"
     facts = seen.docker
-    if not _on_loopback(settings):
-        reason = f"nothing is published on loopback, the engine on {settings.bind}"
-        return Result(check=check, status=Status.SKIPPED, expected=expected, reason=reason)
+    if not _on_loopback(needs.settings):
+        return skipped(f"nothing is published on loopback, the engine on {needs.settings.bind}", expected=expected)
     if facts is None or facts.trouble:
-        reason = "the Docker engine did not answer"
-        return Result(check=check, status=Status.SKIPPED, expected=expected, reason=reason)
+        return skipped("the Docker engine did not answer", expected=expected)
     if facts.rootless:
-        observed = "rootless: no other machine can route to its containers"
-        return Result(check=check, status=Status.OK, observed=observed, expected=expected)
+        return ok("rootless: no other machine can route to its containers", expected)
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", facts.version or "")
     if found is None:
-        reason = f"the engine's version is {facts.version or 'not told'}"
-        return Result(check=check, status=Status.UNKNOWN, expected=expected, reason=reason)
+        return unknown(f"the engine's version is {facts.version or 'not told'}", expected=expected)
     version = tuple(int(part) for part in found.groups())
-    if version >= SHIELDED and not LOST <= version < MENDED:
-        return Result(check=check, status=Status.OK, observed=f"Docker {facts.version}", expected=expected)
+    if version >= SHIELDED and not LOST <= version < REPAIRED:
+        return ok(f"Docker {facts.version}", expected)
     when = "" if version < SHIELDED else "after a reload of firewalld, "
-    return Result(
-        check=check,
-        status=Status.WARN,
-        observed=f"Docker {facts.version}: {when}a neighbour that routes to a container reaches its published ports",
-        expected=expected,
+    return warn(
+        f"Docker {facts.version}: {when}a neighbour that routes to a container reaches its published ports",
+        expected,
         remedy="update Docker Engine; until then set api_key_file or use a network you trust (docs/how-to/security.md)",
     )
 
@@ -522,53 +407,53 @@ def _on_loopback(settings: Settings) -> bool:
 
 def _shm(host: HostFacts, needs: Needs) -> Result:
     """shm_size is a ceiling inside of the container; the host's /dev/shm counts with ipc: host only."""
-    settings = needs.settings
-    expected = f"a ceiling of {settings.shm_size}, of the container's own"
-    if settings.ipc != "host":
-        return Result(check="shm", status=Status.OK, observed=settings.shm_size, expected=expected)
+    if needs.settings.ipc != "host":
+        return ok(needs.settings.shm_size, f"a ceiling of {needs.settings.shm_size}, the container's alone")
     if host.shm_total is None:
-        return Result(check="shm", status=Status.UNKNOWN, expected="the host's", reason="it cannot be asked")
-    observed = f"the host's {host.shm_total / GIB:.1f} GiB (ipc: host)"
-    return Result(check="shm", status=Status.OK, observed=observed, expected="1 GiB or more")
+        return unknown("it cannot be asked", expected="the host's")
+    return ok(f"the host's {host.shm_total / GIB:.1f} GiB (ipc: host)", "1 GiB or more")
 
 
-def _selinux(host: HostFacts) -> Result:
+def _selinux(host: HostFacts, _needs: Needs) -> Result:
     if host.selinux != "enforcing":
-        return Result(check="selinux", status=Status.OK, observed=host.selinux or "none", expected="any")
+        return ok(host.selinux or "none", "any")
     remedy = "if the container cannot read the model: chcon -Rt container_file_t on its directory"
-    return Result(
-        check="selinux", status=Status.WARN, observed="enforcing", expected="labels that let it read", remedy=remedy
-    )
+    return warn("enforcing", "labels that let it read", remedy=remedy)
 
 
-def _apparmor(host: HostFacts) -> Result:
-    return Result(
-        check="apparmor",
-        status=Status.OK,
-        observed="on" if host.apparmor else "off",
-        expected="any: docker-default fits",
-    )
+def _apparmor(host: HostFacts, _needs: Needs) -> Result:
+    return ok("on" if host.apparmor else "off", "any: docker-default fits")
 
 
-def _cgroup(host: HostFacts) -> Result:
+def _cgroup(host: HostFacts, _needs: Needs) -> Result:
     expected = "version 2"
     if host.cgroup is None:
-        return Result(check="cgroup", status=Status.UNKNOWN, expected=expected, reason="/sys/fs/cgroup cannot be read")
+        return unknown("/sys/fs/cgroup cannot be read", expected=expected)
     if host.cgroup == 2:
-        return Result(check="cgroup", status=Status.OK, observed="version 2", expected=expected)
-    remedy = "works, though deprecated: boot with systemd.unified_cgroup_hierarchy=1"
-    return Result(check="cgroup", status=Status.WARN, observed="version 1", expected=expected, remedy=remedy)
+        return ok("version 2", expected)
+    return warn("version 1", expected, remedy="works, though deprecated: boot with systemd.unified_cgroup_hierarchy=1")
 
 
-def _clock(host: HostFacts) -> Result:
-    import datetime
-
-    shown = datetime.datetime.fromtimestamp(host.clock, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _clock(host: HostFacts, _needs: Needs) -> Result:
+    shown = datetime.fromtimestamp(host.clock, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     if host.clock >= RELEASED:
-        return Result(check="clock", status=Status.OK, observed=shown, expected="the right time")
+        return ok(shown, "the right time")
     remedy = "set the clock (timedatectl set-ntp true): pulling checks certificates by it"
-    return Result(check="clock", status=Status.FAIL, observed=shown, expected="2026 or later", remedy=remedy)
+    return fail(shown, "2026 or later", remedy=remedy)
 
+
+DOCKER_ROWS = {"docker": _docker, "compose": _compose}
+NVIDIA_ROWS = {"nvidia-container": _toolkit, "architecture": _architecture}
+HOST_ROWS: Rows = {
+    "host-memory": _memory,
+    "image": _image,
+    "docker-disk": _docker_disk,
+    "model-disk": _model_disk,
+    "port": _port,
+    "loopback-ports": _loopback_ports,
+    "checkpoint": lambda seen, _: seen.checkpoint or unanswered("a sound checkpoint"),
+}
+SYSTEM_ROWS = {"shm": _shm, "selinux": _selinux, "apparmor": _apparmor, "cgroup": _cgroup, "clock": _clock}
 
 SECONDS = 2.1  # the whole of `doctor` is to stay under 3 s, whatever hangs
 
@@ -590,42 +475,23 @@ def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> D
         timeout=SECONDS,
     )
     docker: DockerFacts | None = found.get("docker")
-    return DoctorInput(
-        gpu=found.get("gpu"),
-        host=found.get("host"),
-        docker=docker,
-        compose=found.get("compose"),
-        port=found.get("port"),
-        model_disk=found.get("model_disk"),
-        docker_disk=read_disk(Path(docker.root)) if docker and docker.root else None,
-        checkpoint=found.get("checkpoint"),
-        own_port=found.get("own_port"),
-    )
+    docker_disk = read_disk(Path(docker.root)) if docker and docker.root else None
+    return DoctorInput(**{"own_port": None, **found}, docker_disk=docker_disk)
 
 
 def checkpoint_result(needs: Needs) -> Result:
     """The checkpoint's quick verification (headers and small files) as one row."""
-    from glm4_deploy.checkpoint.verify import verify_checkpoint
-    from glm4_deploy.errors import ModelMissing
-
     directory = Path(needs.settings.model_dir)
     version = engine_version(needs.settings, needs.profile)
     expected = "a checkpoint that this engine loads"
     try:
         report = verify_checkpoint(directory, vllm=version)
     except ModelMissing as error:
-        return Result(check="checkpoint", status=Status.SKIPPED, expected=expected, reason=error.message)
+        return skipped(error.message, expected=expected)
     bad = [row for row in report.results if row.status is report.verdict and row.status is not Status.OK]
     if not bad:
-        observed = f"sound by its headers, for {report.engine}"
-        return Result(check="checkpoint", status=Status.OK, observed=observed, expected=expected)
+        return ok(f"sound by its headers, for {report.engine}", expected)
     first = bad[0]
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return Result(
-        check="checkpoint",
-        status=report.verdict,
-        observed=f"{first.check}: {first.observed or first.reason}{more}",
-        expected=expected,
-        remedy=f"glm4-deploy checkpoint verify {directory}",
-        reason=first.reason,
-    )
+    observed = f"{first.check}: {first.observed or first.reason}{more}"
+    return replace(first, observed=observed, expected=expected, remedy=f"glm4-deploy checkpoint verify {directory}")

@@ -1,10 +1,36 @@
-"""What a suite or a benchmark hands to a report: results, samples, timings. May import `detect`."""
+"""What a command hands to a report: the keys that all share, a suite run, a load test. May import `detect`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from glm4_deploy import __version__
 from glm4_deploy.detect.finding import LoopFinding
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, Status, exit_code, verdict
+
+SCHEMA = 1  # of every --json with results; higher where a key that was there is gone or means something else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the JSON of every command with results begins with. Keys of one kind alone stand after it.
+
+    kind: the command. kit: the version of glm4-deploy. exit_code: that of the command, in agreement with the verdict.
+    """
+
+    schema: int = SCHEMA
+    kind: str
+    kit: str = __version__
+    verdict: Status
+    exit_code: int
+    results: tuple[Result, ...]
+
+
+def make_report(kind: str, results: Iterable[Result], *, code: int | None = None) -> Report:
+    """The verdict over the results, and the exit code that goes with it unless the command has one of its own."""
+    rows = tuple(results)
+    whole = verdict(rows)
+    return Report(kind=kind, verdict=whole, exit_code=exit_code(whole) if code is None else code, results=rows)
 
 
 class Suite(StrEnum):
@@ -124,9 +150,8 @@ class BenchLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """A row a concurrency. Comparable with another one only where model, lengths and generator are the same."""
+    """A level for each concurrency. Comparable with another report only where model, lengths and generator agree."""
 
-    form: int = 1
     base_url: str
     model: str
     started: str

@@ -8,12 +8,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from glm4_deploy.audit import RULES, AuditFinding, audit_compose, lint, remedy
+from glm4_deploy.audit import RULES, audit_compose, lint, remedy
 from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.errors import DeployError, UsageError
 from glm4_deploy.render.compose import compose_file
+from glm4_deploy.result import Result as Row
+from glm4_deploy.result import Status
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "tests/data/model-card/compose.yaml"
@@ -28,12 +30,12 @@ SAFE: dict[str, Any] = {
 }
 
 
-def found(**changes: object) -> tuple[AuditFinding, ...]:
+def found(**changes: object) -> tuple[Row, ...]:
     return audit_compose({"services": {"engine": SAFE | changes}})
 
 
 def rules(**changes: object) -> set[str]:
-    return {row.rule for row in found(**changes)}
+    return {row.check for row in found(**changes)}
 
 
 def run(*words: object) -> Result:
@@ -44,8 +46,8 @@ def test_the_publishers_example_is_open_to_everyone() -> None:
     done = run(CARD, "--json")
     assert isinstance(done.exception, DeployError)
     assert done.exception.exit_code == 1
-    report = json.loads(done.stdout)["findings"]
-    by_rule = {row["rule"]: row for row in report}
+    report = json.loads(done.stdout)["results"]
+    by_rule = {row["check"]: row for row in report}
     assert by_rule["open-without-key"]["severity"] == "critical"
     assert {"CL-0003", "CL-0005", "CL-0006", "CL-0010", "telemetry", "health", "every-origin"} <= set(by_rule)
     assert all(row["remedy"] for row in report)
@@ -54,11 +56,13 @@ def test_the_publishers_example_is_open_to_everyone() -> None:
 
 
 def test_no_remedy_would_end_the_engine_or_is_yaml_on_one_line() -> None:
-    rows = [row for file in (CARD, *ROOT.glob("compose/*.yaml")) for row in lint(file).findings]
-    assert {"CL-0003", "CL-0006", "CL-0007", "CL-0019", "CL-0026"} <= {row.rule for row in rows}
+    rows = [row for file in (CARD, *ROOT.glob("compose/*.yaml")) for row in lint(file)]
+    assert {"CL-0003", "CL-0006", "CL-0007", "CL-0019", "CL-0026"} <= {row.check for row in rows}
     for row in rows:
-        assert 0 < len(row.fix) <= 160 or row.rule == "CL-0019", row
-        assert not any(word in row.fix for word in ("512M", "512m", "Full guide", "Details:", "--explain", "\n", "  "))
+        assert 0 < len(row.remedy) <= 160 or row.check == "CL-0019", row
+        assert not any(
+            word in row.remedy for word in ("512M", "512m", "Full guide", "Details:", "--explain", "\n", "  ")
+        )
     assert remedy("Do this:\n  a:\n    - b\nThen that.\nFull guide: x") == "Do this"
     assert remedy("Do this\nand that. Details: x --explain\n\nMore.") == "Do this and that."
 
@@ -137,7 +141,7 @@ def test_what_is_no_risk_is_let_be(changes: dict[str, object]) -> None:
 
 def test_what_a_variable_decides_is_unknown_and_fails(tmp_path: Path) -> None:
     (row,) = found(ports=["${BIND}:8000:8000"])
-    assert row.severity == "unknown"
+    assert row.status is Status.UNKNOWN
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump({"services": {"engine": SAFE | {"ports": ["${BIND}:8000:8000"]}}}))
     assert isinstance(run(file, "--fail-on", "critical").exception, DeployError)

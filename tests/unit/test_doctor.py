@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glm4_deploy.doctor import Diagnosis, DoctorInput, HostVerdict, Needs, doctor_results, gather_host
+from glm4_deploy.doctor import DoctorInput, Needs, doctor_results, gather_host, readiness
 from glm4_deploy.host.gpu import GpuFacts, GpuProcess, GpuReport, from_nvidia_smi
 from glm4_deploy.host.system import ComposeFacts, Disk, DockerFacts, HostFacts, PortState, parse_meminfo
 from glm4_deploy.result import Result, Status
@@ -58,17 +58,17 @@ def seen(gpu: GpuReport | None, host: HostFacts | None = SPARK, **changes: Any) 
     return DoctorInput(gpu=gpu, host=host, **{**values, **changes})
 
 
-def row(diagnosis: Diagnosis, check: str) -> Result:
-    return next(result for result in diagnosis.results if result.check == check)
+def row(results: tuple[Result, ...], check: str) -> Result:
+    return next(result for result in results if result.check == check)
 
 
 def test_a_spark_is_ready() -> None:
-    diagnosis = doctor_results(seen(GB10), needs())
+    results = doctor_results(seen(GB10), needs())
 
-    assert diagnosis.verdict is HostVerdict.READY
-    assert "native FP4" in row(diagnosis, "kernel-path").observed
-    assert "64 requests of 32768 tokens" in row(diagnosis, "memory-plan").expected
-    assert len({result.check for result in diagnosis.results}) == len(diagnosis.results)
+    assert readiness(results) == "ready"
+    assert "native FP4" in row(results, "kernel-path").observed
+    assert "64 requests of 32768 tokens" in row(results, "memory-plan").expected
+    assert len({result.check for result in results}) == len(results)
 
 
 def test_the_model_cards_fraction_on_a_spark_is_safe_but_a_larger_one_warns() -> None:
@@ -81,67 +81,67 @@ def test_the_model_cards_fraction_on_a_spark_is_safe_but_a_larger_one_warns() ->
 
 def test_a_spark_whose_memory_is_taken_is_blocked() -> None:
     busy = replace(SPARK, memory_available=20 * 2**30)
-    diagnosis = doctor_results(seen(GB10, busy), needs(gpu_memory_utilization=0.75))
+    results = doctor_results(seen(GB10, busy), needs(gpu_memory_utilization=0.75))
 
-    assert diagnosis.verdict is HostVerdict.BLOCKED
-    assert "20.00 of 121.69 GiB are free" in row(diagnosis, "memory-plan").observed
+    assert readiness(results) == "blocked"
+    assert "20.00 of 121.69 GiB are free" in row(results, "memory-plan").observed
 
 
 def test_an_h100_is_slow_and_says_why() -> None:
-    diagnosis = doctor_results(seen(H100, PC), needs("hopper"))
+    results = doctor_results(seen(H100, PC), needs("hopper"))
 
-    assert diagnosis.verdict is HostVerdict.SLOW
-    assert "Marlin" in row(diagnosis, "kernel-path").observed
+    assert readiness(results) == "slow"
+    assert "Marlin" in row(results, "kernel-path").observed
 
 
 def test_an_old_driver_on_a_geforce_blocks() -> None:
     old = replace(TWO_5090, driver="570.86.15")
-    diagnosis = doctor_results(seen(old, PC), needs("rtx-5090"))
+    results = doctor_results(seen(old, PC), needs("rtx-5090"))
 
-    assert row(diagnosis, "driver").status is Status.FAIL
-    assert "590" in row(diagnosis, "driver").expected
-    assert diagnosis.verdict is HostVerdict.BLOCKED
+    assert row(results, "driver").status is Status.FAIL
+    assert "590" in row(results, "driver").expected
+    assert readiness(results) == "blocked"
 
 
 def test_a_full_5090_is_refused_before_anything_is_pulled() -> None:
-    diagnosis = doctor_results(seen(TWO_5090, PC), needs("rtx-5090", gpu_memory_utilization=0.9))
+    results = doctor_results(seen(TWO_5090, PC), needs("rtx-5090", gpu_memory_utilization=0.9))
 
-    assert row(diagnosis, "memory-plan").status is Status.FAIL
-    assert row(diagnosis, "gpu").observed.startswith("2 x")
+    assert row(results, "memory-plan").status is Status.FAIL
+    assert row(results, "gpu").observed.startswith("2 x")
 
 
 def test_too_old_a_gpu_is_blocked() -> None:
     csv = (HOSTS / "two-gpus-query.csv").read_text(encoding="utf-8")
-    diagnosis = doctor_results(seen(from_nvidia_smi(Output(code=0, stdout=csv), Output(code=0)), PC), needs())
+    results = doctor_results(seen(from_nvidia_smi(Output(code=0, stdout=csv), Output(code=0)), PC), needs())
 
-    assert row(diagnosis, "kernel-path").status is Status.FAIL
+    assert row(results, "kernel-path").status is Status.FAIL
 
 
 def test_no_driver_gets_a_plain_answer_and_no_repeated_rows() -> None:
     words = (HOSTS / "no-driver.txt").read_text(encoding="utf-8")
-    diagnosis = doctor_results(seen(from_nvidia_smi(Output(code=9, stdout=words), Output(code=9)), PC), needs())
+    results = doctor_results(seen(from_nvidia_smi(Output(code=9, stdout=words), Output(code=9)), PC), needs())
 
-    assert diagnosis.verdict is HostVerdict.BLOCKED
-    assert "couldn't communicate with the NVIDIA driver" in row(diagnosis, "gpu").observed
-    assert not any(result.check == "driver" for result in diagnosis.results)
+    assert readiness(results) == "blocked"
+    assert "couldn't communicate with the NVIDIA driver" in row(results, "gpu").observed
+    assert not any(result.check == "driver" for result in results)
 
 
 def test_a_driver_that_hangs_is_unknown_and_not_absent() -> None:
     hung = run_program("sleep", "9", timeout=0.1)
-    diagnosis = doctor_results(seen(from_nvidia_smi(hung, hung), PC), needs())
+    results = doctor_results(seen(from_nvidia_smi(hung, hung), PC), needs())
 
-    assert row(diagnosis, "gpu").status is Status.UNKNOWN
-    assert diagnosis.verdict is HostVerdict.UNKNOWN
+    assert row(results, "gpu").status is Status.UNKNOWN
+    assert readiness(results) == "unknown"
 
 
 def test_mig_leaves_the_memory_unknown() -> None:
     gpu = GpuFacts(
         index=0, name="NVIDIA RTX PRO 6000 Blackwell Server Edition", driver="590.1", total_mib=97887, mig=True
     )
-    diagnosis = doctor_results(seen(GpuReport(gpus=(gpu,), driver="590.1"), PC), needs("rtx-pro-6000"))
+    results = doctor_results(seen(GpuReport(gpus=(gpu,), driver="590.1"), PC), needs("rtx-pro-6000"))
 
-    assert row(diagnosis, "memory-plan").status is Status.UNKNOWN
-    assert diagnosis.verdict is HostVerdict.UNKNOWN
+    assert row(results, "memory-plan").status is Status.UNKNOWN
+    assert readiness(results) == "unknown"
 
 
 def test_who_holds_the_memory_is_named() -> None:
@@ -151,13 +151,13 @@ def test_who_holds_the_memory_is_named() -> None:
 
 
 def test_probes_that_did_not_answer_leave_it_unknown() -> None:
-    diagnosis = doctor_results(
+    results = doctor_results(
         seen(None, None, docker=None, compose=None, port=None, checkpoint=None, model_disk=None, docker_disk=None),
         needs(),
     )
 
-    assert diagnosis.verdict is HostVerdict.UNKNOWN
-    assert Status.FAIL not in {result.status for result in diagnosis.results}
+    assert readiness(results) == "unknown"
+    assert Status.FAIL not in {result.status for result in results}
 
 
 @pytest.mark.parametrize(
@@ -175,11 +175,11 @@ def test_probes_that_did_not_answer_leave_it_unknown() -> None:
     ],
 )
 def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check: str) -> None:
-    diagnosis = doctor_results(seen(GB10, **changes), needs())
+    results = doctor_results(seen(GB10, **changes), needs())
 
-    assert diagnosis.verdict is HostVerdict.BLOCKED
-    assert row(diagnosis, check).status is Status.FAIL
-    assert row(diagnosis, check).remedy
+    assert readiness(results) == "blocked"
+    assert row(results, check).status is Status.FAIL
+    assert row(results, check).remedy
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check
 )
 def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: str | None, status: Status) -> None:
     docker = replace(DOCKER, version=version)
-    diagnosis = doctor_results(seen(GB10, docker=docker), needs())
+    results = doctor_results(seen(GB10, docker=docker), needs())
 
-    found = row(diagnosis, "loopback-ports")
+    found = row(results, "loopback-ports")
     assert found.status is status
     assert bool(found.remedy) == (status is Status.WARN)
     assert ("firewalld" in found.observed) == (version in ("28.2.0", "28.3.2"))
-    assert diagnosis.verdict is (HostVerdict.UNKNOWN if status is Status.UNKNOWN else HostVerdict.READY)
+    assert readiness(results) == ("unknown" if status is Status.UNKNOWN else "ready")
 
 
 @pytest.mark.parametrize(
@@ -228,14 +228,14 @@ def test_only_what_is_published_on_loopback_is_looked_at(changes: dict[str, Any]
 
 
 def test_the_cpu_profile_asks_for_no_gpu() -> None:
-    diagnosis = doctor_results(seen(GpuReport(trouble="nvidia-smi is not installed"), PC), needs("cpu"))
+    results = doctor_results(seen(GpuReport(trouble="nvidia-smi is not installed"), PC), needs("cpu"))
 
-    assert diagnosis.verdict is HostVerdict.READY
-    assert not any(result.check == "gpu" for result in diagnosis.results)
+    assert readiness(results) == "ready"
+    assert not any(result.check == "gpu" for result in results)
 
 
 def test_this_very_host_is_looked_at() -> None:
     found = gather_host(needs())
 
     assert found.host is not None
-    assert doctor_results(found, needs()).results
+    assert doctor_results(found, needs())

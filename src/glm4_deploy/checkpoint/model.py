@@ -1,4 +1,4 @@
-"""Short ways to write a finding, and to list many names without flooding a terminal."""
+"""The model that config.json describes, the engine that is to load it, and what every rule shares."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from glm4_deploy.catalog.rows import Version, default_tag, resolve_version
 from glm4_deploy.checkpoint.header import Tensor
 from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.plan.engine_rules import ModelShape, StoredModel, WeightFormat
-from glm4_deploy.result import Evidence, Result, Status
+from glm4_deploy.result import Result
 
 # From config.json to the tensors that a GLM checkpoint must have; and how its linear layers are stored.
 
@@ -247,41 +247,6 @@ def default_version() -> Version:
 Rule: TypeAlias = Callable[[Checkpoint, TargetEngine], Result]
 SHOWN = 3
 REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"  # a remedy; the report puts in the directory and the engine
-WHY = "why"  # the evidence that says what a finding means for this engine
-
-
-def ok(check: str, observed: str) -> Result:
-    return Result(check=check, status=Status.OK, observed=observed)
-
-
-def skipped(check: str, reason: str) -> Result:
-    return Result(check=check, status=Status.SKIPPED, reason=reason)
-
-
-def unknown(check: str, observed: str, *, reason: str) -> Result:
-    return Result(check=check, status=Status.UNKNOWN, observed=observed, reason=reason)
-
-
-def bad(
-    check: str,
-    status: Status,
-    observed: str,
-    *,
-    why: str,
-    remedy: str = "",
-    expected: str = "",
-    items: Sequence[str] = (),
-) -> Result:
-    """A warning or failure. `why` says what it means for this engine; `items` are all the places. Both are evidence."""
-    places = (Evidence(name="places", text="\n".join(items)),) if items else ()
-    return Result(
-        check=check,
-        status=status,
-        observed=observed,
-        expected=expected,
-        remedy=remedy,
-        evidence=(Evidence(name=WHY, text=why), *places),
-    )
 
 
 def listed(items: Sequence[str]) -> str:

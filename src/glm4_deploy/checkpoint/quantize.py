@@ -26,7 +26,7 @@ from glm4_deploy.checkpoint.read import Checkpoint, read_checkpoint
 from glm4_deploy.checkpoint.repair import check_output, repair_checkpoint
 from glm4_deploy.checkpoint.rewrite import storage_error
 from glm4_deploy.checkpoint.rules_chat import LICENCE_FILES, PREFIX
-from glm4_deploy.checkpoint.verify import OF_THE_BYTES, VerifyReport, verify_checkpoint
+from glm4_deploy.checkpoint.verify import OF_THE_BYTES, VerifyReport, apply_rules, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, ExtraMissing, PlanRefused, UsageError
 from glm4_deploy.files import write_text
 from glm4_deploy.result import Status
@@ -292,7 +292,7 @@ def _check_extra() -> None:
 def _check_base(checkpoint: Checkpoint) -> None:
     """Whole, a GLM, and not quantised yet."""
     engine = target(default_version())
-    failed = [found for rule in OF_THE_BYTES if (found := rule(checkpoint, engine)).status is Status.FAIL]
+    failed = [row for row in apply_rules(checkpoint, engine, OF_THE_BYTES) if row.status is Status.FAIL]
     if failed:
         told = "; ".join(f"{found.check}: {found.observed}" for found in failed)
         raise CheckpointRefused(f"{checkpoint.directory} cannot be quantised: {told}", hint=failed[0].remedy)

@@ -49,7 +49,7 @@ from glm4_deploy.checkpoint.rules_engine import (
     rope_parameters,
 )
 from glm4_deploy.checkpoint.scan import NAME
-from glm4_deploy.checkpoint.verify import RULES, VerifyReport, changed_files, verify_checkpoint
+from glm4_deploy.checkpoint.verify import VerifyReport, apply_rules, changed_files, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
 from glm4_deploy.result import Result, Status
 
@@ -335,7 +335,7 @@ def check_output(directory: Path, output: Path) -> None:
 
 def _refuse_the_unmendable(checkpoint: Checkpoint, engine: TargetEngine) -> None:
     """A checkpoint that would still fail after every mend is not given the looks of a good one."""
-    failed = [result for rule in RULES if (result := rule(checkpoint, engine)).status is Status.FAIL]
+    failed = [result for result in apply_rules(checkpoint, engine) if result.status is Status.FAIL]
     lost = [result for result in failed if result.check not in MENDS]
     if not lost:
         mended = {change.check for change in plan_repair(checkpoint, engine)[1]}

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint.model import REPAIR, Rule, TargetEngine, bad, listed, ok, plural, skipped, unknown
+from glm4_deploy.checkpoint.model import REPAIR, Rule, TargetEngine, listed, plural
 from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.checkpoint.rules_tensors import shape_of
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, because, fail, ok, skipped, unknown, warn
 
 # A turn ends with any of these: the end of text, the user's turn, a tool's turn (zai-org/GLM-4 #398, #127, #170).
 STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
@@ -51,66 +51,62 @@ def eos_ids(document: Mapping[str, Any] | None) -> tuple[int, ...] | None:
 
 def tokenizer(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     if any(fault.file == "tokenizer.json" for fault in checkpoint.faults):
-        return skipped("tokenizer", "tokenizer.json could not be read")
+        return skipped("tokenizer.json could not be read")
     if checkpoint.file("tokenizer.json") is None:
         old = checkpoint.file("tokenizer.model") is not None
-        return bad(
-            "tokenizer",
-            Status.WARN if old else Status.FAIL,
+        return (warn if old else fail)(
             "no tokenizer.json" + (", only tokenizer.model" if old else ""),
-            why="loads only with the tokenizer's own code" if old else "the engine cannot turn text into tokens",
+            "",
+            *because("loads only with the tokenizer's own code" if old else "the engine cannot turn text into tokens"),
             remedy="copy tokenizer.json and tokenizer_config.json from the -hf form of the base model",
         )
     if checkpoint.file("tokenizer_config.json") is None:
-        return bad(
-            "tokenizer",
-            Status.WARN,
+        return warn(
             "no tokenizer_config.json",
-            why="the engine guesses the tokenizer's class and has no eos token",
+            "",
+            *because("the engine guesses the tokenizer's class and has no eos token"),
             remedy="copy it from the base model",
         )
     shape, tokens = shape_of(checkpoint), added_tokens(checkpoint)
     beyond = [f"{text!r} = {number}" for text, number in tokens.items() if shape and number >= shape.vocab]
     if beyond:
-        return bad(
-            "tokenizer",
-            Status.FAIL,
+        return fail(
             f"beyond the vocabulary of {shape.vocab if shape else 0}: {listed(beyond)}",
-            why="the engine reads past the embedding table: a CUDA device-side assert",
+            "",
+            *because("the engine reads past the embedding table: a CUDA device-side assert"),
             remedy="get the tokenizer that belongs to these weights",
         )
-    return ok("tokenizer", plural(len(tokens), "special token"))
+    return ok(plural(len(tokens), "special token"))
 
 
 def stops(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """The engine stops at generation_config.json's eos ids, or config.json's where that file is not there."""
     wanted = stop_ids(checkpoint)
     if not wanted:
-        return unknown("eos-ids", "not judged", reason=f"the tokenizer has none of {', '.join(STOP_TOKENS)}")
+        return unknown(f"the tokenizer has none of {', '.join(STOP_TOKENS)}", observed="not judged")
     if any(fault.file == "generation_config.json" for fault in checkpoint.faults):
-        return skipped("eos-ids", "generation_config.json could not be read")
+        return skipped("generation_config.json could not be read")
     generation = checkpoint.documents.get("generation_config.json")
     source = "config.json" if generation is None else "generation_config.json"
     found = eos_ids(checkpoint.config if generation is None else generation) or ()
     missing = [f"{token} = {number}" for token, number in wanted.items() if number not in found]
     if missing:
-        return bad(
-            "eos-ids",
-            Status.FAIL,
+        return fail(
             f"{source} has {_shown(found)}, without {listed(missing)}",
-            expected=f"{sorted(wanted.values())}",
-            why="the model ends a turn with any of these; without one it talks on for the user, to the token limit",
+            f"{sorted(wanted.values())}",
+            *because(
+                "the model ends a turn with any of these; without one it talks on for the user, to the token limit"
+            ),
             remedy=REPAIR,
         )
     if generation is None:
-        return bad(
-            "eos-ids",
-            Status.WARN,
+        return warn(
             f"no generation_config.json; config.json has {_shown(found)}",
-            why="an engine started with --generation-config elsewhere loses the stop tokens",
+            "",
+            *because("an engine started with --generation-config elsewhere loses the stop tokens"),
             remedy=REPAIR,
         )
-    return ok("eos-ids", _shown(found))
+    return ok(_shown(found))
 
 
 def _shown(ids: tuple[int, ...]) -> str:
@@ -120,22 +116,20 @@ def _shown(ids: tuple[int, ...]) -> str:
 def chat_template(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     template = checkpoint.chat_template
     if not template:
-        return bad(
-            "chat-template",
-            Status.FAIL,
+        return fail(
             "none",
-            why="/v1/chat/completions answers 400: the engine cannot turn messages into a prompt",
+            "",
+            *because("/v1/chat/completions answers 400: the engine cannot turn messages into a prompt"),
             remedy=REPAIR,
         )
     if "<|assistant|>" not in template:
-        return bad(
-            "chat-template",
-            Status.WARN,
+        return warn(
             "does not end a prompt with <|assistant|>",
-            why="it is not GLM-4's: the model answers beside the point or never stops",
+            "",
+            *because("it is not GLM-4's: the model answers beside the point or never stops"),
             remedy="take the chat template of the base model",
         )
-    return ok("chat-template", plural(len(template), "character"))
+    return ok(plural(len(template), "character"))
 
 
 def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
@@ -143,13 +137,11 @@ def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     home = checkpoint.directory.resolve()
     own = home.parent.parent.name.split("--")[-1] if home.parent.name == "snapshots" else home.name
     if own.lower().startswith(PREFIX):
-        return ok("name", repr(own))
-    return bad(
-        "name",
-        Status.WARN,
+        return ok(repr(own))
+    return warn(
         repr(own),
-        expected=f"a name that starts with {PREFIX}",
-        why="the glm-4-9b licence asks it of every derived model that is passed on",
+        f"a name that starts with {PREFIX}",
+        *because("the glm-4-9b licence asks it of every derived model that is passed on"),
         remedy="rename the directory before you share it",
     )
 
@@ -158,15 +150,20 @@ def licence(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     text = any(file.name.lower().startswith(LICENCE_FILES) for file in checkpoint.files)
     built = "built with glm-4" in (checkpoint.readme or "").lower()
     if text and built:
-        return ok("licence", "licence text and 'Built with glm-4' are there")
+        return ok("licence text and 'Built with glm-4' are there")
     lacking = [*([] if text else ["no licence text"]), *([] if built else ["no 'Built with glm-4' in README.md"])]
-    return bad(
-        "licence",
-        Status.WARN,
+    return warn(
         " and ".join(lacking),
-        why="the glm-4-9b licence asks for both when the model is passed on; commercial use needs a registration",
+        "",
+        *because("the glm-4-9b licence asks for both when the model is passed on; commercial use needs a registration"),
         remedy="copy LICENSE from the base model; show 'Built with glm-4' in README.md",
     )
 
 
-CHAT_RULES: tuple[Rule, ...] = (tokenizer, stops, chat_template, name, licence)
+CHAT_RULES: dict[str, Rule] = {
+    "tokenizer": tokenizer,
+    "eos-ids": stops,
+    "chat-template": chat_template,
+    "name": name,
+    "licence": licence,
+}

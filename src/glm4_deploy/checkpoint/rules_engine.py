@@ -14,21 +14,17 @@ from glm4_deploy.checkpoint.model import (
     GateUp,
     Rule,
     TargetEngine,
-    bad,
     foreign_quantization,
     fused_nvfp4,
     listed,
-    ok,
     plural,
     quantization_config,
     quantization_format,
     quantized_layers,
-    skipped,
     split_layers,
-    unknown,
 )
 from glm4_deploy.checkpoint.read import Checkpoint
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, because, fail, ok, skipped, unknown, warn
 
 DTYPE_KEYS = ("scale_dtype", "zp_dtype")
 # Keys of compressed-tensors' QuantizationArgs from 0.11 to 0.19, which refuses any other.
@@ -54,30 +50,29 @@ def gate_up(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """How gate and up are stored against what the engine loads."""
     fused, split = fused_nvfp4(checkpoint), split_layers(checkpoint)
     if not checkpoint.tensors:
-        return skipped("gate-up", "no tensor could be read")
+        return skipped("no tensor could be read")
     if target.gate_up is GateUp.SPLIT_IF_NVFP4 and fused:
-        return bad(
-            "gate-up",
-            Status.FAIL,
+        return fail(
             f"{plural(len(fused), 'NVFP4 layer')} with {GATE_UP} fused",
-            expected="gate_proj and up_proj apart",
-            why=f"{target.label} fills one of two slots of the fused global scale and takes the larger: "
-            "undefined memory decides it, so loops and garbage at random with HTTP 200 (vllm#39764, mended in 0.20)",
+            "gate_proj and up_proj apart",
+            *because(
+                f"{target.label} fills one of two slots of the fused global scale and takes the larger: "
+                "undefined memory decides it, so loops and garbage at random with HTTP 200 (vllm#39764, fixed in 0.20)",
+                fused,
+            ),
             remedy=REPAIR,
-            items=fused,
         )
     if target.gate_up is GateUp.FUSED and split:
-        return bad(
-            "gate-up",
-            Status.FAIL,
+        return fail(
             f"{plural(len(split), 'layer')} with gate_proj and up_proj apart",
-            expected=f"{GATE_UP} fused",
-            why=f"{target.label} loads GLM through the Transformers backend, which knows only the fused name",
+            f"{GATE_UP} fused",
+            *because(
+                f"{target.label} loads GLM through the Transformers backend, which knows only the fused name", split
+            ),
             remedy=REPAIR,
-            items=split,
         )
     how = "apart" if split else "fused, NVFP4" if fused else "fused, not NVFP4"
-    return ok("gate-up", f"{how}: {target.label} loads it")
+    return ok(f"{how}: {target.label} loads it")
 
 
 def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,31 +90,29 @@ def quantization_keys(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """Keys of quantization_config that the engine's compressed-tensors refuses."""
     settings = quantization_config(checkpoint)
     if settings is None or settings.get("quant_method") != "compressed-tensors":
-        return skipped("quantization-keys", "no compressed-tensors settings in config.json")
+        return skipped("no compressed-tensors settings in config.json")
     found = [(path, key) for path, args in quantization_args(settings) for key in args]
     strange = [f"{path}.{key}"[:120] for path, key in found if key not in ARGS_KEYS]
     if strange:
-        return bad(
-            "quantization-keys",
-            Status.WARN,
+        return warn(
             listed([repr(name) for name in strange]),
-            why="no compressed-tensors from 0.10 to 0.19 writes them; those that are strict refuse them",
+            "",
+            *because("no compressed-tensors from 0.10 to 0.19 writes them; those that are strict refuse them", strange),
             remedy="check who wrote this config.json",
-            items=strange,
         )
     newer = [f"{path}.{key}" for path, key in found if key in DTYPE_KEYS]
     if newer and target.refuses_dtype_keys:
-        return bad(
-            "quantization-keys",
-            Status.FAIL,
+        return fail(
             listed(newer),
-            expected="no scale_dtype, no zp_dtype",
-            why=f"written by compressed-tensors >= 0.13; {target.label} has an older one and ends with "
-            "'scale_dtype: Extra inputs are not permitted'",
+            "no scale_dtype, no zp_dtype",
+            *because(
+                f"written by compressed-tensors >= 0.13; {target.label} has an older one and ends with "
+                "'scale_dtype: Extra inputs are not permitted'",
+                newer,
+            ),
             remedy=REPAIR,
-            items=newer,
         )
-    return ok("quantization-keys", f"known to {target.label}")
+    return ok(f"known to {target.label}")
 
 
 def quantization(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
@@ -127,9 +120,9 @@ def quantization(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     settings, packed = quantization_config(checkpoint), quantized_layers(checkpoint)
     format_ = quantization_format(checkpoint)
     if checkpoint.config is None or not checkpoint.tensors:
-        return skipped("quantization", "config.json or the shards could not be read")
+        return skipped("config.json or the shards could not be read")
     if foreign_quantization(checkpoint):
-        return unknown("quantization", f"{format_}", reason="neither NVFP4 of compressed-tensors nor plain weights")
+        return unknown("neither NVFP4 of compressed-tensors nor plain weights", observed=f"{format_}")
     if settings is None and packed:
         observed = f"{len(packed)} packed layers, no quantization_config"
     elif settings is not None and not packed:
@@ -137,12 +130,13 @@ def quantization(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     elif settings is not None and (plain := _plain_layers(checkpoint, settings)):
         observed = f"plain, yet not in the ignore list: {listed(plain)}"
     else:
-        return ok("quantization", f"NVFP4, {len(packed)} packed layers" if packed else "none: plain weights")
-    return bad(
-        "quantization",
-        Status.FAIL,
+        return ok(f"NVFP4, {len(packed)} packed layers" if packed else "none: plain weights")
+    return fail(
         observed,
-        why="config.json and the shards speak of different weights: the engine looks for tensors that are not there",
+        "",
+        *because(
+            "config.json and the shards speak of different weights: the engine looks for tensors that are not there"
+        ),
         remedy="get the config.json that belongs to these weights",
     )
 
@@ -170,36 +164,32 @@ def rope_theta(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """Transformers 4 reads rope_theta at the top level, Transformers 5 in rope_parameters (or at the top level)."""
     config = checkpoint.config
     if config is None:
-        return skipped("rope-theta", "no config.json")
+        return skipped("no config.json")
     nested = rope_parameters(config).get("rope_theta")
     top = config.get("rope_theta")
     if top is None and nested is None:
-        return bad(
-            "rope-theta",
-            Status.WARN,
+        return warn(
             "nowhere in config.json",
-            why="the engine takes 10000; a long context falls apart if the model was trained with another",
+            "",
+            *because("the engine takes 10000; a long context falls apart if the model was trained with another"),
             remedy="compare with the base model's config.json",
         )
     if top is not None and nested is not None and top != nested:
-        return bad(
-            "rope-theta",
-            Status.FAIL,
+        return fail(
             f"{str(top)[:20]} at the top level, {str(nested)[:20]} in rope_parameters",
-            why="Transformers 4 reads the first, Transformers 5 the second",
+            "",
+            *because("Transformers 4 reads the first, Transformers 5 the second"),
             remedy="write the base model's value in both places",
         )
     if top is None and target.transformers != 5:
         certain = target.transformers == 4
-        return bad(
-            "rope-theta",
-            Status.FAIL if certain and nested != 10000 else Status.WARN,
+        return (fail if certain and nested != 10000 else warn)(
             f"{str(nested)[:20]}, only in rope_parameters",
-            expected="rope_theta at the top level too",
-            why=f"{target.label} runs with {target.transformers_label}; 4 takes 10000, silently",
+            "rope_theta at the top level too",
+            *because(f"{target.label} runs with {target.transformers_label}; 4 takes 10000, silently"),
             remedy=REPAIR,
         )
-    return ok("rope-theta", str(nested if top is None else top)[:20])
+    return ok(str(nested if top is None else top)[:20])
 
 
 def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -211,30 +201,35 @@ def tokenizer_class(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     """What Transformers 5 writes into tokenizer_config.json and Transformers 4 cannot load."""
     settings = checkpoint.documents.get("tokenizer_config.json")
     if settings is None:
-        return skipped("tokenizer-class", "no tokenizer_config.json")
+        return skipped("no tokenizer_config.json")
     faults = []
     if settings.get("tokenizer_class") == TRANSFORMERS_5_TOKENIZER:
         faults.append(f"tokenizer_class {TRANSFORMERS_5_TOKENIZER}")
     if isinstance(settings.get("extra_special_tokens"), list):
         faults.append("extra_special_tokens is a list")
     if faults and target.transformers != 5:
-        return bad(
-            "tokenizer-class",
-            Status.FAIL if target.transformers == 4 else Status.WARN,
+        return (fail if target.transformers == 4 else warn)(
             " and ".join(faults),
-            expected=f"tokenizer_class {PLAIN_TOKENIZER}, special tokens in additional_special_tokens",
-            why=f"saved by Transformers 5; {target.label} runs with {target.transformers_label}, and 4 cannot load it",
+            f"tokenizer_class {PLAIN_TOKENIZER}, special tokens in additional_special_tokens",
+            *because(
+                f"saved by Transformers 5; {target.label} runs with {target.transformers_label}, and 4 cannot load it"
+            ),
             remedy=REPAIR,
         )
     if "auto_map" in settings:
-        return bad(
-            "tokenizer-class",
-            Status.WARN,
+        return warn(
             "the tokenizer brings its own code (auto_map)",
-            why="it loads only with --trust-remote-code, which runs that code",
+            "",
+            *because("it loads only with --trust-remote-code, which runs that code"),
             remedy="use the -hf form of GLM-4, whose tokenizer is data only",
         )
-    return ok("tokenizer-class", f"{str(settings.get('tokenizer_class'))[:60]}: {target.transformers_label} loads it")
+    return ok(f"{str(settings.get('tokenizer_class'))[:60]}: {target.transformers_label} loads it")
 
 
-ENGINE_RULES: tuple[Rule, ...] = (gate_up, quantization, quantization_keys, rope_theta, tokenizer_class)
+ENGINE_RULES: dict[str, Rule] = {
+    "gate-up": gate_up,
+    "quantization": quantization,
+    "quantization-keys": quantization_keys,
+    "rope-theta": rope_theta,
+    "tokenizer-class": tokenizer_class,
+}

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.checkpoint.model import Rule, TargetEngine, bad, listed, ok, plural, skipped
+from glm4_deploy.checkpoint.model import Rule, TargetEngine, listed, plural
 from glm4_deploy.checkpoint.read import INDEX, PICKLE_SUFFIXES, Checkpoint, Fault, FaultKind, Link
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, because, fail, ok, skipped, warn
 
 DOWNLOAD_AGAIN = "download these files again"
 
@@ -23,54 +23,47 @@ def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Docker mounts one directory: what a link out of it leads to is not there in the container."""
     told = _told(_of(checkpoint, FaultKind.LINK))
     if told:
-        return bad(
-            "links",
-            Status.FAIL,
+        return fail(
             listed(told),
-            expected="no symlink out of the directory",
-            why="not followed: only this directory is mounted into the container",
+            "no symlink out of the directory",
+            *because("not followed: only this directory is mounted into the container", told),
             remedy="replace the links by the files themselves (cp -rL DIR DIR2)",
-            items=told,
         )
     hub = [repr(file.name) for file in checkpoint.files if file.link is Link.HUB]
     if hub:
-        return bad(
-            "links",
-            Status.WARN,
+        return warn(
             f"a snapshot of the Hugging Face cache: {plural(len(hub), 'file')} are links into ../../blobs",
-            why="a container that mounts only this directory finds dead links",
+            "",
+            *because("a container that mounts only this directory finds dead links", hub),
             remedy="mount the cache's models--… directory as a whole, or copy with cp -rL",
-            items=hub,
         )
-    return ok("links", "no symlink leads out of the directory")
+    return ok("no symlink leads out of the directory")
 
 
 def lfs_pointers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.LFS_POINTER))
     if not told:
-        return ok("lfs-pointers", "none")
-    return bad(
-        "lfs-pointers",
-        Status.FAIL,
+        return ok("none")
+    return fail(
         listed(told),
-        why="git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON",
+        "",
+        *because(
+            "git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON", told
+        ),
         remedy="in the clone: git lfs install && git lfs pull",
-        items=told,
     )
 
 
 def readable(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE))
     if not told:
-        return ok("files-readable", plural(len(checkpoint.files), "file"))
+        return ok(plural(len(checkpoint.files), "file"))
     unreadable = bool(_of(checkpoint, FaultKind.UNREADABLE))
-    return bad(
-        "files-readable",
-        Status.FAIL,
+    return fail(
         listed(told),
-        why="the engine reads these files at its start",
+        "",
+        *because("the engine reads these files at its start", told),
         remedy="check permissions and the disk (dmesg)" if unreadable else DOWNLOAD_AGAIN,
-        items=told,
     )
 
 
@@ -78,15 +71,12 @@ def file_modes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """save_pretrained of Transformers 5 writes weights with mode 0600."""
     private = [f"{file.name!r}: mode {file.mode:04o}" for file in checkpoint.files if not file.mode & 0o004]
     if not private:
-        return ok("file-modes", "readable by every user")
-    return bad(
-        "file-modes",
-        Status.WARN,
+        return ok("readable by every user")
+    return warn(
         listed(private),
-        expected="readable by every user",
-        why="a container with another user, or root without capabilities, gets Permission denied",
+        "readable by every user",
+        *because("a container with another user, or root without capabilities, gets Permission denied", private),
         remedy="chmod a+r the files",
-        items=private,
     )
 
 
@@ -98,14 +88,15 @@ def being_written(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         if shard.file.allocated < shard.file.size // 2
     ]
     if not partial and not sparse:
-        return ok("being-written", "no sign of an unfinished download")
-    return bad(
-        "being-written",
-        Status.WARN,
+        return ok("no sign of an unfinished download")
+    return warn(
         listed(partial + sparse),
-        why="a download or copy seems to be under way, or was cut off" if partial else "a file that is half empty",
+        "",
+        *because(
+            "a download or copy seems to be under way, or was cut off" if partial else "a file that is half empty",
+            partial + sparse,
+        ),
         remedy="wait for it to end, then verify again with --full",
-        items=partial + sparse,
     )
 
 
@@ -116,55 +107,49 @@ def weights_format(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     count = sum(name.endswith(".safetensors") for name in (file.name for file in checkpoint.files))
     count += sum(fault.file.endswith(".safetensors") for fault in _of(checkpoint, FaultKind.LINK))
     if count == 0:
-        return bad(
-            "weights-format",
-            Status.FAIL,
+        return fail(
             f"no .safetensors file, but {listed(shown)}" if pickles else "no weights: no .safetensors file",
-            why="a pickle can run any code when it is loaded: refused" if pickles else "there is nothing to load",
+            "",
+            *because("a pickle can run any code when it is loaded: refused" if pickles else "there is nothing to load"),
             remedy="get the safetensors version of this checkpoint",
         )
     weights = [name for name in pickles if name.startswith(("pytorch_model", "model", "consolidated"))]
     if weights:
-        return bad(
-            "weights-format",
-            Status.WARN,
+        return warn(
             f"pickled weights beside safetensors: {listed([repr(name) for name in weights])}",
-            why="never read here; another loader may prefer them and run code from them",
+            "",
+            *because("never read here; another loader may prefer them and run code from them"),
             remedy="delete the pickles",
         )
-    return ok("weights-format", plural(count, "safetensors file"))
+    return ok(plural(count, "safetensors file"))
 
 
 def shard_headers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     told = _told(_of(checkpoint, FaultKind.HEADER))
     if told:
-        return bad(
-            "shard-headers",
-            Status.FAIL,
+        return fail(
             listed(told),
-            why="the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer",
+            "",
+            *because("the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer", told),
             remedy=DOWNLOAD_AGAIN,
-            items=told,
         )
     if not checkpoint.shards:
-        return skipped("shard-headers", "no shard could be read")
-    return ok("shard-headers", f"{plural(len(checkpoint.shards), 'shard')}, {len(checkpoint.tensors)} tensors")
+        return skipped("no shard could be read")
+    return ok(f"{plural(len(checkpoint.shards), 'shard')}, {len(checkpoint.tensors)} tensors")
 
 
 def duplicate_tensors(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     counts = Counter(tensor.name for tensor in checkpoint.tensors)
     twice = [repr(name) for name, count in counts.items() if count > 1]
     if not checkpoint.shards:
-        return skipped("duplicate-tensors", "no shard could be read")
+        return skipped("no shard could be read")
     if not twice:
-        return ok("duplicate-tensors", "none")
-    return bad(
-        "duplicate-tensors",
-        Status.FAIL,
+        return ok("none")
+    return fail(
         f"in more than one shard: {listed(twice)}",
-        why="which copy wins depends on the order of loading (a consolidated file beside the shards?)",
+        "",
+        *because("which copy wins depends on the order of loading (a consolidated file beside the shards?)", twice),
         remedy="remove the shards that the index does not name",
-        items=twice,
     )
 
 
@@ -175,45 +160,42 @@ def index(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return _no_index(checkpoint)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
-        return bad(
-            "index", Status.FAIL, f"{INDEX} has no weight_map", why="the engine reads it first", remedy=DOWNLOAD_AGAIN
+        return fail(
+            f"{INDEX} has no weight_map",
+            "",
+            *because("the engine reads it first"),
+            remedy=DOWNLOAD_AGAIN,
         )
     lies = _index_lies(checkpoint, weight_map)
     spare = [repr(shard.file.name) for shard in checkpoint.spare_shards]
     if spare and not lies:
-        return bad(
-            "index",
-            Status.WARN,
+        return warn(
             f"safetensors that the index does not name: {listed(spare)}",
-            why="the engine does not load them; they only take room",
+            "",
+            *because("the engine does not load them; they only take room", spare),
             remedy="delete them if nothing else needs them",
-            items=spare,
         )
     if not lies:
-        return ok("index", f"{len(weight_map)} tensors, as in the shards")
-    return bad(
-        "index",
-        Status.FAIL,
+        return ok(f"{len(weight_map)} tensors, as in the shards")
+    return fail(
         listed(lies),
-        expected="every tensor in the shard that the index names",
-        why="the engine loads only the shards that the index names, and stops or leaves weights unset",
+        "every tensor in the shard that the index names",
+        *because("the engine loads only the shards that the index names, and stops or leaves weights unset", lies),
         remedy="download the missing shards, or the index, again",
-        items=lies,
     )
 
 
 def _no_index(checkpoint: Checkpoint) -> Result:
     if any(fault.file == INDEX for fault in checkpoint.faults):
-        return skipped("index", f"{INDEX} could not be read")
+        return skipped(f"{INDEX} could not be read")
     if len(checkpoint.shards) > 1 and checkpoint.file("model.safetensors") is None:
-        return bad(
-            "index",
-            Status.WARN,
+        return warn(
             f"{len(checkpoint.shards)} shards and no {INDEX}",
-            why="a missing shard would go unnoticed by the engine",
+            "",
+            *because("a missing shard would go unnoticed by the engine"),
             remedy=DOWNLOAD_AGAIN,
         )
-    return ok("index", "not needed: one file")
+    return ok("not needed: one file")
 
 
 def _index_lies(checkpoint: Checkpoint, weight_map: Mapping[str, Any]) -> list[str]:
@@ -230,14 +212,14 @@ def _index_lies(checkpoint: Checkpoint, weight_map: Mapping[str, Any]) -> list[s
     return lies
 
 
-FILE_RULES: tuple[Rule, ...] = (
-    links,
-    lfs_pointers,
-    readable,
-    weights_format,
-    shard_headers,
-    index,
-    duplicate_tensors,
-    being_written,
-    file_modes,
-)
+FILE_RULES: dict[str, Rule] = {
+    "links": links,
+    "lfs-pointers": lfs_pointers,
+    "files-readable": readable,
+    "weights-format": weights_format,
+    "shard-headers": shard_headers,
+    "index": index,
+    "duplicate-tensors": duplicate_tensors,
+    "being-written": being_written,
+    "file-modes": file_modes,
+}

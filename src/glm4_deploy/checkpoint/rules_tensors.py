@@ -13,20 +13,16 @@ from glm4_deploy.checkpoint.model import (
     BadConfigError,
     Rule,
     TargetEngine,
-    bad,
     expected_tensors,
     foreign_quantization,
     listed,
     model_shape,
-    ok,
     plural,
     quantized_layers,
-    skipped,
-    unknown,
 )
 from glm4_deploy.checkpoint.read import Checkpoint, open_file
 from glm4_deploy.plan.engine_rules import ModelShape
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, because, fail, ok, skipped, unknown
 
 NO_SHAPE = "config.json does not say which tensors there must be"
 NOT_WHOLE = "a shard is missing or could not be read: see above"
@@ -57,99 +53,91 @@ def _architectures(config: Mapping[str, object]) -> Sequence[object]:
 def config(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     if checkpoint.config is None:
         if any(fault.file == "config.json" for fault in checkpoint.faults):
-            return skipped("config", "config.json could not be read")
-        return bad(
-            "config",
-            Status.FAIL,
+            return skipped("config.json could not be read")
+        return fail(
             "no config.json",
-            why="the engine does not know what model this is",
+            "",
+            *because("the engine does not know what model this is"),
             remedy="give the directory that has config.json, or download it",
         )
     names = _architectures(checkpoint.config)
     if ARCHITECTURE not in names:
-        return bad(
-            "config",
-            Status.FAIL,
+        return fail(
             f"architectures: {str(names)[:80]}",
-            expected=ARCHITECTURE,
-            why="another model, or GLM-4 in the old form that needs its own code (trust_remote_code)",
+            ARCHITECTURE,
+            *because("another model, or GLM-4 in the old form that needs its own code (trust_remote_code)"),
             remedy="use the -hf form of GLM-4 (glm-4-9b-chat-hf)",
         )
     try:
         shape = model_shape(checkpoint.config)
     except BadConfigError as error:
-        return bad(
-            "config", Status.FAIL, str(error), why="the engine cannot build the model", remedy="download it again"
+        return fail(
+            str(error),
+            "",
+            *because("the engine cannot build the model"),
+            remedy="download it again",
         )
-    return ok("config", f"{ARCHITECTURE}, {shape.layers} layers, hidden {shape.hidden}, vocab {shape.vocab}")
+    return ok(f"{ARCHITECTURE}, {shape.layers} layers, hidden {shape.hidden}, vocab {shape.vocab}")
 
 
 def layers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Layers 0 to num_hidden_layers - 1, each with a tensor at least."""
     shape = shape_of(checkpoint)
     if shape is None:
-        return skipped("layers", NO_SHAPE)
+        return skipped(NO_SHAPE)
     if not checkpoint.whole:
-        return skipped("layers", NOT_WHOLE)
+        return skipped(NOT_WHOLE)
     found = {int(match[1]) for tensor in checkpoint.tensors if (match := LAYER.match(tensor.name))}
     missing = sorted(set(range(shape.layers)) - found)
     extra = sorted(found - set(range(shape.layers)))
     if not missing and not extra:
-        return ok("layers", f"0–{shape.layers - 1}, as config.json says")
+        return ok(f"0–{shape.layers - 1}, as config.json says")
     told = [f"layer {layer} is missing" for layer in missing]
     told += [f"layer {layer} is beyond num_hidden_layers {shape.layers}" for layer in extra]
-    return bad(
-        "layers",
-        Status.FAIL,
+    return fail(
         listed(told),
-        expected=f"0–{shape.layers - 1}",
-        why="a layer without weights is left as it was allocated: garbage, or the engine stops",
+        f"0–{shape.layers - 1}",
+        *because("a layer without weights is left as it was allocated: garbage, or the engine stops", told),
         remedy="download the missing shards, or the config.json that belongs to these weights",
-        items=told,
     )
 
 
 def tensor_names(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
-        return skipped("tensors", NO_SHAPE)
+        return skipped(NO_SHAPE)
     if not checkpoint.whole:
-        return skipped("tensors", NOT_WHOLE)
+        return skipped(NOT_WHOLE)
     held = _by_name(checkpoint.tensors)
     wanted = {name for name, _, _ in expected_tensors(shape, held)}
     missing = [name for name in wanted if name not in held]
     extra = [repr(name) for name in held if name not in wanted and not name.endswith(HARMLESS_SUFFIXES)]
     if missing:
         missing.sort()
-        return bad(
-            "tensors",
-            Status.FAIL,
+        return fail(
             f"missing: {listed(missing)}",
-            expected=plural(len(wanted), "tensor"),
-            why="weights that are not loaded stay as they were allocated, or the engine stops",
+            plural(len(wanted), "tensor"),
+            *because("weights that are not loaded stay as they were allocated, or the engine stops", missing),
             remedy="download the shard that holds them again",
-            items=missing,
         )
     if extra and foreign_quantization(checkpoint):
-        return unknown("tensors", f"{len(extra)} more than a plain GLM has", reason="not quantised as NVFP4")
+        return unknown("not quantised as NVFP4", observed=f"{len(extra)} more than a plain GLM has")
     if extra:
-        return bad(
-            "tensors",
-            Status.FAIL,
+        return fail(
             f"not of this model: {listed(extra)}",
-            why="the engine stops at a name that the model does not have",
+            "",
+            *because("the engine stops at a name that the model does not have", extra),
             remedy="check that config.json and the shards are of one checkpoint",
-            items=extra,
         )
-    return ok("tensors", f"all {len(wanted)} tensors")
+    return ok(f"all {len(wanted)} tensors")
 
 
 def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
-        return skipped("tensor-shapes", NO_SHAPE)
+        return skipped(NO_SHAPE)
     if not checkpoint.whole:
-        return skipped("tensor-shapes", NOT_WHOLE)
+        return skipped(NOT_WHOLE)
     held = _by_name(checkpoint.tensors)
     wrong = []
     for name, sizes, dtypes in expected_tensors(shape, held):
@@ -161,14 +149,12 @@ def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         elif tensor.dtype not in dtypes:
             wrong.append(f"{name}: {tensor.dtype} for {' or '.join(dtypes)}")
     if not wrong:
-        return ok("tensor-shapes", "shapes and dtypes as config.json asks")
-    return bad(
-        "tensor-shapes",
-        Status.FAIL,
+        return ok("shapes and dtypes as config.json asks")
+    return fail(
         listed(wrong),
-        why="the engine stops, or reads these bytes as something else",
+        "",
+        *because("the engine stops, or reads these bytes as something else", wrong),
         remedy="download the config.json that belongs to these weights, or the shard again",
-        items=wrong,
     )
 
 
@@ -176,34 +162,30 @@ def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Every global scale is finite, positive, plausible; layers that the engine fuses share theirs."""
     names = quantized_layers(checkpoint)
     if not names:
-        return skipped("global-scales", "no NVFP4 layer")
+        return skipped("no NVFP4 layer")
     try:
         scales = read_scalars(checkpoint)
     except OSError as error:
-        return unknown("global-scales", "not read", reason=f"a shard could not be read: {error.strerror or error}")
+        return unknown(f"a shard could not be read: {error.strerror or error}", observed="not read")
     wrong = [f"{name} is {value:g}" for name, value in scales.items() if not _plausible(value)]
     if wrong:
-        return bad(
-            "global-scales",
-            Status.FAIL,
+        return fail(
             listed(wrong),
-            expected=f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
-            why="a whole layer is scaled to nothing, to infinity or to NaN: loops and garbage",
+            f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
+            *because("a whole layer is scaled to nothing, to infinity or to NaN: loops and garbage", wrong),
             remedy="download the shard again, or quantise again: it cannot be mended from what is here",
-            items=wrong,
         )
     apart = list(_scales_apart(names, scales))
     if apart:
-        return bad(
-            "global-scales",
-            Status.FAIL,
+        return fail(
             listed(apart),
-            expected="one global scale for q, k, v, and one for gate, up",
-            why="the engine fuses these layers and takes the largest scale for all: the others come out wrong",
+            "one global scale for q, k, v, and one for gate, up",
+            *because(
+                "the engine fuses these layers and takes the largest scale for all: the others come out wrong", apart
+            ),
             remedy="quantise again with a recipe that shares them (llm-compressor does)",
-            items=apart,
         )
-    return ok("global-scales", f"{len(scales)} finite and positive; q/k/v and gate/up share theirs")
+    return ok(f"{len(scales)} finite and positive; q/k/v and gate/up share theirs")
 
 
 def read_scalars(checkpoint: Checkpoint) -> dict[str, float]:
@@ -241,4 +223,10 @@ def _by_name(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-TENSOR_RULES: tuple[Rule, ...] = (config, layers, tensor_names, tensor_shapes, global_scales)
+TENSOR_RULES: dict[str, Rule] = {
+    "config": config,
+    "layers": layers,
+    "tensors": tensor_names,
+    "tensor-shapes": tensor_shapes,
+    "global-scales": global_scales,
+}

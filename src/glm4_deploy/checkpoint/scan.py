@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4_deploy.checkpoint.header import Tensor
-from glm4_deploy.checkpoint.model import GROUP_SIZE, bad, listed, ok, plural, skipped
+from glm4_deploy.checkpoint.model import GROUP_SIZE, listed, plural
 from glm4_deploy.checkpoint.read import Checkpoint, File, Shard, open_file
 from glm4_deploy.errors import StorageError
 from glm4_deploy.files import write_bytes
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, because, fail, ok, skipped, warn
 
 # A SHA-256 manifest in the format of `sha256sum`, so that `sha256sum -c` reads it too.
 
@@ -64,12 +64,12 @@ def check_or_write(manifest: Path, digests: Mapping[str, str], *, damaged: bool)
         raise StorageError(f"cannot read {manifest}: {error.strerror or error}", hint="check its permissions") from None
     told = parse_manifest(data)
     if told is None:
-        return bad(
-            "manifest",
-            Status.FAIL,
+        return fail(
             f"{manifest.name} is no list of sha256sum",
-            why="nothing can be held against it",
+            "",
+            *because("nothing can be held against it"),
             remedy="delete it and verify with --manifest to write a new one",
+            check="manifest",
         )
     return _compare(told, digests)
 
@@ -78,26 +78,23 @@ def _compare(told: Mapping[str, str], digests: Mapping[str, str]) -> Result:
     wrong = [f"{name!r} differs" for name, digest in digests.items() if told.get(name, digest) != digest]
     wrong += [f"{name!r} is missing" for name in told if name not in digests]
     if wrong:
-        return bad(
-            "manifest",
-            Status.FAIL,
+        return fail(
             listed(wrong),
-            expected="the bytes that the manifest names",
-            why="these files are not the ones that were written down",
+            "the bytes that the manifest names",
+            *because("these files are not the ones that were written down", wrong),
             remedy="download them again",
-            items=wrong,
+            check="manifest",
         )
     new = [repr(name) for name in digests if name not in told]
     if new:
-        return bad(
-            "manifest",
-            Status.WARN,
+        return warn(
             f"{plural(len(told), 'file')} as written down; not in it: {listed(new)}",
-            why="nobody vouches for these files",
+            "",
+            *because("nobody vouches for these files", new),
             remedy="delete the manifest and write it again, if you know them",
-            items=new,
+            check="manifest",
         )
-    return ok("manifest", f"{plural(len(told), 'file')} as written down")
+    return ok(f"{plural(len(told), 'file')} as written down", check="manifest")
 
 
 def parse_manifest(data: bytes) -> dict[str, str] | None:
@@ -126,15 +123,15 @@ def _line(name: str, digest: str) -> str:
 
 def _write(manifest: Path, digests: Mapping[str, str], *, damaged: bool) -> Result:
     if damaged:
-        return bad(
-            "manifest",
-            Status.WARN,
+        return warn(
             "not written",
-            why="its files are not whole (see above) and are not to be written down as good",
+            "",
+            *because("its files are not whole (see above) and are not to be written down as good"),
             remedy="download what is damaged, then verify with --manifest again",
+            check="manifest",
         )
     write_bytes(manifest, text(digests).encode("utf-8", errors="surrogateescape"))
-    return ok("manifest", f"written: {plural(len(digests), 'file')} in {manifest.name}")
+    return ok(f"written: {plural(len(digests), 'file')} in {manifest.name}", check="manifest")
 
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -346,5 +343,5 @@ def findings(tally: TensorTally) -> tuple[Result, ...]:
 
 def _row(check: str, items: list[str], fine: str, why: str, remedy: str, count: int = 1) -> Result:
     if items:
-        return bad(check, Status.FAIL, listed(items), why=why, remedy=remedy, items=items)
-    return ok(check, fine) if count else skipped(check, "there is none")
+        return fail(listed(items), "", *because(why, items), remedy=remedy, check=check)
+    return ok(fine, check=check) if count else skipped("there is none", check=check)

@@ -1,7 +1,7 @@
 """Judge a checkpoint for one engine: every rule once, each giving one finding."""
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from glm4_deploy.checkpoint.model import (
     REPAIR,
     Rule,
     TargetEngine,
-    bad,
     default_version,
     parameters,
     quantization_format,
@@ -22,11 +21,11 @@ from glm4_deploy.checkpoint.rules_engine import ENGINE_RULES
 from glm4_deploy.checkpoint.rules_files import FILE_RULES
 from glm4_deploy.checkpoint.rules_tensors import TENSOR_RULES
 from glm4_deploy.checkpoint.scan import check_or_write, digest_file, manifest_covers
-from glm4_deploy.result import Result, Status, verdict
+from glm4_deploy.result import Result, Status, because, fail, verdict
 
 # Whether the bytes are whole and of one model, whatever engine is to load them; then what depends on the engine.
-OF_THE_BYTES: tuple[Rule, ...] = FILE_RULES + TENSOR_RULES
-RULES: tuple[Rule, ...] = OF_THE_BYTES + ENGINE_RULES + CHAT_RULES
+OF_THE_BYTES: dict[str, Rule] = FILE_RULES | TENSOR_RULES
+RULES: dict[str, Rule] = OF_THE_BYTES | ENGINE_RULES | CHAT_RULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ def verify_checkpoint(
     """
     engine = target(vllm or default_version())
     checkpoint = read_checkpoint(directory)
-    results = [rule(checkpoint, engine) for rule in RULES]
+    results = apply_rules(checkpoint, engine)
     if full or manifest:
         results += _read_all(checkpoint, manifest, progress, damaged=_failed(results[: len(OF_THE_BYTES)]))
     results += _changed(checkpoint)
@@ -91,6 +90,11 @@ def verify_checkpoint(
         size=sum(shard.file.size for shard in checkpoint.shards),
         fingerprint=checkpoint.fingerprint,
     )
+
+
+def apply_rules(checkpoint: Checkpoint, engine: TargetEngine, rules: Mapping[str, Rule] = RULES) -> list[Result]:
+    """Every rule once, in the order of the table."""
+    return [replace(rule(checkpoint, engine), check=name) for name, rule in rules.items()]
 
 
 def _with_command(result: Result, directory: Path, engine: TargetEngine) -> Result:
@@ -141,13 +145,12 @@ def _changed(checkpoint: Checkpoint) -> list[Result]:
     if not changed:
         return []
     return [
-        bad(
-            "changed",
-            Status.FAIL,
+        fail(
             f"changed while it was verified: {', '.join(changed[:3])}",
-            why="a download or copy is under way: nothing said here holds",
+            "",
+            *because("a download or copy is under way: nothing said here holds", changed),
             remedy="wait for it to end, then verify again",
-            items=changed,
+            check="changed",
         )
     ]
 

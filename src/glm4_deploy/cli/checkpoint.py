@@ -6,14 +6,13 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.catalog.rows import Version, parse_version, resolve_version
-from glm4_deploy.checkpoint.model import WHY
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
 from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
-from glm4_deploy.cli.output import BytesProgress
+from glm4_deploy.cli.output import BytesProgress, JUnit, Outputs, stdout_if
 from glm4_deploy.errors import UsageError
-from glm4_deploy.report.terminal import print_findings
-from glm4_deploy.report.wire import dumps
+from glm4_deploy.report.terminal import findings_text
+from glm4_deploy.report_model import make_report
 from glm4_deploy.text import one_line
 
 Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that has config.json.")]
@@ -36,21 +35,19 @@ def verify(
         typer.Option(help="Check every byte against this list of sha256sum; write it where it is not there yet."),
     ] = None,
     as_json: AsJson = False,
+    junit: JUnit = None,
 ) -> None:
     """Say what in a checkpoint would not load, or would load and answer garbage, on the engine that is to run it.
 
-    Exit code 0: nothing failed; 1: a finding failed; 9: no checkpoint there.
+    Exit code 0: nothing failed; 1: something failed or could not be judged; 9: there is no checkpoint.
 
     Example: glm4-deploy checkpoint verify /models/glm-4-9b-chat-hf-nvfp4 --image-tag 26.01-py3
     """
+    outputs = Outputs(json=stdout_if(as_json), junit=junit)
+    outputs.check()
     engine = _engine(image_tag, vllm)
     report = verify_checkpoint(directory, vllm=engine, full=full, manifest=manifest, progress=BytesProgress("read"))
-    if as_json:
-        typer.echo(dumps(report))
-    else:
-        _show(report)
-    if report.failures:
-        raise typer.Exit(1)
+    _end(outputs, "verify", report, report, _text(report))
 
 
 def repair(
@@ -71,13 +68,8 @@ def repair(
     """
     engine = resolve_version(for_) if for_ else None
     outcome = repair_checkpoint(directory, output, vllm=engine, only=only or (), progress=BytesProgress("written"))
-    if as_json:
-        typer.echo(dumps(outcome))
-    else:
-        _show_changes(outcome)
-        _show(outcome.report)
-    if outcome.report.failures:
-        raise typer.Exit(1)
+    outputs = Outputs(json=stdout_if(as_json))
+    _end(outputs, "repair", outcome.report, outcome, _changes_text(outcome) + _text(outcome.report))
 
 
 def quantize(
@@ -114,13 +106,9 @@ def quantize(
         raw=raw,
         note=lambda text: typer.echo(text, err=True),
     )
-    if as_json:
-        typer.echo(dumps(outcome))
-    else:
-        typer.echo(outcome.drawn.table())
-        _show(outcome.report)
-    if outcome.report.failures and not raw:
-        raise typer.Exit(1)
+    outputs = Outputs(json=stdout_if(as_json))
+    text = f"{outcome.drawn.table()}\n{_text(outcome.report)}"
+    _end(outputs, "quantize", outcome.report, outcome, text, failing=not raw)
 
 
 def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
@@ -131,24 +119,33 @@ def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
     return resolve_version(image_tag) if image_tag else None
 
 
-def _show(report: "VerifyReport") -> None:
+def _end(
+    outputs: Outputs, command: str, report: VerifyReport, details: object, text: str, *, failing: bool = True
+) -> None:
+    """Write the reports and exit: 1 where a finding failed or could not be judged."""
+    code = None if failing else 0
+    shared = make_report(f"checkpoint {command}", report.results, code=code)
+    outputs.write(shared, lambda: text, details=details)
+    raise typer.Exit(shared.exit_code)
+
+
+def _text(report: VerifyReport) -> str:
     kind = report.quantization or "not quantised"
     size = (
         f"{report.parameters / 1e9:.3g} B parameters, {kind}, {report.tensors} tensors, {report.size / 2**30:.3g} GiB"
     )
     close = f"{report.verdict}: {report.directory} for {report.engine}; {size}; fingerprint {report.fingerprint}"
-    print_findings(report.results, why=WHY, close=close, verdict=report.verdict)
+    return findings_text(report.results, close, report.verdict)
 
 
-def _show_changes(outcome: "RepairResult") -> None:
-    for change in outcome.changes:
-        typer.echo(one_line(f"mended   {change.check:18}{change.file}: {change.detail}", 600))
-    if not outcome.changes:
-        typer.echo("nothing to mend")
+def _changes_text(outcome: RepairResult) -> str:
+    lines = [f"repaired {change.check:18}{change.file}: {change.detail}" for change in outcome.changes]
+    lines = lines or ["nothing to repair"]
     kept = [f"{len(names)} {word}" for word, names in (("linked", outcome.linked), ("copied", outcome.copied)) if names]
     if outcome.left_out:
         kept.append(f"left out: {', '.join(outcome.left_out[:5])}")
-    typer.echo(one_line(f"{outcome.output}: {len(outcome.written)} files written, {', '.join(kept)}", 600))
+    lines.append(f"{outcome.output}: {len(outcome.written)} files written, {', '.join(kept)}")
+    return "".join(f"{one_line(line, 600)}\n" for line in lines)
 
 
 checkpoint = typer.Typer(

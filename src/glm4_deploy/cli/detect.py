@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.detect import scan
 from glm4_deploy.detect.finding import LoopFinding
-from glm4_deploy.errors import UsageError
+from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import make_report
+from glm4_deploy.result import Result
 from glm4_deploy.text import escape_json
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ def detect(
             "--format", help='auto: JSONL if FILE ends in .jsonl or its first line is an object with a "text".'
         ),
     ] = InputFormat.AUTO,
+    junit: JUnit = None,
 ) -> None:
     """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
 
@@ -39,14 +43,24 @@ def detect(
 
     Example: glm4-deploy detect answers.jsonl --json
     """
+    outputs = Outputs(json=stdout_if(json_), junit=junit)
+    outputs.check()
     degenerate, number = False, 0
+    results: list[Result] = []  # for JUnit alone: a stream of rows may be endless
     for number, finding in _findings(file, kind):
         degenerate |= finding.degenerate
-        typer.echo(dumps(finding, indent=None) if json_ else _row(number, finding))
+        if junit is not None:
+            results.append(finding.result(f"row-{number}"))
+        if outputs.text:
+            typer.echo(_row(number, finding))
+        elif json_:
+            typer.echo(dumps(finding, indent=None))
     if not number:
         raise UsageError(f"no rows in {file}: nothing was judged", hint="one JSON object a line, each with a text")
+    if junit is not None:
+        Outputs(junit=junit).write(make_report("detect", results), lambda: "")  # the rows are out already
     if degenerate:
-        raise typer.Exit(1)
+        raise typer.Exit(Judged.exit_code)
 
 
 def _findings(file: str, kind: InputFormat) -> "Iterator[tuple[int, LoopFinding]]":

@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
 from glm4_deploy.errors import UsageError
-from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.logs.scan import read_file
-from glm4_deploy.report.wire import dumps
+from glm4_deploy.report_model import make_report
+from glm4_deploy.result import Result, Status, ok, warn
 
 STATE = Path(".glm4")
-# The keys of --json; `progress` is for people alone.
+# Keys of --json; `progress` is for people alone.
 FACTS = (
     "version",
     "engine",
@@ -39,6 +41,7 @@ def diagnose(
     file: Annotated[str | None, typer.Argument(help="A log file, or - for standard input.", show_default=False)] = None,
     container: Annotated[str | None, typer.Option("--container", help="A container's name or id.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    junit: JUnit = None,
     state_dir: Annotated[Path, typer.Option("--state-dir", help="Where `up` kept its record.")] = STATE,
 ) -> None:
     """Read an engine's log: which path it took, how far it came, what went wrong and what to do, root cause first.
@@ -49,6 +52,8 @@ def diagnose(
 
     Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
     """
+    outputs = Outputs(json=stdout_if(json_), junit=junit)
+    outputs.check()
     if file is not None and container is not None:
         raise UsageError("both a file and --container", hint="name one of them")
     if file is None and container is None:
@@ -63,27 +68,33 @@ def diagnose(
             f"nothing to diagnose in {source}: {said}",
             hint="give the engine's log: docker logs vllm 2>&1 | glm4-deploy diagnose -",
         )
-    if json_:
-        typer.echo(dumps(wire(reader)))
-    else:
-        typer.echo("\n".join(_text(source, reader)))
-    if any(row.severity in ("fatal", "error") for row in reader.findings):
-        raise typer.Exit(1)
+    report = make_report("diagnose", (*(row.result() for row in reader.findings), _start(reader)))
+    outputs.write(report, lambda: "\n".join(_text(source, reader)) + "\n", details=wire(reader))
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
-def wire(reader: "LogReader") -> dict[str, object]:
-    """The facts and, under `findings`, the findings: the JSON of this command."""
+def wire(reader: LogReader) -> dict[str, object]:
+    """The facts and, under `findings`, the findings: what the JSON of this command adds to the shared keys."""
     facts: dict[str, object] = {name: getattr(reader.facts, name) for name in FACTS}
-    return {**facts, "findings": [{key: getattr(row, key) for key in KEYS} for row in reader.findings]}
+    rows = [row.wire() for row in reader.findings]
+    return {**facts, "findings": [{key: row[key] for key in KEYS} for row in rows]}
 
 
-def _text(source: str, reader: "LogReader") -> "list[str]":
+def _start(reader: LogReader) -> Result:
+    """How far the start came. A log may end early: that it did not come up is a failure only with a finding."""
+    if reader.facts.phase is Phase.READY:
+        return ok("the engine came up", check="start")
+    return warn(f"the log ends in the phase {reader.facts.phase}", "ready", check="start")
+
+
+def _text(source: str, reader: LogReader) -> list[str]:
     facts, findings = reader.facts, reader.findings
     rows = [f"read {source}: {reader.lines} lines" + (f", {reader.starts} starts" if reader.starts > 1 else "")]
     rows += [f"{name:18} {_shown(facts, name)}" for name in FACTS]
     for row in findings:
         rows += ["", *_finding(row)]
-    bad = sum(row.severity in ("fatal", "error") for row in findings)
+    bad = any(row.status is Status.FAIL for row in findings)
     rows.append("")
     if bad:
         first = findings[0]
@@ -97,18 +108,18 @@ def _text(source: str, reader: "LogReader") -> "list[str]":
     return [*rows, *(f"  | {line[:WIDTH]}" for line in reader.tail(LAST_LINES))]
 
 
-def _shown(facts: "EngineFacts", name: str) -> str:
+def _shown(facts: EngineFacts, name: str) -> str:
     value = getattr(facts, name)
     if name == "phase" and facts.progress:
         return f"{value} ({facts.progress})"
     return "not told" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _finding(row: "LogFinding") -> "list[str]":
+def _finding(row: LogFinding) -> list[str]:
     seen = f"line {row.number}" if row.number else "container"
     times = f", seen {row.count} times" if row.count > 1 else ""
     return [
-        f"{row.severity:5} {row.id} ({seen}{times})",
+        f"{row.level:5} {row.id} ({seen}{times})",
         f"  | {row.line[:WIDTH]}",
         f"  cause:  {row.cause}",
         f"  fix:    {row.fix}",

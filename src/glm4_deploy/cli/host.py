@@ -1,6 +1,7 @@
 """`glm4-deploy plan | doctor | audit`: what can be known before anything is started."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glm4_deploy.audit import ORDER, AuditFinding, AuditSeverity, audit_compose, has_vllm, lint
+from glm4_deploy.audit import audit_file
 from glm4_deploy.catalog.rows import (
     Gpu,
     Profile,
@@ -21,13 +22,13 @@ from glm4_deploy.catalog.rows import (
 )
 from glm4_deploy.checkpoint.model import BadConfigError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
+from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import NOTHING, STATE, Json, Requested, StateDir, profile_for, seed, with_settings
 from glm4_deploy.deploy.candidates import holds_own_port, runner_of
 from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.deploy.state import expected_record
-from glm4_deploy.doctor import HostVerdict, Needs, doctor_results, gather_host
+from glm4_deploy.doctor import Needs, doctor_results, gather_host, readiness
 from glm4_deploy.errors import DeployError, Judged, PlanRefused, UsageError
-from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b, kernel_path
@@ -35,10 +36,11 @@ from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
 from glm4_deploy.plan.spec import Fraction, engine_version, memory_request, plan_deployment
 from glm4_deploy.render.compose import COMPOSE
-from glm4_deploy.report.terminal import plan_text, print_results
-from glm4_deploy.report.wire import dumps, to_wire
+from glm4_deploy.report.terminal import findings_text, plan_text, results_text
+from glm4_deploy.report.wire import to_wire
+from glm4_deploy.report_model import Report, make_report
+from glm4_deploy.result import Result, Severity, Status, fail, ok
 from glm4_deploy.settings import Settings
-from glm4_deploy.text import one_line
 
 
 @with_settings("max_num_batched_tokens", "enforce_eager", profile="that of the GPU here, else seed; none with --gpu")
@@ -77,6 +79,7 @@ def plan(
     requested: Requested = NOTHING,
     state_dir: StateDir = STATE,
     as_json: Json = False,
+    junit: JUnit = None,
 ) -> None:
     """Show what a GPU's memory will hold, before anything is started.
 
@@ -85,6 +88,8 @@ def plan(
 
     Example: glm4-deploy plan --gpu gb10 --for "64 users, 8k context"
     """
+    outputs = Outputs(json=stdout_if(as_json), junit=junit)
+    outputs.check()
     named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified)
     if load is not None:
         requested = requested.with_flags(_of_load(parse_load(load)))
@@ -106,20 +111,16 @@ def plan(
         answer = solution.plan
     else:
         answer = estimate(request)
-    _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), as_json=as_json)
+    _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), outputs)
     if not answer.fits:
-        why = f": {answer.refusal}" if as_json else ""  # the text above has said it
+        why = "" if outputs.text else f": {answer.refusal}"  # the text above has said it
         raise PlanRefused(f"this cannot start on {request.gpu.label}{why}", hint=answer.remedy)
 
 
 def _show_plan(
-    request: MemoryRequest, answer: MemoryPlan, solved: str, hints: tuple[str, ...], *, as_json: bool
+    request: MemoryRequest, answer: MemoryPlan, solved: str, hints: tuple[str, ...], outputs: Outputs
 ) -> None:
     kernel = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm)
-    if not as_json:
-        color = sys.stdout.isatty()
-        typer.echo(plan_text(request, answer, kernel=kernel, advice=hints, solved=solved, color=color), nl=False)
-        return
     settings = {
         "gpu": request.gpu.label,
         "vllm": ".".join(map(str, request.vllm)),
@@ -130,7 +131,20 @@ def _show_plan(
         "kv_cache_dtype": request.kv_cache_dtype,
         "tensor_parallel_size": request.tensor_parallel_size,
     }
-    typer.echo(dumps({**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints}))
+    color = sys.stdout.isatty()
+    outputs.write(
+        make_report("plan", [_fit(answer)], code=0 if answer.fits else PlanRefused.exit_code),
+        lambda: plan_text(request, answer, kernel=kernel, advice=hints, solved=solved, color=color),
+        details={**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints},
+    )
+
+
+def _fit(plan: MemoryPlan) -> Result:
+    """The plan as one row."""
+    if not plan.fits:
+        return fail(plan.refusal, "an engine that starts", remedy=plan.remedy, check="memory-plan")
+    requests = f"{plan.max_concurrency:.2f} requests of full length at once"
+    return ok(f"{plan.kv_cache_tokens:,} tokens of KV cache, {requests}", "an engine that starts", check="memory-plan")
 
 
 # A GPU that is named without a profile: the settings' own defaults.
@@ -217,6 +231,7 @@ def doctor(
     requested: Requested,
     state_dir: StateDir = STATE,
     as_json: Json = False,
+    junit: JUnit = None,
 ) -> None:
     """Say what this host is and whether it can run the deployment. Read-only, and done within 3 s.
 
@@ -224,15 +239,15 @@ def doctor(
 
     Example: glm4-deploy doctor --profile gb10 --json
     """
+    outputs = Outputs(json=stdout_if(as_json), junit=junit)
+    outputs.check()
     settings, row = requested.load()
     needs = Needs(settings=settings, profile=row)
-    diagnosis = doctor_results(gather_host(needs, partial(_holds_port, needs, state_dir)), needs)
-    if as_json:
-        typer.echo(dumps(diagnosis))
-    else:
-        print_results(diagnosis.results)
-        typer.echo(f"\n{diagnosis.verdict}: for profile {row.name} ({row.summary})")
-    raise typer.Exit(0 if diagnosis.verdict in (HostVerdict.READY, HostVerdict.SLOW) else 1)
+    report = make_report("doctor", doctor_results(gather_host(needs, partial(_holds_port, needs, state_dir)), needs))
+    word = readiness(report.results)
+    close = f"\n{word}: for profile {row.name} ({row.summary})\n"
+    outputs.write(report, lambda: results_text(report.results) + close, details={"readiness": word})
+    raise typer.Exit(report.exit_code)
 
 
 def _holds_port(needs: Needs, state_dir: Path) -> bool:
@@ -244,9 +259,6 @@ def _holds_port(needs: Needs, state_dir: Path) -> bool:
         return False  # no Docker, no Compose: nothing of ours can run
 
 
-MAX_BYTES = 1 << 20
-
-
 def audit(
     file: Annotated[
         Path | None, typer.Argument(help="A Compose file.", show_default="the one that `up` rendered into --state-dir")
@@ -254,70 +266,31 @@ def audit(
     fail_on: Annotated[str, typer.Option(help="Exit 1 from this severity on: critical, high, medium or low.")] = "high",
     state_dir: StateDir = STATE,
     json_: Json = False,
+    junit: JUnit = None,
 ) -> None:
-    """Find what is risky in a vLLM Compose file, ours or anybody's, with severity and mend.
+    """Find what is risky in a vLLM Compose file, ours or anybody's, with severity and fix.
 
     Rules named CL-… are those of compose-lint; what could not be judged is `unknown` and fails too.
 
     Example: glm4-deploy audit docker-compose.yml
     """
-    if fail_on not in ORDER[:-1]:
-        raise UsageError(f"--fail-on {fail_on[:40]!r} is no severity", hint=f"one of {', '.join(ORDER[:-1])}")
+    if fail_on not in tuple(Severity):
+        raise UsageError(f"--fail-on {fail_on[:40]!r} is not a severity", hint=f"one of {', '.join(Severity)}")
+    outputs = Outputs(json=stdout_if(json_), junit=junit)
+    outputs.check()
     path = file or state_dir / COMPOSE
-    findings = _findings(path)
-    if json_:
-        typer.echo(dumps({"schema": 1, "file": str(path), "findings": findings}))
-    else:
-        _show(path, findings)
-    bad = [
-        row
-        for row in findings
-        if row.severity is AuditSeverity.UNKNOWN or ORDER.index(row.severity) <= ORDER.index(AuditSeverity(fail_on))
-    ]
+    report = make_report("audit", audit_file(path, Severity(fail_on)))
+    for row in report.results:
+        if row.check == "vllm" and row.status is Status.SKIPPED:
+            typer.echo(f"{path}: {row.reason}", err=True)
+    outputs.write(report, lambda: _audit_text(path, report), details={"file": str(path), "fail_on": fail_on})
+    bad = [row for row in report.results if row.status in (Status.FAIL, Status.UNKNOWN)]
     if bad:
         raise Judged(f"{path}: {len(bad)} finding(s) of {fail_on} or above, or not judged", hint=bad[0].remedy)
 
 
-def _findings(path: Path) -> "tuple[AuditFinding, ...]":
-    """compose-lint's and ours, worst first.
-
-    Raises:
-        UsageError: not a readable Compose file, or one that is made to hurt.
-    """
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-        raise UsageError(
-            f"{path} is no file of at most {MAX_BYTES >> 20} MiB, so no Compose file", hint="check the path"
-        )
-    text = read_text(path)
-    report = lint(path)  # first: it refuses what would blow up on loading
-    content = parse_yaml(text, path)
-    common = [
-        AuditFinding(rule=row.rule, severity=AuditSeverity(row.severity), service=row.service, line=row.line,
-                observed=row.message, remedy=row.fix)
-        for row in report.findings
-    ]  # fmt: skip
-    unseen = [
-        AuditFinding(
-            rule="not-seen",
-            severity=AuditSeverity.UNKNOWN,
-            service="",
-            observed=gap,
-            remedy="audit the merged file: docker compose config",
-        )
-        for gap in report.gaps
-    ]
-    if not has_vllm(content):
-        typer.echo(f"{path}: no service looks like vLLM; only the rules for any container were applied", err=True)
-    rows = (*common, *audit_compose(content), *unseen)
-    return tuple(sorted(rows, key=lambda row: (ORDER.index(row.severity), row.service, row.rule)))
-
-
-def _show(path: Path, findings: "tuple[AuditFinding, ...]") -> None:
-    from collections import Counter
-
-    for row in findings:
-        where = one_line(f"{row.service}:{row.line}" if row.line else row.service, 80)
-        typer.echo(f"{row.severity:8} {row.rule:17} {where}: {one_line(row.observed, 200)}")
-        typer.echo(f"{'':8} → {one_line(row.remedy, 160)}")
-    counts = Counter(str(row.severity) for row in findings)
-    typer.echo(f"{path}: " + (", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing found"))
+def _audit_text(path: Path, report: Report) -> str:
+    found = [row for row in report.results if row.status not in (Status.OK, Status.SKIPPED)]
+    counts = Counter(str(row.severity or row.status) for row in found)
+    summary = ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing found"
+    return findings_text(found, f"{path}: {summary}", report.verdict)

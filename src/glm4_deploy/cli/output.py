@@ -1,11 +1,11 @@
-"""Where a run's reports go: known to be writable before the first question, because a soak may take a night."""
+"""What a command shows while it works, and where its reports go."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +13,9 @@ from glm4_deploy.deploy.docker import PullState
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import ensure_writable, write_text
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.probe.limits import write_baseline
-from glm4_deploy.report.html import to_html
-from glm4_deploy.report.terminal import print_report, print_results
-from glm4_deploy.report.wire import dumps, to_junit
-from glm4_deploy.report_model import SuiteReport
+from glm4_deploy.report.terminal import results_text
+from glm4_deploy.report.wire import report_json, to_junit
+from glm4_deploy.report_model import Report
 from glm4_deploy.result import Result
 from glm4_deploy.text import clean_text
 
@@ -130,7 +128,7 @@ class Progress:
 
     def table(self, results: Iterable[Result]) -> None:
         """The verdicts, on stdout."""
-        print_results(tuple(results))
+        typer.echo(results_text(results), nl=False)
 
     def _stamp(self) -> str:
         return f"{time.monotonic() - self._begin:7.1f} s  "
@@ -169,24 +167,34 @@ class BytesProgress:
 
 
 STDOUT = Path("-")
+JUnit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML, for CI; - is stdout.")]
+
+
+def stdout_if(wanted: bool) -> Path | None:
+    """For a command whose `--json` is a switch: JSON on stdout, or none."""
+    return STDOUT if wanted else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """A path each, `-` for stdout, None for none. Without one on stdout the table goes there."""
+    """Where the reports of one run go: a path each, `-` for stdout, None for none.
 
-    json: Path | None
-    junit: Path | None
-    html: Path | None
-    baseline: Path | None
+    Without one on stdout the text goes there. other: files that the command itself will write.
+    """
+
+    json: Path | None = None
+    junit: Path | None = None
+    html: Path | None = None
+    other: Path | None = None
 
     def check(self) -> None:
-        """
+        """Every path can be written, known before the run: a soak may take a night.
+
         Raises:
             UsageError: two on stdout, or two in one file.
             StorageError: a path that cannot be written.
         """
-        given = [path for path in (self.json, self.junit, self.html, self.baseline) if path is not None]
+        given = [path for path in (self.json, self.junit, self.html, self.other) if path is not None]
         for path in given:
             if given.count(path) > 1:
                 where = "stdout" if path == STDOUT else str(path)
@@ -194,31 +202,37 @@ class Outputs:
             if path != STDOUT:
                 ensure_writable(path)
 
-    def write(self, report: SuiteReport) -> None:
-        """The table or one report on stdout, the others into their files, each told of on stderr."""
-        if STDOUT not in {self.json, self.junit, self.html}:
-            print_report(report)
-        for path, render in self._formats():
-            if path == STDOUT:
-                typer.echo(render(report), nl=False)
-            else:
-                write_text(path, render(report))
-                typer.echo(f"written: {path}", err=True)
-        if self.baseline is not None:
-            self._save(report, self.baseline)
+    @property
+    def text(self) -> bool:
+        """Whether stdout is free for the text."""
+        return STDOUT not in (self.json, self.junit, self.html)
 
-    def _formats(self) -> Iterator[tuple[Path, Callable[[SuiteReport], str]]]:
-        if self.json is not None:
-            yield self.json, lambda report: dumps(report) + "\n"
-        if self.junit is not None:
-            yield self.junit, to_junit
-        if self.html is not None:
-            yield self.html, to_html
+    def write(
+        self,
+        report: Report,
+        text: Callable[[], str],
+        *,
+        details: Any = None,
+        html: Callable[[], str] | None = None,
+        seconds: float = 0.0,
+        started: str = "",
+        note: str = "",
+    ) -> None:
+        """The text or one report on stdout, the others into their files, each mentioned on stderr.
 
-    def _save(self, report: SuiteReport, path: Path) -> None:
-        if report.exit_code:
-            words = f"no baseline stored: this run is {report.verdict}; store one on a day when all is well"
-            typer.echo(words, err=True)
-            return
-        write_baseline(path, report)
+        details: what the JSON holds beside the shared keys. seconds, started, note: of the run, for JUnit.
+        """
+        if self.text:
+            typer.echo(text(), nl=False)
+        _put(self.json, lambda: report_json(report, details))
+        _put(self.junit, lambda: to_junit(report, seconds=seconds, started=started, note=note))
+        if html is not None:
+            _put(self.html, html)
+
+
+def _put(path: Path | None, render: Callable[[], str]) -> None:
+    if path == STDOUT:
+        typer.echo(render(), nl=False)
+    elif path is not None:
+        write_text(path, render())
         typer.echo(f"written: {path}", err=True)

@@ -5,25 +5,25 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from glm4_deploy.cli.output import Outputs
+from glm4_deploy.cli.output import JUnit, Outputs
 from glm4_deploy.cli.params import resolve_spec, seconds_of
 from glm4_deploy.deploy.state import Record, expected_record, load_record
 from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
-from glm4_deploy.files import ensure_writable, read_text, write_text
+from glm4_deploy.files import read_text
 from glm4_deploy.plan.spec import CONTAINER_PORT
 from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
-from glm4_deploy.probe.limits import Slo, read_baseline, read_slo
+from glm4_deploy.probe.limits import read_baseline, read_slo, write_baseline
 from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.suite import CHECKS, MODEL_PATH, run_suite, soak
-from glm4_deploy.report.terminal import Live, print_bench, print_checks
-from glm4_deploy.report.wire import dumps
-from glm4_deploy.report_model import BenchLevel, BenchReport, Suite, SuiteReport
-from glm4_deploy.result import Status
+from glm4_deploy.report.html import to_html
+from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
+from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
+from glm4_deploy.result import Result, Status, fail, ok
 
 # `glm4-deploy smoke` and `glm4-deploy bench`.
 
@@ -60,7 +60,7 @@ def smoke(
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML, for CI; - is stdout.")] = None,
+    junit: JUnit = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one self-contained page; - is stdout.")
     ] = None,
@@ -74,15 +74,26 @@ def smoke(
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """
     if list_:
-        print_checks((check.id, _suites(check.suites), check.seconds, check.proves) for check in CHECKS.values())
+        rows = ((check.id, _suites(check.suites), check.seconds, check.proves) for check in CHECKS.values())
+        typer.echo(checks_text(rows), nl=False)
         return
     chosen = _choice(suite, [str(name) for name in Suite])
-    outputs = Outputs(json=json_, junit=junit, html=html, baseline=save_baseline)
+    outputs = Outputs(json=json_, junit=junit, html=html, other=save_baseline)
     outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, max_model_len)
     options = _options(slo, baseline)
     report = _run(target, Suite(chosen), options, tuple(only or ()), tuple(skip or ()), duration)
-    outputs.write(report)
+    outputs.write(
+        make_report("smoke", report.results, code=report.exit_code),
+        lambda: suite_text(report),
+        details=report,
+        html=lambda: to_html(report),
+        seconds=report.seconds,
+        started=report.started,
+        note=report.covered,
+    )
+    if save_baseline is not None:
+        _save_baseline(save_baseline, report)
     raise typer.Exit(report.exit_code)
 
 
@@ -102,6 +113,7 @@ def bench(
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
     ] = None,
+    junit: JUnit = None,
     compare: Annotated[Path | None, typer.Option(metavar="FILE", help="An earlier --json to compare with.")] = None,
 ) -> None:
     """Load a running engine through vLLM's own generator: TTFT, TPOT, throughput, goodput.
@@ -114,7 +126,17 @@ def bench(
     where = Where(container=container, python=python, tokenizer=tokenizer)
     target = make_target(base_url, model, api_key_file, 120.0, None)
     levels = _levels(concurrency)
-    raise typer.Exit(run_bench(target, where, levels, (input_len, output_len), slo=slo, json_=json_, compare=compare))
+    outputs, lengths = Outputs(json=json_, junit=junit), (input_len, output_len)
+    raise typer.Exit(run_bench(target, where, levels, lengths, slo=slo, outputs=outputs, compare=compare))
+
+
+def _save_baseline(path: Path, report: SuiteReport) -> None:
+    if report.exit_code:
+        words = f"no baseline stored: this run is {report.verdict}; store one on a day when all is well"
+        typer.echo(words, err=True)
+        return
+    write_baseline(path, report)
+    typer.echo(f"written: {path}", err=True)
 
 
 def make_target(
@@ -224,7 +246,7 @@ def run_bench(
     lengths: tuple[int, int],
     *,
     slo: Path | None,
-    json_: Path | None,
+    outputs: Outputs,
     compare: Path | None,
 ) -> int:
     """The exit code.
@@ -234,8 +256,7 @@ def run_bench(
     """
     limits = read_slo(slo) if slo is not None else None
     earlier = read_report(compare, lengths) if compare is not None else None
-    if json_ is not None and str(json_) != "-":
-        ensure_writable(json_)
+    outputs.check()
     found = _identify(target)
     python, base_url = _place(target, where)
     load = BenchLoad(
@@ -248,13 +269,20 @@ def run_bench(
     )
     started = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
     measured = bench_levels(python, load, slo=limits, key=target.key, on_level=_progress)
-    report = _judge(found, load, started, measured, limits)
-    if json_ is not None and str(json_) != "-":
-        write_text(json_, dumps(report) + "\n")
-    if json_ is not None and str(json_) == "-":
-        typer.echo(dumps(report))
-    else:
-        print_bench(report, earlier)
+    results = tuple(_judged(level) for level in measured)
+    shared = make_report("bench", results)
+    report = BenchReport(
+        base_url=found.base_url,
+        model=load.model,
+        started=started,
+        input_len=load.input_len,
+        output_len=load.output_len,
+        levels=measured,
+        verdict=shared.verdict,
+        exit_code=shared.exit_code,
+        engine=found.engine,
+    )
+    outputs.write(shared, lambda: bench_text(report, earlier), details=report, started=started)
     return report.exit_code
 
 
@@ -303,38 +331,33 @@ def _progress(level: BenchLevel) -> None:
     typer.echo(f"{level.concurrency:4} at once: {level.output_tokens_per_s:.0f} tokens/s", err=True)
 
 
-def _judge(
-    found: SuiteReport, load: BenchLoad, started: str, levels: tuple[BenchLevel, ...], slo: Slo | None
-) -> BenchReport:
-    broken = any(level.broken for level in levels)
-    return BenchReport(
-        base_url=found.base_url,
-        model=load.model,
-        started=started,
-        input_len=load.input_len,
-        output_len=load.output_len,
-        levels=levels,
-        verdict=Status.FAIL if broken else Status.OK,
-        exit_code=1 if broken else 0,
-        engine=found.engine,
-    )
+def _judged(level: BenchLevel) -> Result:
+    """One load: every limit kept, or which are broken."""
+    check = f"concurrency-{level.concurrency}"
+    if level.broken:
+        return fail("; ".join(level.broken), "every request answered within the limits", check=check)
+    return ok(f"{level.output_tokens_per_s:.0f} tokens/s, TTFT p95 {level.ttft.p95:.0f} ms", check=check)
 
 
 def read_report(path: Path, lengths: tuple[int, int]) -> BenchReport:
-    """An earlier --json.
+    """An earlier --json; one of before `schema` too.
 
     Raises:
-        UsageError: it is none, or it asked for other lengths: two runs of unlike questions have no ratio.
+        UsageError: it is not one, or it asked for other lengths: two runs of unlike questions have no ratio.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    text = read_text(path)
     try:
-        report = TypeAdapter(BenchReport).validate_json(read_text(path))
+        head = TypeAdapter(dict[str, Any]).validate_json(text)
+        if head.get("kind", "bench") != "bench" or head.get("schema", SCHEMA) > SCHEMA:
+            raise UsageError(f"{path} is not a report of `bench` that this version reads", hint="store one with --json")
+        report = TypeAdapter(BenchReport).validate_python(head)
     except ValidationError as error:
         first = error.errors()[0]
         words = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         raise UsageError(
-            f"{path} is no result of `bench --json`: {words[:160]}", hint="store one with --json"
+            f"{path} is not a result of `bench --json`: {words[:160]}", hint="store one with --json"
         ) from None
     if (report.input_len, report.output_len) != lengths:
         asked = f"{report.input_len} tokens in and {report.output_len} out"

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import resolve_spec, seconds_of
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.state import expected_record, load_record
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.fleet import HostAnswer, ask_fleet, read_inventory
-from glm4_deploy.report.terminal import print_results
-from glm4_deploy.report.wire import dumps
-from glm4_deploy.report_model import Suite
-from glm4_deploy.result import Status, verdict
+from glm4_deploy.report.terminal import results_text
+from glm4_deploy.report.wire import to_wire
+from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter, serve
-from glm4_deploy.watch.judge import Limits, State, WatchVerdict
+from glm4_deploy.watch.judge import Limits, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judged, run_watch
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 
@@ -82,9 +82,12 @@ def watch(
         last = asyncio.run(_run(verdicts, exporter, _teller(json_), policy, keeper, seconds))
     finally:
         end()
-    if seconds is not None and not last.good:
+    # Without --for a watch is ended from outside, which is not a verdict.
+    report = make_report("watch", [last.result()], code=None if seconds is not None else 0)
+    _teller(json_)("ended", state=last.state.value, **(to_wire(report) if json_ else {}))
+    if report.exit_code:
         raise Judged(
-            f"the engine is not known to be well: {last}", hint="see the lines above, and docs/how-to/watch.md"
+            f"the engine is not known to be well: {last.state}", hint="see the lines above, and docs/how-to/watch.md"
         )
 
 
@@ -126,7 +129,7 @@ async def _run(
     policy: "Policy | None",
     keeper: "ContainerKeeper | None",
     duration: float | None,
-) -> "State":
+) -> WatchVerdict:
     import asyncio
     import signal
 
@@ -140,7 +143,6 @@ async def _run(
         watching.result()  # it never ends but by an error
     for task in (watching, stopped):
         task.cancel()
-    tell("ended", state=exporter.last.value)
     return exporter.last
 
 
@@ -174,6 +176,7 @@ def fleet_smoke(
     suite: Annotated[str, typer.Option(help="gate, quick or full.")] = "quick",
     at_once: AtOnce = 8,
     json_: Json = False,
+    junit: JUnit = None,
 ) -> None:
     """Run the smoke suite against every host of an inventory; one table. Exit 1 unless all pass.
 
@@ -181,22 +184,27 @@ def fleet_smoke(
     """
     if suite not in ("gate", "quick", "full"):
         raise UsageError(f"--suite {suite!r} is not known", hint="gate, quick or full")
-    _ask(inventory, suite, (), at_once, json_)
+    _ask("smoke", inventory, suite, (), at_once, json_, junit)
 
 
-def fleet_status(inventory: File = INVENTORY, at_once: AtOnce = 8, json_: Json = False) -> None:
+def fleet_status(inventory: File = INVENTORY, at_once: AtOnce = 8, json_: Json = False, junit: JUnit = None) -> None:
     """Say for every host of an inventory whether the engine and model expected answer. Exit 1 unless all do.
 
     Example: glm4-deploy fleet status -i fleet.yaml
     """
-    _ask(inventory, "gate", ("alive", "identity"), at_once, json_)
+    _ask("status", inventory, "gate", ("alive", "identity"), at_once, json_, junit)
 
 
-def _ask(inventory: Path, suite: str, only: tuple[str, ...], at_once: int, json_: bool) -> None:
+def _ask(
+    command: str, inventory: Path, suite: str, only: tuple[str, ...], at_once: int, json_: bool, junit: Path | None
+) -> None:
     import asyncio
 
     def told(answer: "HostAnswer") -> None:
         typer.echo(f"{answer.row.status:8}{answer.host}", err=True)
+
+    outputs = Outputs(json=stdout_if(json_), junit=junit)
+    outputs.check()
 
     answers = asyncio.run(
         ask_fleet(
@@ -209,15 +217,12 @@ def _ask(inventory: Path, suite: str, only: tuple[str, ...], at_once: int, json_
         )
     )
     rows = [answer.row for answer in answers]
-    if json_:
-        typer.echo(dumps({"verdict": verdict(rows), "hosts": answers}))
-    else:
-        print_results(rows)
-    good = sum(row.status in {Status.OK, Status.WARN} for row in rows)
-    if not json_:
-        typer.echo(f"{good} of {len(rows)} hosts: no failure seen")
-    if good < len(rows):
-        raise typer.Exit(1)
+    good = sum(row.status.passed for row in rows)
+    report = make_report(f"fleet {command}", rows)
+    text = f"{results_text(rows)}{good} of {len(rows)} hosts: no failure seen\n"
+    outputs.write(report, lambda: text, details={"hosts": answers})
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
 fleet = typer.Typer(

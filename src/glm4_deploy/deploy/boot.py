@@ -25,7 +25,7 @@ from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite
-from glm4_deploy.result import Result, Status, verdict
+from glm4_deploy.result import Result, Status, ok, unknown, verdict
 
 # Waiting for an engine: its log and its events as they come, its phases, an early end on anything fatal.
 
@@ -131,19 +131,14 @@ class Boot:
         Raises:
             WrongEngine: the address answers, but not this engine.
         """
-        expected = f"{self._base_url} answers from {self._started.id[:12]}"
+        check, expected = "this-container", f"{self._base_url} answers from {self._started.id[:12]}"
         with httpx.Client(trust_env=False, timeout=10) as client, suppress(httpx.HTTPError):
             client.get(f"{self._base_url}/v1/models", params={"glm4-deploy": self._nonce})
         deadline = time.monotonic() + PROOF_SECONDS
         while not self._nonce_seen and time.monotonic() < deadline:
             self._pump(wait=0.1)
         if self._nonce_seen:
-            return Result(
-                check="this-container",
-                status=Status.OK,
-                observed="a one-time request showed up in this engine's own log",
-                expected=expected,
-            )
+            return ok("a one-time request showed up in this engine's own log", expected, check=check)
         hint = "another server holds that address: find it with ss -ltnp, stop it or choose --port"
         if self._logs_requests:
             raise WrongEngine(
@@ -152,12 +147,11 @@ class Boot:
         metrics = read_metrics(self._base_url)
         born = metrics.sum("process_start_time_seconds") if metrics else None
         if born is None:
-            return Result(
-                check="this-container",
-                status=Status.UNKNOWN,
+            return unknown(
+                "the engine logs no requests and /metrics has no start time",
+                "leave the access log on: it ties the answers to the container",
                 expected=expected,
-                reason="the engine logs no requests and /metrics tells no start time",
-                remedy="leave the access log on: it ties the answers to the container",
+                check=check,
             )
         age = self._started.started_at - born
         if age > CLOCK_TOLERANCE_SECONDS:
@@ -165,12 +159,8 @@ class Boot:
                 f"{self._base_url} answers, but from a process {age:.0f} s older than the engine just started",
                 hint=hint,
             )
-        return Result(
-            check="this-container",
-            status=Status.OK,
-            observed=f"the answering process began within {CLOCK_TOLERANCE_SECONDS:.0f} s of this start",
-            expected=expected,
-        )
+        observed = f"the answering process began within {CLOCK_TOLERANCE_SECONDS:.0f} s of this start"
+        return ok(observed, expected, check=check)
 
     def check(self) -> None:
         """Take in what has been logged since, and make sure that the engine still runs.
@@ -244,7 +234,7 @@ class Boot:
 
 def serious(reader: LogReader) -> tuple[LogFinding, ...]:
     """What the log holds that may have ended the engine, the root cause first."""
-    return tuple(finding for finding in reader.findings if finding.severity in ("fatal", "error"))
+    return tuple(finding for finding in reader.findings if finding.status is Status.FAIL)
 
 
 def lines_that_matter(reader: LogReader) -> tuple[str, ...]:

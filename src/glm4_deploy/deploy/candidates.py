@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.checkpoint.model import WHY
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
 from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
@@ -24,7 +23,7 @@ from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.probe.endpoints import read_models
 from glm4_deploy.render.compose import COMPOSE, rendered
-from glm4_deploy.result import Result
+from glm4_deploy.result import WHY, Result
 from glm4_deploy.text import MASK, secrets_in, without_secrets
 
 # What can be known before anything is started: each blocker ends in its own error.

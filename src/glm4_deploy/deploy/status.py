@@ -16,9 +16,10 @@ from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
 from glm4_deploy.deploy.state import Record, describe_journal, load_record
 from glm4_deploy.errors import DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.logs.reader import LogFinding, LogReader, LogSeverity
+from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.logs.scan import read_file, scan_log
 from glm4_deploy.probe.endpoints import read_models
+from glm4_deploy.result import Severity
 
 # What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log.
 
@@ -242,7 +243,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
     if now.oom_killed:
         yield LogFinding(
             id="container-oom-killed",
-            severity=LogSeverity.FATAL,
+            severity=Severity.CRITICAL,
             line=line,
             cause="the kernel killed the container for want of memory (its own limit, or the host's)",
             fix="raise its memory limit; on unified memory lower --gpu-memory-utilization and keep 8 GiB for the host",
@@ -251,7 +252,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
     elif now.exit_code == KILLED:
         yield LogFinding(
             id="container-killed",
-            severity=LogSeverity.ERROR,
+            severity=Severity.HIGH,
             line=line,
             cause="killed from outside (SIGKILL): by the kernel for want of memory, or by docker stop, kill or rm",
             fix="did nobody stop it? Then look for `Out of memory: Killed process` in dmesg",
@@ -260,7 +261,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
     elif now.exit_code:
         yield LogFinding(
             id="container-ended",
-            severity=LogSeverity.ERROR,
+            severity=Severity.HIGH,
             line=line,
             cause="the container ended by itself with an error; its log says why",
             fix="see the first finding",
@@ -270,7 +271,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
     if now.restarts:
         yield LogFinding(
             id="container-restarts",
-            severity=LogSeverity.WARN,
+            severity=Severity.MEDIUM,
             line=line,
             cause=f"Docker restarted the container {now.restarts} times by itself",
             fix="a restart policy hides a failing start: see the other findings",

@@ -1,7 +1,9 @@
-"""How far an exact loop goes on after it was found."""
+"""What the detector says of one document, and how far an exact loop goes on after it was found."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from glm4_deploy.result import Result, fail, ok
 
 # What the detector says: one finding a document.
 
@@ -40,6 +42,11 @@ class LoopFinding:
     repeats: float | None
     confidence: float
     why: str
+
+    def result(self, check: str = "loops") -> Result:
+        """The finding as a row of a report; `code` is its verdict."""
+        judge = fail if self.degenerate else ok
+        return judge(self.why, "no loop and no garbage", check=check, code=self.verdict.value)
 
 
 UNIT_SHOWN = 200

@@ -6,8 +6,7 @@ Pure: it is fed lines or bytes and opens nothing. Memory does not grow with the 
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, replace
 
 from glm4_deploy.catalog.rows import Signature
 from glm4_deploy.logs.facts import EngineFacts, Phase, checkpoint_size, learn_line, progress
@@ -21,6 +20,7 @@ from glm4_deploy.logs.line import (
     looks_like_a_log,
     parts_of,
 )
+from glm4_deploy.result import Result, Severity, Status
 from glm4_deploy.text import redact, strip_controls
 
 TAIL_LINES = 200
@@ -29,11 +29,9 @@ MOST_GENERIC = 10
 LAST_WORDS = 20  # lines: what stands among so many at the end of a log may be why it ends
 
 
-class LogSeverity(StrEnum):
-    FATAL = "fatal"
-    ERROR = "error"
-    WARN = "warn"
-    INFO = "info"
+# The levels of a log, as the signatures name them: fatal is what an engine cannot survive.
+LEVELS = {"fatal": Severity.CRITICAL, "error": Severity.HIGH, "warn": Severity.MEDIUM, "info": Severity.LOW}
+_STATUS = {Severity.MEDIUM: Status.WARN, Severity.LOW: Status.OK}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +40,7 @@ class LogFinding:
     often it was seen. wrapper: it only reports that something else failed."""
 
     id: str
-    severity: LogSeverity
+    severity: Severity
     line: str
     cause: str
     fix: str
@@ -50,6 +48,32 @@ class LogFinding:
     wrapper: bool = False
     count: int = 1
     number: int = 0
+
+    @property
+    def level(self) -> str:
+        """fatal, error, warn or info."""
+        return next(level for level, severity in LEVELS.items() if severity is self.severity)
+
+    @property
+    def status(self) -> Status:
+        return _STATUS.get(self.severity, Status.FAIL)
+
+    def result(self) -> Result:
+        """The finding as a row of a report: the line is what was observed, the cause is the reason."""
+        return Result(
+            check=self.id,
+            status=self.status,
+            severity=self.severity,
+            observed=self.line,
+            remedy=self.fix,
+            reason=self.cause,
+            source=self.source,
+            line=self.number or None,
+        )
+
+    def wire(self) -> dict[str, object]:
+        """The finding in JSON; its severity is the level of the log."""
+        return asdict(self) | {"severity": self.level}
 
 
 class LogReader:
@@ -87,11 +111,11 @@ class LogReader:
     def _judged(self) -> Iterator[LogFinding]:
         """An unknown error that was the last word of an engine that never came up is a failure, unless one is known."""
         rows = self._findings
-        failed = any(row.severity in _FAILURES and not row.wrapper for row in rows.values())
+        failed = any(row.status is Status.FAIL and not row.wrapper for row in rows.values())
         key, number = self._last_error or ("", 0)
         last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY and not failed
         for name, row in rows.items():
-            yield replace(row, severity=LogSeverity.ERROR) if last_word and name == key else row
+            yield replace(row, severity=Severity.HIGH) if last_word and name == key else row
 
     @property
     def recognised(self) -> bool:
@@ -102,7 +126,7 @@ class LogReader:
     @property
     def fatal(self) -> LogFinding | None:
         """The first finding after which the engine cannot come up or go on; causes before wrappers."""
-        return next((row for row in self.findings if row.severity is LogSeverity.FATAL), None)
+        return next((row for row in self.findings if row.severity is Severity.CRITICAL), None)
 
     @property
     def watching(self) -> bool:
@@ -210,7 +234,7 @@ class LogReader:
         self.add(
             LogFinding(
                 id="unknown-exception",
-                severity=LogSeverity.WARN if line.level in _QUIET else LogSeverity.ERROR,
+                severity=Severity.MEDIUM if line.level in _QUIET else Severity.HIGH,
                 line=shown,
                 cause=f"an exception that no signature knows, raised at {at}",
                 fix="read the lines around it; search vLLM's issues for its words and that file",
@@ -232,7 +256,7 @@ class LogReader:
         self._last_error = (key, self.lines)
         finding = LogFinding(
             id="unknown-error",
-            severity=LogSeverity.WARN,
+            severity=Severity.MEDIUM,
             line=shown,
             cause="the engine logged an error that no signature knows",
             fix="read the lines around it; search vLLM's issues for its words",
@@ -251,9 +275,9 @@ class LogReader:
 
         Its line is cut only once its secrets are out: half a secret looks like none.
         """
-        self._troubled |= finding.severity in (LogSeverity.FATAL, LogSeverity.ERROR)
+        self._troubled |= finding.status is Status.FAIL
         old = self._findings.get(key or finding.id)
-        if old is None or _GRAVITY[finding.severity] < _GRAVITY[old.severity]:
+        if old is None or finding.severity.rank < old.severity.rank:
             count = 1 if old is None else old.count + 1
             line = redact(finding.line)[:LONGEST_QUOTE]
             self._findings[key or finding.id] = replace(finding, line=line, count=count)
@@ -261,31 +285,29 @@ class LogReader:
             self._findings[key or finding.id] = replace(old, count=old.count + 1)
 
 
-_GRAVITY = {LogSeverity.FATAL: 0, LogSeverity.ERROR: 1, LogSeverity.WARN: 2, LogSeverity.INFO: 3}
 # A stop, or a client that went away, writes tracebacks too: they are no failure.
 _ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 _LOUD = frozenset({"ERROR", "CRITICAL"})
-_FAILURES = frozenset({LogSeverity.FATAL, LogSeverity.ERROR})
 _DIGITS = re.compile(r"\d+")
 
 
 def _rank(finding: LogFinding) -> tuple[bool, int, int]:
-    return finding.wrapper, max(_GRAVITY[finding.severity], 1), finding.number
+    return finding.wrapper, max(finding.severity.rank, 1), finding.number
 
 
-def _heard(row: Signature, level: str) -> LogSeverity | None:
+def _heard(row: Signature, level: str) -> Severity | None:
     """How grave a match is on a line of that level; None: not to be believed (a logged prompt may quote anything)."""
-    severity = LogSeverity(row.severity)
-    if severity in (LogSeverity.FATAL, LogSeverity.ERROR):
+    severity = LEVELS[row.severity]
+    if severity.rank <= Severity.HIGH.rank:
         if level in ("DEBUG", "INFO"):
             return None
         if level == "WARNING":
-            return LogSeverity.WARN
+            return Severity.MEDIUM
     return severity
 
 
-def _finding(row: Signature, severity: LogSeverity, shown: str, number: int) -> LogFinding:
+def _finding(row: Signature, severity: Severity, shown: str, number: int) -> LogFinding:
     return LogFinding(
         id=row.id,
         severity=severity,

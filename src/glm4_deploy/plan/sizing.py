@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, at_any_fraction, estimate
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Result, ok, warn
 
 # A load in words: `64 users, 8k context`.
 
@@ -257,13 +257,11 @@ def _row(check: str, planned: float, seen: float, tolerance: float, unit: str) -
     off = seen - planned
     percent = f", {100 * off / planned:+.1f} %" if planned else ""
     within = abs(off) <= tolerance
-    return Result(
-        check=check,
-        status=Status.OK if within else Status.WARN,
-        observed=f"{seen:,.{digits}f} {unit} (planned {planned:,.{digits}f}{percent})",
-        expected=f"± {tolerance:,.{digits}f} {unit}",
-        remedy="" if within else "recorded: the next plan on this host uses it",
-    )
+    observed = f"{seen:,.{digits}f} {unit} (planned {planned:,.{digits}f}{percent})"
+    expected = f"± {tolerance:,.{digits}f} {unit}"
+    if within:
+        return ok(observed, expected, check=check)
+    return warn(observed, expected, remedy="recorded: the next plan on this host uses it", check=check)
 
 
 def learn_from_starts(request: MemoryRequest, plan: MemoryPlan, measured: MeasuredMemory) -> Observation | None:

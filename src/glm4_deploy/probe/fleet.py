@@ -16,7 +16,7 @@ from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite, SuiteReport
-from glm4_deploy.result import Result, Status, verdict
+from glm4_deploy.result import Result, Status, fail, verdict
 
 TUNNEL_S = 20.0
 HINT = "for example:\n  hosts:\n    spark-1: {base_url: http://10.0.0.5:8080}\n    spark-2: {ssh: ops@spark-2}"
@@ -107,7 +107,7 @@ async def _ask(
             target = ProbeTarget(base_url=base_url, model=host.model or model, api_key=key)
             report = await run_suite(target, suite=suite, only=only)
     except DeployError as error:
-        row = Result(check=name, status=Status.FAIL, observed=error.message, remedy=error.hint)
+        row = fail(error.message, remedy=error.hint, check=name)
         return HostAnswer(host=name, row=row, report=None)
     return HostAnswer(host=name, row=_row(name, report), report=report)
 

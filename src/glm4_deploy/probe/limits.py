@@ -1,4 +1,4 @@
-"""The stored perplexities of a good day: a small JSON file beside the deployment."""
+"""Limits that turn measurements into a verdict: an SLO file, and the stored perplexities of a good day."""
 
 import json
 import math
@@ -61,14 +61,14 @@ def read_slo(path: Path) -> Slo:
         raise UsageError(f"SLO file {path}: {where}: {first['msg']}", hint=hint) from error
 
 
-FORM = 1
+SCHEMA = 1
 
 
 def read_baseline(path: Path) -> dict[str, float]:
     """Perplexity by passage id.
 
     Raises:
-        UsageError: unreadable, or not written by `write`.
+        UsageError: unreadable, or not written by `write_baseline` (an older one says `form` for `schema`).
     """
     hint = "write one with --save-baseline on a day when the engine is good"
     try:
@@ -77,7 +77,7 @@ def read_baseline(path: Path) -> dict[str, float]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"baseline {path}: {type(error).__name__}: {str(error)[:100]}", hint=hint) from error
     sound = values and all(math.isfinite(value) and value >= 1 for value in values.values())
-    if raw.get("form") != FORM or not sound:
+    if raw.get("schema", raw.get("form")) != SCHEMA or not sound:
         raise UsageError(f"baseline {path} is not one of this version", hint=hint)
     return values
 
@@ -92,7 +92,7 @@ def write_baseline(path: Path, report: SuiteReport) -> None:
     if not report.perplexity:
         raise UsageError("no baseline stored: this run measured no perplexity", hint="run the check `perplexity` too")
     body = {
-        "form": FORM,
+        "schema": SCHEMA,
         "model": report.model,
         "engine": {fact.name: fact.value for fact in report.engine},
         "perplexity": {fact.name: fact.value for fact in report.perplexity},

@@ -431,7 +431,7 @@ def _restarts(starts: set[str]) -> tuple[Result, ...]:
         return ()
     remedy = "read the log of the engine's last life: `docker logs`, and `glm4-deploy diagnose`"
     seen = f"the engine started {len(starts)} times: {', '.join(sorted(starts))}"
-    return (Result(check="restarts", status=Status.FAIL, observed=seen, expected="one start", remedy=remedy),)
+    return (fail(seen, "one start", remedy=remedy, check="restarts"),)
 
 
 def _merge(

@@ -1,4 +1,4 @@
-"""The table of a load test, and what changed against an earlier one."""
+"""Reports as text for a person: every function returns the text and the caller prints it, except `Live`."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from rich.text import Text
 from glm4_deploy.plan.engine_rules import KernelPath
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
 from glm4_deploy.report_model import BenchLevel, BenchReport, SuiteReport
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import WHY, Result, Status
 from glm4_deploy.text import one_line, paint
 
 # A memory plan as text for a terminal: a table, a bar and advice. No Rich: `plan` is to answer at once.
@@ -95,7 +95,7 @@ def _verdict(plan: MemoryPlan) -> str:
     return f"STARTS: {tokens}, {plan.max_concurrency:.2f} requests of full length at once"
 
 
-# Results on a terminal, through Rich. Everything from a server is cleaned first and never read as markup.
+# Results, through Rich. Everything from a server is cleaned first and never read as markup.
 
 FOLD = 3
 NARROW = 80  # below it a table of five columns has three letters for each of the last
@@ -114,13 +114,50 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 120)
 
 
-def results_table(results: Iterable[Result]) -> Table:
+def _text(*parts: RenderableType, soft_wrap: bool = False) -> str:
+    """What a console on stdout would show, each part on lines of its own."""
+    out = console()
+    with out.capture() as shown:
+        for part in parts:
+            out.print(part, soft_wrap=soft_wrap)
+    return shown.get()
+
+
+def results_text(results: Iterable[Result]) -> str:
+    """The table of verdicts; lines where the terminal is too narrow for one."""
+    rows = tuple(results)
+    return _text(_table_of(rows)) if console().width >= NARROW else _text(*_lines(rows))
+
+
+def suite_text(report: SuiteReport) -> str:
+    """A suite run: the table, then the verdict and what it covers."""
+    head = f"{report.verdict}: {report.model or 'no model'} at {report.base_url}, suite {report.suite}"
+    close = Text(one_line(f"{head}, {report.seconds:.1f} s"), style=STYLE[report.verdict])
+    return results_text(report.results) + _text(close, Text(one_line(report.covered, 2000)))
+
+
+def findings_text(results: Iterable[Result], close: str, verdict: Status) -> str:
+    """A row for each result: how bad, which rule, where, what; then what it means and what to do. Commands are not
+    folded. The last line is `close`."""
+    parts = [part for result in results for part in _finding(result)]
+    return _text(*parts, Text(one_line(close, 600), style=STYLE[verdict]), soft_wrap=True)
+
+
+def _finding(result: Result) -> Iterator[Text]:
+    place = f"{result.source}:{result.line}: " if result.line else f"{result.source}: " if result.source else ""
+    head = Text(f"{result.severity or result.status:8} ", style=STYLE[result.status]) + Text(f"{result.check:18}")
+    yield head + Text(one_line(place + (result.observed or result.reason)))
+    for word, text in _details(result):
+        yield Text(f"{'':{MARGIN}}{word} {one_line(text, 600)}")
+
+
+def _table_of(results: tuple[Result, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
     for name in ("check", "verdict"):
         table.add_column(name, no_wrap=True)
     for name in ("observed", "expected", "what to do"):
         table.add_column(name, overflow="fold", ratio=1)
-    for name, row in _folded(tuple(results)):
+    for name, row in _folded(results):
         table.add_row(
             Text(name),
             Text(str(row.status), style=STYLE[row.status]),
@@ -131,9 +168,9 @@ def results_table(results: Iterable[Result]) -> Table:
     return table
 
 
-def _lines(results: Iterable[Result]) -> Iterator[RenderableType]:
+def _lines(results: tuple[Result, ...]) -> Iterator[RenderableType]:
     """The same as the table where there is no room for one."""
-    for name, row in _folded(tuple(results)):
+    for name, row in _folded(results):
         yield Text(f"{name}: ") + Text(str(row.status), style=STYLE[row.status])
         for word, text in (("", row.observed or row.reason), ("expected: ", row.expected), ("→ ", row.remedy)):
             if text:
@@ -153,7 +190,7 @@ def _folded(results: tuple[Result, ...]) -> Iterator[tuple[str, Result]]:
             yield f"{same} checks", row
 
 
-def print_checks(rows: Iterable[tuple[str, str, float, str]]) -> None:
+def checks_text(rows: Iterable[tuple[str, str, float, str]]) -> str:
     """`smoke --list`: name, suites, typical seconds on a GPU, what it proves."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("check", no_wrap=True)
@@ -162,7 +199,7 @@ def print_checks(rows: Iterable[tuple[str, str, float, str]]) -> None:
     table.add_column("proves", ratio=1)
     for name, suites, seconds, proves in rows:
         table.add_row(Text(name), Text(suites), Text(f"{seconds:g} s"), Text(proves))
-    console().print(table)
+    return _text(table)
 
 
 class Live:
@@ -199,45 +236,14 @@ class Live:
         self._console.print(Text(words, style=STYLE[verdict]))
 
 
-def print_results(results: Iterable[Result]) -> None:
-    """The table of verdicts, on stdout; lines where it is too narrow for one."""
-    out = console()
-    if out.width >= NARROW:
-        out.print(results_table(results))
-    else:
-        out.print(*_lines(results), sep="\n")
-
-
-def print_report(report: SuiteReport) -> None:
-    """A suite run: the table, then the verdict and what it covers."""
-    print_results(report.results)
-    out = console()
-    head = f"{report.verdict}: {report.model or 'no model'} at {report.base_url}, suite {report.suite}"
-    out.print(Text(one_line(f"{head}, {report.seconds:.1f} s"), style=STYLE[report.verdict]))
-    out.print(Text(one_line(report.covered, 2000)))
-
-
-# A checkpoint's findings on a terminal: what was seen, why it matters, the mend. Commands are not folded.
-
 MARGIN = 27
 
 
-def print_findings(results: Iterable[Result], *, why: str, close: str, verdict: Status) -> None:
-    """A row each, then the line `close`, on stdout. `why` names the evidence that says what a finding means."""
-    out = console()
-    for result in results:
-        head = Text(f"{result.status:8} ", style=STYLE[result.status]) + Text(f"{result.check:18}")
-        out.print(head + Text(one_line(result.observed or result.reason)), soft_wrap=True)
-        for word, text in _details(result, why):
-            out.print(Text(f"{'':{MARGIN}}{word} {one_line(text, 600)}"), soft_wrap=True)
-    out.print(Text(one_line(close, 600), style=STYLE[verdict]), soft_wrap=True)
-
-
-def _details(result: Result, why: str) -> Iterable[tuple[str, str]]:
+def _details(result: Result) -> Iterable[tuple[str, str]]:
     if result.expected:
-        yield "wanted:", result.expected
+        yield "expected:", result.expected
     for evidence in result.evidence:
-        if evidence.name == why:
+        if evidence.name == WHY:
             yield "why:", evidence.text
     if result.status is Status.UNKNOWN and result.observed:
         yield "why:", result.reason
@@ -260,7 +266,7 @@ COLUMNS = (
 )
 
 
-def print_bench(report: BenchReport, earlier: BenchReport | None) -> None:
+def bench_text(report: BenchReport, earlier: BenchReport | None) -> str:
     """Times in milliseconds. With `earlier`, a second line a level: this run as a multiple of that one."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in COLUMNS:
@@ -272,11 +278,9 @@ def print_bench(report: BenchReport, earlier: BenchReport | None) -> None:
         table.add_row(*_cells(level), judged)
         if level.concurrency in before:
             table.add_row(*_ratios(level, before[level.concurrency]), Text("of the earlier run", style="dim"))
-    out = console()
-    out.print(table)
     lengths = f"{report.input_len} tokens in, {report.output_len} out"
     words = f"{report.verdict}: {report.model} at {report.base_url}, {lengths}; vLLM's own load generator, one run"
-    out.print(Text(one_line(words), style=STYLE[report.verdict]))
+    return _text(table, Text(one_line(words), style=STYLE[report.verdict]))
 
 
 def _cells(level: BenchLevel) -> Iterable[str]:

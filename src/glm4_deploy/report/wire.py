@@ -1,19 +1,19 @@
-"""JUnit XML, as CI systems read it: one test case a check."""
+"""Reports as text for machines: JSON, its JSON Schema, and JUnit XML. Nothing here prints."""
 
 import dataclasses
 import json
 from typing import Any
 from xml.etree import ElementTree
 
-from glm4_deploy.report_model import SuiteReport
+from glm4_deploy.report_model import Report
 from glm4_deploy.result import Result, Status
 from glm4_deploy.text import cap, escape_json, one_line
 
-# Frozen dataclasses to JSON, the one way that every `--json` takes.
-
 
 def to_wire(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists; everything else as it is."""
+    """Dataclasses to dicts (a `wire` method says how), tuples to lists; everything else as it is."""
+    if hasattr(value, "wire"):
+        return to_wire(value.wire())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_wire(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -33,34 +33,61 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
     return escape_json(text)
 
 
+def report_json(report: Report, details: Any = None) -> str:
+    """The report and, after it, the keys of its kind: a dict or a dataclass."""
+    shared = to_wire(report)
+    more = {} if details is None else to_wire(details)
+    return dumps(shared | {key: value for key, value in more.items() if key not in shared}) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of what all reports share; report.schema.json in this folder is its text."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Report).json_schema(mode="serialization")
+    for part in (schema, *schema["$defs"].values()):
+        if "properties" in part:
+            part["required"] = list(part["properties"])
+            part["additionalProperties"] = part is schema  # each kind adds its keys at the top
+            for described in part["properties"].values():
+                described.pop("default", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
 EVIDENCE = 2000  # characters of each piece
 
 
-def to_junit(report: SuiteReport) -> str:
-    """The report as one <testsuite>. `unknown` counts as an error: it was not judged, and is no pass."""
+def to_junit(report: Report, *, seconds: float = 0.0, started: str = "", note: str = "") -> str:
+    """One <testsuite>, a test case for each result. `unknown` is an error: it was not judged, so it did not pass."""
     count = {status: sum(row.status is status for row in report.results) for status in Status}
     suite = ElementTree.Element(
         "testsuite",
-        name=f"glm4-deploy smoke {report.suite}",
+        name=f"glm4-deploy {report.kind}",
         tests=str(len(report.results)),
         failures=str(count[Status.FAIL]),
         errors=str(count[Status.UNKNOWN]),
         skipped=str(count[Status.SKIPPED]),
-        time=f"{report.seconds:.3f}",
-        timestamp=report.started[:19],
+        time=f"{seconds:.3f}",
     )
+    if started:
+        suite.set("timestamp", started[:19])
     for row in report.results:
-        _case(suite, row)
-    ElementTree.SubElement(suite, "system-out").text = one_line(report.covered, 4000)
+        _case(suite, row, report.kind)
+    if note:
+        ElementTree.SubElement(suite, "system-out").text = one_line(note, 4000)
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _case(suite: ElementTree.Element, row: Result) -> None:
+def _case(suite: ElementTree.Element, row: Result, kind: str) -> None:
     case = ElementTree.SubElement(
-        suite, "testcase", classname="glm4-deploy.smoke", name=row.check, time=f"{row.seconds or 0:.3f}"
+        suite,
+        "testcase",
+        classname=f"glm4-deploy.{kind.replace(' ', '.')}",
+        name=one_line(" ".join(filter(None, (row.check, row.source, str(row.line or "")))), 200),
+        time=f"{row.seconds or 0:.3f}",
     )
     words = one_line(row.observed or row.reason)
     if row.status is Status.FAIL:

@@ -19,7 +19,7 @@ class Exporter:
     def __init__(self, *, stale_s: float) -> None:
         self._stale_s = stale_s
         self._status: dict[str, object] = {"state": State.UNKNOWN.value, "why": "nothing was seen yet"}
-        self._state = State.UNKNOWN
+        self.last = WatchVerdict(state=State.UNKNOWN, why="nothing was seen yet", since=0.0)
         self._told = time.monotonic()
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -44,11 +44,6 @@ class Exporter:
         self.gpu_used = gauge("gpu_memory_used_bytes", "GPU memory in use, where the driver tells", "gpu")
         self.gpu_heat = gauge("gpu_temperature_celsius", "GPU temperature, where the driver tells", "gpu")
 
-    @property
-    def last(self) -> State:
-        """The state that was published last."""
-        return self._state
-
     def publish(self, verdict: WatchVerdict, judge: Judge, at: float) -> None:
         for state in State:
             self.state.labels(state.value).set(state is verdict.state)
@@ -58,7 +53,7 @@ class Exporter:
             if judge.last.corrupted is not None:
                 self.corrupted.set(judge.last.corrupted)
         self._status = {"state": verdict.state.value, "why": verdict.why, "seconds": round(at - verdict.since, 1)}
-        self._state, self._told = verdict.state, time.monotonic()
+        self.last, self._told = verdict, time.monotonic()
 
     def canary(self, canary: CanaryResult) -> None:
         self.canaries.labels(canary.said.value).inc()
@@ -77,7 +72,7 @@ class Exporter:
         age = time.monotonic() - self._told
         if age > self._stale_s:
             return 503, json.dumps({"state": "unknown", "why": f"the watch has said nothing for {age:.0f} s"}).encode()
-        return 200 if self._state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
+        return 200 if self.last.state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
 
 
 def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from glm4_deploy.plan.engine_rules import STALL_SECONDS
 from glm4_deploy.probe.progress import Counters
+from glm4_deploy.result import Result, fail, ok, unknown
 
 
 class State(StrEnum):
@@ -81,6 +82,13 @@ class WatchVerdict:
     state: State
     why: str
     since: float
+
+    def result(self) -> Result:
+        """The verdict as a row of a report; `code` is the state."""
+        if self.state is State.UNKNOWN:
+            return unknown(self.why, check="engine", code=self.state.value)
+        judge = ok if self.state.good else fail
+        return judge(self.why, "an engine that answers and makes progress", check="engine", code=self.state.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,8 @@ FACTS = [
     *("kv_cache_gib", "kv_cache_tokens", "max_concurrency", "compile_s", "graph_gib", "ready_s", "phase"),
 ]
 
+SHARED = ["schema", "kind", "kit", "verdict", "exit_code", "results"]
+
 
 def kit(*words: str | Path, cwd: Path, stdin: bytes = b"") -> tuple[int, str, str]:
     done = subprocess.run(
@@ -39,7 +41,7 @@ def test_json_has_the_promised_keys_and_the_cause_first(tmp_path: Path) -> None:
     code, out, err = kit(LOGS / "cpu-0.32-no-kernel.log", "--json", cwd=tmp_path)
     report = json.loads(out)
     assert (code, err) == (1, "")
-    assert [*report] == [*FACTS, "findings"]
+    assert [*report] == [*SHARED, *FACTS, "findings"]
     assert [*report["findings"][0]] == ["id", "severity", "line", "cause", "fix", "source", "count"]
     assert report["findings"][0]["id"] == "no-nvfp4-kernel"
     assert report["kernel"] is None

@@ -123,6 +123,6 @@ def test_the_doctor_answers_on_any_machine(tmp_path: Path) -> None:
     done = glm4("doctor", "--model-dir", str(tmp_path), "--json", where=tmp_path)
     answer = json.loads(done.stdout, parse_constant=pytest.fail)
 
-    assert answer["verdict"] in ("ready", "slow", "blocked", "unknown")
-    assert done.returncode == (0 if answer["verdict"] in ("ready", "slow") else 1)
+    assert answer["readiness"] in ("ready", "slow", "blocked", "unknown")
+    assert done.returncode == answer["exit_code"] == (0 if answer["readiness"] in ("ready", "slow") else 1)
     assert all({"check", "status", "observed", "expected", "remedy"} <= set(row) for row in answer["results"])

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4_deploy.logs.facts import EngineFacts, Phase
-from glm4_deploy.logs.reader import LogReader, LogSeverity
+from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.logs.scan import scan_log
+from glm4_deploy.result import Severity
 
 LOGS = Path(__file__).parents[2] / "data/logs"
 EXPECTED: dict[str, dict[str, Any]] = yaml.safe_load((LOGS / "expected.yaml").read_text())
-BAD = (LogSeverity.FATAL, LogSeverity.ERROR)
+BAD = (Severity.CRITICAL, Severity.HIGH)
 
 
 def lines_of(name: str) -> list[bytes]:
@@ -241,14 +242,14 @@ READY = b"INFO:     Application startup complete."
 @pytest.mark.parametrize(
     ("lines", "severity"),
     [
-        ([BOOT, TOKEN], LogSeverity.ERROR),
-        ([BOOT, *[b"some other line"] * 300, TOKEN, b"a last word"], LogSeverity.ERROR),
-        ([BOOT, TOKEN, *[b"some other line"] * 300], LogSeverity.WARN),
-        ([BOOT, TOKEN, READY], LogSeverity.WARN),
-        ([BOOT, READY, TOKEN], LogSeverity.WARN),
+        ([BOOT, TOKEN], Severity.HIGH),
+        ([BOOT, *[b"some other line"] * 300, TOKEN, b"a last word"], Severity.HIGH),
+        ([BOOT, TOKEN, *[b"some other line"] * 300], Severity.MEDIUM),
+        ([BOOT, TOKEN, READY], Severity.MEDIUM),
+        ([BOOT, READY, TOKEN], Severity.MEDIUM),
     ],
 )
-def test_an_error_that_no_signature_knows_is_a_finding(lines: list[bytes], severity: LogSeverity) -> None:
+def test_an_error_that_no_signature_knows_is_a_finding(lines: list[bytes], severity: Severity) -> None:
     (row,) = scan(lines).findings
     assert (row.id, row.severity) == ("unknown-error", severity)
     assert row.line == TOKEN.decode()
@@ -267,5 +268,5 @@ def test_unknown_errors_are_few() -> None:
     lines = [TOKEN + f" {chr(97 + n % 26)}{chr(97 + n // 26)}".encode() for n in range(500)]
     found = scan([BOOT, *lines]).findings
     assert len(found) == 10
-    assert found[0].severity is LogSeverity.ERROR
+    assert found[0].severity is Severity.HIGH
     assert found[0].line == lines[-1].decode()

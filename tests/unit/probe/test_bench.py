@@ -11,10 +11,10 @@ from glm4_deploy.cli.smoke import read_report
 from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container, read_level
 from glm4_deploy.probe.limits import Goodput, Slo
-from glm4_deploy.report.terminal import print_bench
-from glm4_deploy.report.wire import dumps
-from glm4_deploy.report_model import BenchReport
-from glm4_deploy.result import Status
+from glm4_deploy.report.terminal import bench_text
+from glm4_deploy.report.wire import dumps, report_json, to_wire
+from glm4_deploy.report_model import SCHEMA, BenchReport, make_report
+from glm4_deploy.result import Status, ok
 
 DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
 LOAD = BenchLoad(base_url="http://h:1", model="m", tokenizer="/m", concurrency=(1, 16))
@@ -82,13 +82,23 @@ def test_a_python_without_vllm_says_so() -> None:
         bench_levels(["/no/such/python"], LOAD, slo=None, key=None, on_level=print)
 
 
-def test_a_comparison_reads_what_was_written(raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("older", [{}, {"form": 1}])
+def test_a_comparison_reads_what_was_written(raw: Any, tmp_path: Path, older: dict[str, int]) -> None:
     path = tmp_path / "b.json"
-    path.write_text(dumps(report(raw)))
+    path.write_text(
+        dumps(older | to_wire(report(raw))) if older else report_json(make_report("bench", [ok("fast")]), report(raw))
+    )
     earlier = read_report(path, (128, 64))
     assert earlier == report(raw)
-    print_bench(report({**raw, "output_throughput": 2 * raw["output_throughput"]}), earlier)
-    assert "x 2.00" in capsys.readouterr().out
+    assert "x 2.00" in bench_text(report({**raw, "output_throughput": 2 * raw["output_throughput"]}), earlier)
+
+
+def test_a_report_of_another_kind_or_a_newer_schema_is_refused(raw: Any, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    for wrong in ({"kind": "smoke"}, {"schema": SCHEMA + 1}):
+        path.write_text(dumps(to_wire(report(raw)) | wrong))
+        with pytest.raises(UsageError):
+            read_report(path, (128, 64))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"form": 1}', "\x00"])

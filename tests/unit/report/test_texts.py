@@ -1,16 +1,17 @@
-"""Terminal, JUnit and JSON: untrusted text arrives as text, and one reason is told once."""
+"""Terminal, JUnit and JSON: untrusted text arrives as text, and one reason is reported once."""
 
 import json
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from glm4_deploy.report import terminal
-from glm4_deploy.report.terminal import print_report, print_results
+from glm4_deploy.report.terminal import findings_text, results_text, suite_text
 from glm4_deploy.report.wire import dumps, to_junit
-from glm4_deploy.report_model import Suite, SuiteReport
+from glm4_deploy.report_model import Suite, SuiteReport, make_report
 from glm4_deploy.result import Evidence, Result, Status
 from glm4_deploy.text import cap, clean_text, one_line
 
@@ -39,18 +40,18 @@ def skipped(check: str, reason: str) -> Result:
     return Result(check=check, status=Status.SKIPPED, reason=reason)
 
 
-def test_no_control_character_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(report(failed(EVIL)))
-    out = capsys.readouterr().out
+@pytest.mark.parametrize("how", ["suite", "findings"])
+def test_no_control_character_reaches_the_terminal(how: str) -> None:
+    evil = replace(failed(EVIL), source=EVIL, remedy=EVIL)
+    out = suite_text(report(evil)) if how == "suite" else findings_text([evil], EVIL, Status.FAIL)
     assert [char for char in out if ord(char) < 32 and char != "\n"] == []
     assert not set("\x9b\u202e\ud800\x7f") & set(out)
     assert "[bold red]no[/]" in "".join(line.strip() for line in out.splitlines()), "no markup of ours is read in it"
 
 
-def test_checks_skipped_for_one_reason_share_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checks_skipped_for_one_reason_share_a_row() -> None:
     rows = [skipped(f"c{n}", "needs alive, which did not pass") for n in range(5)]
-    print_results((failed("gone"), *rows, skipped("key", "no key")))
-    out = capsys.readouterr().out
+    out = results_text((failed("gone"), *rows, skipped("key", "no key")))
     assert "5 checks" in out
     assert out.count("needs alive") == 1
     assert "key" in out
@@ -58,12 +59,13 @@ def test_checks_skipped_for_one_reason_share_a_row(capsys: pytest.CaptureFixture
 
 def test_junit_counts_and_parses() -> None:
     unknown = Result(check="speed", status=Status.UNKNOWN, reason="busy")
-    root = ElementTree.fromstring(to_junit(report(failed(EVIL), skipped("key", "none"), unknown)).encode())  # noqa: S314
+    rows = (failed(EVIL), skipped("key", EVIL), unknown, replace(failed(EVIL), source=EVIL, line=3))
+    root = ElementTree.fromstring(to_junit(make_report("audit", rows), note=EVIL).encode())  # noqa: S314
     suite = root.find("testsuite")
     assert suite is not None
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
-        "tests": "3",
-        "failures": "1",
+        "tests": "4",
+        "failures": "2",
         "errors": "1",
         "skipped": "1",
     }
@@ -83,11 +85,11 @@ def test_cleaning_keeps_what_people_write() -> None:
     assert cap("x" * 12, 10).endswith("2 more characters")
 
 
-def test_a_narrow_terminal_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = Console(file=sys.stdout, width=79, highlight=False, markup=False)
     monkeypatch.setattr(terminal, "console", lambda: narrow)
-    print_results((Result(check="chat", status=Status.FAIL, observed="no " * 40, expected="yes", remedy="ask again"),))
-    first, *rest = capsys.readouterr().out.splitlines()
+    row = Result(check="chat", status=Status.FAIL, observed="no " * 40, expected="yes", remedy="ask again")
+    first, *rest = results_text((row,)).splitlines()
     assert first == "chat: fail"
     assert all(line.startswith("  no ") for line in rest[:-2])
     assert [line.rstrip() for line in rest[-2:]] == ["  expected: yes", "  → ask again"]
