@@ -44,6 +44,15 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise _cannot_write(path, error) from error
 
 
+def sync_directory(directory: Path) -> None:
+    """Names survive a power cut only when their directory is flushed too. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def ensure_writable(path: Path) -> None:
     """Whether `write_text` will find a place, asked before long work; nothing is left behind.
 

@@ -4,7 +4,6 @@ The layers are merged here rather than by pydantic-settings: it has no place for
 name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/cli.md).
 """
 
-import difflib
 import ipaddress
 import json
 import os
@@ -28,7 +27,7 @@ from pydantic.fields import FieldInfo
 from glm4_deploy.catalog.rows import Profile, default_tag, profiles, repository
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.text import CONTROLS
+from glm4_deploy.text import CONTROLS, did_you_mean
 
 FILE = Path("glm4.yaml")
 STATE_DIR = Path(".glm4")
@@ -291,7 +290,7 @@ def _profile(name: object) -> Profile:
     known = profiles()
     if not isinstance(name, str) or name not in known:
         raise UsageError(
-            f"unknown profile {str(name)[:40]!r}", hint=_did_you_mean(str(name), known) or f"known: {', '.join(known)}"
+            f"unknown profile {str(name)[:40]!r}", hint=did_you_mean(str(name), known) or f"known: {', '.join(known)}"
         )
     return known[name]
 
@@ -360,13 +359,8 @@ def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
             shown = f"{ENV_PREFIX}{key.upper()}" if layer_name == "environment" else key
             raise UsageError(
                 f"{layer_name}: unknown key {shown[:60]!r}",
-                hint=_did_you_mean(key, Settings.model_fields) or "docs/reference/settings.md lists them all",
+                hint=did_you_mean(key, Settings.model_fields) or "docs/reference/settings.md lists them all",
             )
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageError:
@@ -377,7 +371,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     within = key == "kubernetes" and len(path) > 1
     field = Kubernetes.model_fields.get(path[1]) if within else Settings.model_fields.get(key)
     if within and field is None:
-        hint = _did_you_mean(path[1], Kubernetes.model_fields) or "docs/reference/settings.md lists them all"
+        hint = did_you_mean(path[1], Kubernetes.model_fields) or "docs/reference/settings.md lists them all"
         return UsageError(f"{origin.get(key, 'settings')}: unknown key {dotted[:60]!r}", hint=hint)
     meaning = f"{dotted}: {field.description}" if field and field.description else ""
     where, value = origin.get(key, "settings"), str(first["input"])[:60]

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
+from glm4_deploy.errors import UsageError
+
 # C0 and C1 controls, bidirectional marks, embeddings and isolates, characters of no width, line and paragraph
 # separators, annotations, format marks of shorthand and music, tags, noncharacters. This is the inside of a character
 # class, in a syntax that Rust's regex (pydantic) reads too. The joiners U+200C and U+200D are left out: Persian and
@@ -106,6 +108,31 @@ def head_and_tail(text: str, limit: int) -> str:
         + f"\n… {left_out} bytes left out …\n"
         + tail.decode("utf-8", errors="ignore")
     )
+
+
+# What people type.
+
+_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def seconds_of(text: str, *, zero: bool = False) -> float:
+    """`500ms`, `90s`, `30m`, `8h`, or seconds alone, in seconds.
+
+    Raises:
+        UsageError: none of these, or 0 where it is not allowed.
+    """
+    match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]+)?)(ms|s|m|h|)", text.strip())
+    if match is None or (float(match[1]) == 0 and not zero):
+        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 90s, 30m, 8h or 500ms")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or nothing where no known name is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 # Secrets. One mask, one rule for names; a boot log repeats the command line and the environment of its engine.

@@ -12,17 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import glm4_deploy
+from glm4_deploy.errors import UsageError
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import (
     MASK,
     cap,
     clean_text,
+    did_you_mean,
     escape_json,
     one_line,
     parting,
     quote,
     redact,
+    seconds_of,
     secret_name,
     secrets_in,
     strip_controls,
@@ -234,3 +237,22 @@ def test_no_other_module_has_its_own_set_of_control_characters() -> None:
         if ours or re.search(r"\bcategory\(\w+\) *(==|in) *.C", source):
             found.add(str(path.relative_to(PACKAGE)))
     assert found == {"text.py", *ELSEWHERE}
+
+
+def test_durations() -> None:
+    texts = ("90", "90s", "1.5m", "8h", "500ms", " 2s ")
+    assert [seconds_of(text) for text in texts] == [90, 90, 90, 28800, 0.5, 2]
+    assert seconds_of("0s", zero=True) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.0ms", "-1", "1e3", "s", "1d", "90 s", "nan", "inf", "٣", "12345678", "1.s"]
+)
+def test_what_is_not_a_duration(text: str) -> None:
+    with pytest.raises(UsageError, match="not a duration"):
+        seconds_of(text)
+
+
+def test_a_near_miss_is_named() -> None:
+    assert did_you_mean("max_model_le", Settings.model_fields) == "did you mean 'max_model_len'?"
+    assert did_you_mean("zzz", Settings.model_fields) == did_you_mean("x", []) == ""

@@ -1,6 +1,5 @@
 """Known failures of an engine's start and service, as typed rows of signatures.yaml."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from glm4_deploy.errors import UsageError
+from glm4_deploy.text import did_you_mean
 
 # What is known, as data: each YAML file here is a table with a source for every row, and a typed loader.
 
@@ -159,10 +159,10 @@ def gpu_by_name(name: str, *, other: str = "--gpu-total-mib and --compute-capabi
     """
     found = gpus().get(name.strip().lower()) or recognise(name)
     if found is None:
-        close = difflib.get_close_matches(name.lower(), list(gpus()), n=1)
+        near = did_you_mean(name.lower(), gpus())
         raise UsageError(
             f"unknown GPU {name[:60]!r}",
-            hint=f"{f'did you mean {close[0]}? ' if close else ''}known: {', '.join(gpus())}; any other: {other}",
+            hint=f"{f'{near} ' if near else ''}known: {', '.join(gpus())}; any other: {other}",
         )
     return found
 

@@ -51,6 +51,7 @@ from glm4_deploy.checkpoint.rules_engine import (
 from glm4_deploy.checkpoint.scan import NAME
 from glm4_deploy.checkpoint.verify import VerifyReport, apply_rules, changed_files, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
+from glm4_deploy.files import sync_directory
 from glm4_deploy.result import Result, Status
 
 # What repair changes in the small files, as pure functions: documents in, changed documents out.
@@ -277,7 +278,7 @@ def repair_checkpoint(
         placed = _write(checkpoint, draft, partial, progress or (lambda _done, _total: None))
         report = _prove(checkpoint, draft, partial, engine, only)
         partial.rename(output)
-        _sync_directory(output.parent)
+        sync_directory(output.parent)
     except OSError as error:
         raise storage_error(output, error) from None
     finally:
@@ -365,7 +366,7 @@ def _write(
             placed["left out"].append(file.name)  # its digests are those of the old files
         else:
             placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
-    _sync_directory(partial)
+    sync_directory(partial)
     return placed
 
 
@@ -408,14 +409,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _renamed(report: VerifyReport, partial: Path, output: Path) -> VerifyReport:

@@ -1,7 +1,6 @@
 """Options that several commands share, declared once; those of the deployment are made from its settings."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from glm4_deploy.catalog.rows import Profile, profiles, recognise
-from glm4_deploy.errors import PlanRefused, UsageError
+from glm4_deploy.errors import PlanRefused
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
@@ -195,15 +194,3 @@ def profile_for(product: str) -> Profile | None:
         return None
     made = (one for one in profiles().values() if one.name != "seed")
     return next((one for one in made if row.name in (one.gpu, *one.also)), None)
-
-
-def seconds_of(text: str) -> float:
-    """`90s`, `30m`, `8h`, or seconds alone, in seconds.
-
-    Raises:
-        UsageError: none of these, or 0.
-    """
-    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)([smh]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 90s, 30m or 8h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

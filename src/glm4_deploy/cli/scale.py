@@ -24,8 +24,8 @@ from glm4_deploy.scale.request import (
     parse_pairs,
     replicas_of,
     router_of,
-    scale_seconds,
 )
+from glm4_deploy.text import seconds_of
 
 
 def scale(
@@ -100,7 +100,7 @@ def scale(
     """
     workload = Workload(
         users=users,
-        think_s=scale_seconds(think_time),
+        think_s=seconds_of(think_time, zero=True),
         rate=rate,
         burstiness=burstiness,
         prompt=lengths_of("prompt", prompt_tokens, prompt_p95),
@@ -127,7 +127,7 @@ def scale(
         seeds=seeds,
         seed=seed,
         failures_per_gpu_year=failures_per_gpu_year,
-        repair_hours=scale_seconds(repair_time) / 3600,
+        repair_hours=seconds_of(repair_time, zero=True) / 3600,
     )
     found = answer(request, read_calibrations(calibration or []))
     if as_json:

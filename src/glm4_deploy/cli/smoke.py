@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs
-from glm4_deploy.cli.params import resolve_spec, seconds_of
+from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.deploy.state import Record, expected_record, load_record
 from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
 from glm4_deploy.files import read_text
@@ -24,6 +24,7 @@ from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
 from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
 from glm4_deploy.result import Result, Status, fail, ok
+from glm4_deploy.text import did_you_mean, seconds_of
 
 # `glm4-deploy smoke` and `glm4-deploy bench`.
 
@@ -209,12 +210,9 @@ def _options(slo: Path | None, stored: Path | None) -> "Options":
 
 
 def _choice(value: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
     if value in known:
         return value
-    near = get_close_matches(value, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+    hint = did_you_mean(value, known) or f"one of {', '.join(known)}"
     raise UsageError(f"no suite is named {value[:40]!r}", hint=hint)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
-from glm4_deploy.cli.params import resolve_spec, seconds_of
+from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.state import expected_record, load_record
 from glm4_deploy.errors import Judged, UsageError
@@ -16,7 +16,7 @@ from glm4_deploy.probe.fleet import HostAnswer, ask_fleet, read_inventory
 from glm4_deploy.report.terminal import results_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import Suite, make_report
-from glm4_deploy.text import one_line
+from glm4_deploy.text import one_line, seconds_of
 from glm4_deploy.watch.exporter import Exporter, serve
 from glm4_deploy.watch.judge import Limits, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judged, run_watch

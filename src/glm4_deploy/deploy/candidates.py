@@ -1,9 +1,7 @@
 """A recorded release made ready to run again, or a clear word on why it cannot."""
 
-import errno
 import hashlib
 import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ from glm4_deploy.deploy.replicas import ReplicaSet
 from glm4_deploy.deploy.state import Record, load_record, replica_names
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
+from glm4_deploy.host.system import PortState, read_port
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.probe.endpoints import read_models
 from glm4_deploy.render.compose import COMPOSE, rendered
@@ -91,24 +90,19 @@ def stamp(directory: Path) -> str | None:
 
 def check_port(deployment: Endpoint) -> None:
     """Raises PortTaken where something holds the address. Not to be asked where this deployment's own engine does."""
-    family = socket.AF_INET6 if ":" in deployment.bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((deployment.bind, deployment.port))
-        except PermissionError:
-            return  # a low port: the Docker engine may, this user may not
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise UsageError(
-                    f"this host has no address {deployment.bind}", hint="choose one of `ip -brief address` with --bind"
-                ) from None
-            if error.errno != errno.EADDRINUSE:
-                raise UsageError(f"cannot use {deployment.bind}:{deployment.port}: {error.strerror}") from None
-            raise PortTaken(
-                f"port {deployment.port} on {deployment.bind} is taken{_who(deployment.base_url)}",
-                hint=f"find its owner with `ss -ltnp 'sport = :{deployment.port}'`, or choose another with --port",
-            ) from None
+    state = read_port(deployment.bind, deployment.port)
+    if state is PortState.NO_ADDRESS:
+        raise UsageError(
+            f"this host has no address {deployment.bind}", hint="choose one of `ip -brief address` with --bind"
+        )
+    if state is PortState.UNKNOWN:
+        raise UsageError(f"cannot use {deployment.bind}:{deployment.port}", hint="check --bind and --port")
+    if state is PortState.TAKEN:
+        raise PortTaken(
+            f"port {deployment.port} on {deployment.bind} is taken{_who(deployment.base_url)}",
+            hint=f"find its owner with `ss -ltnp 'sport = :{deployment.port}'`, or choose another with --port",
+        )
+    # FREE, or DENIED: the Docker engine may bind a low port where this user may not.
 
 
 def _who(base_url: str) -> str:

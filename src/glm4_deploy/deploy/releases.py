@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from glm4_deploy.errors import StorageError, UsageError
-from glm4_deploy.files import write_text
+from glm4_deploy.files import sync_directory, write_text
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from glm4_deploy.text import redact
@@ -192,9 +192,9 @@ class ReleaseDraft:
             for name, text in notes.items():
                 write_text(self._directory / name, text, mode=PRIVATE)
             write_text(self._directory / RECORD, dumps(release) + "\n", mode=PRIVATE)
-            _flush(self._directory)
+            sync_directory(self._directory)
             self._directory.rename(self._root / release.id)
-            _flush(self._root)
+            sync_directory(self._root)
         except (OSError, StorageError) as error:
             self.discard()
             raise _full(self._root / release.id, error) from None
@@ -317,15 +317,6 @@ def _digest(text: str) -> str:
 
 def _number(name: str) -> int:
     return int(name.partition("-")[0])
-
-
-def _flush(directory: Path) -> None:
-    """Names survive a power cut only when their directory is flushed too."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _full(path: Path, error: OSError | StorageError) -> StorageError:

@@ -23,11 +23,12 @@ GIB = 2**30
 
 
 class PortState(StrEnum):
-    """What binding the engine's address would meet. UNKNOWN: this user may not try (a port below 1024)."""
+    """What binding an address would meet. DENIED: this user may not try (a port below 1024)."""
 
     FREE = "free"
     TAKEN = "taken"
     NO_ADDRESS = "no such address"
+    DENIED = "denied"
     UNKNOWN = "unknown"
 
 
@@ -107,9 +108,19 @@ def read_port(address: str, port: int) -> PortState:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:
-        known = {errno.EADDRINUSE: PortState.TAKEN, errno.EADDRNOTAVAIL: PortState.NO_ADDRESS}
-        return known.get(error.errno or 0, PortState.UNKNOWN)
+        return port_state(error)
     return PortState.FREE
+
+
+def port_state(error: OSError) -> PortState:
+    """Why an address could not be bound."""
+    known = {
+        errno.EADDRINUSE: PortState.TAKEN,
+        errno.EADDRNOTAVAIL: PortState.NO_ADDRESS,
+        errno.EACCES: PortState.DENIED,
+        errno.EPERM: PortState.DENIED,
+    }
+    return known.get(error.errno or 0, PortState.UNKNOWN)
 
 
 def _cgroup(sys: Path) -> int | None:

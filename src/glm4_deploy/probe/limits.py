@@ -2,7 +2,6 @@
 
 import json
 import math
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml, read_text, write_text
 from glm4_deploy.report_model import SuiteReport
+from glm4_deploy.text import did_you_mean
 
 # Service level objectives: the limits that turn measured speed into a verdict.
 
@@ -56,8 +56,8 @@ def read_slo(path: Path) -> Slo:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        near = get_close_matches(str(first["loc"][-1]), [*Slo.model_fields, *Goodput.model_fields], n=1)
-        hint = f"did you mean {near[0]}?" if first["type"] == "extra_forbidden" and near else ""
+        near = did_you_mean(str(first["loc"][-1]), [*Slo.model_fields, *Goodput.model_fields])
+        hint = near if first["type"] == "extra_forbidden" else ""
         raise UsageError(f"SLO file {path}: {where}: {first['msg']}", hint=hint) from error
 
 

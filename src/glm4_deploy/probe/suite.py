@@ -16,7 +16,7 @@ from glm4_deploy.probe.probe import Options, Probe
 from glm4_deploy.probe.progress import counters
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
 from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
-from glm4_deploy.text import scrub
+from glm4_deploy.text import did_you_mean, scrub
 
 # The table of checks. A check is one decorated function in one file of `checks/`; importing the file enters it.
 
@@ -238,15 +238,13 @@ def match(patterns: Sequence[str]) -> set[str]:
     Raises:
         UsageError: one that means none.
     """
-    from difflib import get_close_matches
     from fnmatch import fnmatchcase
 
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name in CHECKS if fnmatchcase(name, pattern)}
         if not hits:
-            near = get_close_matches(pattern, CHECKS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see `glm4-deploy smoke --list`"
+            hint = did_you_mean(pattern, CHECKS) or "see `glm4-deploy smoke --list`"
             raise UsageError(f"no check is named {pattern[:60]!r}", hint=hint)
         found |= hits
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from glm4_deploy.errors import UsageError
+from glm4_deploy.text import seconds_of
 
 MOST_GPUS = 10_000
 
@@ -178,14 +179,6 @@ def check_lengths(workload: Workload, engine: EngineLimits) -> None:
         )
 
 
-def scale_seconds(text: str) -> float:
-    """`30s`, `500ms`, `2m`, `1h`; 0 is allowed."""
-    match = re.fullmatch(r"(\d{1,7}(?:\.\d+)?)(ms|s|m|h)?", text.strip())
-    if match is None:
-        raise UsageError(f"not a duration: {text[:40]!r}", hint="write it like 500ms, 30s or 2m")
-    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-
-
 def lengths_of(option: str, median: float, p95: float | None) -> Lengths:
     if p95 is not None and p95 < median:
         raise UsageError(f"--{option}-p95 {p95:g} is below the median {median:g}", hint="give the larger one as p95")
@@ -219,7 +212,7 @@ def limits_of(ttft_p95: str | None, tpot_p95: str | None, stored: Mapping[str, o
         wanted[match[1], int(match[2])] = value
     for metric, text in (("ttft", ttft_p95), ("tpot", tpot_p95)):
         if text is not None:
-            wanted[metric, 95] = 1000 * scale_seconds(text)
+            wanted[metric, 95] = 1000 * seconds_of(text, zero=True)
     if any(ms <= 0 for ms in wanted.values()):
         raise UsageError("a latency limit must be greater than 0", hint="write it like --ttft-p95 500ms")
     if not wanted:

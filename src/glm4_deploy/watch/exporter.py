@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from glm4_deploy.errors import PortTaken, UsageError
 from glm4_deploy.host.gpu import GpuReport
+from glm4_deploy.host.system import PortState, port_state
 from glm4_deploy.watch.judge import CanaryResult, Judge, State, WatchVerdict
 
 
@@ -107,7 +108,7 @@ def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
     try:
         server = ThreadingHTTPServer((listen, port), Handler)
     except OSError as error:
-        if error.errno == 98:  # EADDRINUSE
+        if port_state(error) is PortState.TAKEN:
             raise PortTaken(f"port {port} is taken on {listen}", hint="choose another with --port") from error
         raise UsageError(f"cannot listen on {listen}:{port}: {error.strerror}", hint="see --listen") from error
     server.daemon_threads = True

@@ -52,7 +52,7 @@ def model(directory: Path) -> Path:
         (["logs", "--tail", "many"], 2, "--tail"),
         (["watch", "--base-url", "foo"], 2, "not an http(s) address"),
         (["watch", "--base-url", "http://127.0.0.1:9", "--listen", "203.0.113.9"], 2, "cannot listen"),
-        (["watch", "--for", "long"], 2, "write it like 90s, 30m or 8h"),
+        (["watch", "--for", "long"], 2, "write it like 90s, 30m, 8h or 500ms"),
         (["watch", "--canary-every", "1"], 2, "shorter than --interval"),
         (["bundle", "verify", "nofile"], 2, "no directory nofile"),
         (["bundle", "verify", "."], 2, "holds no bundle"),
@@ -274,9 +274,6 @@ def test_several_files_do_not_go_into_one_pipe(tmp_path: Path) -> None:
 
 
 def test_smoke_and_watch_take_the_same_durations(tmp_path: Path) -> None:
-    from glm4_deploy.cli.params import seconds_of
-
-    assert [seconds_of(text) for text in ("90", "90s", "1.5m", "8h")] == [90, 90, 90, 28800]
     done = kit("watch", "--base-url", "http://127.0.0.1:9", "--port", free_port(), "--for", "0.01m", cwd=tmp_path)
     assert (done.returncode, "not known to be well" in done.stderr) == (1, True), done.stderr
 

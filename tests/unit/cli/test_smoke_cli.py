@@ -86,10 +86,10 @@ def test_a_failed_run_stores_no_baseline(tmp_path: Path) -> None:
     [
         (["--base-url", "http://127.0.0.1:1"], 3, "nothing answers"),
         (["--base-url", "nonsense"], 2, "not an http(s) address"),
-        (["--base-url", "http://h", "--suite", "quik"], 2, "did you mean quick?"),
-        (["--base-url", "http://h", "--only", "chatt"], 2, "did you mean chat?"),
+        (["--base-url", "http://h", "--suite", "quik"], 2, "did you mean 'quick'?"),
+        (["--base-url", "http://h", "--only", "chatt"], 2, "did you mean 'chat'?"),
         (["--base-url", "http://h", "--api-key-file", "gone"], 2, "cannot read gone"),
-        (["--base-url", "http://h", "--slo", "bad.yaml"], 2, "did you mean ttft_p95_ms?"),
+        (["--base-url", "http://h", "--slo", "bad.yaml"], 2, "did you mean 'ttft_p95_ms'?"),
         (["--base-url", "http://h", "--baseline", "bad.yaml"], 2, "baseline bad.yaml"),
         (["--base-url", "http://h", "--suite", "soak", "--for", "long"], 2, "write it like 90s"),
         (["--base-url", "http://h", "--timeout", "0"], 2, "--timeout"),
