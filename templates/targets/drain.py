@@ -1,11 +1,11 @@
-"""Before an engine is stopped: wait until no request runs in it, then return. Kubernetes calls it as a preStop hook.
+"""Wait until an engine has no running requests, before it is stopped. Kubernetes calls this as a preStop hook.
 
     python3 drain.py PORT SECONDS PROPAGATION
 
-PROPAGATION are the first of the seconds: until no Service sends here any more.
+SECONDS limits the wait. PROPAGATION is its unconditional part: until no Service sends requests here any more.
 
-vLLM ends what runs as soon as it is told to stop. Standard library alone: it runs with the Python of the engine's
-image.
+vLLM aborts running requests as soon as it is asked to stop. Standard library only: it runs with the Python of the
+engine's image.
 """
 
 import http.client
@@ -34,7 +34,7 @@ def main() -> int:
             print(f"no metrics, nothing to wait for: {error!r}")
             return 0
         time.sleep(1)
-    print(f"requests still run after {limit:.0f} s")
+    print(f"requests are still running after {limit:.0f} s")
     return 0
 
 

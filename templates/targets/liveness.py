@@ -1,9 +1,9 @@
-"""Exit 1 when the engine hangs: it holds requests, and none of its counters has moved for a while. A busy engine moves
-them; an idle one holds no request. /health shows neither: a hung engine keeps answering it.
+"""Exit 1 if the engine hangs: it holds requests, but none of its counters has moved for a while. A busy engine moves
+them, an idle one holds no requests. /health does not help: a hung engine keeps answering it.
 
     python3 liveness.py PORT SECONDS STATE_FILE
 
-Standard library alone: it runs with the Python of the engine's image.
+Standard library only: it runs with the Python of the engine's image.
 """
 
 import http.client
@@ -23,7 +23,7 @@ MOVING = (
 
 
 def read(port: int) -> tuple[float, float]:
-    """(requests in the engine, all that moves when it works)."""
+    """(requests in the engine, sum of all counters that grow while it works)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=8)
     connection.request("GET", "/metrics")
     held = moved = 0.0
@@ -44,7 +44,7 @@ def main() -> int:
     except (OSError, http.client.HTTPException, ValueError) as error:
         print(f"no metrics: {error!r}")
         return 1
-    now = time.monotonic()  # counted from the host's boot, so it is one clock for every call
+    now = time.monotonic()  # counts from the host's boot, so all calls share one clock
     try:
         before, since = json.loads(file.read_text())
     except (OSError, ValueError):

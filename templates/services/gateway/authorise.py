@@ -1,9 +1,9 @@
-"""Says to the gateway whether a request may pass: a key that is known, and not too often.
+"""Decides for the gateway whether a request may pass: its key must be known and within its rate limit.
 
-The gateway asks GET /authorise with the client's headers before it passes a request on. 200 lets it through, with the
-engine's own key in the place of the client's; 401 and 429 go back to the client. Standard library only, so that it
-runs in the engine's image. The key file holds SHA-256 sums of random keys, never a key; it is read again when it
-changes, so that a revoked key ends at once.
+The gateway sends GET /authorise with the client's headers before it forwards a request. 200 lets the request through,
+with the engine's own key in place of the client's; 401 and 429 go back to the client. Standard library only, so that it
+runs in the engine's image. The key file contains SHA-256 sums of random keys, never a key; it is read again when it
+changes, so a revoked key stops working at once.
 
 Usage: python3 authorise.py KEYS_FILE [PORT] [HOST]
 """
@@ -23,7 +23,7 @@ MAX_KEY = 512
 
 
 class Keys:
-    """The known keys, and how many requests each may still make: a bucket that fills by `rate` a minute."""
+    """The known keys, each with a token bucket that refills at `rate` requests per minute."""
 
     def __init__(self, path):
         self._path = path
@@ -44,13 +44,13 @@ class Keys:
         found = None
         given = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
         for row in self._read():
-            # Every row is compared, in constant time: how long it takes says nothing of what is known.
+            # Compare every row in constant time: the duration reveals nothing about the known keys.
             if hmac.compare_digest(row["sha256"], given):
                 found = row
         return found
 
     def _read(self):
-        """No readable file: nobody is let in."""
+        """The rows of the key file; if it is unreadable, nobody gets in."""
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -77,7 +77,7 @@ class Keys:
 
 
 class Authorise(BaseHTTPRequestHandler):
-    """One question a request. The connection is kept; a silent one is dropped after a minute."""
+    """Answers one question per request. Connections are kept alive; an idle one is closed after a minute."""
 
     protocol_version = "HTTP/1.1"
     timeout = 60
@@ -96,10 +96,10 @@ class Authorise(BaseHTTPRequestHandler):
             words = f"key {name}: too many requests; wait {wait:.0f} s"
             self._refuse(429, words, "rate_limit_exceeded", {"Retry-After": str(int(wait) + 1)})
         else:
-            self._refuse(401, "the API key is missing or not known", "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+            self._refuse(401, "the API key is missing or unknown", "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
     def _refuse(self, status, message, code, headers):
-        # The shape of OpenAI's errors: clients show the message.
+        # The format of OpenAI's errors: clients show the message.
         error = {"error": {"message": message, "type": code, "param": None, "code": code}}
         self._answer(status, json.dumps(error).encode(), {"Content-Type": "application/json", **headers})
 
@@ -115,7 +115,7 @@ class Authorise(BaseHTTPRequestHandler):
         return "glm4-deploy"
 
     def log_message(self, *args):
-        """Silent: the gateway writes the access log, and no header ever goes into a log here."""
+        """Silent: the gateway writes the access log, and no header is ever logged here."""
 
 
 def engine_authorization():

@@ -120,7 +120,7 @@ def test_what_stands_beside_talks_to_the_router() -> None:
         (("replicas=2", "devices=first,second"), "devices = 'first'"),
         (("replicas=2", "devices=all"), "devices = 'all'"),
         (("profile=cpu", "devices=0"), "devices"),
-        (("replicas=10", f"service={'x' * 61}"), "the name of a service"),
+        (("replicas=10", f"service={'x' * 61}"), "the service name"),
     ],
 )
 def test_what_replicas_cannot_have_is_refused_by_name(sets: tuple[str, ...], named: str) -> None:

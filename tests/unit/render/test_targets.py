@@ -139,8 +139,8 @@ def test_the_drain_waits_for_requests_and_no_longer_than_it_may(metrics: int) ->
         words = [sys.executable, DRAIN, str(metrics), str(seconds), "0.2"]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
-    assert drain(0.5, running=1) == "requests still run after 0 s\n"
-    assert drain(0.5, waiting=1) == "requests still run after 0 s\n"
+    assert drain(0.5, running=1) == "requests are still running after 0 s\n"
+    assert drain(0.5, waiting=1) == "requests are still running after 0 s\n"
     threading.Timer(1, lambda: setattr(Metrics, "running", 0)).start()
     assert drain(60, running=1) == ""
     gone = subprocess.run([sys.executable, DRAIN, "1", "6", "0"], check=True, capture_output=True, text=True)
