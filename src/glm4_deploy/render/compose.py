@@ -1,4 +1,4 @@
-"""Deployment → the text of a compose file, and of what lies beside it. Same plan, same bytes."""
+"""The Compose file, and the files next to it. The same spec gives the same bytes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, DeploymentSpec
 from glm4_deploy.render.quoting import environment
 
-# Services beside the engine. One is a file, `templates/services/NAME.yaml.j2`, and nothing else:
+# Services that run next to the engine. To add one, add a file `templates/services/NAME.yaml.j2` and nothing else:
 #
-# - its text stands under `services:` of the compose file (indented by two), with `d`, the deployment, at hand;
-# - `{% set volumes = ["data"] %}` in it asks for named volumes;
-# - files under `templates/services/NAME/` are rendered to `NAME/…` beside the compose file (without `.j2`), which
+# - its text goes under `services:` in the Compose file (indented by two); `d` is the deployment spec;
+# - `{% set volumes = ["data"] %}` in it declares named volumes;
+# - files under `templates/services/NAME/` are rendered to `NAME/…` next to the Compose file (without `.j2`), which
 #   mounts them as `./NAME/…`.
 
 FOLDER, SUFFIX = "services/", ".yaml.j2"
@@ -20,7 +20,7 @@ FOLDER, SUFFIX = "services/", ".yaml.j2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """One service beside the engine. files: (path relative to the compose file, text)."""
+    """One service next to the engine. files: (path relative to the Compose file, text)."""
 
     service: str
     volumes: tuple[str, ...]
@@ -28,20 +28,20 @@ class Extra:
 
 
 def known() -> tuple[str, ...]:
-    """The names that `--with` takes."""
+    """The names that `--with` accepts."""
     names = (name.removeprefix(FOLDER) for name in environment().list_templates() if name.startswith(FOLDER))
     return tuple(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) and "/" not in name)
 
 
 def extras(deployment: DeploymentSpec) -> Iterator[Extra]:
-    """Render each service that was asked for, in that order.
+    """Render each requested service, in the requested order.
 
     Raises:
-        UsageError: a name that has no template.
+        UsageError: a name without a template.
     """
     for name in deployment.extras:
         if name not in known():
-            raise UsageError(f"extras: no service is named {name!r}", hint=f"known: {', '.join(known()) or 'none'}")
+            raise UsageError(f"extras: unknown service {name!r}", hint=f"known: {', '.join(known()) or 'none'}")
         variables = {"d": deployment, "container_port": CONTAINER_PORT, "kit_version": __version__}
         module = environment().get_template(f"{FOLDER}{name}{SUFFIX}").make_module(variables)
         inside = f"{FOLDER}{name}/"
@@ -57,8 +57,8 @@ def extras(deployment: DeploymentSpec) -> Iterator[Extra]:
 
 
 COMPOSE = "compose.yaml"
-HEALTH_INTERVAL = 5  # seconds between the router's looks at an engine
-# What the wheel's own command does, less the imports of its debugging mode.
+HEALTH_INTERVAL = 5  # seconds between the router's health checks of an engine
+# What the wheel's own command does, without the imports of its debugging mode.
 ROUTER = (
     "import argparse; from vllm_router.router import Router; from vllm_router.router_args import RouterArgs as Args; "
     "words = argparse.ArgumentParser('vllm-router'); Args.add_cli_args(words); "
@@ -67,7 +67,7 @@ ROUTER = (
 
 
 def health_command(port: int = CONTAINER_PORT, path: str = "/health") -> tuple[str, ...]:
-    """Exit 0 when the path answers 200 on the container's loopback."""
+    """Exits 0 if the path answers 200 on the container's loopback."""
     code = (
         "import http.client as h, sys; "
         f"c = h.HTTPConnection('127.0.0.1', {port}, timeout=8); c.request('GET', '{path}'); "
@@ -77,15 +77,15 @@ def health_command(port: int = CONTAINER_PORT, path: str = "/health") -> tuple[s
 
 
 def compose_file(deployment: DeploymentSpec) -> str:
-    """The compose file, with comments that say why each line is there."""
+    """The Compose file, with comments that say why each line is there."""
     return rendered(deployment)[COMPOSE]
 
 
 def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
-    """Path relative to the compose file → text: the compose file (COMPOSE) first, then what its extras mount.
+    """Path relative to the Compose file → text: the Compose file (COMPOSE) first, then the files that its extras mount.
 
     Raises:
-        UsageError: an extra that there is no template of.
+        UsageError: an extra without a template.
     """
     host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     beside = tuple(extras(deployment))

@@ -1,4 +1,4 @@
-"""Deployment → plain Kubernetes manifests, and the smoke suite as a Job."""
+"""Plain Kubernetes manifests, and the smoke suite as a Job."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
 from glm4_deploy.render.quoting import render_template, source
 from glm4_deploy.settings import Settings
 
-QUEUE = "5"  # requests waiting an engine, above which KEDA adds one
-DRAIN = 100  # seconds that requests get to end in before their engine is stopped
-PROPAGATION = 5  # seconds of them until no Service sends to it any more
+QUEUE = "5"  # waiting requests per engine above which KEDA adds one
+DRAIN = 100  # seconds that running requests get before their engine is stopped
+PROPAGATION = 5  # the first of these seconds, until no Service sends requests there any more
 UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
 
@@ -29,11 +29,11 @@ def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, s
         raise UsageError(
             f"kubernetes.storage_class {section.storage_class} cannot be expressed for several engines (replicas, "
             "max_replicas)",
-            hint="each of them keeps its cache on its node: leave storage_class out",
+            hint="each engine keeps its cache on its node: leave storage_class out",
         )
     if section.max_replicas is not None and section.max_replicas < settings.replicas:
         raise UsageError(
-            f"kubernetes.max_replicas {section.max_replicas} is below replicas {settings.replicas}: KEDA refuses that",
+            f"kubernetes.max_replicas {section.max_replicas} is below replicas {settings.replicas}: KEDA refuses this",
             hint="raise max_replicas, or lower replicas (KEDA's minimum)",
         )
     values = _values(deployment, settings)
@@ -50,7 +50,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
     if section.model_claim is None and not deployment.model_source.startswith("/"):
         raise UsageError(
             f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the target kubernetes",
-            hint="give an absolute path of the nodes, or name a claim: kubernetes.model_claim",
+            hint="give an absolute path on the nodes, or name a claim: kubernetes.model_claim",
         )
     model = json.dumps(settings.served_model_name, ensure_ascii=False)
     limit = _quantity(settings.mem_limit) if settings.mem_limit else None
@@ -77,7 +77,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
 
 
 def _cache_claim(settings: Settings) -> bool:
-    """One engine at a time writes one claim. On several nodes, each keeps its own cache."""
+    """Only a single engine can write to a claim; several engines keep their caches on their nodes."""
     return settings.replicas == 1 and settings.kubernetes.max_replicas is None
 
 
@@ -89,7 +89,7 @@ def _architecture(profile: str) -> dict[str, str]:
 
 
 def _identity(user: str | None) -> Iterator[tuple[str, object]]:
-    """The pod's securityContext for UID or UID:GID; its volumes belong to the group."""
+    """The pod's securityContext for UID or UID:GID; the group owns its volumes."""
     if user is None:
         return
     uid, _, gid = user.partition(":")
@@ -98,7 +98,7 @@ def _identity(user: str | None) -> Iterator[tuple[str, object]]:
     if gid:
         yield "runAsGroup", int(gid)
     yield "fsGroup", int(gid or uid)
-    yield "fsGroupChangePolicy", "OnRootMismatch"  # not each of a model's files, at each start
+    yield "fsGroupChangePolicy", "OnRootMismatch"  # not every file of the model at every start
 
 
 def _smoke(base_url: str, deployment: DeploymentSpec, settings: Settings) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _smoke(base_url: str, deployment: DeploymentSpec, settings: Settings) -> tup
 
 
 def _quantity(size: str) -> str:
-    """Docker's `8gb`, counted by 1024, as Kubernetes writes it: `8Gi`."""
+    """Docker's `8gb`, which counts by 1024, in Kubernetes' form: `8Gi`."""
     number, unit = re.fullmatch(r"([0-9]+)([kmg]?)b?", size).groups()  # type: ignore[union-attr]  # settings.Size
     return f"{number}{unit.upper()}i" if unit else number
 
@@ -118,6 +118,6 @@ def _size(quantity: str) -> int:
 
 
 def _dns_name(text: str) -> str:
-    """A name (RFC 1035 label, what a Service wants) as near to the text as can be; `-smoke` fits behind it."""
+    """The closest RFC 1035 label (as a Service requires), with room for the suffix `-smoke`."""
     name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
     return (name if name[0].isalpha() else f"glm4-{name}")[:50].rstrip("-")

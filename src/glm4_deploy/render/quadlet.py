@@ -1,4 +1,4 @@
-"""Deployment → the units of Podman's Quadlet generator."""
+"""Units for Podman's Quadlet generator."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from glm4_deploy.render.compose import health_command
 from glm4_deploy.render.quoting import csv_field, render_template
 from glm4_deploy.settings import Settings
 
-PULL = 1800  # seconds beyond start_period that a first start may take for the image
+PULL = 1800  # seconds beyond start_period that a first start may take to pull the image
 
 
 def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]:
-    """NAME.container and the volume of its cache.
+    """NAME.container and its cache volume.
 
     Raises:
-        UsageError: a path that is not absolute: a unit is started from no directory of anyone's.
+        UsageError: a path that is not absolute: a unit has no working directory to resolve it against.
     """
     name = deployment.project
     key = deployment.hardening.api_key_file
@@ -58,11 +58,11 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
 
 
 def _bind(source: str, target: str) -> str:
-    """A read-only bind, a missing source being an error; Podman reads the fields as CSV."""
+    """A read-only bind whose source must exist. Podman reads the fields as CSV."""
     fields = ("type=bind", f"source={source}", f"target={target}", "readonly=true")
     return ",".join(csv_field(text) for text in fields)
 
 
 def _podman_size(size: str) -> str:
-    """Docker's `8gb` as Podman takes it."""
+    """Docker's `8gb` in Podman's form."""
     return re.sub(r"([kmg])b$", r"\1", size)

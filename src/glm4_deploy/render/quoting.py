@@ -1,4 +1,4 @@
-"""Values written so that neither YAML, systemd, Podman's generator nor Kubernetes takes them for anything else."""
+"""Quoting: no value can be misread by YAML, systemd, Podman's generator or Kubernetes."""
 
 import json
 import re
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# The Jinja environment of templates/: what is undefined is an error, and every scalar goes through `y`.
+# The Jinja environment of templates/: undefined names are errors, and every scalar goes through `y`.
 
-# The wheel carries the templates inside the package; a source tree keeps them at its top.
+# The wheel has the templates inside the package, a source tree at its top level.
 TEMPLATES = (Path(__file__).parents[1] / "templates", Path(__file__).parents[3] / "templates")
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
-# Plain words that YAML 1.1 or 1.2 would read as something else than text.
+# Plain words that YAML 1.1 or 1.2 does not read as text.
 NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
 def scalar(value: object) -> str:
-    """A YAML scalar that no value can break: plain where that is safe, else a JSON string.
+    """A YAML scalar that no value can break: plain if that is safe, else a JSON string.
 
-    A literal `$` is doubled: Compose would take it for a variable.
+    A literal `$` is doubled, or Compose would read it as a variable.
     """
     text = str(value).replace("$", "$$")
     if PLAIN.fullmatch(text) and text.lower() not in NOT_TEXT:
@@ -29,7 +29,7 @@ def scalar(value: object) -> str:
 
 @cache
 def environment() -> Environment:
-    # YAML, not HTML: every scalar goes through `y`, which is the escaping that this format needs.
+    # YAML, not HTML: the filter `y` does the escaping that this format needs.
     made = Environment(  # noqa: S701
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -42,7 +42,7 @@ def environment() -> Environment:
 
 
 def source(name: str) -> str:
-    """A template's own text, not rendered."""
+    """A template's text, unrendered."""
     made = environment()
     if made.loader is None:
         raise FileNotFoundError(name)
@@ -65,16 +65,16 @@ def kubernetes_literal(value: object) -> str:
 
 
 def unit_word(value: object) -> str:
-    """A word of a unit (ExecStart=, and what Quadlet takes apart: Exec=, Environment=, Mount=).
+    """A word in a unit (ExecStart=, and the keys that Quadlet splits: Exec=, Environment=, Mount=).
 
-    It is quoted where it must be; specifiers (%) and variables ($) are taken literally.
+    It is quoted if necessary; specifiers (%) and variables ($) stay literal.
     """
     text = str(value).replace("%", "%%").replace("$", "$$")
     return text if text and not _UNSAFE_UNIT.search(text) else json.dumps(text, ensure_ascii=False)
 
 
 def quadlet_line(value: object) -> str:
-    """The value of a Quadlet key that the generator passes on whole, quotes and all: PublishPort=, HealthCmd=."""
+    """The value of a Quadlet key that the generator passes on unchanged, with quotes: PublishPort=, HealthCmd=."""
     return str(value).replace("%", "%%")
 
 
@@ -84,7 +84,7 @@ def csv_field(text: str) -> str:
 
 
 def render_template(template: str, **values: object) -> str:
-    """A template of templates/targets, with these words as filters."""
+    """Render a template of templates/targets, with the functions above as filters."""
     made = environment()
     made.filters.setdefault("k", text_scalar)
     made.filters.setdefault("literal", kubernetes_literal)

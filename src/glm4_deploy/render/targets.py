@@ -1,4 +1,4 @@
-"""Deployment → the files of a target: Docker Compose, Kubernetes, Podman Quadlet.
+"""The files of a target: Docker Compose, Kubernetes, Podman Quadlet.
 
 A target is a row of TARGETS: its files, and the settings that it cannot express. Such a setting is refused by name; a
 rendered file never drops one silently.
@@ -20,7 +20,7 @@ Files = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderTarget:
-    """render: deployment and settings → path → text, the main file first. refuses: setting → what to do instead."""
+    """render: returns path → text, the main file first. refuses: setting → what to do instead."""
 
     render: Callable[[DeploymentSpec, Settings], Files]
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -47,33 +47,33 @@ def _compose(deployment: DeploymentSpec, _settings: Settings) -> Files:
     return rendered(deployment)
 
 
-_NO_EXTRAS = "render it for Compose, or use what the target's own world has (ingress, its monitoring)"
-_KUBERNETES_ALONE = "it is for the target kubernetes"
+_NO_EXTRAS = "render it for Compose, or use the target's own means (its ingress, its monitoring)"
+_KUBERNETES_ONLY = "it only applies to the target kubernetes"
 TARGETS: dict[str, RenderTarget] = {
     "compose": RenderTarget(
         render=_compose,
         refuses={
-            "kubernetes": _KUBERNETES_ALONE,
+            "kubernetes": _KUBERNETES_ONLY,
         },
     ),
     "kubernetes": RenderTarget(
         render=kubernetes,
         refuses={
-            "bind": "the Service is ClusterIP; publish it through an ingress",
-            "restart": "a Deployment restarts its pods always",
-            "ipc": "the pod has a /dev/shm of shm_size; nothing here needs the host's",
+            "bind": "the Service is a ClusterIP; publish it through an ingress",
+            "restart": "a Deployment always restarts its pods",
+            "ipc": "the pod has its own /dev/shm of shm_size and does not need the host's",
             "extras": _NO_EXTRAS,
             "devices": "the cluster's device plugin chooses the GPUs",
-            "pids_limit": "it is the kubelet's to set (podPidsLimit)",
+            "pids_limit": "the kubelet sets it (podPidsLimit)",
             "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
-            "no_new_privileges": "a pod of ours never gains privileges",
+            "no_new_privileges": "the rendered pods never gain privileges",
         },
     ),
     "quadlet": RenderTarget(
         render=quadlet,
         refuses={
-            "replicas": "one unit runs one engine: render one unit a GPU",
-            "kubernetes": _KUBERNETES_ALONE,
+            "replicas": "one unit runs one engine: render one unit per GPU",
+            "kubernetes": _KUBERNETES_ONLY,
             "extras": _NO_EXTRAS,
         },
     ),
