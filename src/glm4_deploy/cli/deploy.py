@@ -93,7 +93,9 @@ def report_result(
             if one is not None and one.results:
                 progress.table(one.results)
                 release = f", release {one.release}" if one.release else ""
-                typer.echo(f"{one.record.base_url}/v1 serves {one.record.model!r}: {one.verdict}{release}")
+                model = repr(one.record.model)
+                what = f"{one.record.base_url}/v1 serves {model}" if one.good else f"{model} did not pass its gate"
+                typer.echo(f"{what}: {one.verdict}{release}")
     if error is not None:
         raise error
 

@@ -106,7 +106,8 @@ class Boot:
                 elapsed = time.monotonic() - self._begin
                 if ended or self.reader.fatal is not None or elapsed >= next_state:
                     next_state = elapsed + STATE_POLL_SECONDS
-                    self._read = self._meter.look(self._check_alive().pid) if self._loading else ""
+                    pid = self._check_alive().pid
+                    self._read = self._meter.look(pid) if self._loading else ""
                 if elapsed >= next_health:
                     next_health = elapsed + HEALTH_POLL_SECONDS
                     if _healthy(client, self._base_url):

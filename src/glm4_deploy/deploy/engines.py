@@ -292,7 +292,7 @@ class ProcessRunner:
         return RunState(
             running=running,
             started=started,
-            exit_code=None if running else code,
+            exit_code=None if running else _as_a_shell(code),
             detail=f"process {started.id.partition(':')[0]} {'running' if running else 'ended'}",
             pid=int(started.id.partition(":")[0]) if running else 0,
         )
@@ -351,6 +351,11 @@ class ProcessRunner:
             return Started(id=identity, started_at=float(started_at))
         except (OSError, ValueError):
             return None
+
+
+def _as_a_shell(code: int | None) -> int | None:
+    """137 for SIGKILL, as a shell and Docker report it; Python says -9."""
+    return 128 - code if code is not None and code < 0 else code
 
 
 def command(deployment: DeploymentSpec, python: str) -> list[str]:
