@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 KIT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/glm4-deploy
 ARGS ?=
 
-.PHONY: help venv up down smoke logs status demo test lint unit e2e test-needs docs compose eval-detector clean
+.PHONY: help venv up down smoke logs status demo test test-fast lint unit e2e test-needs docs compose eval-detector clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ test-needs: $(READY) ## Install what the tests need besides Python packages
 
 test: test-needs lint ## Everything: style, types, layers, unit and end-to-end tests
 	@scripts/test.sh $(ARGS)
+
+test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, under 3 minutes
+	@$(BIN)/pytest -n auto tests/journeys tests/unit $(ARGS)
 
 lint: $(READY) ## Style, types and layers
 	@$(BIN)/ruff check .

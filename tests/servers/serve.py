@@ -14,11 +14,12 @@ import uvicorn
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Yields the base URL."""
+def serving(app: Any, port: int = 0) -> Iterator[str]:
+    """Yields the base URL. port: 0 for any that is free."""
     # With the protocol named, asyncio sets TCP_NODELAY; without it each small write would wait 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(
         app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http="h11", ws="none", access_log=False
     )

@@ -1,0 +1,101 @@
+"""An `up` with nothing before it that is refused, or does not come to serve: why, and what is left behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from journeys.kit import Kit, alive
+from servers.reference import Reference
+from servers.serve import serving
+
+
+def test_a_first_engine_that_talks_in_loops_is_stopped_and_its_log_is_kept(kit: Kit) -> None:
+    up = kit.up(engine="LoopsGreedy")
+    assert up.code == 1
+    assert "the engine came up but did not pass: loop-greedy" in up.err
+    assert "no earlier release is good" in up.err
+    assert kit.status()["up"] is False
+    (release,) = kit.releases()
+    assert (release["good"], release["in_service"]) == (False, False)
+    assert "loop-greedy" in release["reason"]
+
+    log = kit.directory / ".glm4/failed.log"
+    assert "Application startup complete" in log.read_text()
+    assert log.read_text() == (kit.directory / ".glm4/releases" / release["id"] / "boot.log").read_text()
+    diagnosis = kit.run("diagnose", "--json")
+    assert (diagnosis.code, diagnosis.json["phase"], diagnosis.json["findings"]) == (0, "ready", [])
+
+
+def test_an_engine_that_dies_while_it_starts_is_noticed_with_its_cause(kit: Kit) -> None:
+    up = kit.up(engine="dies")
+    assert up.code == 11
+    assert "the engine stopped in the phase `compile`, exit code 1: the weights and the work space leave" in up.err
+    assert "ValueError: No available memory for the cache blocks" in up.err
+    assert kit.status()["up"] is False
+    diagnosis = kit.run("diagnose")
+    assert diagnosis.code == 1
+    assert "root cause: no-kv-room" in diagnosis.out
+    assert "engine-core-failed" in diagnosis.out
+    refused = kit.run("rollback", *kit.recorded)
+    assert refused.code == 2
+    assert f"release {kit.recorded[0]} never passed its gate: the engine stopped" in refused.err
+
+
+@pytest.mark.parametrize(("engine", "phase"), [("hangs", "weights"), ("hangs-late", "kv_cache")])
+def test_an_engine_that_is_killed_while_it_starts_is_noticed_in_any_phase(kit: Kit, engine: str, phase: str) -> None:
+    up = kit.start_up("--timeout", "30", engine=engine, phase=phase)
+    os.kill(kit.pids()["APIServer"], signal.SIGKILL)
+    done = up.end()
+    assert done.code == 11
+    assert f"the engine stopped in the phase `{phase}`, exit code 137: killed from outside" in done.err
+
+
+def test_an_engine_that_is_not_ready_in_time_is_stopped(kit: Kit) -> None:
+    up = kit.start_up("--timeout", "4")
+    pids = kit.pids()
+    done = up.end()
+    assert done.code == 12
+    assert "not ready after 4 s, in the phase `weights`" in done.err
+    assert not any(alive(pid) for pid in pids.values())
+    diagnosis = kit.run("diagnose")
+    assert "it is not up: the log ends in the phase `weights`" in diagnosis.out
+
+
+def test_a_server_of_somebody_else_is_not_taken_for_the_engine(kit: Kit) -> None:
+    up = kit.start_up()
+    pids = kit.pids()
+    with serving(Reference(), kit.port):
+        done = up.end()
+    assert done.code == 4
+    assert "never reached the engine just started" in done.err
+    assert not any(alive(pid) for pid in pids.values())
+
+
+def test_a_taken_port_is_refused_before_anything_starts(kit: Kit) -> None:
+    with serving(Reference(model="old-model"), kit.port):
+        up = kit.up()
+    assert up.code == 8
+    assert f"port {kit.port} on 127.0.0.1 is taken by a server of the model 'old-model'" in up.err
+    assert not (kit.directory / ".glm4/engine.log").exists()
+    assert kit.recorded == []
+
+
+def test_a_missing_model_directory_is_refused_before_anything_starts(kit: Kit) -> None:
+    up = kit.up(model=kit.directory / "gone")
+    assert up.code == 9
+    assert f"no model directory at {kit.directory / 'gone'}" in up.err
+    assert not (kit.directory / ".glm4/engine.log").exists()
+    assert kit.recorded == []
+
+
+def test_a_checkpoint_that_would_not_load_is_refused_before_anything_starts(kit: Kit, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "none"}')
+    up = kit.up(model=model)
+    assert up.code == 10
+    assert "NoSuchModel" in up.err
+    assert not (kit.directory / ".glm4/engine.log").exists()
+    assert kit.recorded == []

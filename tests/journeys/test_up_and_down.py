@@ -1,0 +1,80 @@
+"""A healthy engine, from `up` to `down`, and one that dies while it serves."""
+
+import json
+import os
+import signal
+
+from journeys.kit import GOOD, Kit, alive, wait_for
+
+
+def test_a_healthy_engine_goes_up_serves_and_comes_down(kit: Kit) -> None:
+    up = kit.up()
+    assert up.code == 0, up.err
+    for check in ("this-container", "chat", "arithmetic", "loop-sampled"):
+        assert f" s  ok       {check}\n" in up.err
+    (release,) = kit.releases()
+    assert release["verdict"] in GOOD
+    served = f"http://127.0.0.1:{kit.port}/v1 serves 'glm-4-9b-chat': {release['verdict']}, release {release['id']}"
+    assert up.out.splitlines()[-1] == served
+
+    smoke = kit.run("smoke", "--suite", "gate")
+    assert smoke.code == 0, smoke.out + smoke.err
+    pids = kit.pids()
+    assert pids.keys() == {"APIServer", "EngineCore"}
+
+    down = kit.run("down")
+    assert (down.code, down.out) == (0, "glm4: stopped and removed\n")
+    assert not any(alive(pid) for pid in pids.values())
+    after = kit.run("status")
+    assert after.code == 1
+    assert "not up: no process" in after.err
+    assert kit.run("logs").code == 1
+    assert kit.run("smoke").code == 3
+    assert (kit.run("down").code, len(kit.releases())) == (0, 1), "the release stays"
+
+
+def test_what_runs_is_reported_to_people_and_to_programs(kit: Kit) -> None:
+    release = kit.good_release()
+    text = kit.run("status")
+    assert text.code == 0, text.err
+    rows = dict(line.split(maxsplit=1) for line in text.out.splitlines() if not line.startswith(("last", "KV")))
+    assert (rows["up"], rows["release"], rows["vLLM"]) == ("yes", release, "0.32.0")
+    assert rows["kernel"] == "FlashInferCutlassNvFp4LinearKernel (native FP4)"
+    assert "1048576 tokens" in text.out
+
+    status = kit.status()
+    assert (status["up"], status["runner"], status["deployment"]) == (True, "process", "")
+    assert (status["models"], status["release"]) == (["glm-4-9b-chat"], release)
+    assert status["last_verdict"] in GOOD
+    engine = status["engine"]
+    assert (engine["phase"], engine["native_fp4"]) == ("ready", True)
+    assert (engine["kv_cache_tokens"], engine["max_concurrency"]) == (1048576, 512.0)
+
+    (row,) = kit.releases()
+    assert (row["id"], row["good"], row["in_service"]) == (release, True, True)
+    assert row["engine"]["version"] == "0.32.0"
+    assert release in kit.run("releases").out
+    assert "Application startup complete" in kit.run("logs", "--tail", "all").out
+    last = [json.loads(line)["line"] for line in kit.run("logs", "--tail", "3", "--json").out.splitlines()]
+    assert len(last) == 3
+    assert "GET /v1/models" in last[-1], "asked by `status`"
+    diagnosis = kit.run("diagnose")
+    assert diagnosis.code == 0, diagnosis.out
+    assert "no failure found; it came up" in diagnosis.out
+
+
+def test_an_engine_that_died_is_not_up_and_the_next_up_clears_what_it_left(kit: Kit) -> None:
+    first = kit.good_release()
+    before = kit.pids()
+    os.kill(before["APIServer"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["APIServer"]))
+    status = kit.run("status")
+    assert status.code == 1
+    assert f"not up: process {before['APIServer']} ended" in status.err
+    assert kit.run("smoke").code == 3
+    assert alive(before["EngineCore"]), "a worker outlives its server"
+
+    second = kit.good_release()
+    assert second != first
+    assert not alive(before["EngineCore"])
+    assert kit.status()["release"] == second
