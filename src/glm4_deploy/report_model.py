@@ -1,6 +1,6 @@
 """What a command hands to a report: the keys that all share, a suite run, a load test. May import `detect`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -121,6 +121,17 @@ class SuiteReport:
     engine: tuple[Fact, ...] = field(default=())
     settings: tuple[Fact, ...] = field(default=())
     perplexity: tuple[Measure, ...] = field(default=())
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Linear interpolation between closest ranks (NumPy's default); None of nothing. share: 0 to 1."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

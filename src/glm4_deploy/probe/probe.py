@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -16,19 +16,6 @@ from glm4_deploy.probe.endpoints import Metrics, parse_metrics
 from glm4_deploy.probe.limits import Slo
 from glm4_deploy.report_model import AnswerSample, Suite
 from glm4_deploy.text import bound, quote
-
-# Order statistics of a handful of timings.
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Linear interpolation between closest ranks (NumPy's default); None of nothing. share: 0 to 1."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def milliseconds(seconds: float | None) -> str:

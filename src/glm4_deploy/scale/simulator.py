@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from glm4_deploy.report_model import percentile
 from glm4_deploy.scale.request import EngineLimits, Lengths, RouterPolicy, StepCost, Workload
 
 # One vLLM engine, step by step: continuous batching, chunked prefill, KV blocks, preemption by recomputation.
@@ -477,10 +478,6 @@ def draw(source: random.Random, lengths: Lengths) -> int:
 
 
 def quantile(ascending: list[float], share: float) -> float:
-    """Linear between neighbours, as in NumPy; nan for an empty list."""
-    if not ascending:
-        return math.nan
-    at = share / 100 * (len(ascending) - 1)
-    low = int(at)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (at - low) * (ascending[high] - ascending[low])
+    """share: 0 to 100; nan for an empty list."""
+    found = percentile(ascending, share / 100)
+    return math.nan if found is None else found

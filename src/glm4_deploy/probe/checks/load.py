@@ -20,11 +20,10 @@ from glm4_deploy.probe.probe import (
     fault,
     milliseconds,
     named,
-    percentile,
     together,
 )
 from glm4_deploy.probe.suite import FULL, QUICK, SOAK, CheckStage, check
-from glm4_deploy.report_model import Timing
+from glm4_deploy.report_model import Timing, percentile
 from glm4_deploy.result import Result, fail, ok, skipped, unknown, warn
 
 # Many at once: mixed prefill and decode, staggered. Sense is compared, not bytes: batches change rounding.
