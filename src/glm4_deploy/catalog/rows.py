@@ -1,4 +1,7 @@
-"""Known failures of an engine's start and service, as typed rows of signatures.yaml."""
+"""The catalog as typed rows: images, GPUs, profiles, variables and failure signatures.
+
+Each YAML file in this directory is a table with a source for every row.
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,18 +15,15 @@ import yaml
 from glm4_deploy.errors import UsageError
 from glm4_deploy.text import did_you_mean
 
-# What is known, as data: each YAML file here is a table with a source for every row, and a typed loader.
-
-
 @cache
 def load_catalog(name: str) -> Any:
-    """The parsed content of `catalog/NAME.yaml`. Cached: treat it as read-only, and build frozen rows from it."""
+    """The parsed content of `catalog/NAME.yaml`. Cached, so treat it as read-only."""
     text = files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader, in C where there is one)
 
 
-# Image tags and the vLLM version inside each; versions as comparable tuples.
+# Image tags and the vLLM version in each; versions are comparable tuples.
 
 Version: TypeAlias = tuple[int, ...]
 
@@ -56,7 +56,7 @@ def parse_version(text: str) -> Version:
     """`0.13.0+faa43dbf.nv26.01`, `v0.24.0`, `0.20.0rc1` → (0, 13, 0), (0, 24, 0), (0, 20, 0).
 
     Raises:
-        UsageError: no version number at its beginning.
+        UsageError: it does not start with a version number.
     """
     match = re.match(r"v?(\d+(?:\.\d+)+)", text.strip())
     if match is None:
@@ -65,14 +65,14 @@ def parse_version(text: str) -> Version:
 
 
 def vllm_version(tag: str) -> Version | None:
-    """The vLLM inside an image tag (`26.01-py3` or `26.01`), or None for a tag that the catalog does not know."""
+    """The vLLM version in an image tag (`26.01-py3` or `26.01`); None if the catalog does not know the tag."""
     known = images()
     image = known.get(tag) or known.get(f"{tag}-py3")
     return parse_version(image.vllm) if image else None
 
 
 def resolve_version(tag_or_version: str) -> Version:
-    """What a user wrote after `--for`: an image tag (26.01, 26.01-py3) or a vLLM version (0.13.0).
+    """An image tag (26.01, 26.01-py3) or a vLLM version (0.13.0) as a version.
 
     Raises:
         UsageError: neither a known tag nor a version.
@@ -88,21 +88,21 @@ def resolve_version(tag_or_version: str) -> Version:
     return parse_version(tag_or_version)
 
 
-# GPUs as typed rows, and how to find the row of a GPU that was asked for or detected.
+# GPUs, and how to find the row of a requested or detected GPU.
 
 Capability: TypeAlias = tuple[int, int]
 
-# nvidia-smi's total and cudaMemGetInfo's differ by what the driver keeps: 0.4 to 2.8 % on the rows of gpus.yaml.
+# nvidia-smi's total exceeds cudaMemGetInfo's by the driver's share: 0.4 to 2.8 % in gpus.yaml.
 SAME_TOTAL = 0.004
-# Where the product is not known: the driver kept about this much on most rows of gpus.yaml.
+# For unknown products: the driver's share is about this much in most rows of gpus.yaml.
 DRIVER_SHARE_MIB = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU. `total_mib` is what cudaMemGetInfo calls total, `smi_mib` what nvidia-smi does (None: not told).
+    """One GPU. total_mib: cudaMemGetInfo's total. smi_mib: nvidia-smi's total; None if it reports none.
 
-    exact: the total was read off logs of this product; False marks an estimate.
+    exact: the total comes from logs of this product; False marks an estimate.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Gpu:
 
     @property
     def native_fp4(self) -> bool:
-        """Tensor cores for FP4: the Blackwell families."""
+        """Whether it has FP4 tensor cores: the Blackwell families."""
         return self.compute_capability >= (10, 0)
 
 
@@ -140,7 +140,7 @@ def parse_capability(text: str) -> Capability:
     """`12.1` → (12, 1).
 
     Raises:
-        UsageError: no X.Y.
+        UsageError: not of the form X.Y.
     """
     match = re.fullmatch(r"(\d{1,2})\.(\d)", text.strip())
     if match is None:
@@ -151,8 +151,9 @@ def parse_capability(text: str) -> Capability:
 
 
 def gpu_by_name(name: str, *, other: str = "--gpu-total-mib and --compute-capability") -> Gpu:
-    """A row by its key (`gb10`) or by what nvidia-smi prints (`NVIDIA GeForce RTX 5090`). other: what to give for a GPU
-    that is not in the table.
+    """A row by its key (`gb10`) or by the name that nvidia-smi prints (`NVIDIA GeForce RTX 5090`).
+
+    other: what to give for a GPU that is not in the table.
 
     Raises:
         UsageError: not in the table; the hint names the keys.
@@ -168,7 +169,7 @@ def gpu_by_name(name: str, *, other: str = "--gpu-total-mib and --compute-capabi
 
 
 def recognise(product: str) -> Gpu | None:
-    """The row whose name stands in a product name, None where no row fits."""
+    """The row whose name is part of a product name; None if no row matches."""
     text = re.sub(r"[^a-z0-9]+", " ", product.lower())
     for gpu in gpus().values():
         if any(re.search(rf"\b{re.escape(name)}\b", text) for name in gpu.names):
@@ -179,8 +180,8 @@ def recognise(product: str) -> Gpu | None:
 def gpu_by_size(total_mib: float, capability: Capability, *, unified: bool = False, label: str = "") -> Gpu:
     """A GPU from its figures; `total_mib` may be nvidia-smi's or cudaMemGetInfo's.
 
-    A figure that nvidia-smi prints for a known product is turned into that product's cudaMemGetInfo total; any other is
-    taken as it is for unified memory, and less the driver's usual share otherwise.
+    nvidia-smi's figure for a known product becomes that product's cudaMemGetInfo total. Any other figure is used as it
+    is for unified memory, and minus the driver's usual share otherwise.
     """
     unknown = Gpu(
         name="custom",
@@ -201,13 +202,15 @@ def gpu_by_size(total_mib: float, capability: Capability, *, unified: bool = Fal
     return unknown if unified else replace(unknown, total_mib=total_mib - DRIVER_SHARE_MIB, smi_mib=total_mib)
 
 
-# Host profiles and the variables that the kit renders, as typed rows.
+# Host profiles, and the environment variables that the kit renders.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One row of profiles.yaml. `gpu` is the key of gpus.yaml that it is solved for, None where there is no GPU;
-    `also` names further rows that it serves."""
+    """One row of profiles.yaml. gpu: the key in gpus.yaml that it is solved for; None if it needs no GPU.
+
+    also: further GPUs that it serves.
+    """
 
     name: str
     summary: str
@@ -245,16 +248,16 @@ def variables() -> dict[str, CatalogVariable]:
 
 @cache
 def mistaken_variables() -> dict[str, str]:
-    """Names that nothing reads, with the name that was meant."""
+    """Misspelled names that nothing reads, with the intended name."""
     return dict(load_catalog("variables")["mistaken"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """One row. has: literals, one of which every matching line contains: they are looked for before the regex.
+    """One row. has: literals; every matching line contains one of them, so they are searched before the regex.
 
-    wrapper: the line only tells that something failed; its cause stands elsewhere. example: a line as seen.
-    where: versions, GPUs or hosts where it matters, for people.
+    wrapper: the line only says that something failed; its cause is elsewhere. example: a line as seen.
+    where: affected versions, GPUs or hosts, for people.
     """
 
     id: str
@@ -271,7 +274,7 @@ class Signature:
 
 @cache
 def signatures() -> tuple[Signature, ...]:
-    """All rows, in the order of the file."""
+    """All rows, in file order."""
     return tuple(
         Signature(**{**row, "has": tuple(row["has"]), "regex": re.compile(row["regex"])})
         for row in load_catalog("signatures")["signatures"]
