@@ -1,7 +1,7 @@
-"""Pure: text, token ids and logprobs in, a finding about loops and garbage out. May import nothing but NumPy.
+"""Pure: text, token ids and logprobs in, a finding about loops and garbage out. May import nothing.
 
 >>> scan("The same again. " * 40).verdict
-<Verdict.EXACT_LOOP: 'EXACT_LOOP'>
+<LoopVerdict.EXACT_LOOP: 'EXACT_LOOP'>
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ def scan(
     token_ids: Sequence[int] | None = None,
     logprobs: Sequence[float | None] | None = None,
 ) -> LoopFinding:
-    """Judge one whole document: what a Stream fed with it would say.
+    """Judge a complete document, exactly as a Stream that received it would.
 
-    text: any code points, lone surrogates and NULs included; offsets in the finding refer to it as given.
-    logprobs: natural logarithms, one a generated token; None (or NaN) where the engine gave null.
+    Args:
+        text: any code points, lone surrogates and NULs included; offsets in the finding refer to it as given.
+        logprobs: natural logarithms, one per generated token; None (or NaN) where the engine returned null.
     """
     stream = Stream(prompt=prompt)
     stream.feed(text, token_ids=token_ids or (), logprobs=logprobs or ())

@@ -1,4 +1,4 @@
-"""What excuses a repetition: how the text ended, what the repeated unit is made of, what the prompt asked for."""
+"""What can excuse a repetition: how the text ended, what the repeated unit is made of, what the prompt asked for."""
 
 import re
 from collections.abc import Iterator
@@ -17,22 +17,19 @@ class Ending(StrEnum):
 
     @staticmethod
     def of(finish_reason: str | None) -> "Ending":
-        """OpenAI's finish_reason: `length` is a cut, any other name is the model's own stop."""
+        """From OpenAI's finish_reason: `length` is a cut, any other value the model's own stop."""
         if not finish_reason:
             return Ending.UNKNOWN
         return Ending.CUT if finish_reason == "length" else Ending.STOPPED
 
 
 class Shape(StrEnum):
-    """What a repeated unit is made of. Rows of numbers and markup repeat in good texts; prose hardly does.
-
-    ZEROS: base64 of zero bytes, of which good files hold pages.
-    """
+    """What a repeated unit is made of. Rows of numbers and markup repeat in good texts; prose hardly ever does."""
 
     PROSE = "prose"
     STRUCTURE = "structure"
     SYMBOLS = "symbols"
-    ZEROS = "zeros"
+    ZEROS = "zeros"  # base64 of zero bytes: good files contain pages of it
 
 
 _ENUMERATOR = re.compile(r"^\s*[\[(]\d+[\])]", re.MULTILINE)
@@ -41,37 +38,35 @@ _EMPTY_WORD = re.compile(r"\b(?:null|true|false|none|nan|nil|undefined|0x[0-9a-f
 _STRUCTURE = re.compile(
     r"[{}\[\]<>|=\\@\t]|;\s*$|\"\s*[:,]|\w\(|\w[_/]\w|\d\d:\d\d|[^\s.!?] {2,}\S|\n {2,}\w|^\s*- \w+: ", re.MULTILINE
 )
-
-
-_ROW = 64
+_SHORT = 64  # characters
 
 
 def shape_of(unit: str) -> Shape:
-    """Symbols: next to no letters. Structure: markup, code, rows, log lines. Prose: the rest, in any script.
+    """Symbols: hardly any letters. Structure: markup, code, rows, log lines. Prose: everything else, in any script.
 
-    A short unit is judged by a row of its copies, so that it does not matter where in it the first one begins.
+    A short unit is judged by several copies in a row, so that it does not matter where in it the first one begins.
     """
-    if len(unit) < _ROW:
-        unit *= _ROW // max(len(unit), 1) + 1
+    if len(unit) < _SHORT:
+        unit *= _SHORT // max(len(unit), 1) + 1
     if set(unit) <= {"A", "\n"}:
         return Shape.ZEROS
     sample = _ENUMERATOR.sub("", unit[:2000])
-    seen = sum(not char.isspace() for char in sample)
-    solid = seen - sum(map(_STOPS.__contains__, sample))
+    visible = sum(not char.isspace() for char in sample)
+    solid = visible - sum(map(_STOPS.__contains__, sample))
     letters = sum(map(_is_letter, _EMPTY_WORD.sub("", sample)))
-    if letters < 0.3 * max(solid, 0.8 * seen) or not letters:
+    if letters < 0.3 * max(solid, 0.8 * visible) or not letters:
         return Shape.SYMBOLS
     marks = len(_STRUCTURE.findall(sample))
     return Shape.STRUCTURE if marks > 0.02 * len(sample) or letters < 0.75 * solid else Shape.PROSE
 
 
 def _is_letter(char: str) -> bool:
-    # Vowel signs and the like are marks, not letters, but scripts are written with them.
+    # Vowel signs and the like are marks, not letters, but words are written with them.
     return char.isalpha() or (char >= "\u0300" and category(char)[0] == "M")
 
 
 def is_verse(text: str, *, width: int = 56) -> bool:
-    """Short lines throughout, as songs and poems have them; width: below this on the average."""
+    """Short lines throughout, as in songs and poems: fewer than `width` characters on average."""
     lines = [line for line in text[:4000].split("\n") if line.strip()]
     return len(lines) >= 4 and sum(map(len, lines)) < width * len(lines)
 
@@ -79,18 +74,16 @@ def is_verse(text: str, *, width: int = 56) -> bool:
 _WIDE = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]"
 )
-
-
 _BLANKS = re.compile(r"\s{2,}")
 
 
 def weight_of(unit: str) -> float:
     """Characters of Latin text that one character of this unit stands for.
 
-    CJK takes about 2.5 times the tokens; a row of blanks is one token.
+    CJK takes about 2.5 times as many tokens; several blanks in a row are one token.
     """
     sample = unit[:400]
-    blanks = sum(len(found) - 1 for found in _BLANKS.findall(sample))
+    blanks = sum(len(row) - 1 for row in _BLANKS.findall(sample))
     return 1 + (1.5 * len(_WIDE.findall(sample)) - blanks) / max(len(sample), 1)
 
 
@@ -98,12 +91,12 @@ _ROW_MARK = re.compile(r"\n|<[/a-zA-Z]")
 
 
 def is_row(unit: str) -> bool:
-    """A line or a few, or elements of markup, of which good texts hold many alike."""
+    """One or more lines, or elements of markup: good texts contain many identical ones."""
     return _ROW_MARK.search(unit + unit[:1]) is not None
 
 
 def ends_a_row(last: str, due: str) -> bool:
-    """Whether rows stopped where one ends; last: their last character; due: the one that would have come."""
+    """Whether a run of rows stops where a row ends, given its last character and the one that was due next."""
     return "\n" in (last, due) or last + due == "><"
 
 
@@ -111,7 +104,7 @@ _BREAKS = re.compile(r"\n\s*")
 
 
 def is_refrain(unit: str) -> bool:
-    """One short line, or a few."""
+    """One to four short lines."""
     lines = len(_BREAKS.findall(unit))
     return 0 < lines <= 4 and len(unit) < 56 * lines
 
@@ -120,8 +113,10 @@ def is_refrain(unit: str) -> bool:
 class PromptRequest:
     """What a prompt asked for.
 
-    repeat: it asked to repeat something; count: it asked to count or enumerate.
-    limit: the largest number it named (how often, or how far); None when it named none.
+    Attributes:
+        repeat: it asked to repeat something.
+        count: it asked to count or enumerate.
+        limit: the largest number in it (how often, or how far); None without a number.
     """
 
     repeat: bool = False
@@ -129,18 +124,18 @@ class PromptRequest:
     limit: int | None = None
 
     def allows(self, copies: float) -> bool:
-        """Whether it asked for so many copies of the same; a few more than asked are forgiven."""
+        """Whether it asked for this many copies; a few more are forgiven."""
         return self.repeat and (self.limit is None or copies <= 1.2 * self.limit + 2)
 
     def lists(self, copies: float) -> bool:
-        """Whether it asked for a list, a table or rows, and named at least so many."""
+        """Whether it asked for a list, a table or rows of at least this many."""
         return self.count and self.limit is not None and copies <= 1.2 * self.limit + 2
 
 
 _DENIED = re.compile(
     r"\b(?:don't|do not|never|without|avoid|no|not)\s+(?:\w+\s+)?repeat\w*|不要重复|不重复|勿重复", re.IGNORECASE
 )
-# Numbers as prompts spell them; what is not here is simply no number.
+# Numbers as prompts spell them; other words are not read as numbers.
 _WORDS = {
     "ten": 10, "twelve": 12, "dozen": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50,
     "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "thousand": 1000,
@@ -170,40 +165,40 @@ _COUNT = re.compile(
     r"数到|从\s*\d+|列出|表格|数组|矩阵|计数|编号|乘法",
     re.IGNORECASE,
 )
-# A plan has as many steps as it was asked for, and only then.
+# A plan counts only if the prompt names a number of steps.
 _PLAN = re.compile(r"\bplan\b|\bschedule\b|\bdays?\b|\bweeks?\b|\bmonths?\b|计划|日程|[天周步]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,_]*")
-_SPELT = re.compile(rf"\b(?:(two|three|four|five|six|seven|eight|nine)[\s-]+)?({'|'.join(_WORDS)})\b", re.IGNORECASE)
+_SPELLED = re.compile(rf"\b(?:(two|three|four|five|six|seven|eight|nine)[\s-]+)?({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _TIMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 _CHINESE = re.compile(r"([一二两三四五六七八九])?([十百千])([一二三四五六七八九])?")
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
 _PLACES = {"十": 10, "百": 100, "千": 1000}
-VERSE_COPIES, VARIANTS = 30, 12
-COUNTED = 500  # how far a count may go where no end was named
+VERSE_COPIES, VARIANT_COPIES = 30, 12  # where the prompt names no number
+COUNT_LIMIT = 500  # how far a count may go where the prompt names no end
 
 
 def request_of(prompt: str | None) -> PromptRequest:
-    """Read a prompt for what it allows. Only its head and tail are read: instructions stand there."""
+    """What a prompt asks for. Only its first and last 2,000 characters are read: instructions stand there."""
     if not prompt:
         return PromptRequest()
     text = prompt if len(prompt) <= 4000 else prompt[:2000] + "\n" + prompt[-2000:]
     text = _DENIED.sub(" ", text)
     numbers = [int(digits) for raw in _NUMBER.findall(text) if len(digits := re.sub(r"\D", "", raw)) <= 9]
-    limit = max([*numbers, *_spelt(text)], default=None)
+    limit = max([*numbers, *_spelled(text)], default=None)
     if _VERSE.search(text):
-        # Songs repeat themselves and count, but not for ever.
+        # Songs repeat themselves and count, but not forever.
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
     if _VARIANTS.search(text):
-        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANTS))
+        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES))
     if limit is None and _COUNTING.search(text):
-        return PromptRequest(count=True, limit=COUNTED)
+        return PromptRequest(count=True, limit=COUNT_LIMIT)
     count = bool(_COUNT.search(text)) or (limit is not None and bool(_PLAN.search(text)))
     return PromptRequest(repeat=bool(_REPEAT.search(text)), count=count, limit=limit)
 
 
-def _spelt(text: str) -> Iterator[int]:
+def _spelled(text: str) -> Iterator[int]:
     """Numbers in words: `fifty`, `two hundred`, `三十`."""
-    for found in _SPELT.finditer(text):
-        yield _TIMES.get((found[1] or "").lower(), 1) * _WORDS[found[2].lower()]
-    for found in _CHINESE.finditer(text):
-        yield _DIGITS.get(found[1] or "一", 1) * _PLACES[found[2]] + _DIGITS.get(found[3] or "零", 0)
+    for match in _SPELLED.finditer(text):
+        yield _TIMES.get((match[1] or "").lower(), 1) * _WORDS[match[2].lower()]
+    for match in _CHINESE.finditer(text):
+        yield _DIGITS.get(match[1] or "一", 1) * _PLACES[match[2]] + _DIGITS.get(match[3] or "零", 0)

@@ -1,45 +1,59 @@
-"""Which near duplicates are loops, given what repeats, how the text ended and what was asked for."""
+"""Near duplicates: the same sentences over and over with small changes, or the same words written differently."""
 
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
-from glm4_deploy.detect.counting import Words, value_of
-from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, Text, degenerate
-from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of
-from glm4_deploy.detect.thresholds import DRIFT, NEAR, SHINGLE, WORDS
+from glm4_deploy.detect.exact import copies_needed
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
+from glm4_deploy.detect.tail import Run, Tail, tail_runs
+from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, REACH, SHINGLE, TOKENS
+from glm4_deploy.detect.tokens import TokenWindow, value_of
 
-# Near duplicates: the same sentences again and again with small changes.
-#
-# A token is *covered* when it stands in a shingle (SHINGLE tokens in a row) that has been seen before; else it is new.
-# A running score goes up by one for each covered token and down for each new one, so that it stays above zero exactly
-# while new tokens are rare, and the place where it last was zero is where the repetition began. Quotations, refrains
-# and boilerplate also score, but only for one distance back; a loop goes on for three or more.
+# Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
+# else it is new. A score rises by one for each covered token and falls for each new one, so it stays above zero exactly
+# while new tokens are rare, and the place where it was last zero is where the repetition began. Quotations, refrains
+# and boilerplate score too, but only for the length of one copy; a loop goes on for three or more.
 
-_KEPT = 4096  # new tokens and distances remembered of one region
+_REMEMBERED = 4096  # new tokens and distances remembered per region
 
 
 class Region:
-    """The stretch of tokens up to now in which new ones are rarer than one in 1 + cost."""
+    """The stretch of tokens up to now in which new ones are rarer than one in 1 + cost.
+
+    Attributes:
+        start: number of its first token, from the beginning of the text.
+        length: tokens in it.
+        new: new tokens in it.
+        numerals: those of them that are numbers.
+        lags: distance of each covered token from what covers it.
+        before_new: the token before each row of new ones.
+        next_look: length at which it is due for a look.
+    """
 
     def __init__(self, cost: float) -> None:
         self._cost = cost
         self._score = 0.0
         self._restart(0)
 
-    def _restart(self, index: int) -> None:
-        self.start, self.length = index, 0
+    def _restart(self, start: int) -> None:
+        self.start, self.length = start, 0
         self.new = self.numerals = 0
-        self.lags: deque[int] = deque(maxlen=_KEPT)
-        self.before_new: deque[str] = deque(maxlen=_KEPT)  # the token before each row of new ones
+        self.lags: deque[int] = deque(maxlen=_REMEMBERED)
+        self.before_new: deque[str] = deque(maxlen=_REMEMBERED)
         self._in_new = False
         self.next_look = NEAR.tokens
 
     def take(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
-        """Take tokens; `lags` holds each one's distance back to what covers it, 0 when it is new.
+        """Take the next tokens.
 
-        tokens: one more than lags, since the token before the first one comes along.
+        Args:
+            first: number of the first of them.
+            tokens: the tokens, preceded by the one before them.
+            lags: the distance of each from what covers it; 0 if it is new.
         """
         if self._score > 0 and 0 not in lags:
             self._score = min(self._score + len(lags), NEAR.ceiling)
@@ -77,13 +91,18 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
+class Repetition:
     """A stretch at the end of the text that says little new.
 
-    start: offset where the first copy begins; tokens: its length; lag: tokens from copy to copy.
-    copies: how many, the first one counted; novelty: share of new tokens after the first copy.
-    numerals: share of the new tokens that are numbers; changes: rows of new tokens; spread: distinct places of them
-    over all.
+    Attributes:
+        start: offset of the first copy.
+        end: offset just after the last token.
+        tokens: length in tokens, without the first copy.
+        lag: tokens from copy to copy.
+        novelty: share of new tokens.
+        numerals: share of the new tokens that are numbers.
+        spread: share of the changes that come after different tokens.
+        changes: rows of new tokens.
     """
 
     start: int
@@ -101,71 +120,72 @@ class Likeness:
 
 
 class Shingles:
-    """Follows the tokens of a stream and says which stretch at its end is a near duplicate of itself."""
+    """Follows the tokens of a stream and reports which stretch at its end nearly repeats itself."""
 
     def __init__(self) -> None:
-        # Hash of a shingle -> 4 × the index where it last began + 0: nobody asked, 1: it tells nothing, 2: it tells.
-        self._seen: dict[int, int] = {}
-        self._next = 0  # index of the next token to judge, from the beginning of the text
-        self._covered_to = -1  # index of the last token of the last known shingle
+        # Hash of a shingle -> 4 × the number of the token where it last began, + 0: not judged yet, 1: says nothing,
+        # 2: distinctive.
+        self._last: dict[int, int] = {}
+        self._next = 0  # number of the next token to judge
+        self._covered_to = -1  # number of the last token of the last known shingle
         self._lag = 0
-        self.regions = tuple(Region(cost) for cost in NEAR.costs)
+        self._regions = tuple(Region(cost) for cost in NEAR.costs)
 
-    def feed(self, words: Words) -> None:
-        """Take the tokens that are new in `words`."""
-        # A token can be judged once every shingle that holds it has been seen.
-        first = self._next - words.dropped
-        recent = words.tokens[first:]
+    def feed(self, tokens: TokenWindow) -> None:
+        """Take the tokens that are new in the window."""
+        # A token can be judged once every shingle that contains it is complete.
+        first = self._next - tokens.dropped
+        recent = tokens.kept[first:]
         if len(recent) < SHINGLE:
             return
         lags = self._lags(recent)
-        before = words.tokens[first - 1] if first else ""
-        for region in self.regions:
+        before = tokens.kept[first - 1] if first else ""
+        for region in self._regions:
             region.take(self._next, [before, *recent], lags)
         self._next += len(lags)
-        if len(self._seen) >= 2 * WORDS:
-            young = 4 * (self._next - WORDS)
-            self._seen = {key: known for key, known in self._seen.items() if known >= young}
+        if len(self._last) >= 2 * TOKENS:
+            oldest = 4 * (self._next - TOKENS)
+            self._last = {key: known for key, known in self._last.items() if known >= oldest}
 
     def _lags(self, tokens: Sequence[str]) -> list[int]:
         """The distance back of each token but the last few, 0 for new ones. (One loop: it runs for every token.)"""
-        seen, get = self._seen, self._seen.get
+        last, get = self._last, self._last.get
         shingles = zip(*(tokens[back:] for back in range(SHINGLE)), strict=False)
         covered_to, lag, lags = self._covered_to, self._lag, []
-        for index, shingle in enumerate(shingles, start=self._next):
+        for number, shingle in enumerate(shingles, start=self._next):
             key = hash(shingle)
             known = get(key)
             if known is None:
-                seen[key] = 4 * index
+                last[key] = 4 * number
             else:
-                telling = known & 3 or (2 if _telling(shingle) else 1)
-                seen[key] = 4 * index + telling
-                if telling == 2 and index - (known >> 2) >= SHINGLE:
-                    covered_to, lag = index + SHINGLE - 1, index - (known >> 2)
-            lags.append(lag if covered_to >= index else 0)
+                kind = known & 3 or (2 if _distinctive(shingle) else 1)
+                last[key] = 4 * number + kind
+                if kind == 2 and number - (known >> 2) >= SHINGLE:
+                    covered_to, lag = number + SHINGLE - 1, number - (known >> 2)
+            lags.append(lag if covered_to >= number else 0)
         self._covered_to, self._lag = covered_to, lag
         return lags
 
-    def looks(self, words: Words, *, all_: bool) -> list[Likeness]:
-        """What the regions say that have grown by a quarter since the last look (all_: that are long enough)."""
-        due = [region for region in self.regions if region.length >= (NEAR.tokens if all_ else region.next_look)]
+    def repetitions(self, tokens: TokenWindow, *, ended: bool) -> list[Repetition]:
+        """The regions that grew by a quarter since the last look; once the text has ended, all that are long enough."""
+        due = [region for region in self._regions if region.length >= (NEAR.tokens if ended else region.next_look)]
         for region in due:
             region.next_look = region.length * 5 // 4
-        return [_likeness(region, words) for region in due]
+        return [_repetition(region, tokens) for region in due]
 
 
-def _telling(shingle: tuple[str, ...]) -> bool:
-    """A shingle tells something if it is not made of a few symbols (a bit string, a board, `na na na`)."""
+def _distinctive(shingle: tuple[str, ...]) -> bool:
+    """Not made of a few symbols, as a bit string, a game board or `na na na` are."""
     if len(set(shingle)) < SHINGLE - 1:
         return False
     return sum(word.isalpha() and (len(word) > 1 or word >= "\u0900") for word in shingle) >= SHINGLE // 2
 
 
-def _likeness(region: Region, words: Words) -> Likeness:
+def _repetition(region: Region, tokens: TokenWindow) -> Repetition:
     lag = median_low(region.lags)
-    return Likeness(
-        start=words.start(region.start - lag - words.dropped),
-        end=words.end(len(words.tokens) - 1),
+    return Repetition(
+        start=tokens.start(region.start - lag - tokens.dropped),
+        end=tokens.end(len(tokens.kept) - 1),
         tokens=region.length,
         lag=lag,
         novelty=region.new / region.length,
@@ -176,45 +196,104 @@ def _likeness(region: Region, words: Words) -> Likeness:
 
 
 def find_near_duplicate(
-    found: Iterable[Likeness], text: Text, *, ending: Ending, request: PromptRequest
+    repetitions: Iterable[Repetition], tail: Tail, *, ending: Ending, request: PromptRequest
 ) -> LoopFinding | None:
-    """The first of these that nothing excuses."""
-    loops = (item for item in found if _is_loop(item, text, ending) and not request.allows(item.copies))
-    return next((_finding(item, text) for item in loops), None)
+    """The first of these repetitions that is a loop and that nothing excuses."""
+    for repetition in repetitions:
+        if _is_loop(repetition, tail, ending) and not request.allows(repetition.copies):
+            return _changed_copies(repetition, tail)
+    return None
 
 
-def _is_loop(item: Likeness, text: Text, ending: Ending) -> bool:
-    # A long paragraph whose changes fall anywhere is no template being filled in: it needs fewer copies.
-    drifts = item.lag >= DRIFT.unit and item.changes >= DRIFT.changes and item.spread >= DRIFT.spread
-    if item.tokens < NEAR.tokens or item.copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
+def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
+    lag, copies, novelty = repetition.lag, repetition.copies, repetition.novelty
+    # A long paragraph whose changes fall anywhere is not a template being filled in: fewer copies suffice.
+    drifts = lag >= DRIFT.unit and repetition.changes >= DRIFT.changes and repetition.spread >= DRIFT.spread
+    if repetition.tokens < NEAR.tokens or copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
         return False
-    sample = text.between(item.start, item.end)
-    if shape_of(sample) is not Shape.PROSE or (is_verse(sample) and item.copies < NEAR.verse_copies):
+    sample = tail.between(repetition.start, repetition.end)
+    if shape_of(sample) is not Shape.PROSE or (is_verse(sample) and copies < NEAR.verse_copies):
         return False
-    if item.novelty and item.numerals >= 0.8:
-        # Only numbers change: rows and records do that, and counters have a rule of their own.
-        few = item.lag >= NEAR.long_unit and item.novelty <= NEAR.few
-        enough = NEAR.text_copies if item.lag >= NEAR.text_unit else NEAR.numeral_copies
-        return few and (ending is Ending.CUT or item.copies >= enough)
-    if item.novelty <= NEAR.few:
+    if novelty and repetition.numerals >= 0.8:
+        # Only numbers change, as in rows and records. Counters have their own rule.
+        enough = NEAR.text_copies if lag >= NEAR.text_unit else NEAR.numeral_copies
+        return lag >= NEAR.long_unit and novelty <= NEAR.few and (ending is Ending.CUT or copies >= enough)
+    if novelty <= NEAR.few:
         return True
-    if item.lag < NEAR.short_unit or item.copies < (DRIFT.copies if drifts else NEAR.varied_copies):
+    if lag < NEAR.short_unit or copies < (DRIFT.copies if drifts else NEAR.varied_copies):
         return False
-    # More changes than that are a template being filled in (a litany, a form letter), unless they come anywhere, or
-    # it never ends.
-    anywhere = item.novelty <= NEAR.some and item.spread >= NEAR.spread
-    return anywhere or (item.novelty <= NEAR.slots and item.copies >= NEAR.slot_copies)
+    # More changes than that are a template being filled in (a litany, a form letter), unless they fall anywhere or it
+    # never ends.
+    anywhere = novelty <= NEAR.some and repetition.spread >= NEAR.spread
+    return anywhere or (novelty <= NEAR.slots and copies >= NEAR.slot_copies)
 
 
-def _finding(item: Likeness, text: Text) -> LoopFinding:
-    unit = text.between(item.start, item.end)
-    period = max(round((item.end - item.start) / item.copies), 1)
+def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
+    start, end, copies = repetition.start, repetition.end, repetition.copies
+    period = max(round((end - start) / copies), 1)
     return degenerate(
         LoopVerdict.NEAR_DUPLICATE,
-        f"about the same {period} characters come {item.copies:.1f} times; {item.novelty:.1%} of the words are new",
-        confidence=round(min(0.95, 0.6 + 0.03 * item.copies + (NEAR.some - item.novelty)), 2),
-        start=item.start,
-        unit=unit[:period],
+        f"about the same {period} characters come {copies:.1f} times; {repetition.novelty:.1%} of the words are new",
+        confidence=round(min(0.95, 0.6 + 0.03 * copies + (NEAR.some - repetition.novelty)), 2),
+        start=start,
+        unit=tail.between(start, end)[:period],
         period=period,
-        repeats=item.copies,
+        repeats=copies,
+    )
+
+
+# The same words in capitals, with hyphens, with other spaces and marks: the search for exact loops, over the letters
+# and digits alone.
+
+_UNFOLDED = re.compile(r"[\W_]+")
+
+
+def fold(text: str) -> str:
+    """The letters and digits of a text, in lower case."""
+    return _UNFOLDED.sub("", text).lower()
+
+
+def find_folded(reversed_folded: str, tail: Tail, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
+    """A loop of words written differently.
+
+    Args:
+        reversed_folded: the folded end of the text, last character first.
+    """
+    for run in tail_runs(reversed_folded, reach=REACH):
+        reversed_unit = reversed_folded[: run.period]
+        weight = weight_of(reversed_unit)
+        if (
+            len(set(reversed_unit)) < FOLDED_LETTERS
+            or run.length * weight < FOLDED.span
+            or run.repeats < copies_needed(FOLDED, run.period * weight, continuous=True)
+            or request.allows(run.repeats)
+        ):
+            continue
+        sample = _unfolded(tail, run)
+        # Rows and marks repeat their words in good texts; the search for exact loops has limits for them.
+        if shape_of(sample) is Shape.PROSE and len(sample) < 2 * run.length:
+            return _rewritten_copies(run, sample, tail.end, ending)
+    return None
+
+
+def _unfolded(tail: Tail, run: Run) -> str:
+    """The end of the text that contains the run's letters and digits."""
+    left = run.length
+    for at, char in enumerate(tail.reversed):
+        left -= char.isalnum()
+        if not left:
+            return tail.reversed[: at + 1][::-1]
+    return tail.reversed[::-1]
+
+
+def _rewritten_copies(run: Run, sample: str, end: int, ending: Ending) -> LoopFinding:
+    period = max(round(len(sample) / run.repeats), 1)
+    return degenerate(
+        LoopVerdict.NEAR_DUPLICATE,
+        f"the same words come {run.repeats:.4g} times, differently written",
+        confidence=0.85 if ending is Ending.CUT else 0.8,
+        start=end - len(sample),
+        unit=sample[:period],
+        period=period,
+        repeats=run.repeats,
     )

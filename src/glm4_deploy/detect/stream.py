@@ -1,17 +1,20 @@
-"""The detector on a stream: looks every HOP characters, keeps at most WINDOW of them, tells at once."""
+"""The detector on a stream: searches every HOP characters, keeps at most WINDOW of them, reports at once."""
 
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
-from glm4_deploy.detect.counting import Words, counting, find_counter
-from glm4_deploy.detect.exact import find_folded, find_loop, find_or_due, fold, is_blank
-from glm4_deploy.detect.finding import Growth, LoopFinding, LoopVerdict, Text, clean, degenerate
-from glm4_deploy.detect.garbage import Numbers, find_mixed_scripts, find_poor, find_runaway
+from glm4_deploy.detect.counting import counting_runs, find_counter
+from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, degenerate
+from glm4_deploy.detect.garbage import EngineNumbers, find_mixed_scripts, find_poor_vocabulary, find_runaway
 from glm4_deploy.detect.prompt import Ending, request_of
-from glm4_deploy.detect.similar import Shingles, find_near_duplicate
-from glm4_deploy.detect.thresholds import HOP, WINDOW, WORD_HOPS, WORDS
+from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, fold
+from glm4_deploy.detect.tail import Tail
+from glm4_deploy.detect.thresholds import HOP, TOKEN_HOPS, TOKENS, WINDOW
+from glm4_deploy.detect.tokens import TokenWindow
 
 _BLOCKS = WINDOW // HOP
 
@@ -19,145 +22,185 @@ _BLOCKS = WINDOW // HOP
 class Stream:
     """Feed it chunks as they arrive; the verdict does not depend on where the chunks were cut.
 
-    Memory: the last WINDOW (65,536) characters, at most 2 × WORDS (32,768) tokens of them, and as many hashes.
+    Memory: the last WINDOW (65,536) characters, at most 2 × TOKENS (32,768) tokens of them, and as many hashes.
     """
 
     def __init__(self, *, prompt: str | None = None) -> None:
         self._prompt = prompt
         self._request = request_of(prompt)
-        self._numbers = Numbers()
-        self._pending = ""
-        self._turned: deque[str] = deque(maxlen=_BLOCKS)  # blocks, the newest first, each from its last character
-        self._folded: deque[str] = deque(maxlen=_BLOCKS // WORD_HOPS)  # the same of letters and digits alone
-        self._seen = 0
-        self._hops = 0
+        self._numbers = EngineNumbers()
+        self._pending = ""  # the end of the text, shorter than a block
+        self._end = 0  # offset just after the last block
+        self._hops = 0  # blocks taken
+        # Blocks of HOP characters, newest first, each from its last character; and the letters and digits alone of
+        # every TOKEN_HOPS blocks.
+        self._reversed_blocks: deque[str] = deque(maxlen=_BLOCKS)
+        self._reversed_folded: deque[str] = deque(maxlen=_BLOCKS // TOKEN_HOPS)
         self._blank = True
-        self._words = Words(WORDS)
+        self._tokens = TokenWindow(TOKENS)
         self._shingles = Shingles()
-        self._due = math.inf  # offset at which a run becomes a loop if it goes on
-        self._due_blocks = 0
-        self._found: LoopFinding | None = None
-        self._growth: Growth | None = None
+        self._due = math.inf  # offset at which a run becomes a loop if the text continues it
+        self._due_blocks = 0  # blocks to search there
+        self._finding: LoopFinding | None = None
+        self._growth: _LoopGrowth | None = None
 
     def feed(
         self, chunk: str, *, token_ids: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> LoopFinding | None:
-        """A degenerate finding as soon as there is one, and on every later call; None while all is well."""
-        if self._found is None and (token_ids or logprobs):
-            self._found = self._numbers.feed(token_ids, logprobs)
+        """A degenerate finding as soon as there is one, and on every later call; until then None."""
+        if self._finding is None and (token_ids or logprobs):
+            self._finding = self._numbers.feed(token_ids, logprobs)
         self._take(chunk)
-        return self._found
+        return self._finding
 
     def close(self, finish_reason: str | None = None) -> LoopFinding:
-        """The verdict on the whole, with how it ended."""
+        """The verdict on the complete text, given how it ended."""
         if self._growth is not None:
             return self._growth.finding()
-        if self._found is None:
-            self._found = self._conclude(Ending.of(finish_reason)) or clean("the text goes on without repeating itself")
-        return self._found
+        if self._finding is None:
+            self._finding = self._conclude(Ending.of(finish_reason)) or clean(
+                "the text goes on without repeating itself"
+            )
+        return self._finding
 
     def _conclude(self, ending: Ending) -> LoopFinding | None:
-        found = self._numbers.close()
-        if found is not None:
-            return found
+        finding = self._numbers.close()
+        if finding is not None:
+            return finding
+        end = self._end + len(self._pending)
         if self._blank and is_blank(self._pending):
-            return _nothing(self._seen + len(self._pending))
-        unread = self._tail(self._hops % WORD_HOPS)
-        self._words.finish(unread + self._pending, self._seen - len(unread))
-        self._folded.appendleft(fold(unread + self._pending)[::-1])
-        self._shingles.feed(self._words)
-        text = Text(self._pending[::-1] + self._turned_tail(_BLOCKS), self._seen + len(self._pending))
+            return _blank_answer(end)
+        self._take_tokens(self._hops % TOKEN_HOPS, self._pending)
+        tail = Tail(self._pending[::-1] + self._reversed_tail(_BLOCKS), end)
         return (
-            self._look(text, ending)
-            or self._look_at_words(_BLOCKS, text, ending)
-            or find_runaway(text, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
+            self._find_loop(tail, ending)
+            or self._search_tokens(_BLOCKS, tail, ending)
+            or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
-            or find_mixed_scripts(text)
+            or find_mixed_scripts(tail)
         )
 
     def _take(self, chunk: str) -> None:
         text, at = self._pending + chunk, 0
-        while self._found is None:
+        while self._finding is None:
             block = text[at : at + HOP]
-            if self._due <= self._seen + len(block):
+            if self._due <= self._end + len(block):
                 at += self._take_due(block)
-            if self._found is not None or len(block) < HOP:
+            if self._finding is not None or len(block) < HOP:
                 break
             self._take_block(block)
             at += HOP
-        self._pending = text[at:] if self._found is None else ""
+        self._pending = text[at:] if self._finding is None else ""
         if self._growth is not None:
             self._growth.take(text[at:])
 
     def _take_due(self, block: str) -> int:
-        """Look within a block, where a run was to become a loop; how much of the block that took."""
-        read, self._due = int(self._due) - self._seen, math.inf
-        text = Text(block[:read][::-1] + self._turned_tail(self._due_blocks), self._seen + read)
-        self._look_running(text)
-        return read if self._found is not None else 0
+        """Search at the point within a block where a run was due to become a loop.
+
+        Returns:
+            How much of the block is consumed: what precedes the end of the loop that was found, else 0.
+        """
+        length, self._due = int(self._due) - self._end, math.inf
+        tail = Tail(block[:length][::-1] + self._reversed_tail(self._due_blocks), self._end + length)
+        self._find_running_loop(tail)
+        return length if self._finding is not None else 0
 
     def _take_block(self, block: str) -> None:
-        self._turned.appendleft(block[::-1])
-        self._seen += HOP
+        self._reversed_blocks.appendleft(block[::-1])
+        self._end += HOP
         self._hops += 1
         self._blank = self._blank and is_blank(block)
-        # A look at 8 times the largest power of two in the count: every scale at an eighth of its own length.
+        # Search 8 times the largest power of two that divides the count: every scale once per eighth of its length.
         hops = self._hops & -self._hops
-        text = Text(self._turned_tail(8 * hops), self._seen)
-        due = self._look_running(text)
-        if due < min(self._due, self._seen + hops * HOP):
+        tail = Tail(self._reversed_tail(8 * hops), self._end)
+        due = self._find_running_loop(tail)
+        if due < min(self._due, self._end + hops * HOP):
             self._due, self._due_blocks = due, 9 * hops
-        if self._found is None and self._hops % WORD_HOPS == 0:
-            unread = self._tail(WORD_HOPS)
-            self._words.feed(unread, self._seen - WORD_HOPS * HOP)
-            self._folded.appendleft(fold(unread)[::-1])
-            self._shingles.feed(self._words)
-            self._found = self._look_at_words(8 * hops, text, Ending.RUNNING)
+        if self._finding is None and self._hops % TOKEN_HOPS == 0:
+            self._take_tokens(TOKEN_HOPS)
+            self._finding = self._search_tokens(8 * hops, tail, Ending.RUNNING)
 
-    def _look_running(self, text: Text) -> float:
-        """Look for an exact loop; where one is due if the text goes on as it does."""
-        self._found, due = find_or_due(text, ending=Ending.RUNNING, request=self._request)
-        if self._found is not None and self._found.start == text.begin:
-            # It fills what was looked at: look at all that is kept for where it begins.
-            text = Text(text.turned[: text.end - self._seen] + self._turned_tail(_BLOCKS), text.end)
-            self._found = self._look(text, Ending.RUNNING) or self._found
-        if self._found is not None and self._found.period:
-            self._growth = Growth(self._found, text)
+    def _take_tokens(self, blocks: int, last: str | None = None) -> None:
+        """Pass on the last `blocks` blocks; `last` is what follows them where the text has ended."""
+        text, offset = self._reversed_tail(blocks)[::-1], self._end - blocks * HOP
+        if last is None:
+            self._tokens.feed(text, offset)
+        else:
+            text += last
+            self._tokens.finish(text, offset)
+        self._reversed_folded.appendleft(fold(text)[::-1])
+        self._shingles.feed(self._tokens)
+
+    def _find_running_loop(self, tail: Tail) -> float:
+        """Search for an exact loop. Returns the offset at which one is due if the text goes on as it does."""
+        self._finding, due = find_or_due(tail, ending=Ending.RUNNING, request=self._request)
+        if self._finding is not None and self._finding.start == tail.begin:
+            # It fills what was searched: search all that is kept for where it begins.
+            tail = Tail(tail.reversed[: tail.end - self._end] + self._reversed_tail(_BLOCKS), tail.end)
+            self._finding = self._find_loop(tail, Ending.RUNNING) or self._finding
+        if self._finding is not None and self._finding.period:
+            self._growth = _LoopGrowth(self._finding, tail)
         return due
 
-    def _turned_tail(self, blocks: int) -> str:
-        return "".join(islice(self._turned, blocks))
+    def _reversed_tail(self, blocks: int) -> str:
+        return "".join(islice(self._reversed_blocks, blocks))
 
-    def _tail(self, blocks: int) -> str:
-        return self._turned_tail(blocks)[::-1]
+    def _find_loop(self, tail: Tail, ending: Ending) -> LoopFinding | None:
+        return find_loop(tail, ending=ending, request=self._request)
 
-    def _look(self, text: Text, ending: Ending) -> LoopFinding | None:
-        return find_loop(text, ending=ending, request=self._request)
-
-    def _look_at_words(self, blocks: int, text: Text, ending: Ending) -> LoopFinding | None:
-        masks = self._words.turned_masks(blocks // WORD_HOPS + 1)
-        ways = counting(self._words, masks, text, ended=ending is not Ending.RUNNING)
-        found = find_counter(ways, ending=ending, request=self._request)
-        if found is not None:
-            return found
-        few = min(blocks // WORD_HOPS + 1, len(self._folded))
-        folded = "".join(islice(self._folded, few))
-        found = find_folded(folded, text, ending=ending, request=self._request)
-        if found is None and not (self._request.repeat or self._request.count):
-            found = find_poor(self._words, text)
-        if found is not None:
-            return self._look(text, ending) or found
-        alike = self._shingles.looks(self._words, all_=ending is not Ending.RUNNING)
-        if not alike:
-            return None
-        if ending is Ending.RUNNING:
-            text = Text(self._turned_tail(_BLOCKS), text.end)
-        found = find_near_duplicate(alike, text, ending=ending, request=self._request)
+    def _search_tokens(self, blocks: int, tail: Tail, ending: Ending) -> LoopFinding | None:
+        """Search for counters, a poor vocabulary and near duplicates."""
+        ended, request = ending is not Ending.RUNNING, self._request
+        token_blocks = blocks // TOKEN_HOPS + 1
+        masks = self._tokens.reversed_masks(token_blocks)
+        finding = find_counter(counting_runs(self._tokens, masks, tail, ended=ended), ending=ending, request=request)
+        if finding is not None:
+            return finding
+        folded = "".join(islice(self._reversed_folded, token_blocks))
+        finding = find_folded(folded, tail, ending=ending, request=request)
+        if finding is None and not (request.repeat or request.count):
+            finding = find_poor_vocabulary(self._tokens, tail)
+        if finding is None and (repetitions := self._shingles.repetitions(self._tokens, ended=ended)):
+            kept = tail if ended else Tail(self._reversed_tail(_BLOCKS), tail.end)
+            finding = find_near_duplicate(repetitions, kept, ending=ending, request=request)
+            tail = kept
         # An exact loop of a long unit may be near, and not due yet: name it by what it is.
-        return found and (self._look(text, ending) or found)
+        return finding and (self._find_loop(tail, ending) or finding)
 
 
-def _nothing(length: int) -> LoopFinding:
+class _LoopGrowth:
+    """Counts how far an exact loop continues after it was found; keeps one copy of its unit and nothing else."""
+
+    def __init__(self, finding: LoopFinding, tail: Tail) -> None:
+        self._finding = finding
+        self._unit = tail.reversed[: finding.period][::-1]
+        self._more = 0
+        self._over = not self._unit or finding.repeats is None
+
+    def take(self, chunk: str) -> None:
+        """Take the text that follows."""
+        if self._over or not chunk:
+            return
+        period, size = len(self._unit), len(chunk)
+        phase = self._more % period
+        expected = (self._unit * ((phase + size) // period + 1))[phase : phase + size]
+        if chunk == expected:
+            self._more += size
+            return
+        self._over = True
+        self._more += next(at for at, (got, want) in enumerate(zip(chunk, expected, strict=True)) if got != want)
+
+    def finding(self) -> LoopFinding:
+        """The finding with all copies counted."""
+        finding = self._finding
+        if finding.repeats is None or not self._more:
+            return finding
+        repeats = finding.repeats + self._more / len(self._unit)
+        why = f"{finding.why.split(';')[0]}; in the end {repeats:.4g} times"
+        return replace(finding, repeats=round(repeats, 2), why=why)
+
+
+def _blank_answer(length: int) -> LoopFinding:
     if not length:
         return degenerate(LoopVerdict.EMPTY, "the answer is empty", confidence=1.0, start=0)
     return degenerate(

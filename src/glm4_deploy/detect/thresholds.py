@@ -1,6 +1,6 @@
-"""Every threshold of the detector, in one place: fixed on the development half of the evaluation, then frozen.
+"""The detector's thresholds: fixed on the development half of the evaluation, then frozen.
 
-`benchmarks/detector` measures them; change one and run it again.
+`benchmarks/detector` measures them; run it again after a change.
 """
 
 import math
@@ -8,112 +8,138 @@ from dataclasses import dataclass
 
 from glm4_deploy.detect.prompt import Ending, Shape
 
-# A stream keeps this much text, and finds exact loops whose unit is at most a quarter of it.
-HOP = 64  # characters between two looks
-WINDOW = 1024 * HOP
+# What a stream keeps of its text, and how often it searches it. Exact loops are found up to a period of REACH.
+HOP = 64  # characters between two searches
+WINDOW = 1024 * HOP  # characters kept
 REACH = WINDOW // 4
+
+TOKEN_HOPS = 4  # hops between two searches of the tokens
+TOKENS = 16384  # tokens kept
+TOKEN_REACH = TOKENS // 4
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
-    """When an exact run is a loop.
+class LoopLimit:
+    """When a periodic run is a loop.
 
-    span: its length must reach this, in characters of Latin text (about four to a token).
-    short, long: copies needed of a short unit and of one of 200 characters or more.
+    Attributes:
+        span: length it must reach, in characters of Latin text (about four per token).
+        short_copies: copies needed of a short unit.
+        long_copies: copies needed of a unit of LONG_UNIT characters or more.
     """
 
     span: float
-    short: float
-    long: float
+    short_copies: float
+    long_copies: float
 
 
-LOOPS = {
-    (Shape.PROSE, Ending.RUNNING): Loop(176, 4, 3.1),
-    (Shape.PROSE, Ending.STOPPED): Loop(176, 4, 3.1),
-    (Shape.PROSE, Ending.UNKNOWN): Loop(160, 4, 3),
-    (Shape.PROSE, Ending.CUT): Loop(96, 3, 3),
-    (Shape.STRUCTURE, Ending.RUNNING): Loop(480, 12, 3.9),
-    (Shape.STRUCTURE, Ending.STOPPED): Loop(480, 12, 3.9),
-    (Shape.STRUCTURE, Ending.UNKNOWN): Loop(400, 8, 3.2),
-    (Shape.STRUCTURE, Ending.CUT): Loop(200, 10, 4),
-    (Shape.SYMBOLS, Ending.RUNNING): Loop(960, 24, 10),
-    (Shape.SYMBOLS, Ending.STOPPED): Loop(960, 24, 10),
-    (Shape.SYMBOLS, Ending.UNKNOWN): Loop(400, 16, 6),
-    (Shape.SYMBOLS, Ending.CUT): Loop(200, 10, 6),
-    (Shape.ZEROS, Ending.RUNNING): Loop(4096, 24, 24),
-    (Shape.ZEROS, Ending.STOPPED): Loop(4096, 24, 24),
-    (Shape.ZEROS, Ending.UNKNOWN): Loop(400, 24, 24),
-    (Shape.ZEROS, Ending.CUT): Loop(224, 6, 6),
-}
-# Rows (lines of code or markup, records, cells): an empty table of thirty is what somebody asked for. A text that ends
-# in the middle of a row was cut, whatever is known of its end; one that ends with a row may have come to its end.
-ROWS = {
-    Ending.RUNNING: Loop(900, 52, 12.5),
-    Ending.STOPPED: Loop(900, 52, 12.5),
-    Ending.UNKNOWN: Loop(480, 12, 4),
-    Ending.CUT: Loop(320, 12, 4),
-}
 LONG_UNIT = 200
-WRAPPED = (65, 77)  # a line of base64 with its end
-# A text that is nothing but copies needs less: so many, and so many characters (a laugh has fewer).
-WHOLE = {
-    Ending.RUNNING: Loop(math.inf, 16, 16),  # it may go on otherwise
-    Ending.STOPPED: Loop(96, 8, 8),
-    Ending.UNKNOWN: Loop(96, 8, 8),
-    Ending.CUT: Loop(24, 8, 8),
+LOOP_LIMITS = {
+    (Shape.PROSE, Ending.RUNNING): LoopLimit(176, 4, 3.1),
+    (Shape.PROSE, Ending.STOPPED): LoopLimit(176, 4, 3.1),
+    (Shape.PROSE, Ending.UNKNOWN): LoopLimit(160, 4, 3),
+    (Shape.PROSE, Ending.CUT): LoopLimit(96, 3, 3),
+    (Shape.STRUCTURE, Ending.RUNNING): LoopLimit(480, 12, 3.9),
+    (Shape.STRUCTURE, Ending.STOPPED): LoopLimit(480, 12, 3.9),
+    (Shape.STRUCTURE, Ending.UNKNOWN): LoopLimit(400, 8, 3.2),
+    (Shape.STRUCTURE, Ending.CUT): LoopLimit(200, 10, 4),
+    (Shape.SYMBOLS, Ending.RUNNING): LoopLimit(960, 24, 10),
+    (Shape.SYMBOLS, Ending.STOPPED): LoopLimit(960, 24, 10),
+    (Shape.SYMBOLS, Ending.UNKNOWN): LoopLimit(400, 16, 6),
+    (Shape.SYMBOLS, Ending.CUT): LoopLimit(200, 10, 6),
+    (Shape.ZEROS, Ending.RUNNING): LoopLimit(4096, 24, 24),
+    (Shape.ZEROS, Ending.STOPPED): LoopLimit(4096, 24, 24),
+    (Shape.ZEROS, Ending.UNKNOWN): LoopLimit(400, 24, 24),
+    (Shape.ZEROS, Ending.CUT): LoopLimit(224, 6, 6),
 }
-# Odd tokens in a loop: its breaks are no longer than a copy and GAP characters, all of them no more than the share GAPS
-# of what is whole, and that is GAPPED times as long as an unbroken loop must be; in verse VERSES times.
-GAP, GAPS, GAPPED, VERSES, WIDE_VERSE = 16, 0.25, 1.25, 3, 100
-# After a loop: STRAY characters change nothing; where more follow, the text went on, and no limit cut the loop.
-STRAY = 16
-TAILS = (1, 4, 16, 64, 256)
-STRAY_TOKENS = 6  # after a count: a sentence after it closed it
-# A refrain of one short line needs more: songs end on it.
+# Rows (lines of code or markup, records, cells): people do ask for an empty table of thirty rows. A text that ends in
+# the middle of a row was cut, whatever is known of its ending; one that ends with a row may be complete.
+ROW_LIMITS = {
+    Ending.RUNNING: LoopLimit(900, 52, 12.5),
+    Ending.STOPPED: LoopLimit(900, 52, 12.5),
+    Ending.UNKNOWN: LoopLimit(480, 12, 4),
+    Ending.CUT: LoopLimit(320, 12, 4),
+}
+# A text that is nothing but copies needs fewer copies and characters (a laugh has fewer still).
+ENTIRE_TEXT = {
+    Ending.RUNNING: LoopLimit(math.inf, 16, 16),  # it may yet continue differently
+    Ending.STOPPED: LoopLimit(96, 8, 8),
+    Ending.UNKNOWN: LoopLimit(96, 8, 8),
+    Ending.CUT: LoopLimit(24, 8, 8),
+}
+WRAPPED = (65, 77)  # characters of a wrapped line of base64, its newline included
+# A refrain of one short line needs more copies: songs end on it.
 REFRAIN = {Ending.RUNNING: 10, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 6}
 
-WORD_HOPS = 4  # hops between two looks at the words
-WORDS = 16384  # tokens kept
-WORD_REACH = WORDS // 4
+# Odd tokens within a loop. A gap is no longer than one copy and MAX_GAP characters, and all gaps together no more than
+# MAX_GAP_SHARE of the rest. The loop must be GAPPED_FACTOR times as long as one without gaps, in verse (lines shorter
+# than VERSE_LINE) VERSE_FACTOR times longer again.
+MAX_GAP, MAX_GAP_SHARE, GAPPED_FACTOR, VERSE_FACTOR, VERSE_LINE = 16, 0.25, 1.25, 3, 100
+# After a loop: STRAY characters change nothing; after more, the text went on, and the token limit did not cut the loop.
+STRAY = 16
+STRAY_LENGTHS = (1, 4, 16, 64, 256)  # characters after a loop that the search skips
+STRAY_TOKENS = 6  # after a count: a whole sentence would have closed it
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """When a run that counts is a loop: copies, and its length in characters of Latin text."""
+class CounterLimit:
+    """When a run that counts is a loop.
+
+    Attributes:
+        copies: copies needed.
+        span: length it must reach, in characters of Latin text.
+    """
 
     copies: float
     span: float
 
 
-NEVER = Count(float("inf"), 0)
-COUNTERS = {
-    (Shape.PROSE, Ending.RUNNING): Count(20, 1000),
-    (Shape.PROSE, Ending.STOPPED): Count(20, 1000),
-    (Shape.PROSE, Ending.UNKNOWN): Count(14, 700),
-    (Shape.PROSE, Ending.CUT): Count(10, 400),
-    (Shape.STRUCTURE, Ending.RUNNING): Count(1500, 0),
+NEVER = CounterLimit(math.inf, 0)
+COUNTER_LIMITS = {
+    (Shape.PROSE, Ending.RUNNING): CounterLimit(20, 1000),
+    (Shape.PROSE, Ending.STOPPED): CounterLimit(20, 1000),
+    (Shape.PROSE, Ending.UNKNOWN): CounterLimit(14, 700),
+    (Shape.PROSE, Ending.CUT): CounterLimit(10, 400),
+    (Shape.STRUCTURE, Ending.RUNNING): CounterLimit(1500, 0),
     (Shape.STRUCTURE, Ending.STOPPED): NEVER,
-    (Shape.STRUCTURE, Ending.UNKNOWN): Count(200, 0),
-    (Shape.STRUCTURE, Ending.CUT): Count(48, 3600),
-    (Shape.SYMBOLS, Ending.RUNNING): Count(1500, 0),
+    (Shape.STRUCTURE, Ending.UNKNOWN): CounterLimit(200, 0),
+    (Shape.STRUCTURE, Ending.CUT): CounterLimit(48, 3600),
+    (Shape.SYMBOLS, Ending.RUNNING): CounterLimit(1500, 0),
     (Shape.SYMBOLS, Ending.STOPPED): NEVER,
-    (Shape.SYMBOLS, Ending.UNKNOWN): Count(300, 0),
-    (Shape.SYMBOLS, Ending.CUT): Count(120, 300),
+    (Shape.SYMBOLS, Ending.UNKNOWN): CounterLimit(300, 0),
+    (Shape.SYMBOLS, Ending.CUT): CounterLimit(120, 300),
 }
-# A column of numerals is the same, or steps, if this share of its differences are 0, or one other number.
-STEADY, STEPPING = 0.9, 0.6
-SENTENCE = 36  # characters of Latin text: a unit as long that counts, and is no row, is told early
+# A column of numerals is constant if this share of its differences is 0; it steps if this share is one other number.
+CONSTANT_SHARE, STEP_SHARE = 0.9, 0.6
+SENTENCE = 36  # characters of Latin text: a unit of this length that counts, and is not a row, is reported early
 
 SHINGLE = 5  # tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Near:
-    """When a stretch of text is a near duplicate of itself. Lengths in tokens.
+class NearLimits:
+    """When a stretch of text nearly repeats itself. Lengths in tokens.
 
-    costs: what a new token costs where a covered one earns 1, one region for each; ceiling: the most it earns.
-    few, some: shares of new tokens; above `few` the changes must come at different places (spread), or, up to
-    `slots`, in very many copies (a template that never ends).
+    A new token is one that earlier text does not cover. Above `few` new tokens, the changes must fall in different
+    places (`spread`), or, up to `slots`, in very many copies (a template that never ends).
+
+    Attributes:
+        costs: what a new token costs where a covered one earns 1; a region is followed for each.
+        ceiling: the most that covered tokens can earn.
+        tokens: shortest stretch that is considered.
+        copies: copies needed.
+        varied_copies: copies needed above `few` new tokens.
+        verse_copies: copies needed of verse.
+        numeral_copies: copies needed where only numbers change.
+        text_unit: a unit of this length where only numbers change is text rather than a record,
+        text_copies: and this many copies of it suffice.
+        short_unit: above `few` new tokens, shorter units are ignored.
+        long_unit: where only numbers change, shorter units are ignored.
+        few: share of new tokens.
+        slots: share of new tokens.
+        slot_copies: copies needed up to `slots`.
+        some: share of new tokens, the largest that is considered.
+        spread: share of changes that come after different tokens.
     """
 
     costs: tuple[float, ...]
@@ -134,7 +160,7 @@ class Near:
     spread: float
 
 
-NEAR = Near(
+NEAR = NearLimits(
     costs=(4, 16),
     ceiling=150,
     tokens=60,
@@ -155,8 +181,15 @@ NEAR = Near(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """When a near duplicate of long paragraphs is told early. unit: tokens of one copy; changes: at least so many."""
+class DriftLimits:
+    """When a near duplicate of long paragraphs is reported early.
+
+    Attributes:
+        unit: tokens of one copy, at least.
+        copies: copies needed.
+        changes: rows of new tokens, at least.
+        spread: share of changes that come after different tokens, at least.
+    """
 
     unit: int
     copies: float
@@ -164,7 +197,11 @@ class Drift:
     spread: float
 
 
-DRIFT = Drift(unit=64, copies=3.1, changes=3, spread=0.8)
+DRIFT = DriftLimits(unit=64, copies=3.1, changes=3, spread=0.8)
+
+# Copies that are written differently, compared by letters and digits alone; long units need fewer. A unit must have
+# FOLDED_LETTERS different ones: `la la la` has too few.
+FOLDED, FOLDED_LETTERS = LoopLimit(320, 8, 4), 6
 
 # '!' in a row: token 0 of GLM-4's vocabulary. A text of nothing else needs fewer.
 BANGS = {Ending.RUNNING: 48, Ending.STOPPED: 48, Ending.UNKNOWN: 32, Ending.CUT: 16}
@@ -174,17 +211,13 @@ NULL_LOGPROBS = 8
 SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.CUT: 96}
 NEWLINES = 64
 
-# Letters and digits of a loop whose copies are written differently; `la la la` has too few different ones.
-# A long unit needs fewer copies.
-FOLDED, FOLDED_LETTERS = Loop(320, 8, 4), 6
-
-POOR_TOKENS = 256  # tokens looked at for how few different ones there are
-POOR_WORDS = 4
-SCRIPTS_TAIL = 4096  # characters looked at for scripts that change within words
+POOR_TOKENS = 256  # last tokens examined for a poor vocabulary
+POOR_WORDS = 4  # different words that are too few among them
+SCRIPTS_TAIL = 4096  # last characters examined for scripts that change within words
 SCRIPTS, SWITCHES, SWITCH_SHARE = 5, 12, 0.04
 
 SALAD_WINDOW = 64  # tokens
-SALAD_MEAN = -2.0  # nats a token, over the whole text
+SALAD_MEAN = -2.0  # nats per token, over the whole text
 SALAD_WORST = -2.75  # over one window
 
 END_IDS = frozenset({151329, 151336, 151338})  # GLM-4: <|endoftext|>, <|user|>, <|observation|>

@@ -1,4 +1,4 @@
-"""What the detector says of whole documents."""
+"""The detector's verdicts on complete documents."""
 
 import random
 
@@ -129,7 +129,7 @@ def test_good_texts_are_clean(text: str, fields: dict[str, object]) -> None:
         ("hello " * 500, {"prompt": "Repeat hello 50 times."}, LoopVerdict.EXACT_LOOP, 0),
         ("no " * 200, {"prompt": "Do not repeat yourself."}, LoopVerdict.EXACT_LOOP, 0),
         (STEPS, {}, LoopVerdict.COUNTER_LOOP, 0),
-        (STEPS, {"prompt": "List the steps to mend my router."}, LoopVerdict.COUNTER_LOOP, 0),
+        (STEPS, {"prompt": "List the steps to fix my router."}, LoopVerdict.COUNTER_LOOP, 0),
         (", ".join(map(str, range(1, 1400))), {"finish_reason": "length"}, LoopVerdict.COUNTER_LOOP, 0),
         (", ".join(map(str, range(1, 900))), {"prompt": "Count from 1 to 100."}, LoopVerdict.COUNTER_LOOP, 0),
         ("\n".join(f"第{n}步：检查电缆，然后重试。" for n in range(1, 30)), {}, LoopVerdict.COUNTER_LOOP, 0),
@@ -177,7 +177,7 @@ LONG = (
 
 
 def drifting(copies: int) -> str:
-    """A long paragraph over and over, each time with another word or two at another place."""
+    """A long paragraph over and over, with two words changed at random places in each copy."""
     dice, out = random.Random(3), []
     for _ in range(copies):
         words = LONG.split()
@@ -187,14 +187,14 @@ def drifting(copies: int) -> str:
     return "\n\n".join(out)
 
 
-def test_a_long_paragraph_that_drifts_is_told_within_four_copies() -> None:
+def test_a_long_paragraph_that_drifts_is_reported_within_four_copies() -> None:
     text = drifting(4)
     assert scan(text).verdict is LoopVerdict.NEAR_DUPLICATE
     assert not scan(text, prompt="Give me four versions of this paragraph.").degenerate
     assert scan(drifting(20), prompt="Give me four versions of this paragraph.").degenerate
 
 
-def test_a_template_that_is_filled_in_is_not_told_so_early() -> None:
+def test_a_template_that_is_filled_in_is_not_reported_that_early() -> None:
     letters = [f"Dear {name}, {LONG}We shall see you in {city} on the day. " for name, city in
                [("Ann", "Oslo"), ("Ben", "Rome"), ("Eva", "Bonn")]]  # fmt: skip
     assert not scan("\n\n".join(letters) + "\n\nShall I go on?").degenerate
@@ -233,7 +233,7 @@ def test_scripts_that_change_within_words_are_salad_without_logprobs() -> None:
     assert found.verdict is LoopVerdict.SALAD
 
 
-def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
+def test_an_exact_loop_is_reported_with_its_unit_and_its_number_of_copies() -> None:
     found = scan("Well. " + "the lamp is lit, " * 30)
     assert found.period == len("the lamp is lit, ")
     assert sorted(found.unit) == sorted("the lamp is lit, ")
@@ -241,10 +241,10 @@ def test_an_exact_loop_tells_its_unit_and_how_often() -> None:
     assert "30" in found.why
 
 
-def test_ten_million_letters_and_a_hostile_text_do_no_harm() -> None:
+def test_ten_million_letters_and_a_hostile_text_are_judged() -> None:
     assert scan("a" * 10_000_000).verdict is LoopVerdict.EXACT_LOOP
     assert scan("\0" * 100_000).degenerate
-    # Every suffix of a Fibonacci word recurs: the worst that a search for periods can be given.
+    # Every suffix of a Fibonacci word recurs: the worst case for a search for periods.
     one, two = "a", "ab"
     while len(two) < 60_000:
         one, two = two, two + one

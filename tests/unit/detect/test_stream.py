@@ -1,4 +1,4 @@
-"""The detector on a stream: chunks, promptness, bounded memory."""
+"""The detector on a stream: any chunks, prompt reports, bounded memory."""
 
 import random
 import sys
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glm4_deploy.detect import scan
 from glm4_deploy.detect.finding import LoopVerdict
 from glm4_deploy.detect.stream import Stream
-from glm4_deploy.detect.thresholds import WINDOW, WORDS
+from glm4_deploy.detect.thresholds import TOKENS, WINDOW
 
 ANYTHING = st.text(st.characters(codec=None), max_size=400)
 FINISH = st.sampled_from(["stop", "length", None])
@@ -31,7 +31,7 @@ def test_chunks_never_change_the_verdict(
 
 
 @settings(max_examples=60, deadline=None)
-@example("FALSE", "stop")  # a word that stands for no value, and whose rotations are words
+@example("FALSE", "stop")  # not a number word, and its rotations are words
 @given(st.text(st.characters(codec=None), min_size=1, max_size=200), FINISH)
 def test_a_planted_loop_is_found(unit: str, finish: str | None) -> None:
     found = scan("It began well. " + unit * (8200 // len(unit)), finish_reason=finish)
@@ -41,7 +41,7 @@ def test_a_planted_loop_is_found(unit: str, finish: str | None) -> None:
     assert found.start <= len("It began well. ") + len(unit)
 
 
-def test_it_tells_at_once_and_goes_on_telling() -> None:
+def test_a_loop_is_reported_at_once_and_on_every_later_call() -> None:
     stream = Stream()
     assert stream.feed("A good beginning. ") is None
     fed = 0
@@ -52,8 +52,8 @@ def test_it_tells_at_once_and_goes_on_telling() -> None:
     assert stream.close("stop").verdict is LoopVerdict.EXACT_LOOP
 
 
-def told_at(stream: Stream, text: str) -> int | None:
-    """Characters fed, four at a time, when the stream first tells."""
+def reported_at(stream: Stream, text: str) -> int | None:
+    """Characters fed, four at a time, until the stream first reports a finding."""
     return next((at + 4 for at in range(0, len(text), 4) if stream.feed(text[at : at + 4]) is not None), None)
 
 
@@ -64,24 +64,24 @@ ESSAY = " ".join("".join(RANDOM.choices("abdeghiklmnoprstu", k=RANDOM.randint(2,
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(HEAD)), st.integers(20, 4000))
-def test_a_loop_is_told_within_four_periods_or_64_tokens(head: int, period: int) -> None:
+def test_a_loop_is_reported_within_four_periods_or_64_tokens(head: int, period: int) -> None:
     text = HEAD[:head] + ESSAY[:period] * (5 + 300 // period)
-    at = told_at(Stream(), text)
+    at = reported_at(Stream(), text)
     assert at is not None
     assert at - head <= max(256, 4 * period) + 4
 
 
-def test_chinese_is_told_within_64_tokens() -> None:
-    at = told_at(Stream(), "灯塔立在长长的石堤尽头，" * 20)
+def test_chinese_is_reported_within_64_tokens() -> None:
+    at = reported_at(Stream(), "灯塔立在长长的石堤尽头，" * 20)
     assert at is not None
     assert at <= 64 * 1.5
 
 
 @pytest.mark.parametrize("period", [60, 150, 300, 700])
-def test_three_copies_and_something_else_is_no_loop(period: int) -> None:
+def test_three_copies_and_something_else_are_not_a_loop(period: int) -> None:
     unit = ESSAY[:period]
     for head in range(0, 64, 7):
-        assert told_at(Stream(), HEAD[:head] + unit * 3 + HEAD * 3) is None
+        assert reported_at(Stream(), HEAD[:head] + unit * 3 + HEAD * 3) is None
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,16 @@ def test_three_copies_and_something_else_is_no_loop(period: int) -> None:
         ("List the reasons why the sky is blue.", " ", None),
     ],
 )
-def test_a_sentence_that_counts_is_told_early_where_it_is_no_row(
+def test_a_sentence_that_counts_is_reported_early_unless_it_is_a_row(
     prompt: str | None, end: str, copies: int | None
 ) -> None:
     unit = "Attempt {} went wrong, so the light is scattered once more." + end
     text = "".join(map(unit.format, range(1, 20)))
-    at = told_at(Stream(prompt=prompt), text)
+    at = reported_at(Stream(prompt=prompt), text)
     assert at is None if copies is None else at is not None and at <= copies * len(unit)
 
 
-def test_nan_is_told_from_numbers_alone() -> None:
+def test_nan_is_reported_from_the_numbers_alone() -> None:
     stream = Stream()
     assert stream.feed("", token_ids=[0] * 8) is None
     found = stream.feed("", token_ids=[0] * 8)
@@ -110,7 +110,7 @@ def test_nan_is_told_from_numbers_alone() -> None:
     assert found.verdict is LoopVerdict.NAN_COLLAPSE
 
 
-def test_an_asked_for_loop_is_let_go_up_to_what_was_asked() -> None:
+def test_a_requested_repetition_is_clean() -> None:
     stream = Stream(prompt='Write "I will not talk in class." 100 times.')
     for _ in range(100):
         assert stream.feed("I will not talk in class.\n") is None
@@ -121,8 +121,8 @@ def test_memory_is_bounded() -> None:
     stream = Stream()
     for number in range(20_000):  # everything that is bounded is full after 5,000
         stream.feed(f"{number * number % 7919} birds flew over {number * 31 % 1009} hills. ")
-    kept = sum(map(len, stream._turned))
+    kept = sum(map(len, stream._reversed_blocks))
     assert kept <= WINDOW
-    assert len(stream._words.tokens) <= 2 * WORDS
-    assert len(stream._shingles._seen) <= 2 * WORDS + 1000
+    assert len(stream._tokens.kept) <= 2 * TOKENS
+    assert len(stream._shingles._last) <= 2 * TOKENS + 1000
     assert sys.getsizeof(stream._pending) < 1000

@@ -1,4 +1,4 @@
-"""What a prompt allows: numbers in digits and in words, in more than one language."""
+"""What a prompt allows: numbers in digits and words, in several languages."""
 
 import pytest
 
@@ -21,13 +21,13 @@ from glm4_deploy.detect.prompt import request_of
         ("重复二十五次", 25),
     ],
 )
-def test_a_wish_to_repeat_is_read_with_its_number(prompt: str, limit: int) -> None:
+def test_a_request_to_repeat_is_read_with_its_number(prompt: str, limit: int) -> None:
     request = request_of(prompt)
     assert (request.repeat, request.limit) == (True, limit)
 
 
 @pytest.mark.parametrize("prompt", ["30 day plan please", "给我一个三十天的训练计划", "a schedule for twelve weeks"])
-def test_a_plan_counts_as_far_as_was_asked(prompt: str) -> None:
+def test_a_plan_may_count_as_far_as_the_prompt_says(prompt: str) -> None:
     request = request_of(prompt)
     assert request.count
     assert request.limit in (12, 30)
@@ -37,7 +37,7 @@ def test_a_plan_without_a_number_excuses_no_counter() -> None:
     assert not request_of("What is a good plan for the days ahead?").count
 
 
-def test_what_was_asked_for_in_words_is_clean_and_more_of_it_is_not() -> None:
+def test_what_the_prompt_asked_for_is_clean_and_more_of_it_is_not() -> None:
     line = "I will not talk in class.\n"
     prompt = "Write 'I will not talk in class.' fifty times."
     assert not scan(line * 50, prompt=prompt, finish_reason="stop").degenerate

@@ -1,9 +1,9 @@
-"""The runs that a text ends in, against a search by brute force."""
+"""The runs that a text ends in, compared with a search by brute force."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4_deploy.detect.exact import FLOOR, tail_runs
+from glm4_deploy.detect.tail import MIN_OVERLAP, tail_runs
 
 
 def by_brute_force(text: str) -> set[tuple[int, int]]:
@@ -14,7 +14,7 @@ def by_brute_force(text: str) -> set[tuple[int, int]]:
         while length < len(text) and text[-1 - length] == text[-1 - length + period]:
             length += 1
         known = any(period % other == 0 and run >= length for other, run in found)
-        if length >= 3 * period and length - period >= FLOOR and not known:
+        if length >= 3 * period and length - period >= MIN_OVERLAP and not known:
             found.append((period, length))
     return set(found)
 
@@ -23,7 +23,7 @@ def by_brute_force(text: str) -> set[tuple[int, int]]:
     st.text("ab", max_size=12),
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=3),
 )
-def test_every_run_is_found_and_none_is_made_up(head: str, doublings: list[tuple[int, int]]) -> None:
+def test_every_run_is_found_and_every_run_found_is_real(head: str, doublings: list[tuple[int, int]]) -> None:
     text = head
     for size, copies in doublings:
         text += (text[-size:] or "ab") * copies

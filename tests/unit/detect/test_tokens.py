@@ -1,6 +1,8 @@
+"""Tokens, their masks and offsets."""
+
 import pytest
 
-from glm4_deploy.detect.counting import NUMERAL, Words, mask_of, value_of
+from glm4_deploy.detect.tokens import NUMERAL, TokenWindow, mask_of, value_of
 
 
 @pytest.mark.parametrize(
@@ -32,22 +34,22 @@ def test_masks_hide_numerals_and_keep_words_apart() -> None:
 
 def test_offsets_survive_blocks_and_dropping() -> None:
     text = "".join(f"word{number} 灯塔, " for number in range(400))
-    words = Words(100)
+    window = TokenWindow(100)
     for start in range(0, len(text), 64):
-        words.feed(text[start : start + 64], start)
-    words.finish("", len(text))
-    assert words.dropped > 0
-    for index, token in enumerate(words.tokens):
-        assert text[words.start(index) : words.end(index)] == token
+        window.feed(text[start : start + 64], start)
+    window.finish("", len(text))
+    assert window.dropped > 0
+    for index, token in enumerate(window.kept):
+        assert text[window.start(index) : window.end(index)] == token
 
 
 def test_tokens_do_not_depend_on_where_blocks_end() -> None:
     text = "Straße 12345 " + "x" * 200 + " naïve 第二十三步 end"
-    whole = Words(1000)
+    whole = TokenWindow(1000)
     whole.finish(text, 0)
     for size in (1, 7, 64):
-        parts = Words(1000)
+        parts = TokenWindow(1000)
         for start in range(0, len(text), size):
             parts.feed(text[start : start + size], start)
         parts.finish("", len(text))
-        assert parts.tokens == whole.tokens
+        assert parts.kept == whole.kept

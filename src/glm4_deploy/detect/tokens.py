@@ -1,0 +1,148 @@
+"""Tokens of a text (words, numerals, marks), each with a mask that hides numerals.
+
+`Step 9`, `Step 10` and `Step ten` have the same masks, which is what the search for counters needs. An ideograph is one
+token, a space is none, and the letters A to Z count as numerals, since lists count with them.
+"""
+
+import re
+from bisect import bisect_right
+from collections import deque
+from functools import lru_cache
+from itertools import islice
+from operator import itemgetter
+from string import ascii_letters
+from typing import Final
+from zlib import crc32
+
+NUMERAL: Final = "#"
+_LONGEST = 64  # characters of one token; longer words are split, so that little must be kept back at a cut
+_HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10000}
+_HAN = "".join(_HAN_DIGITS) + "".join(_HAN_UNITS)
+_TOKEN = re.compile(
+    # Plain letters come first because most text is made of them; a word with other letters in it becomes two tokens.
+    rf"[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    rf"|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
+)
+_CARDINALS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_ORDINALS = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
+_SPELLED = (
+    {word: value for value, word in enumerate(_CARDINALS.split())}
+    | {word: value for value, word in enumerate(_ORDINALS.split())}
+    | {word: 10 * value for value, word in enumerate(_TENS.split(), start=3)}
+)
+_ROMAN = re.compile(r"[IVXLC]{1,9}")
+_ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+
+
+@lru_cache(maxsize=8192)
+def value_of(token: str) -> int | None:
+    """The number that a token stands for, or None. A single letter counts from a (or A) = 1."""
+    if token.isdecimal():
+        return int(token) if len(token) <= 18 else None
+    if token[0] in _HAN_DIGITS or token[0] in _HAN_UNITS:
+        return _han(token)
+    lower = token.lower()
+    if lower in _SPELLED:
+        return _SPELLED[lower]
+    if len(token) > 1 and (roman := roman_of(token)) is not None:
+        return roman
+    return ord(lower) - 96 if len(token) == 1 and token in ascii_letters else None
+
+
+def _han(token: str) -> int:
+    if not any(char in _HAN_UNITS for char in token):
+        return int("".join(str(_HAN_DIGITS[char]) for char in token[:18]))
+    total = digit = 0
+    for char in token:
+        if char in _HAN_DIGITS:
+            digit = _HAN_DIGITS[char]
+        else:
+            total, digit = total + max(digit, 1) * _HAN_UNITS[char], 0
+    return total + digit
+
+
+def roman_of(token: str) -> int | None:
+    """The value of a Roman numeral in capitals, or None."""
+    if not _ROMAN.fullmatch(token):
+        return None
+    values = [_ROMAN_VALUES[char] for char in token]
+    after = [*values[1:], 0]
+    return sum(-value if value < next_ else value for value, next_ in zip(values, after, strict=True))
+
+
+@lru_cache(maxsize=8192)
+def mask_of(token: str) -> str:
+    """One character: NUMERAL, or one that stands for the token (two words share one about once in a million).
+
+    From a checksum rather than hash(), so that the verdict is the same in every process.
+    """
+    if value_of(token) is not None or token.isdecimal():
+        return NUMERAL
+    if len(token) == 1:
+        return token if token != NUMERAL else "\ue000"
+    return chr(0x10000 + crc32(token.encode("utf-8", "surrogatepass")) % 0x100000)
+
+
+class TokenWindow:
+    """The last `size` to 2 × `size` tokens of a stream that arrives in blocks.
+
+    Offsets are computed on request, from the blocks kept: a sane text never needs one.
+
+    Attributes:
+        kept: the tokens; functions here address them by their index in this list.
+        dropped: how many came before them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._carry = ""  # the end of the last block: a token that may continue
+        self.dropped = 0
+        self.kept: list[str] = []
+        self._reversed_masks: deque[str] = deque(maxlen=size)  # one string per block, newest first
+        self._blocks: list[tuple[int, int, str]] = []  # (number of its first token, offset, text)
+
+    def feed(self, block: str, offset: int) -> None:
+        """Take the next block, which begins at `offset` of the text."""
+        text, base = self._carry + block, offset - len(self._carry)
+        tokens = _TOKEN.findall(text)
+        self._carry = ""
+        if tokens and text.endswith(tokens[-1]) and len(tokens[-1]) < _LONGEST:
+            self._carry = tokens.pop()
+        self._take(tokens, text[: len(text) - len(self._carry)], base)
+        if len(self.kept) >= 2 * self._size:
+            self._drop(len(self.kept) - self._size)
+
+    def finish(self, block: str, offset: int) -> None:
+        """Take the end of the text."""
+        text = self._carry + block
+        self._take(_TOKEN.findall(text), text, offset - len(self._carry))
+        self._carry = ""
+
+    def _take(self, tokens: list[str], text: str, base: int) -> None:
+        self._blocks.append((self.dropped + len(self.kept), base, text))
+        self.kept += tokens
+        self._reversed_masks.appendleft("".join(map(mask_of, tokens))[::-1])
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        del self.kept[:count]
+        del self._blocks[: bisect_right(self._blocks, self.dropped, key=itemgetter(0)) - 1]
+
+    def reversed_masks(self, blocks: int) -> str:
+        """The masks of the last `blocks` blocks, last token first."""
+        return "".join(islice(self._reversed_masks, blocks))[: len(self.kept)]
+
+    def start(self, index: int) -> int:
+        """Offset of a token; for one that was dropped (a negative index), that of the first one kept."""
+        number = max(index, 0) + self.dropped
+        first, base, text = self._blocks[bisect_right(self._blocks, number, key=itemgetter(0)) - 1]
+        return base + next(islice(_TOKEN.finditer(text), number - first, None)).start()
+
+    def end(self, index: int) -> int:
+        """Offset just after a token."""
+        return self.start(index) + len(self.kept[index])
