@@ -6,7 +6,7 @@ class here has it, except `Judged`, which carries a verdict out of a deeper room
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 
 class DeployError(Exception):
@@ -14,18 +14,36 @@ class DeployError(Exception):
 
     Args:
         message: what failed, with the value seen; one line.
-        hint: the next action; one line, imperative.
-        details: what was seen, a few lines (the end of a log); shown between message and hint.
+        hint: the next action, or several; one line each, imperative.
+        details: what was seen, a few lines (the end of a log); shown between message and hints.
     """
 
     exit_code: ClassVar[int] = 70
     meaning: ClassVar[str] = "a defect in glm4-deploy itself: run again with --debug and report it"
 
-    def __init__(self, message: str, *, hint: str = "", details: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, *, hint: str | Iterable[str] = (), details: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hints = tuple(filter(None, (hint,) if isinstance(hint, str) else hint))
         self.details = tuple(details)
+
+    @property
+    def hint(self) -> str:
+        """The first thing to do, for a place that has room for one."""
+        return self.hints[0] if self.hints else ""
+
+    def advise(self, *hints: str) -> Self:
+        """The same error with more to do."""
+        return type(self)(self.message, hint=(*self.hints, *hints), details=self.details)
+
+    def wire(self) -> dict[str, Any]:
+        """As `--json` shows it."""
+        return {
+            "message": self.message,
+            "hints": list(self.hints),
+            "details": list(self.details),
+            "exit_code": self.exit_code,
+        }
 
 
 class Judged(DeployError):

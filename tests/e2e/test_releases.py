@@ -248,8 +248,8 @@ def test_a_rollback_onto_another_checkpoint_or_image_says_so(served: Served, tmp
         gone = served.kit.run("rollback", "1")
         assert gone.code == 19, gone.err
         assert "no longer on this host" in gone.err
-        moved = content["service"] | {"model_dir": str(tmp_path / "gone")}
-        record.write_text(json.dumps(content | {"service": moved}))
+        moved = content["endpoint"] | {"model_dir": str(tmp_path / "gone")}
+        record.write_text(json.dumps(content | {"endpoint": moved}))
         assert served.kit.run("rollback", "1").code == 9
     finally:
         record.write_text(whole)

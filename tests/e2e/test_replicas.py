@@ -106,7 +106,7 @@ def rolled(pair: Pair, what: str, change: str) -> tuple[Any, Load]:
 def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
     report = json.loads((pair.directory / ".glm4/up.json").read_text())
     assert report["verdict"] == "ok"
-    assert report["replicas"] == list(SERVICES)
+    assert report["endpoint"]["replicas"] == list(SERVICES)
     smoke = next((pair.directory / ".glm4").rglob("smoke.json"))
     checks = {row["check"] for row in json.loads(smoke.read_text())["results"]}
     assert {f"{name}/loop-greedy" for name in SERVICES} | {"router/chat", "router/stream"} <= checks

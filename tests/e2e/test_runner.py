@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glm4_deploy.deploy.candidates import compose_runner
-from glm4_deploy.deploy.engines import ComposeRunner
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.candidates import compose_engine
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
+from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.releases import Files
 
 pytestmark = pytest.mark.e2e
@@ -35,19 +37,21 @@ def project(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_same_files_keep_what_runs_and_others_do_not(files: Files, project: str, tmp_path: Path) -> None:
-    def runner(**texts: str) -> ComposeRunner:
-        return compose_runner(project, SERVICE, replace(files, texts={**files.texts, **texts}), tmp_path)
+    endpoint = Endpoint.of(resolve_spec({"profile": "cpu"}, sets=[f"project={project}"]), EngineKind.COMPOSE)
 
-    one = runner()
+    def engine(**texts: str) -> Engine:
+        return compose_engine(endpoint, replace(files, texts={**files.texts, **texts}), tmp_path)
+
+    one = engine()
     assert not one.keeps(), "nothing runs yet"
     first = one.start()
-    assert runner().keeps()
-    assert runner().start() == first, "it is kept"
-    assert not runner(**{"compose.yaml": files.texts["compose.yaml"].replace("600", "601")}).keeps()
+    assert engine().keeps()
+    assert engine().start() == first, "it is kept"
+    assert not engine(**{"compose.yaml": files.texts["compose.yaml"].replace("600", "601")}).keeps()
 
-    fresh = runner()
+    fresh = engine()
     second = fresh.start(fresh=True)
-    assert second.id != first.id, "it was to be made anew"
+    assert second.id != first.id, "it was to be made again"
     fresh.stop()
     assert not fresh.keeps(), "what does not run is not kept"
     assert fresh.start().id != second.id, "a log holds one start alone"

@@ -198,7 +198,7 @@ def test_a_taken_port_is_refused_before_anything_starts(kit: Kit, override: Path
 def test_without_docker_the_same_plan_runs_as_a_process(kit: Kit, cpu_python: str) -> None:
     done = kit.up("--runner", "process", "--json")
     assert done.code == 0, done.err
-    assert done.json["record"]["runner"] == "process"
+    assert done.json["record"]["endpoint"]["runner"] == "process"
     assert kit.run("status").code == 0
     assert kit.run("down").code == 0
     assert kit.run("status").code == 1

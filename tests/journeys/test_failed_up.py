@@ -16,6 +16,7 @@ def test_a_first_engine_that_talks_in_loops_is_stopped_and_its_log_is_kept(kit: 
     assert up.code == 1
     assert "the engine came up but did not pass: loop-greedy" in up.err
     assert "no earlier release is good" in up.err
+    assert up.out.splitlines()[-1] == f"nothing serves at http://127.0.0.1:{kit.port}/v1: the engine is stopped"
     assert kit.status()["up"] is False
     (release,) = kit.releases()
     assert (release["good"], release["in_service"]) == (False, False)

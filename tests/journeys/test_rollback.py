@@ -53,10 +53,11 @@ def test_where_the_last_good_release_fails_too_nothing_serves(kit: Kit) -> None:
     good = kit.good_release()
     up = kit.up("--set", "max_num_seqs=8", STAND_IN="WrongDigits")  # of this host: every engine on it has it now
     assert up.code == 16
-    why = up.err.splitlines()[-2]
+    (why,) = (line for line in up.err.splitlines() if line.startswith("glm4-deploy: "))
     assert why.startswith("glm4-deploy: the engine came up but did not pass: arithmetic")
     assert f"and release {good} could not be put back: the engine came up but did not pass: arithmetic" in why
-    assert "nothing serves now" in up.err
+    assert why.endswith("nothing serves now")
+    assert up.err.splitlines()[-1] == f"  → then: glm4-deploy rollback {good}", "one line for each thing to do"
     assert kit.status()["up"] is False
     assert [row["good"] for row in kit.releases()] == [True, False, False]
 

@@ -137,7 +137,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. Whatever ends it: one line and a hint on stderr, and a documented exit code."""
+    """Run the command line. Whatever ends it: one line and what to do on stderr, and a documented exit code."""
     _open_closed_streams()
     try:
         code = app(standalone_mode=False)
@@ -179,8 +179,8 @@ def _ended_by(error: BaseException) -> int:
         print(clean_text(f"glm4-deploy: {told.message}"), file=sys.stderr)  # noqa: T201
         for line in told.details:
             print(clean_text(f"  | {line}"), file=sys.stderr)  # noqa: T201
-        if told.hint:
-            print(clean_text(f"  → {told.hint}"), file=sys.stderr)  # noqa: T201
+        for hint in told.hints:
+            print(clean_text(f"  → {hint}"), file=sys.stderr)  # noqa: T201
     return told.exit_code
 
 

@@ -1,9 +1,10 @@
-"""`glm4-deploy up | down | status | logs | version`."""
+"""`glm4-deploy up | down | status | logs`."""
 
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +27,10 @@ from glm4_deploy.deploy.candidates import (
     compose_candidate,
     preflight,
     process_candidate,
-    runner_of,
+    recorded_engine,
 )
-from glm4_deploy.deploy.engines import Runner
+from glm4_deploy.deploy.endpoint import EngineKind
+from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.plan_check import gpu_here, hold_plan
 from glm4_deploy.deploy.state import (
     Record,
@@ -40,18 +42,18 @@ from glm4_deploy.deploy.state import (
     load_record,
 )
 from glm4_deploy.deploy.status import log_tail, read_status
-from glm4_deploy.deploy.transaction import DeploymentResult, Transaction
-from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
+from glm4_deploy.deploy.transaction import DeploymentResult, StartResult, Transaction
+from glm4_deploy.errors import ComposeMissing, DockerMissing, Judged, UsageError
 from glm4_deploy.plan.spec import DeploymentSpec
-from glm4_deploy.report.wire import dumps
+from glm4_deploy.report.wire import dumps, report_json
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import one_line, strip_controls
 
-# What `up` and `rollback` share: one hand at a time, an end that can be interrupted, and how the outcome is told.
+# What `up` and `rollback` share: one command at a time, an interrupt that says what it leaves, and the report.
 
 
 @contextmanager
-def exclusive(state_dir: Path, what: str, progress: "Progress") -> Iterator[None]:
+def exclusive(state_dir: Path, what: str, progress: Progress) -> Iterator[None]:
     """Hold the lock; say what an earlier deployment left; end like Ctrl-C on SIGTERM and on a lost terminal.
 
     Raises:
@@ -82,22 +84,33 @@ def exclusive(state_dir: Path, what: str, progress: "Progress") -> Iterator[None
                 signal.signal(name, handler)
 
 
-def report_result(
-    outcome: "DeploymentResult", error: "DeployError | None", progress: "Progress", *, json_: bool
-) -> None:
-    """The report on stdout, then the error that the command ends in."""
+def report_result(result: DeploymentResult, what: str, progress: Progress, *, json_: bool) -> None:
+    """The report on stdout, then the error that the command ends in. The last line says what serves now."""
     if json_:
-        typer.echo(dumps(outcome))
+        typer.echo(report_json(result.report(what), result), nl=False)
     else:
-        for one in (outcome, outcome.restored):
-            if one is not None and one.results:
-                progress.table(one.results)
-                release = f", release {one.release}" if one.release else ""
-                model = repr(one.record.model)
-                what = f"{one.record.base_url}/v1 serves {model}" if one.good else f"{model} did not pass its gate"
-                typer.echo(f"{what}: {one.verdict}{release}")
-    if error is not None:
-        raise error
+        for start, planned in ((result.start, result.planned), (result.restored, ())):
+            if start is not None and start.results:
+                progress.table((*start.results, *planned))
+                typer.echo(_outcome(start))
+        if result.serves is None:
+            typer.echo(_nothing_serves(result.restored or result.start))
+    if result.error is not None:
+        raise result.error
+
+
+def _outcome(start: StartResult) -> str:
+    model, release = repr(start.endpoint.model), f", release {start.release}" if start.release else ""
+    if start.good:
+        return f"{start.endpoint.base_url}/v1 serves {model}: {start.verdict}{release}"
+    return f"{model} did not pass its gate: {start.verdict}{release}"
+
+
+def _nothing_serves(last: StartResult) -> str:
+    address = f"{last.endpoint.base_url}/v1"
+    if last.serving:
+        return f"the other replicas go on serving at {address}"
+    return f"nothing serves at {address}: {'the engine is stopped' if last.stopped else 'see glm4-deploy status'}"
 
 
 @with_settings(profile="that of this host's GPU")
@@ -124,8 +137,6 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    from dataclasses import replace
-
     wish = requested.plan(profile_of_this_host)
     settings, deployment = wish.settings, wish.deployment
     progress = Progress()
@@ -138,41 +149,39 @@ def up(
     with exclusive(state_dir, "up", progress):
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
-        work = Transaction(state_dir, progress, timeout=timeout)
-        outcome, error = work.run(candidate, what="up", rollback=not no_rollback)
+        result = Transaction(state_dir, candidate, progress, timeout=timeout).run("up", rollback=not no_rollback)
     here = gpu_here() if deployment.memory else None
-    planned = hold_plan(settings, wish.profile, deployment, outcome.facts, state_dir, here)
-    outcome = replace(outcome, results=(*outcome.results, *planned))
-    report_result(outcome, error, progress, json_=json_)
+    planned = hold_plan(settings, wish.profile, deployment, result.start.facts, state_dir, here)
+    report_result(replace(result, planned=planned), "up", progress, json_=json_)
 
 
 def _candidate(
-    settings: "Settings",
-    deployment: "DeploymentSpec",
-    wished: str,
+    settings: Settings,
+    spec: DeploymentSpec,
+    runner: str,
     overrides: tuple[Path, ...],
     state_dir: Path,
-    progress: "Progress",
-) -> "Candidate":
-    if wished not in ("compose", "process", "auto"):
-        raise UsageError(f"--runner {wished!r} is not known", hint="compose, process or auto")
-    if wished == "process" and deployment.engine != "cpu":
+    progress: Progress,
+) -> Candidate:
+    if runner not in (*EngineKind, "auto"):
+        raise UsageError(f"--runner {runner!r} is not known", hint="compose, process or auto")
+    if runner == EngineKind.PROCESS and spec.engine != "cpu":
         raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
-    if wished == "process" and settings.replicas > 1:
+    if runner == EngineKind.PROCESS and settings.replicas > 1:
         raise UsageError(
-            f"--runner process serves one engine, not replicas {settings.replicas}", hint="--runner compose"
+            f"--runner process serves one engine, not replicas {settings.replicas}", hint="use --runner compose"
         )
     # What is wrong with the command comes before what is wrong with the host.
-    check_model_directory(Path.cwd() / deployment.model_dir)
-    wish = settings.model_dump(mode="json")
-    if wished != "process":
+    check_model_directory(Path.cwd() / spec.model_dir)
+    kept = settings.model_dump(mode="json")
+    if runner != EngineKind.PROCESS:
         try:
-            return compose_candidate(deployment, overrides, state_dir, wish)
+            return compose_candidate(spec, overrides, state_dir, kept)
         except (DockerMissing, ComposeMissing) as error:
-            if wished == "compose" or deployment.engine != "cpu" or settings.replicas > 1:
+            if runner == EngineKind.COMPOSE or spec.engine != "cpu" or settings.replicas > 1:
                 raise
             progress.note(f"no Docker ({error.message}): the same plan runs as a local process")
-    return process_candidate(deployment, state_dir, os.environ.get("GLM4_CPU_PYTHON"), wish)
+    return process_candidate(spec, state_dir, os.environ.get("GLM4_CPU_PYTHON"), kept)
 
 
 def down(
@@ -190,14 +199,15 @@ def down(
     if volumes and not yes:
         typer.confirm("Remove the cache volume (compiled kernels)?", abort=True, err=True)
     with hold_lock(state_dir, "down"):
-        record, runner = _recorded(state_dir)
-        before = runner.state()
-        runner.remove(volumes=volumes)
+        record, engine = _recorded(state_dir)
+        before = engine.state()
+        engine.remove(volumes=volumes)
         forget_journal(state_dir)
+    project = record.endpoint.project
     if json_:
-        typer.echo(dumps({"project": record.project, "was_running": before.running, "removed_volumes": volumes}))
+        typer.echo(dumps({"project": project, "was_running": before.running, "removed_volumes": volumes}))
     else:
-        typer.echo(f"{record.project}: " + ("stopped and removed" if before.started else "nothing was there"))
+        typer.echo(f"{project}: " + ("stopped and removed" if before.started else "nothing was there"))
 
 
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
@@ -205,15 +215,15 @@ def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
 
     Example: glm4-deploy status --json
     """
-    record, runner = _recorded(state_dir)
-    found = read_status(record, runner, state_dir)
+    record, engine = _recorded(state_dir)
+    found = read_status(record, engine, state_dir)
     if json_:
-        typer.echo(dumps(found))
+        typer.echo(report_json(found.report(), found), nl=False)
     else:
         for name, value in found.rows():
             typer.echo(f"{name:18} {one_line(str(value), 1000)}")
     if not found.up:
-        raise Judged(f"not up: {found.why}", hint="start it with `glm4-deploy up`; see why with `glm4-deploy diagnose`")
+        raise Judged(f"not up: {found.why}", hint=("start it: glm4-deploy up", "see why: glm4-deploy diagnose"))
 
 
 def logs(
@@ -228,17 +238,20 @@ def logs(
     """
     if tail != "all" and not tail.isdigit():
         raise UsageError(f"--tail {tail!r} is not a number of lines", hint="for example --tail 200, or --tail all")
-    record, runner = _recorded(state_dir)
-    if runner.state().started is None:
-        raise Judged(f"nothing of {record.project!r} is here: no log", hint="start it with `glm4-deploy up`")
-    for line in log_tail(runner, None if tail == "all" else int(tail), follow=follow):
+    record, engine = _recorded(state_dir)
+    if engine.state().started is None:
+        raise Judged(
+            f"project {record.endpoint.project!r} has no engine on this host, so there is no log",
+            hint="start it with `glm4-deploy up`",
+        )
+    for line in log_tail(engine, None if tail == "all" else int(tail), follow=follow):
         if json_:
             typer.echo(dumps({"line": line}, indent=None))
         else:
             typer.echo(strip_controls(line))
 
 
-def _recorded(state_dir: Path) -> tuple["Record", "Runner"]:
+def _recorded(state_dir: Path) -> tuple[Record, Engine]:
     """What this directory brought up last, or else what its settings name."""
     record = load_record(state_dir) or expected_record(resolve_spec({}))
-    return record, runner_of(record, state_dir)
+    return record, recorded_engine(record, state_dir)

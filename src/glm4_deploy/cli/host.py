@@ -24,7 +24,7 @@ from glm4_deploy.checkpoint.model import BadConfigError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import NOTHING, STATE, Json, Requested, StateDir, profile_for, seed, with_settings
-from glm4_deploy.deploy.candidates import holds_own_port, runner_of
+from glm4_deploy.deploy.candidates import holds_own_port, recorded_engine
 from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.deploy.state import expected_record
 from glm4_deploy.doctor import Needs, doctor_results, gather_host, readiness
@@ -254,7 +254,7 @@ def _holds_port(needs: Needs, state_dir: Path) -> bool:
     """Whether the port is held by this deployment's own engine, as `up` would see it."""
     expected = expected_record(plan_deployment(needs.settings, needs.profile, Fraction(value=None)))
     try:
-        return holds_own_port(expected.base_url, state_dir, lambda: runner_of(expected, state_dir))
+        return holds_own_port(expected.endpoint.base_url, state_dir, lambda: recorded_engine(expected, state_dir))
     except DeployError:
         return False  # no Docker, no Compose: nothing of ours can run
 

@@ -1,4 +1,4 @@
-"""`glm4-deploy image build`."""
+"""`glm4-deploy releases | rollback | diff | lock | key | image`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +20,6 @@ from glm4_deploy.plan.services import references
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.settings import FILE
 from glm4_deploy.text import clean_text, one_line
-
-# `glm4-deploy releases | rollback | diff`.
 
 
 def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
@@ -55,7 +53,7 @@ def rollback(
         bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even where its checkpoint changed, or it never was good.")
+        bool, typer.Option("--force", help="Proceed even if its checkpoint changed or it never passed its gate.")
     ] = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
@@ -66,13 +64,13 @@ def rollback(
     """
     progress = Progress()
     with exclusive(state_dir, "rollback", progress):
-        work = Transaction(state_dir, progress, timeout=timeout)
-        wished = choose_release(work.store, state_dir, release, force=force)
-        progress.note(f"release {wished.id} of {wished.created_at}, {wished.service.model_dir}")
-        candidate = release_candidate(wished, work.store, state_dir, progress.pull)
-        candidate = check_release(candidate, wished, state_dir, force=force, note=progress.note)
-        outcome, error = work.run(candidate, what="rollback", rollback=not no_rollback)
-    report_result(outcome, error, progress, json_=json_)
+        store = Store(state_dir)
+        chosen = choose_release(store, state_dir, release, force=force)
+        progress.note(f"release {chosen.id} of {chosen.created_at}, {chosen.endpoint.model_dir}")
+        candidate = release_candidate(chosen, store, state_dir, progress.pull)
+        candidate = check_release(candidate, chosen, state_dir, force=force, note=progress.note)
+        result = Transaction(state_dir, candidate, progress, timeout=timeout).run("rollback", rollback=not no_rollback)
+    report_result(result, "rollback", progress, json_=json_)
 
 
 def diff(
@@ -103,8 +101,8 @@ def _row(one: "Release | Damaged", current: str) -> str:
     if isinstance(one, Damaged):
         return f"  {one.id}  damaged  {one_line(one.reason, 120)}"
     ready = f"{one.ready_seconds:.0f} s" if one.ready_seconds is not None else "-"
-    image = one.image.reference.rpartition("/")[2] if one.image else one.service.runner
-    what = one_line(f"{Path(one.service.model_dir).name}  {image}", 80)
+    image = one.image.reference.rpartition("/")[2] if one.image else one.endpoint.runner
+    what = one_line(f"{Path(one.endpoint.model_dir).name}  {image}", 80)
     more = f"puts {one.restores} back " if one.restores else ""
     mark = "*" if one.id == current else " "
     return f"{mark} {one.id}  {one.verdict:8} {ready:>6}  {what}  {one_line(more + one.reason, 120)}".rstrip()
@@ -153,7 +151,7 @@ KEYS = STATE / "keys"
 
 
 def key_add(
-    name: Annotated[str, typer.Argument(help="Whom it is for.")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
     rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = 120,
     directory: Directory = KEYS,
 ) -> None:

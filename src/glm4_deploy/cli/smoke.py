@@ -149,10 +149,11 @@ def make_target(
     started_at = None
     if base_url is None:
         record = load_record() or expected_record(resolve_spec({}))
-        base_url, model = record.base_url, model or record.model
-        started_at = record.started_at or None
-        max_model_len = max_model_len or record.max_model_len
-        key_file = key_file or (Path(record.api_key_file) if record.api_key_file else None)
+        endpoint = record.endpoint
+        base_url, model = endpoint.base_url, model or endpoint.model
+        started_at = record.started.started_at if record.started else None
+        max_model_len = max_model_len or endpoint.max_model_len
+        key_file = key_file or (Path(endpoint.api_key_file) if endpoint.api_key_file else None)
     key = SecretStr(read_text(key_file)) if key_file is not None else None
     return ProbeTarget(
         base_url=base_url,
@@ -300,8 +301,8 @@ def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
         return in_container(where.container), _inside()
     python = where.python or os.environ.get("GLM4_CPU_PYTHON")
     record = _record()
-    if where.python is None and record is not None and record.runner == "compose" and record.id:
-        return in_container(record.id), _inside()
+    if where.python is None and record is not None and record.endpoint.in_container and record.started:
+        return in_container(record.started.id), _inside()
     if python:
         return [python], target.root
     raise UsageError(

@@ -94,9 +94,10 @@ def watch(
 def _one_engine(state_dir: Path) -> None:
     """Refuse a deployment of several engines: a router has no progress of its own, and there is no one container."""
     record = load_record(state_dir)
-    if record is not None and record.replicas:
+    if record is not None and record.endpoint.replicas:
         raise UsageError(
-            f"watch judges one engine, and {record.project!r} has {len(record.replicas)} replicas behind a router",
+            f"watch judges one engine, and {record.endpoint.project!r} has "
+            f"{len(record.endpoint.replicas)} replicas behind a router",
             hint="give one engine's own address, without --restart: docs/how-to/replicas.md tells how to find it",
         )
 
@@ -104,8 +105,8 @@ def _one_engine(state_dir: Path) -> None:
 def _mender(
     container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
 ) -> tuple["Policy", "ContainerKeeper"]:
-    record = load_record(state_dir) or expected_record(resolve_spec({}))
-    keeper = ContainerKeeper(name=container, project=record.project, service=record.service, directory=state_dir)
+    endpoint = (load_record(state_dir) or expected_record(resolve_spec({}))).endpoint
+    keeper = ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
     return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
 
 

@@ -1,33 +1,24 @@
-"""Start one engine, wait, prove that it is the one that answers, and gate it: what was seen, good or bad."""
+"""Follow one start of an engine: its log and its events as they come, its phases, an early end on anything fatal; and
+prove that it is this engine that answers at the address."""
 
-import asyncio
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import httpx
-from pydantic import SecretStr
 
-from glm4_deploy.deploy.docker import PullState
-from glm4_deploy.deploy.engines import Meter, Runner, RunState, Started, died
-from glm4_deploy.deploy.keys import read_key
-from glm4_deploy.deploy.releases import Endpoint
-from glm4_deploy.errors import DeployError, EngineTimeout, Judged, WrongEngine
+from glm4_deploy.deploy.endpoint import Started
+from glm4_deploy.deploy.engines import Engine, RunState
+from glm4_deploy.errors import EngineDied, EngineTimeout, WrongEngine
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogFinding, LogReader
-from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.endpoints import read_metrics
-from glm4_deploy.probe.suite import run_suite
-from glm4_deploy.report_model import Suite
-from glm4_deploy.result import Result, Status, ok, unknown, verdict
-
-# Waiting for an engine: its log and its events as they come, its phases, an early end on anything fatal.
+from glm4_deploy.result import Result, Status, ok, unknown
 
 DRAIN_SECONDS = 2.0
 STATE_POLL_SECONDS = 3.0
@@ -56,7 +47,7 @@ class Boot:
 
     def __init__(
         self,
-        runner: Runner,
+        engine: Engine,
         started: Started,
         base_url: str,
         on_phase: Callable[[EngineFacts, float], None],
@@ -66,7 +57,7 @@ class Boot:
         self.reader = LogReader()
         self.log: list[str] = []
         self.phases: dict[str, float] = {}
-        self._runner = runner
+        self._engine = engine
         self._started = started
         self._base_url = base_url
         self._on_phase = on_phase
@@ -79,9 +70,9 @@ class Boot:
         self._begin = time.monotonic()
         self._nonce = secrets.token_hex(8)
         self._nonce_seen = False
-        self._restarts = runner.state().restarts
-        self._follow("line", runner.lines(started.started_at))
-        self._follow("event", runner.events())
+        self._restarts = engine.state().restarts
+        self._follow("line", engine.lines(started.started_at))
+        self._follow("event", engine.events())
 
     def _follow(self, source: str, items: Iterator[str]) -> None:
         def pump() -> None:
@@ -117,7 +108,7 @@ class Boot:
                     raise EngineTimeout(
                         f"not ready after {timeout:.0f} s, in the phase `{self.reader.facts.phase}`",
                         details=self.reader.tail(TAIL_LINES),
-                        hint="see why with: glm4-deploy diagnose; allow more with --timeout",
+                        hint=("see why with: glm4-deploy diagnose", "allow more with --timeout"),
                     )
 
     @property
@@ -207,7 +198,7 @@ class Boot:
         Raises:
             EngineDied: it does not, it restarted, the kernel killed a part of it, or its log tells of its end.
         """
-        state = self._runner.state()
+        state = self._engine.state()
         same = state.started is not None and state.started.id == self._started.id
         well = self.reader.fatal is None and not self._out_of_memory
         if state.running and same and state.restarts == self._restarts and well:
@@ -221,8 +212,8 @@ class Boot:
         while time.monotonic() < deadline:
             self._pump(wait=0.1)
 
-    def _death(self, state: RunState) -> DeployError:
-        state = state if not state.running else self._runner.state()
+    def _death(self, state: RunState) -> EngineDied:
+        state = state if not state.running else self._engine.state()
         cause = next(iter(serious(self.reader)), None)
         return died(
             replace(state, oom_killed=state.oom_killed or self._out_of_memory),
@@ -252,117 +243,70 @@ def _healthy(client: httpx.Client, base_url: str) -> bool:
         return False
 
 
-class Listener(Protocol):
-    """Told of progress; prints nothing to stdout."""
-
-    def note(self, text: str) -> None: ...
-    def expect(self, ready_seconds: float | None) -> None: ...
-    def pull(self, state: PullState) -> None: ...
-    def phase(self, facts: EngineFacts, seconds: float) -> None: ...
-    def check_started(self, check: str) -> None: ...
-    def check_done(self, result: Result) -> None: ...
-
-
-@dataclass(slots=True, kw_only=True)
-class StartResult:
-    """What one start showed, filled as it goes. Times are seconds; `error` says what ended it before or at the gate.
-
-    ready_seconds: from start to /health; gate_seconds: from there to the verdict; phases: from start to each.
-    serving: whether others serve on where it failed, so that what must not serve is stopped already.
-    """
-
-    started: Started | None = None
-    results: tuple[Result, ...] = ()
-    facts: EngineFacts = field(default_factory=EngineFacts)
-    findings: tuple[LogFinding, ...] = ()
-    log: list[str] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
-    ready_seconds: float | None = None
-    gate_seconds: float | None = None
-    error: DeployError | None = None
-    serving: bool = False
-
-    @property
-    def verdict(self) -> Status:
-        if self.error is not None and not isinstance(self.error, Judged):
-            return Status.FAIL
-        return verdict(self.results)
-
-
-def start_and_gate(
-    service: Endpoint,
-    runner: Runner,
-    *,
-    timeout: float,
-    listener: Listener,
-    fresh: bool = False,
-    on_ready: Callable[[], None] = lambda: None,
-    address: Callable[[], str] | None = None,
-) -> StartResult:
-    """Never raises what a deployment can suffer: the error is part of what was seen. An interrupt passes through.
-
-    Args:
-        timeout: seconds until /health must answer.
-        fresh: start anew even what already runs with these settings.
-        on_ready: called between the start and the gate.
-        address: asked after the start for the URL that is to be judged; None: the service's own.
-    """
-    seen = StartResult()
-    boot: Boot | None = None
-    try:
-        seen.started = runner.start(fresh=fresh)
-        listener.note(f"started {runner.kind} {seen.started.id[:12]}")
-        if address is not None:
-            service = replace(service, base_url=address())
-        boot = Boot(runner, seen.started, service.base_url, listener.phase, logs_requests=service.logs_requests)
-        seen.ready_seconds = round(boot.wait_ready(timeout), 1)
-        on_ready()
-        _gate(service, boot, listener, seen)
-    except DeployError as error:
-        seen.error = error
-    if boot is not None:
-        seen.facts, seen.findings = boot.reader.facts, tuple(boot.reader.findings)
-        seen.log, seen.phases = boot.log, boot.phases
-    return seen
-
-
-def _gate(service: Endpoint, boot: Boot, listener: Listener, seen: StartResult) -> None:
-    proof = boot.prove_identity()
-    listener.check_done(proof)
-    seen.results = (proof,)
-    report = asyncio.run(
-        run_suite(_target(service), suite=Suite.GATE, on_start=listener.check_started, on_result=listener.check_done)
-    )
-    seen.results, seen.gate_seconds = (proof, *report.results), round(report.seconds, 1)
-    boot.check()
-    require_pass(seen.results)
-
-
-def require_pass(results: tuple[Result, ...]) -> None:
-    """Raises Judged where a check failed or could not be judged."""
-    failed = [row for row in results if row.status in (Status.FAIL, Status.UNKNOWN)]
-    if failed or verdict(results) is Status.UNKNOWN:
-        what = f"{failed[0].check}: {failed[0].observed or failed[0].reason}" if failed else "nothing could be judged"
-        raise Judged(
-            f"the engine came up but did not pass: {what}",
-            details=[f"{row.check}: {row.observed or row.reason}" for row in failed[1:]],
-            hint=failed[0].remedy if failed else "",
-        )
-
-
-def _target(service: Endpoint) -> ProbeTarget:
-    """No start time is given: prove_identity() has tied the address to this start by something better than clocks."""
-    return ProbeTarget(
-        base_url=service.base_url,
-        model=service.model,
-        max_model_len=service.max_model_len,
-        api_key=SecretStr(read_key(Path(service.api_key_file))) if service.api_key_file else None,
+def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, ...]) -> EngineDied:
+    """The one sentence for an engine that went away, whatever ran it."""
+    how = "restarted by itself" if state.restarts else "stopped"
+    if state.running and not state.restarts:
+        how = "cannot come up any more"
+    code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
+    if state.oom_killed or state.exit_code == 137:
+        killer = "by the kernel" if state.oom_killed else "from outside, most often by the kernel"
+        cause = cause or f"killed {killer} because memory ran out"
+        fix = fix or "give the host more room: a smaller --gpu-memory-utilization or --max-model-len"
+    why = f": {cause}" if cause else ""
+    return EngineDied(
+        f"the engine {how} in the phase `{phase}`{code}{why}",
+        details=tail,
+        hint=fix or ("read the log: glm4-deploy logs", "find the cause: glm4-deploy diagnose"),
     )
 
 
-def stop(runner: Runner, listener: Listener) -> None:
-    """What failed must not serve; where it cannot be stopped that is said, and the work goes on."""
-    try:
-        runner.stop()
-    except DeployError as error:
-        listener.note(f"could not stop it: {error.message}")
+# What the log does not say while weights load: how much the engine has read from disk, as the kernel counts it.
+
+GB = 1e9
+SHOWN_FROM = 0.05  # GB: less is the interpreter's own files
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes read by a process and its children since the meter was made, and the rate since the last reading."""
+
+    _first: int | None = None
+    _last: int = 0
+    _at: float = 0.0
+
+    def look(self, pid: int) -> str:
+        """`3.1 GB read, 0.9 GB/s`, or '' where the kernel does not say (another user's process, a full page cache)."""
+        now, total = time.monotonic(), read_bytes(pid)
+        if total is None:
+            return ""
+        if self._first is None:
+            self._first, self._last, self._at = total, total, now
+            return ""
+        rate = (total - self._last) / GB / max(now - self._at, 0.001)
+        self._last, self._at = total, now
+        read = (total - self._first) / GB
+        if read < SHOWN_FROM:
+            return ""
+        return f"{read:.1f} GB read, {rate:.2f} GB/s" if rate >= 0.01 else f"{read:.1f} GB read, nothing now"
+
+
+def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """Bytes that a process and its descendants made the disks deliver (proc(5), io: read_bytes); None: unknown."""
+    children: dict[int, list[int]] = {}
+    for path in proc.glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    total, waiting, told = 0, [pid], False
+    while waiting:
+        one = waiting.pop()
+        waiting += children.get(one, [])
+        try:
+            fields = dict(line.split(": ") for line in (proc / str(one) / "io").read_text().splitlines())
+            total, told = total + int(fields["read_bytes"]), True
+        except (OSError, ValueError, KeyError):
+            continue
+    return total if told and pid else None

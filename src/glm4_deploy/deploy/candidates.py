@@ -1,4 +1,4 @@
-"""A recorded release made ready to run again, or a clear word on why it cannot."""
+"""What is to be started next: built from a plan or from a release, and refused where that can be known beforehand."""
 
 import hashlib
 import os
@@ -8,22 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
 from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
-from glm4_deploy.deploy.engines import ComposeRunner, ProcessRunner, Runner
-from glm4_deploy.deploy.keys import ensure_key, read_key
-from glm4_deploy.deploy.releases import PIN, Endpoint, Files, Release, Store
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, absolute
+from glm4_deploy.deploy.engines import ComposeEngine, Engine, ProcessEngine
+from glm4_deploy.deploy.keys import ensure_key, secret_key
+from glm4_deploy.deploy.releases import PIN, Files, Release, Store
 from glm4_deploy.deploy.replicas import ReplicaSet
-from glm4_deploy.deploy.state import Record, load_record, replica_names
+from glm4_deploy.deploy.state import Record, load_record
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.host.system import PortState, read_port
-from glm4_deploy.plan.spec import DeploymentSpec
+from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.probe.endpoints import read_models
 from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.result import WHY, Result
-from glm4_deploy.text import MASK, secrets_in, without_secrets
+from glm4_deploy.settings import Settings
+from glm4_deploy.text import MASK, without_secrets
 
 # What can be known before anything is started: each blocker ends in its own error.
 
@@ -47,27 +50,29 @@ def check_model_directory(directory: Path) -> None:
     except OSError as error:
         raise ModelMissing(f"cannot read the model directory {directory}: {error.strerror}", hint=hint) from None
     if not names:
-        raise ModelMissing(f"the model directory {directory} is empty", hint=f"download the checkpoint; then {hint}")
+        raise ModelMissing(f"the model directory {directory} is empty", hint=("download the checkpoint", hint))
     if "config.json" not in names:
-        raise ModelMissing(f"{directory} holds no config.json, so it is no checkpoint", hint=hint)
+        raise ModelMissing(f"{directory} holds no config.json, so it is not a checkpoint", hint=hint)
 
 
-def check_checkpoint(service: Endpoint, *, force: bool, note: Callable[[str], None]) -> CheckpointIdentity:
+def check_checkpoint(endpoint: Endpoint, *, force: bool, note: Callable[[str], None]) -> CheckpointIdentity:
     """The checkpoint, judged for the engine that is to load it.
 
     Raises:
         ModelMissing, CheckpointRefused
     """
-    directory = Path(service.model_dir)
+    directory = Path(endpoint.model_dir)
     check_model_directory(directory)
-    report = verify_checkpoint(directory, vllm=service.vllm)
+    report = verify_checkpoint(directory, vllm=endpoint.vllm)
     details = [f"{result.check}: {result.observed}{_consequence(result)}" for result in report.failures]
     if details and not force:
         raise CheckpointRefused(
             f"the checkpoint at {directory} has {len(details)} fault(s) that this engine would not survive",
             details=details,
-            hint=f"{report.failures[0].remedy or 'mend it: glm4-deploy checkpoint repair'}; "
-            "--force starts it all the same",
+            hint=(
+                report.failures[0].remedy or "repair it: glm4-deploy checkpoint repair",
+                "start it in spite of that: --force",
+            ),
         )
     for line in details:
         note(f"forced past: {line}")
@@ -88,19 +93,19 @@ def stamp(directory: Path) -> str | None:
     return None
 
 
-def check_port(deployment: Endpoint) -> None:
+def check_port(endpoint: Endpoint) -> None:
     """Raises PortTaken where something holds the address. Not to be asked where this deployment's own engine does."""
-    state = read_port(deployment.bind, deployment.port)
+    state = read_port(endpoint.bind, endpoint.port)
     if state is PortState.NO_ADDRESS:
         raise UsageError(
-            f"this host has no address {deployment.bind}", hint="choose one of `ip -brief address` with --bind"
+            f"this host has no address {endpoint.bind}", hint="choose one of `ip -brief address` with --bind"
         )
     if state is PortState.UNKNOWN:
-        raise UsageError(f"cannot use {deployment.bind}:{deployment.port}", hint="check --bind and --port")
+        raise UsageError(f"cannot use {endpoint.bind}:{endpoint.port}", hint="check --bind and --port")
     if state is PortState.TAKEN:
         raise PortTaken(
-            f"port {deployment.port} on {deployment.bind} is taken{_who(deployment.base_url)}",
-            hint=f"find its owner with `ss -ltnp 'sport = :{deployment.port}'`, or choose another with --port",
+            f"port {endpoint.port} on {endpoint.bind} is taken{_who(endpoint.base_url)}",
+            hint=f"find its owner with `ss -ltnp 'sport = :{endpoint.port}'`, or choose another with --port",
         )
     # FREE, or DENIED: the Docker engine may bind a low port where this user may not.
 
@@ -111,33 +116,31 @@ def _who(base_url: str) -> str:
     return f" by a server of the model {models[0][:60]!r}" if models else ""
 
 
-# A wish made ready to be deployed: its files written, its runner chosen, refused where it can be refused now.
+# What is to be started: its files written, its engine chosen.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What is to run next. settings: what made it, no secrets; restores: the release that it puts back."""
+    """What is to run next."""
 
-    service: Endpoint
-    runner: Runner
+    endpoint: Endpoint
+    engine: Engine
     files: Files
     settings: Mapping[str, Any]
+    """What it was made from, without secrets."""
     weights: CheckpointIdentity | None = None
     restores: str = ""
+    """The release that it puts back."""
 
     @property
     def secrets(self) -> frozenset[str]:
         """Values that must not be kept with the log."""
-        key = self.service.api_key_file
-        own = frozenset({read_key(Path(key))}) if key else frozenset()
-        if not isinstance(self.runner, ComposeRunner | ReplicaSet):
-            return own
-        services = self.runner.model.get("services", {}).values()
-        return own.union(*(secrets_in(service.get("environment") or {}) for service in services))
+        key = secret_key(self.endpoint.api_key_file)
+        return self.engine.secrets() | (frozenset({key.get_secret_value()}) if key else frozenset())
 
 
 def compose_candidate(
-    deployment: DeploymentSpec, overrides: tuple[Path, ...], directory: Path, settings: Mapping[str, Any]
+    spec: DeploymentSpec, overrides: tuple[Path, ...], directory: Path, settings: Mapping[str, Any]
 ) -> Candidate:
     """Write the rendered file and copies of the overrides; what is started is what is recorded.
 
@@ -148,96 +151,65 @@ def compose_candidate(
         if not override.is_file():
             raise UsageError(f"no override file at {override}", hint="check the path given with --override")
     copies = {f"override-{number}.yaml": read_text(path) for number, path in enumerate(overrides, 1)}
-    texts = {**rendered(absolute(deployment)), **copies}
-    files = Files(texts=texts, compose=(COMPOSE, *copies))
-    runner = compose_runner(
-        deployment.project, deployment.service, files, directory, replicas=replica_names(deployment)
-    )
+    files = Files(texts={**rendered(absolute(spec)), **copies}, compose=(COMPOSE, *copies))
+    endpoint = Endpoint.of(spec, EngineKind.COMPOSE)
     return Candidate(
-        service=service_of(deployment, "compose", runner.image),
-        runner=runner,
+        endpoint=endpoint,
+        engine=compose_engine(endpoint, files, directory),
         files=files,
         settings=without_secrets(settings),
     )
 
 
 def process_candidate(
-    deployment: DeploymentSpec, directory: Path, python: str | None, settings: Mapping[str, Any]
+    spec: DeploymentSpec, directory: Path, python: str | None, settings: Mapping[str, Any]
 ) -> Candidate:
+    """python: the Python that has vLLM; None: starting it says how to get one."""
     return Candidate(
-        service=service_of(deployment, "process", ""),
-        runner=ProcessRunner(deployment=deployment, directory=directory, python=python),
+        endpoint=Endpoint.of(spec, EngineKind.PROCESS),
+        engine=ProcessEngine(spec=spec, directory=directory, python=python),
         files=Files(texts={}, compose=()),
         settings=without_secrets(settings),
     )
 
 
-def compose_runner(
-    project: str,
-    service: str,
-    files: Files,
-    directory: Path,
-    *,
-    kept: Path | None = None,
-    replicas: tuple[str, ...] = (),
-) -> ComposeRunner | ReplicaSet:
-    """A runner over files written into the state directory; `kept` holds copies to use where that is full.
+def compose_engine(endpoint: Endpoint, files: Files, directory: Path, *, kept: Path | None = None) -> Engine:
+    """An engine from files that are written into the state directory.
+
+    Args:
+        kept: holds copies of the files, to be used where the state directory is full.
 
     Raises:
         ComposeMissing, DockerMissing, DockerDenied, StorageError
     """
-    command = find_compose()
-    connect()
-    place = directory
+    engine = make_engine(endpoint, directory, tuple(directory / name for name in files.compose))
     try:
         for name, text in files.texts.items():
             write_text(directory / name, text)
     except StorageError:
         if kept is None:
             raise
-        place = kept
-    compose = Compose(
-        project=project,
-        files=tuple(place / name for name in files.compose),
-        command=command,
-        directory=directory.resolve(),
-    )
-    return _composed(compose, service, replicas)
+        return make_engine(endpoint, directory, tuple(kept / name for name in files.compose))
+    return engine
 
 
-def _composed(compose: Compose, service: str, replicas: tuple[str, ...]) -> ComposeRunner | ReplicaSet:
-    if replicas:
-        return ReplicaSet(compose=compose, services=replicas)
-    return ComposeRunner(compose=compose, service=service)
+def recorded_engine(record: Record, directory: Path) -> Engine:
+    """The engine that is on record: to watch it and to stop it."""
+    return make_engine(record.endpoint, directory, tuple(path for path in map(Path, record.files) if path.is_file()))
 
 
-def absolute(deployment: DeploymentSpec) -> DeploymentSpec:
-    """Relative paths (model, key) seen from here, since the rendered file lies elsewhere."""
-    key = deployment.hardening.api_key_file
-    hardening = replace(deployment.hardening, api_key_file=key and str(Path.cwd() / key))
-    return replace(deployment, model_source=str(Path.cwd() / deployment.model_source), hardening=hardening)
+def make_engine(endpoint: Endpoint, directory: Path, files: tuple[Path, ...]) -> Engine:
+    """The one place that knows which engine goes with which kind.
 
-
-def service_of(deployment: DeploymentSpec, runner: str, image: str) -> Endpoint:
-    quiet = {"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"}
-    return Endpoint(
-        runner=runner,
-        project=deployment.project,
-        service=deployment.service,
-        profile=deployment.profile,
-        base_url=deployment.base_url,
-        bind=deployment.bind,
-        port=deployment.port,
-        model=deployment.served_model_name,
-        model_dir=str(Path.cwd() / deployment.model_dir),
-        max_model_len=deployment.max_model_len,
-        start_period=deployment.start_period,
-        logs_requests=quiet.isdisjoint(flag.name for flag in deployment.flags),
-        image=image,
-        vllm=deployment.vllm,
-        api_key_file=absolute(deployment).hardening.api_key_file,
-        replicas=replica_names(deployment),
-    )
+    Raises:
+        ComposeMissing, DockerMissing, DockerDenied
+    """
+    if endpoint.runner is EngineKind.PROCESS:
+        return ProcessEngine(directory=directory)
+    compose = Compose(project=endpoint.project, files=files, command=find_compose(), directory=directory.resolve())
+    if endpoint.replicas:
+        return ReplicaSet(compose=compose, services=endpoint.replicas, base_url=endpoint.base_url)
+    return ComposeEngine(compose=compose, service=endpoint.service)
 
 
 def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Callable[[str], None]) -> Candidate:
@@ -246,47 +218,38 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     Raises:
         ModelMissing, CheckpointRefused, PortTaken, UsageError, StorageError
     """
-    key = candidate.service.api_key_file
+    key = candidate.endpoint.api_key_file
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")
-    weights = check_checkpoint(candidate.service, force=force, note=note)
-    if not holds_own_port(candidate.service.base_url, directory, lambda: candidate.runner):
-        check_port(candidate.service)
+    weights = check_checkpoint(candidate.endpoint, force=force, note=note)
+    if not holds_own_port(candidate.endpoint.base_url, directory, lambda: candidate.engine):
+        check_port(candidate.endpoint)
     return replace(candidate, weights=weights)
 
 
-def holds_own_port(base_url: str, directory: Path, unrecorded: Callable[[], Runner]) -> bool:
+def holds_own_port(base_url: str, directory: Path, unrecorded: Callable[[], Engine]) -> bool:
     """Whether the address is held by what this directory runs now, and so will be free once that is stopped.
 
-    unrecorded: the runner to ask where nothing is on record: plain Compose, or an `up` that was killed early.
+    unrecorded: the engine to ask where nothing is on record: plain Compose, or an `up` that was killed early.
     """
     record = load_record(directory)
     if record is None:
         return unrecorded().state().running
-    return record.base_url == base_url and runner_of(record, directory).state().running
+    return record.endpoint.base_url == base_url and recorded_engine(record, directory).state().running
 
 
-def runner_of(record: Record, directory: Path) -> Runner:
-    """The runner of what is on record."""
-    if record.runner == "process":
-        return ProcessRunner(deployment=None, directory=directory, python=None)
-    files = tuple(path for name in record.files if (path := Path(name)).is_file())
-    compose = Compose(project=record.project, files=files, command=find_compose(), directory=directory.resolve())
-    return _composed(compose, record.service, record.replicas)
-
-
-def choose_release(store: Store, directory: Path, wished: str | None, *, force: bool) -> Release:
+def choose_release(store: Store, directory: Path, name: str | None, *, force: bool) -> Release:
     """The release that a rollback means.
 
     Raises:
         UsageError: there is none, or the one named never passed its gate.
     """
-    if wished is not None:
-        release = store.find(wished)
+    if name is not None:
+        release = store.find(name)
         if not release.good and not force:
             raise UsageError(
                 f"release {release.id} never passed its gate: {release.reason}"[:300],
-                hint="choose a good one of `glm4-deploy releases`; --force starts it all the same, and gates it",
+                hint=("choose a good one of `glm4-deploy releases`", "start and gate it in spite of that: --force"),
             )
         return release
     record = load_record(directory)
@@ -306,19 +269,14 @@ def release_candidate(
         StorageError: a copy is damaged. ImageMissing: its image is gone and no registry gives it back.
         UsageError: it cannot be rebuilt. DockerMissing, DockerDenied, ComposeMissing, ComposeFailed
     """
-    if release.service.runner == "process":
-        return _process(release, directory)
+    if not release.files:
+        return _from_settings(release, directory)
     files = _pinned(release, store.files_of(release), on_pull)
-    service = release.service
-    runner = compose_runner(
-        service.project,
-        service.service,
-        files,
-        directory,
-        kept=None if PIN in files.texts else store.root / release.id,
-        replicas=service.replicas,
+    kept = None if PIN in files.texts else store.root / release.id
+    engine = compose_engine(release.endpoint, files, directory, kept=kept)
+    return Candidate(
+        endpoint=release.endpoint, engine=engine, files=files, settings=release.settings, restores=release.id
     )
-    return Candidate(service=service, runner=runner, files=files, settings=release.settings, restores=release.id)
 
 
 def check_release(
@@ -331,15 +289,17 @@ def check_release(
     """
     checked = preflight(candidate, directory, force=True, note=note)  # it was started with these faults, if any
     now = checked.weights
-    where = release.service.model_dir
+    where = release.endpoint.model_dir
     fingerprint, stamp = (now.fingerprint, now.stamp) if now else (None, None)
     if fingerprint != release.fingerprint:
         words = f"{where} holds another checkpoint now: fingerprint {fingerprint}, not {release.fingerprint}"
         if not force:
             raise CheckpointRefused(
                 f"release {release.id} cannot be put back: {words}",
-                hint="bring that checkpoint back, or try what is there: "
-                f"glm4-deploy rollback {release.id} --force (it is gated all the same)",
+                hint=(
+                    "bring that checkpoint back",
+                    f"or start what is there, gated as ever: glm4-deploy rollback {release.id} --force",
+                ),
             )
         note(f"forced past: {words}")
     elif stamp != release.stamp:
@@ -358,7 +318,7 @@ def _pinned(release: Release, files: Files, on_pull: Callable[[PullState], None]
     now = find_image(client, image.reference)
     if now is not None and now.id == image.id:
         return files
-    images = ", ".join(f'"{name}": {{image: "{image.id}"}}' for name in release.service.engines)
+    images = ", ".join(f'"{name}": {{image: "{image.id}"}}' for name in release.endpoint.engines)
     text = f"services: {{{images}}}\n"
     return Files(texts={**files.texts, PIN: text}, compose=(*files.compose, PIN))
 
@@ -370,23 +330,20 @@ def _fetch(release: str, image: str, digest: str | None, on_pull: Callable[[Pull
     try:
         pull(digest, on_pull)
     except ImageMissing as error:
-        raise ImageMissing(f"{gone}, and {error.message}", hint=error.hint) from None
+        raise ImageMissing(f"{gone}, and {error.message}", hint=error.hints) from None
     if find_image(connect(), image) is None:
         raise ImageMissing(f"{gone}; {digest} is another image", hint="choose another release")
 
 
-def _process(release: Release, directory: Path) -> Candidate:
-    from glm4_deploy.catalog.rows import profiles
-    from glm4_deploy.plan.spec import choose_fraction, plan_deployment
-    from glm4_deploy.settings import Settings
-
-    profile = profiles().get(release.service.profile)
+def _from_settings(release: Release, directory: Path) -> Candidate:
+    """A process has no files: it is planned again from the settings on record."""
+    profile = profiles().get(release.endpoint.profile)
     if MASK in repr(release.settings) or profile is None:
         raise UsageError(
             f"release {release.id} cannot be rebuilt: its secrets or its profile are not on record",
             hint="use `glm4-deploy up` with its settings",
         )
     settings = Settings.model_validate(release.settings)
-    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
-    made = process_candidate(deployment, directory, os.environ.get("GLM4_CPU_PYTHON"), release.settings)
-    return replace(made, service=release.service, restores=release.id)
+    spec = plan_deployment(settings, profile, choose_fraction(settings, profile))
+    candidate = process_candidate(spec, directory, os.environ.get("GLM4_CPU_PYTHON"), release.settings)
+    return replace(candidate, endpoint=release.endpoint, restores=release.id)

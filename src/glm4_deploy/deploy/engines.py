@@ -1,4 +1,4 @@
-"""The embedded engine: the same plan as a plain process of this user, where there is no Docker."""
+"""What runs an engine, behind one protocol: Docker Compose, or a plain process where there is no Docker."""
 
 import os
 import signal
@@ -15,54 +15,111 @@ from docker.models.containers import Container
 
 from glm4_deploy.deploy.compose_cli import Compose
 from glm4_deploy.deploy.docker import connect, container_events, find_container, find_image, log_lines, state_of
+from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.keys import read_key
-from glm4_deploy.errors import ComposeFailed, DeployError, EngineDied, ExtraMissing
+from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.spec import CACHE, DeploymentSpec
-
-# What runs an engine: Docker Compose, or a plain process of this host, behind one protocol.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """A start of an engine. id: container id, or `pid:start-ticks`. started_at: seconds since the epoch."""
-
-    id: str
-    started_at: float
+from glm4_deploy.text import secrets_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What is so now. restarts counts those that the engine's keeper made by itself since it was created."""
+    """What an engine is doing now."""
 
     running: bool
     started: Started | None
     exit_code: int | None = None
     oom_killed: bool = False
     restarts: int = 0
+    """Made by Docker itself since the container was created."""
     health: str | None = None
+    """The container's own health check; None: it has none."""
     detail: str = ""
+    container: str = ""
+    """Its name; '' for a process."""
     pid: int = 0
 
 
-class Runner(Protocol):
-    """Starts, watches and stops one engine."""
+class Steps(Protocol):
+    """What an engine may ask of the transaction that brings it up. Each raises DeployError where it fails."""
 
     @property
-    def kind(self) -> str: ...
-    def keeps(self) -> bool: ...
-    def start(self, *, fresh: bool = False) -> Started: ...
+    def fresh(self) -> bool:
+        """Start again even what already runs from these files, because it is put back after a failure."""
+
+    @property
+    def rolling(self) -> bool:
+        """Whether other engines serve meanwhile."""
+
+    def note(self, text: str) -> None:
+        """Tell the user."""
+
+    def start_and_gate(self, engine: "Engine", *, name: str = "", fresh: bool = False) -> None:
+        """Start one engine, wait for /health, prove its identity, and gate it. name: which of several."""
+
+    def gate_router(self, name: str, only: tuple[str, ...]) -> None:
+        """Gate the address that clients use; the engines behind it have passed."""
+
+    def stop(self, engine: "Engine") -> bool:
+        """End what must not serve; False: it could not be stopped, which the user was told."""
+
+
+class Engine(Protocol):
+    """Starts, watches and stops what one deployment runs: one engine, or several behind a router."""
+
+    @property
+    def kind(self) -> str:
+        """What a start of it is called."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """For `docker compose -f`, in order; () for a process."""
+
+    @property
+    def image(self) -> str:
+        """The image that the merged files name (an override may have changed it); '' for a process."""
+
+    @property
+    def replicas(self) -> Mapping[str, "Engine"]:
+        """The engines behind a router by their names; none where there is one engine alone."""
+
+    def secrets(self) -> frozenset[str]:
+        """Values in its environment that no log or report may show."""
+
+    def address(self) -> str:
+        """Where this host reaches it, if not at the deployment's own address; '' if there."""
+
+    def keeps(self) -> bool:
+        """Whether what runs was made from these very files and this very image, so that `start` would keep it."""
+
+    def rolls(self) -> bool:
+        """Whether engines are replaced one at a time while others serve, so that nothing is stopped before."""
+
+    def bring_up(self, steps: Steps) -> None:
+        """Start and gate all of it."""
+
+    def start(self, *, fresh: bool = False) -> Started:
+        """Start it, or keep what already runs from these very files, unless `fresh`."""
+
     def state(self) -> RunState: ...
-    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]: ...
-    def events(self) -> Iterator[str]: ...
+
+    def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
+        """Its log since a time (seconds since the epoch)."""
+
+    def events(self) -> Iterator[str]:
+        """Docker's events of it as they come, `die` among them."""
+
     def stop(self) -> None: ...
+
     def remove(self, *, volumes: bool = False) -> None: ...
 
 
-class ComposeRunner:
-    """An engine in a container, kept by Docker Compose."""
+class ComposeEngine:
+    """An engine in a container, run by Docker Compose."""
 
     kind = "compose"
+    replicas: Mapping[str, Engine] = {}
 
     def __init__(self, *, compose: Compose, service: str, alone: bool = False) -> None:
         """alone: start and stop touch this service only, and leave the rest of the project as it is."""
@@ -76,8 +133,33 @@ class ComposeRunner:
     def files(self) -> tuple[Path, ...]:
         return self._compose.files
 
+    @property
+    def image(self) -> str:
+        return str(self.model["services"].get(self._service, {}).get("image", ""))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The merged, interpolated Compose model.
+
+        Raises:
+            ComposeFailed
+        """
+        return self._compose.config_json()
+
+    def secrets(self) -> frozenset[str]:
+        services = self.model.get("services", {}).values()
+        return frozenset().union(*(secrets_in(service.get("environment") or {}) for service in services))
+
+    def address(self) -> str:
+        return ""
+
+    def rolls(self) -> bool:
+        return False
+
+    def bring_up(self, steps: Steps) -> None:
+        steps.start_and_gate(self, fresh=steps.fresh)
+
     def keeps(self) -> bool:
-        """Whether what runs was made from these very files and this very image, so that `start` would keep it."""
         container = self._container()
         state = state_of(container) if container else None
         if state is None or not state.running:
@@ -89,10 +171,10 @@ class ComposeRunner:
     def start(self, *, fresh: bool = False) -> Started:
         """Create and start the container, or keep the one that already runs these very settings.
 
-        A container that does not run is made anew, so that its log holds one start alone.
+        A container that does not run is created again, so that its log holds one start alone.
 
         Args:
-            fresh: make it anew even so.
+            fresh: create it again in any case.
 
         Raises:
             ComposeFailed, PortTaken: with nothing left behind that was not there before.
@@ -129,6 +211,7 @@ class ComposeRunner:
             restarts=state.restarts,
             health=state.health,
             detail=f"{state.name} ({state.image}) {state.status}",
+            container=state.name,
             pid=state.pid,
         )
 
@@ -136,27 +219,13 @@ class ComposeRunner:
         container = self._container()
         if container is None:
             return iter(())
-        # All of a container that was made for this start is of this start; asking by time would lose it all where the
-        # clock is set back in the middle.
+        # The whole log of a container that was made for this start belongs to it; asking by time would lose the log
+        # where the clock is set back in between.
         return log_lines(container, since=0 if container.id == self._fresh_id else since, follow=follow)
 
     def events(self) -> Iterator[str]:
         container = self._container()
         return container_events(connect(timeout=24 * 3600), str(container.id)) if container else iter(())
-
-    @property
-    def image(self) -> str:
-        """The image that the merged files name: an override may have changed it."""
-        return str(self.model["services"].get(self._service, {}).get("image", ""))
-
-    @cached_property
-    def model(self) -> dict[str, Any]:
-        """The merged, interpolated Compose model.
-
-        Raises:
-            ComposeFailed
-        """
-        return self._compose.config_json()
 
     def stop(self) -> None:
         self._compose.stop(only=self._only)
@@ -168,102 +237,51 @@ class ComposeRunner:
         return find_container(self._client, self._compose.project, self._service)
 
 
-def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, ...]) -> EngineDied:
-    """The one sentence for an engine that went away, whatever kept it."""
-    how = "restarted by itself" if state.restarts else "stopped"
-    if state.running and not state.restarts:
-        how = "cannot come up any more"
-    code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
-    if state.oom_killed or state.exit_code == 137:
-        killer = "by the kernel" if state.oom_killed else "from outside, most often by the kernel"
-        cause = cause or f"killed {killer} for want of memory"
-        fix = fix or "give the host more room: a smaller --gpu-memory-utilization or --max-model-len"
-    why = f": {cause}" if cause else ""
-    return EngineDied(
-        f"the engine {how} in the phase `{phase}`{code}{why}",
-        details=tail,
-        hint=fix or "read the log: glm4-deploy logs, or glm4-deploy diagnose",
-    )
-
-
-# How much an engine has read from disk so far, from the kernel: what the log does not tell while weights load.
-
-GB = 1e9
-SHOWN_FROM = 0.05  # GB: less is the interpreter's own files
-
-
-@dataclass(slots=True)
-class Meter:
-    """Bytes read by a process and its children since the meter was made, and the rate since the last look."""
-
-    _first: int | None = None
-    _last: int = 0
-    _at: float = 0.0
-
-    def look(self, pid: int) -> str:
-        """`3.1 GB read, 0.9 GB/s`, or '' where the kernel does not tell (another user's process, a full page cache)."""
-        now, total = time.monotonic(), read_bytes(pid)
-        if total is None:
-            return ""
-        if self._first is None:
-            self._first, self._last, self._at = total, total, now
-            return ""
-        rate = (total - self._last) / GB / max(now - self._at, 0.001)
-        self._last, self._at = total, now
-        read = (total - self._first) / GB
-        if read < SHOWN_FROM:
-            return ""
-        return f"{read:.1f} GB read, {rate:.2f} GB/s" if rate >= 0.01 else f"{read:.1f} GB read, nothing now"
-
-
-def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
-    """Bytes that a process and its descendants made the disks deliver (proc(5), io: read_bytes); None: not told."""
-    children: dict[int, list[int]] = {}
-    for path in proc.glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    total, waiting, told = 0, [pid], False
-    while waiting:
-        one = waiting.pop()
-        waiting += children.get(one, [])
-        try:
-            fields = dict(line.split(": ") for line in (proc / str(one) / "io").read_text().splitlines())
-            total, told = total + int(fields["read_bytes"]), True
-        except (OSError, ValueError, KeyError):
-            continue
-    return total if told and pid else None
-
+# Without Docker: the same plan as a process group of this user.
 
 POLL_SECONDS = 0.2
 
 
-class ProcessRunner:
+class ProcessEngine:
     """vLLM as a process group; its pid and log live in the state directory."""
 
     kind = "process"
+    files: tuple[Path, ...] = ()
+    image = ""
+    replicas: Mapping[str, Engine] = {}
 
-    def __init__(self, *, deployment: DeploymentSpec | None, directory: Path, python: str | None) -> None:
-        self._deployment = deployment
+    def __init__(self, *, directory: Path, spec: DeploymentSpec | None = None, python: str | None = None) -> None:
+        """spec, python: what to start, and the Python that has vLLM; not needed to watch or stop what runs."""
+        self._spec = spec
         self._python = python
         self._directory = directory
         self._pid_file = directory / "engine.pid"
         self._log = directory / "engine.log"
         self._child: subprocess.Popen[bytes] | None = None
 
+    def secrets(self) -> frozenset[str]:
+        return frozenset()
+
+    def address(self) -> str:
+        return ""
+
     def keeps(self) -> bool:
         """Never: a process carries no record of what it was started from."""
         return False
 
+    def rolls(self) -> bool:
+        return False
+
+    def bring_up(self, steps: Steps) -> None:
+        steps.start_and_gate(self, fresh=steps.fresh)
+
     def start(self, *, fresh: bool = False) -> Started:
-        """Start the engine, after ending one that this directory still holds.
+        """Start the engine, after ending one that this directory still runs.
 
         Raises:
             ExtraMissing: no Python that has vLLM was named.
         """
-        if self._python is None or self._deployment is None:
+        if self._python is None or self._spec is None:
             raise ExtraMissing(
                 "no engine to run: GLM4_CPU_PYTHON names no Python with vLLM",
                 hint="build one: export GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)",
@@ -272,11 +290,11 @@ class ProcessRunner:
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                command(self._deployment, self._python),
+                command(self._spec, self._python),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(self._deployment, self._directory),
+                env=environment(self._spec, self._directory),
                 start_new_session=True,
             )
         started = Started(id=f"{self._child.pid}:{_start_ticks(self._child.pid)}", started_at=time.time())
@@ -298,7 +316,7 @@ class ProcessRunner:
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
-        """The log, followed until the process ends. `since` is not needed: a start empties the file."""
+        """The log, followed until the process ends. `since` is not used: a start empties the file."""
         if not self._log.is_file():
             return
         rest = b""
@@ -321,7 +339,7 @@ class ProcessRunner:
         yield "die"
 
     def stop(self) -> None:
-        """End the whole process group: first kindly, after 20 s by force."""
+        """End the whole process group: with SIGTERM, after 20 s with SIGKILL."""
         started = self._read()
         if started is not None and _session_is_ours(started.id):
             group = int(started.id.partition(":")[0])
@@ -358,27 +376,27 @@ def _as_a_shell(code: int | None) -> int | None:
     return 128 - code if code is not None and code < 0 else code
 
 
-def command(deployment: DeploymentSpec, python: str) -> list[str]:
-    """The container's command line with this host's paths: the model's directory, the published address and port."""
-    host = {"model": os.path.abspath(deployment.model_dir), "port": str(deployment.port)}  # noqa: PTH100 (no symlink is resolved)
-    words = [python, *deployment.program[1:], "--host", deployment.bind]
-    for flag in deployment.flags:
+def command(spec: DeploymentSpec, python: str) -> list[str]:
+    """The container's command line with this host's paths: the model directory, the published address and port."""
+    host = {"model": os.path.abspath(spec.model_dir), "port": str(spec.port)}  # noqa: PTH100 (no symlink is resolved)
+    words = [python, *spec.program[1:], "--host", spec.bind]
+    for flag in spec.flags:
         value = host.get(flag.name, flag.value)
         words += [f"--{flag.name}"] if value is None else [f"--{flag.name}", value]
     return words
 
 
-def environment(deployment: DeploymentSpec, directory: Path) -> Mapping[str, str]:
+def environment(spec: DeploymentSpec, directory: Path) -> Mapping[str, str]:
     """This process's environment and the plan's, with the cache volume as a directory."""
     cache = str((directory / "cache").resolve())
     planned = {
         variable.name: cache + variable.value.removeprefix(CACHE)
         if variable.value.startswith(CACHE)
         else variable.value
-        for variable in deployment.environment
+        for variable in spec.environment
     }
-    if deployment.hardening.api_key_file:
-        planned["VLLM_API_KEY"] = read_key(Path(deployment.hardening.api_key_file))
+    if spec.hardening.api_key_file:
+        planned["VLLM_API_KEY"] = read_key(Path(spec.hardening.api_key_file))
     return {**os.environ, **planned, "PYTHONUNBUFFERED": "1"}
 
 

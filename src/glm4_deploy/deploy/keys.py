@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from glm4_deploy.deploy.state import hold_lock
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
@@ -53,6 +55,11 @@ def read_key(path: Path) -> str:
     if not key:
         raise UsageError(f"the key file {path} is empty", hint="remove it: `glm4-deploy up` makes a new one")
     return key
+
+
+def secret_key(file: str | None) -> SecretStr | None:
+    """As `read_key`, for a deployment that may have none."""
+    return SecretStr(read_key(Path(file))) if file else None
 
 
 SCHEMA = 1

@@ -1,7 +1,8 @@
-"""What differs between two releases: the question at 3 a.m. is what changed. Pure but for the texts it is given."""
+"""Releases, one for each start that was judged: their store, and what differs between two of them."""
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -15,47 +16,15 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from glm4_deploy.deploy.endpoint import Endpoint, release_of_schema_1
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.files import sync_directory, write_text
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from glm4_deploy.text import redact
 
-# What was deployed from here: one record a start that was judged, good or not.
-
-RELEASE_SCHEMA = 1
+RELEASE_SCHEMA = 2
 PIN = "image.yaml"  # names an image by its id where its tag has moved; the image counts by itself
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where a release serves and how it is to be gated. start_period: seconds; port: of the host.
-
-    logs_requests: whether the engine writes a line a request; image: the reference in the rendered file, '' for a
-    process. replicas: the services of several engines behind a router, () for one engine.
-    """
-
-    runner: str
-    project: str
-    service: str
-    profile: str
-    base_url: str
-    bind: str
-    port: int
-    model: str
-    model_dir: str
-    max_model_len: int
-    start_period: int
-    logs_requests: bool
-    image: str
-    vllm: tuple[int, ...] | None = None
-    api_key_file: str | None = None
-    replicas: tuple[str, ...] = ()
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """The Compose services that are engines."""
-        return self.replicas or (self.service,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +62,7 @@ class Release:
     verdict: Status
     reason: str = ""
     restores: str = ""
-    service: Endpoint
+    endpoint: Endpoint
     image: ReleaseImage | None
     fingerprint: str | None
     stamp: str | None
@@ -297,15 +266,19 @@ class Store:
     @staticmethod
     def _load(path: Path) -> Release | Damaged:
         try:
-            release = TypeAdapter(Release).validate_json((path / RECORD).read_bytes())
+            content = json.loads((path / RECORD).read_bytes())
+            schema = content.get("schema")
+            if isinstance(schema, int) and schema > RELEASE_SCHEMA:
+                return Damaged(id=path.name, reason="written by a newer glm4-deploy")
+            release = TypeAdapter(Release).validate_python(release_of_schema_1(content) if schema == 1 else content)
         except OSError as error:
             return Damaged(id=path.name, reason=f"{RECORD}: {error.strerror}")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             return Damaged(id=path.name, reason=f"{RECORD}: {where} {first['msg']}".replace("  ", " "))
-        if release.schema > RELEASE_SCHEMA:
-            return Damaged(id=path.name, reason="written by a newer glm4-deploy")
+        except (ValueError, AttributeError, KeyError) as error:
+            return Damaged(id=path.name, reason=f"{RECORD} is not a release: {error}"[:200])
         if release.id != path.name:
             return Damaged(id=path.name, reason=f"its record is of {release.id[:40]!r}")
         return release
@@ -326,6 +299,8 @@ def _full(path: Path, error: OSError | StorageError) -> StorageError:
         f"cannot write {path}: {error.strerror or error}", hint="check the directory, its owner and free space"
     )
 
+
+# What differs between two releases: at 3 a.m. the question is what changed.
 
 ABSENT = None
 
@@ -360,7 +335,7 @@ class Difference:
 
 
 def compare_releases(a: Release, b: Release, texts_a: Mapping[str, str], texts_b: Mapping[str, str]) -> Difference:
-    """Everything that was recorded of two releases, held side by side.
+    """Everything that was recorded of two releases, side by side.
 
     Args:
         texts_a, texts_b: the kept files, and `smoke.json`'s checks are not among them.
@@ -378,11 +353,7 @@ def _changes(a: Release, b: Release) -> Iterator[ValueChange]:
     groups: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("settings", _flat(a.settings), _flat(b.settings)),
         ("image", _image(a), _image(b)),
-        (
-            "checkpoint",
-            _checkpoint(a),
-            _checkpoint(b),
-        ),
+        ("checkpoint", _checkpoint(a), _checkpoint(b)),
         ("engine", _flat(a.engine), _flat(b.engine)),
         ("gate", _gate(a), _gate(b)),
         ("time", _times(a), _times(b)),
@@ -399,7 +370,7 @@ def _image(release: Release) -> dict[str, Any]:
 
 
 def _checkpoint(release: Release) -> dict[str, Any]:
-    return {"directory": release.service.model_dir, "fingerprint": release.fingerprint, "files": release.stamp}
+    return {"directory": release.endpoint.model_dir, "fingerprint": release.fingerprint, "files": release.stamp}
 
 
 def _gate(release: Release) -> dict[str, Any]:

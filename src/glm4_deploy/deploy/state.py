@@ -1,4 +1,4 @@
-"""What this directory last brought up: one small JSON file beside the rendered one."""
+"""The state directory: its lock, the journal of a deployment under way, and the record of what was brought up last."""
 
 import fcntl
 import json
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import TextIO
 
 from pydantic import TypeAdapter, ValidationError
 
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, Started, record_of_schema_1
 from glm4_deploy.errors import DeployError, Locked, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps
+from glm4_deploy.result import Status
 from glm4_deploy.settings import STATE_DIR
 
-# One deployment, one hand at a time: an advisory lock that the kernel drops when its holder dies.
+# One command at a time: an advisory lock that the kernel drops when its holder dies.
 
 LOCK_FILE = "lock"
 
@@ -43,7 +45,7 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
         if not _take(file):
             file.seek(0)
             holder = file.read(200).strip() or "another glm4-deploy"
-            raise Locked(f"{holder} is at work in {directory}", hint="wait for it to end, or end it")
+            raise Locked(f"{holder} is at work in {directory}", hint="wait until it ends, or stop it")
         with suppress(OSError):  # a full disk: the lock holds without its label
             file.truncate(0)
             file.write(f"`glm4-deploy {what}` (pid {os.getpid()})")
@@ -75,7 +77,7 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-# What a deployment is doing right now, on disk: a kit that was killed in the middle leaves it behind for the next.
+# The journal says on disk what a deployment is doing: one that was killed leaves it behind for the next command.
 
 JOURNAL_FILE = "deploying.json"
 JOURNAL_SCHEMA = 1
@@ -115,7 +117,7 @@ class JournalEntry:
 
 
 class Journal:
-    """The journal of one deployment. The first entry must be written; later ones are kept as well as the disk lets."""
+    """The journal of one deployment. The first entry must be written; later ones are, as far as the disk has room."""
 
     def __init__(self, directory: Path, what: str, good: str) -> None:
         self._path = directory / JOURNAL_FILE
@@ -138,7 +140,7 @@ class Journal:
             self._write(self._entry)
 
     def abandon(self) -> None:
-        """Nothing was touched: what an earlier deployment left is still what is so."""
+        """Nothing was touched, so what an earlier deployment left is still the state of things."""
         if self._earlier is not None and self._earlier.touched:
             self._write(self._earlier)
         else:
@@ -149,7 +151,7 @@ class Journal:
             write_text(self._path, dumps(entry) + "\n")
 
     def end(self) -> None:
-        """What the journal was for is settled."""
+        """The deployment has come to an end, good or bad."""
         forget_journal(self._path.parent)
 
 
@@ -173,7 +175,7 @@ def interrupted_entry(directory: Path) -> JournalEntry | None:
 def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[str, bool]:
     """One sentence on a deployment under way or cut off ('' for none), and whether what runs was left unjudged.
 
-    at_work: whether it still is at work; by default the lock tells.
+    at_work: whether it still is at work; None: look at the lock.
     """
     entry = interrupted_entry(directory)
     if entry is None:
@@ -187,37 +189,25 @@ def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[s
     return words + back, True
 
 
-RECORD_SCHEMA = 1
+# What this directory last brought up: up.json, beside the rendered file.
+
+RECORD_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The deployment that `status`, `logs`, `smoke` and `down` mean when they are told nothing else.
-
-    release: the id of what runs, once it was judged and recorded.
-    """
+    """The deployment that `status`, `logs`, `smoke` and `down` mean unless another is named."""
 
     schema: int = RECORD_SCHEMA
-    runner: str
-    project: str
-    service: str
-    profile: str
-    base_url: str
-    model: str
-    max_model_len: int
-    files: tuple[str, ...]
-    id: str
-    started_at: float
-    verdict: str = "unknown"
+    endpoint: Endpoint
+    files: tuple[str, ...] = ()
+    """For `docker compose -f`, in order; none for a process."""
+    started: Started | None = None
+    """None until it has been started."""
+    verdict: Status = Status.UNKNOWN
     ready_seconds: float | None = None
     release: str = ""
-    api_key_file: str | None = None
-    replicas: tuple[str, ...] = ()
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """The Compose services that are engines: several stand behind a router."""
-        return self.replicas or (self.service,)
+    """The id of what runs, once it was judged and recorded; '' after a failure."""
 
 
 def save_record(record: Record, directory: Path = STATE_DIR) -> None:
@@ -225,43 +215,26 @@ def save_record(record: Record, directory: Path = STATE_DIR) -> None:
 
 
 def load_record(directory: Path = STATE_DIR) -> Record | None:
-    """The record, or None where nothing was brought up from here.
+    """The record, or None where nothing was brought up from here. A file of schema 1 is read too.
 
     Raises:
-        UsageError: the file is not one of ours, or of a newer kit.
+        UsageError: the file is damaged, or was written by a newer kit.
     """
     path = directory / "up.json"
     if not path.exists():
         return None
     try:
         content = json.loads(read_text(path))
-        known = {field.name for field in fields(Record)}
         if content["schema"] > RECORD_SCHEMA:
             raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
-        lists = {"files": tuple(content["files"]), "replicas": tuple(content.get("replicas", ()))}
-        return Record(**{**{key: content[key] for key in content if key in known}, **lists})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="remove it; `glm4-deploy up` writes it anew") from None
+        if content["schema"] == 1:
+            content = record_of_schema_1(content)
+        return TypeAdapter(Record).validate_python(content)
+    except (ValueError, TypeError, KeyError) as error:  # Pydantic's are ValueErrors
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} is damaged: {why}", hint="remove it: `glm4-deploy up` writes it again") from None
 
 
-def expected_record(deployment: DeploymentSpec) -> Record:
+def expected_record(spec: DeploymentSpec) -> Record:
     """What the settings name where nothing is on record: a container that somebody started with plain Compose."""
-    return Record(
-        runner="compose",
-        project=deployment.project,
-        service=deployment.service,
-        profile=deployment.profile,
-        base_url=deployment.base_url,
-        model=deployment.served_model_name,
-        max_model_len=deployment.max_model_len,
-        files=(),
-        id="",
-        started_at=0.0,
-        api_key_file=deployment.hardening.api_key_file,
-        replicas=replica_names(deployment),
-    )
-
-
-def replica_names(deployment: DeploymentSpec) -> tuple[str, ...]:
-    """The services behind a router; () for one engine."""
-    return tuple(one.service for one in deployment.replicas) if deployment.router else ()
+    return Record(endpoint=Endpoint.of(spec, EngineKind.COMPOSE))

@@ -1,27 +1,31 @@
-"""The log of a container, or of what this directory brought up last, and what Docker says of how it ended."""
+"""What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log."""
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
+import httpx
 from docker.errors import APIError, NotFound
 
-from glm4_deploy.deploy.docker import ContainerState, connect, find_container, state_of
-from glm4_deploy.deploy.engines import Runner
-from glm4_deploy.deploy.keys import read_key
-from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
+from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.docker import ContainerState, connect, state_of
+from glm4_deploy.deploy.endpoint import Endpoint
+from glm4_deploy.deploy.engines import Engine, RunState
+from glm4_deploy.deploy.keys import secret_key
+from glm4_deploy.deploy.replicas import RouterClient, address_of
 from glm4_deploy.deploy.state import Record, describe_journal, load_record
-from glm4_deploy.errors import DockerMissing, Unreachable, UsageError
+from glm4_deploy.errors import ComposeMissing, DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.logs.scan import read_file, scan_log
 from glm4_deploy.probe.endpoints import read_models
-from glm4_deploy.result import Severity
-
-# What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log.
+from glm4_deploy.report_model import Report, make_report
+from glm4_deploy.result import Result, Severity, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,41 +58,79 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """One look. `models` is None where /v1/models did not answer; `why` says what keeps it from being up.
+    """One look at what is on record: what runs now, and what it answers."""
 
-    deployment: an `up` or `rollback` that is at work or was cut off, in one sentence; '' for none.
-    """
-
-    up: bool
-    why: str
-    runner: str
-    profile: str
-    detail: str
-    container_health: str | None
-    restarts: int
-    started: str | None
-    base_url: str
+    record: Record
+    state: RunState
+    health: int | None
+    """HTTP status of /health; None: no answer."""
     models: tuple[str, ...] | None
-    expected_model: str
-    last_verdict: str
-    release: str
-    deployment: str
+    """Of /v1/models; None: no answer."""
+    replicas: tuple[ReplicaStatus, ...]
     engine: EngineFacts
-    replicas: tuple[ReplicaStatus, ...] = ()
+    """From its log."""
+    deployment: str
+    """An `up` or `rollback` that is at work or was cut off, in one sentence; '' for none."""
+    unjudged: bool
+    """Whether it left what runs unjudged."""
+
+    @property
+    def up(self) -> bool:
+        return not self.why
+
+    @property
+    def why(self) -> str:
+        """What keeps it from being up; '' where nothing does."""
+        whys = [row.observed for row in self.results if row.status is Status.FAIL]
+        if self.unjudged:
+            return f"{whys[-1]} ({whys[0]})" if whys[1:] else whys[0]
+        return whys[0] if whys else ""
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """One row for each thing that must be so; the first that fails is `why`. What was never judged is not up."""
+        return tuple(self._rows())
+
+    def _rows(self) -> Iterator[Result]:
+        endpoint = self.record.endpoint
+        yield _row("running", self.state.running, self.state.detail, "the engine runs")
+        if self.state.running:
+            address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
+            health = (
+                f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health {phase}"
+            )
+            yield _row("health", self.health == httpx.codes.OK, health, "HTTP 200")
+            models = f"{address} serves {', '.join(self.models)}, not {endpoint.model}" if self.models else ""
+            models = models or f"no answer at {address}/v1/models {phase}"
+            served = self.models is not None and endpoint.model in self.models
+            yield _row("model", served, endpoint.model if served else models, endpoint.model)
+            unhealthy = self.state.health == "unhealthy"
+            container = "its health check fails" if unhealthy else self.state.health or "no health check"
+            yield _row("container-health", not unhealthy, container, "")
+        for one in self.replicas:
+            yield _row(f"replica/{one.service}", not one.why, one.why or one.words, "running, and the router uses it")
+        if self.deployment:
+            yield _row("deployment", not self.unjudged, self.deployment, "")
+
+    @property
+    def started(self) -> str | None:
+        """UTC, for people."""
+        started = self.state.started
+        return datetime.fromtimestamp(started.started_at, UTC).isoformat(timespec="seconds") if started else None
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Name and value, for people."""
         yield "up", "yes" if self.up else f"no: {self.why}"
-        yield "engine", self.detail
+        yield "engine", self.state.detail
         for one in self.replicas:
             yield one.service[-17:], one.words
         yield "started", self.started or "-"
-        health = f"{self.container_health or 'no health check'}, restarted {self.restarts} times"
-        yield "health", health if self.started else "-"
-        yield "address", f"{self.base_url}/v1"
+        health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
+        yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
+        yield "address", f"{self.record.endpoint.base_url}/v1"
         yield "models", ", ".join(self.models) if self.models else "no answer"
-        yield "last gate", self.last_verdict
-        yield "release", self.release or "-"
+        yield "last gate", self.record.verdict
+        yield "release", self.record.release or "-"
         if self.deployment:
             yield "deployment", self.deployment
         facts = self.engine
@@ -97,59 +139,51 @@ class StatusReport:
         yield "kernel", f"{facts.kernel or 'unknown'} ({native})"
         yield "KV cache", f"{facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
 
+    def report(self) -> Report:
+        """The keys that every `--json` begins with."""
+        return make_report("status", self.results)
 
-def read_status(record: Record, runner: Runner, directory: Path) -> StatusReport:
-    """Take one look; never starts or changes anything. What a killed deployment left unjudged is not up."""
-    state = runner.state()
-    models = _models(record) if state.running else None
-    replicas = tuple(_replicas(record, runner)) if isinstance(runner, ReplicaSet) else ()
+    def wire(self) -> dict[str, Any]:
+        """The record and the state whole, and in front what scripts ask for most."""
+        front = {"up": self.up, "why": self.why, "runner": self.record.endpoint.runner}
+        front |= {"release": self.record.release, "last_verdict": self.record.verdict}
+        return front | {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def _row(check: str, good: bool, observed: str, expected: str) -> Result:
+    return Result(check=check, status=Status.OK if good else Status.FAIL, observed=observed, expected=expected)
+
+
+def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport:
+    """Take one look; never starts or changes anything."""
+    state = engine.state()
     reader = LogReader()
     if state.started is not None:
-        for line in log_tail(runner.engines[0] if isinstance(runner, ReplicaSet) else runner, None, follow=False):
+        first = next(iter(engine.replicas.values()), engine)
+        for line in log_tail(first, None, follow=False):
             reader.feed(line)
-    why = next((one.why for one in replicas if one.why), "")
-    if not state.running:
-        why = state.detail
-    elif models is None:
-        why = f"no answer at {record.base_url}/v1/models (phase {reader.facts.phase})"
-    elif why:
-        pass
-    elif record.model not in models:
-        why = f"{record.base_url} serves {', '.join(models)}, not {record.model}"
-    elif state.health == "unhealthy":
-        why = "its health check fails"
     deployment, unjudged = describe_journal(directory)
-    if unjudged:
-        why = f"{deployment} ({why})" if why else deployment
     return StatusReport(
-        up=not why,
-        why=why,
-        runner=record.runner,
-        profile=record.profile,
-        detail=state.detail,
-        container_health=state.health,
-        restarts=state.restarts,
-        started=datetime.fromtimestamp(state.started.started_at, UTC).isoformat(timespec="seconds")
-        if state.started
-        else None,
-        base_url=record.base_url,
-        models=models,
-        expected_model=record.model,
-        last_verdict=record.verdict,
-        release=record.release,
-        deployment=deployment,
+        record=record,
+        state=state,
+        health=_health(record.endpoint) if state.running else None,
+        models=_models(record.endpoint) if state.running else None,
+        replicas=tuple(_replicas(record.endpoint, engine)),
         engine=reader.facts,
-        replicas=replicas,
+        deployment=deployment,
+        unjudged=unjudged,
     )
 
 
-def _replicas(record: Record, runner: ReplicaSet) -> Iterator[ReplicaStatus]:
+def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
+    if not engine.replicas:
+        return
     try:
-        routed = RouterClient(base_url=record.base_url).workers()
+        routed = RouterClient(base_url=endpoint.base_url).workers()
     except Unreachable:
         routed = None
-    for name, engine in zip(runner.services, runner.engines, strict=True):
-        state = engine.state()
+    for name, one in engine.replicas.items():
+        state = one.state()
         yield ReplicaStatus(
             service=name,
             running=state.running,
@@ -160,26 +194,36 @@ def _replicas(record: Record, runner: ReplicaSet) -> Iterator[ReplicaStatus]:
         )
 
 
-def log_tail(runner: Runner, count: int | None, *, follow: bool) -> Iterator[str]:
+def log_tail(engine: Engine, count: int | None, *, follow: bool) -> Iterator[str]:
     """The last `count` lines (None: all) of the present start, and those that come where it is to be followed.
 
-    Of several engines, which stand one after the other: the last of each, or the router's would be all that is seen.
+    Of several engines the last lines of each: their logs come one after the other, and the router's is the last.
     """
-    state = runner.state()
+    state = engine.state()
     if state.started is None:
         return iter(())
-    lines = runner.lines(state.started.started_at, follow=follow)
+    lines = engine.lines(state.started.started_at, follow=follow)
     if follow or count is None:
         return lines
-    if isinstance(runner, ReplicaSet):
+    if engine.replicas:
         services = groupby(lines, key=lambda line: line.partition(" | ")[0])
         return chain.from_iterable(deque(of_one, maxlen=count) for _, of_one in services)
     return iter(deque(lines, maxlen=count))
 
 
-def _models(record: Record) -> tuple[str, ...] | None:
-    return read_models(record.base_url, key=read_key(Path(record.api_key_file)) if record.api_key_file else None)
+def _health(endpoint: Endpoint) -> int | None:
+    try:
+        return httpx.get(f"{endpoint.base_url}/health", timeout=5, trust_env=False).status_code
+    except httpx.HTTPError:
+        return None
 
+
+def _models(endpoint: Endpoint) -> tuple[str, ...] | None:
+    key = secret_key(endpoint.api_key_file)
+    return read_models(endpoint.base_url, key=key.get_secret_value() if key else None)
+
+
+# The log to diagnose, and what Docker says about how it ended.
 
 KILLED = 137
 
@@ -215,19 +259,9 @@ def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
         UsageError: there is neither.
     """
     record = load_record(directory)
-    if record is not None and record.runner == "compose":
-        try:
-            found = [find_container(connect(), record.project, name) for name in record.engines]
-        except DockerMissing:
-            found = []
-        running = next((one for one in found if one is not None and one.status == "running"), None)
-        if running is not None:
-            return diagnose_container(str(running.name))
-    elif record is not None:
-        from glm4_deploy.deploy.engines import ProcessRunner
-
-        if ProcessRunner(deployment=None, directory=directory, python=None).state().running:
-            return read_file(str(directory / "engine.log"))
+    with suppress(DockerMissing, ComposeMissing):
+        if record is not None and (found := _diagnose_running(recorded_engine(record, directory))) is not None:
+            return found
     failed = directory / "failed.log"
     if failed.is_file():
         return read_file(str(failed))
@@ -237,15 +271,27 @@ def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
     )
 
 
+def _diagnose_running(engine: Engine) -> tuple[str, LogReader] | None:
+    """The first engine that runs, or None."""
+    for one in engine.replicas.values() or (engine,):
+        state = one.state()
+        if state.running and state.container:
+            return diagnose_container(state.container)
+        if state.running:
+            lines = (line.encode() + b"\n" for line in one.lines(0, follow=False))
+            return state.detail, scan_log(LogReader(), lines)
+    return None
+
+
 def ended(now: ContainerState) -> Iterator[LogFinding]:
-    """What Docker's own record of a container tells, as findings."""
+    """What Docker itself has recorded about a container, as findings."""
     line = f"{now.name}: {now.status}, exit code {now.exit_code}, OOMKilled {now.oom_killed}, restarts {now.restarts}"
     if now.oom_killed:
         yield LogFinding(
             id="container-oom-killed",
             severity=Severity.CRITICAL,
             line=line,
-            cause="the kernel killed the container for want of memory (its own limit, or the host's)",
+            cause="the kernel killed the container because memory ran out (its own limit, or the host's)",
             fix="raise its memory limit; on unified memory lower --gpu-memory-utilization and keep 8 GiB for the host",
             source="docker inspect, State.OOMKilled",
         )
@@ -254,7 +300,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
             id="container-killed",
             severity=Severity.HIGH,
             line=line,
-            cause="killed from outside (SIGKILL): by the kernel for want of memory, or by docker stop, kill or rm",
+            cause="killed from outside (SIGKILL): by the kernel because memory ran out, or by docker stop, kill or rm",
             fix="did nobody stop it? Then look for `Out of memory: Killed process` in dmesg",
             source="docker inspect, State.ExitCode",
         )

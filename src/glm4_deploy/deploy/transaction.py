@@ -1,326 +1,455 @@
-"""Replace what runs by a candidate, judge it, record it; where it fails, put the last good release back and judge that.
+"""The one state machine of a deployment: `up` and `rollback` are this and nothing else.
 
-Nothing that runs is touched before the files are written, room for the record is taken and the image is here. From
-then on the journal says how far it went, so that a kit that is killed leaves no riddle.
+    prepare ──▶ start ──▶ gate ──▶ record ──▶ done: it serves
+       │          │         │         ▲ │
+       │          └──failed─┴─────────┘ │ what failed is recorded too, and stopped
+       ▼                                ▼
+    refused:                         restore: the last good release, by the same way
+    nothing has changed                 │     (start ──▶ gate ──▶ record)
+                                        ▼
+                                     done: the good release serves, or nothing does
+
+`prepare` writes the files, takes the disk space that the record will need, and pulls the image; nothing that runs is
+touched before all of that is done. From then on the journal says on disk which stage was entered last, so that the
+next command can say what a killed one left. The methods of `Transaction` stand in the order of events.
 """
 
+import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from glm4_deploy import __version__
-from glm4_deploy.deploy.boot import Listener, StartResult, start_and_gate, stop
-from glm4_deploy.deploy.candidates import Candidate, check_release, release_candidate, runner_of
-from glm4_deploy.deploy.docker import connect, find_image, pull
-from glm4_deploy.deploy.engines import ComposeRunner
+from glm4_deploy.deploy.boot import Boot
+from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate
+from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
+from glm4_deploy.deploy.endpoint import Endpoint, Started
+from glm4_deploy.deploy.engines import Engine
+from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.releases import LOG_BYTES, Release, ReleaseDraft, ReleaseImage, Store, content_of
-from glm4_deploy.deploy.replicas import ReplicaSet, bring_up_replicas
 from glm4_deploy.deploy.state import Journal, JournalStage, Record, load_record, save_record
-from glm4_deploy.errors import DeployError, DockerMissing, RollbackFailed, RolledBack, StorageError
+from glm4_deploy.errors import DeployError, DockerMissing, Judged, RollbackFailed, RolledBack, StorageError
 from glm4_deploy.files import write_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding
+from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.wire import dumps, to_wire
-from glm4_deploy.result import Result, Status
+from glm4_deploy.report_model import Report, Suite
+from glm4_deploy.result import Result, Status, verdict
 from glm4_deploy.text import head_and_tail, redact
-
-# What a deployment came to, as `--json` tells it, and the error that it ends in.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorReport:
-    """An error as data."""
-
-    message: str
-    hint: str
-    details: tuple[str, ...]
-    exit_code: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentResult:
-    """One start and what followed. Times are seconds.
-
-    release: the id under which it was recorded, '' where it could not be. kept: it ran already, and was gated again.
-    ready_seconds: from start to /health; gate_seconds: from there to the verdict; seconds: all of it, from the stop of
-    the old one on. restored: the last good release put back after this one failed, judged in the same way.
-    """
-
-    verdict: Status
-    results: tuple[Result, ...]
-    facts: EngineFacts
-    findings: tuple[LogFinding, ...]
-    record: Record
-    release: str
-    kept: bool
-    ready_seconds: float | None
-    gate_seconds: float | None
-    seconds: float
-    error: ErrorReport | None = None
-    restored: "DeploymentResult | None" = None
-
-    @property
-    def good(self) -> bool:
-        return self.verdict in (Status.OK, Status.WARN)
-
-
-def outcome(seen: StartResult, record: Record, *, kept: bool, seconds: float) -> DeploymentResult:
-    return DeploymentResult(
-        verdict=seen.verdict,
-        results=seen.results,
-        facts=seen.facts,
-        findings=seen.findings,
-        record=record,
-        release=record.release,
-        kept=kept,
-        ready_seconds=seen.ready_seconds,
-        gate_seconds=seen.gate_seconds,
-        seconds=round(seconds, 1),
-        error=trouble(seen.error),
-    )
-
-
-def trouble(error: DeployError | None) -> ErrorReport | None:
-    if error is None:
-        return None
-    return ErrorReport(message=error.message, hint=error.hint, details=error.details, exit_code=error.exit_code)
-
-
-def left_alone(first: DeployError, good: str) -> DeployError:
-    """Nothing was put back: because nobody wished it, or because there is nothing."""
-    way = f"put the last good release back with `glm4-deploy rollback {good}`" if good else "no earlier release is good"
-    return _with(first, f"it is stopped, its log is kept (glm4-deploy diagnose); {way}")
-
-
-def rolled_back(first: DeployError, good: str, whole: DeploymentResult, log: Path) -> RolledBack:
-    seconds = whole.restored.seconds if whole.restored else 0.0
-    where = f"its log: glm4-deploy diagnose {log}; what differs: glm4-deploy diff {good} {whole.release}"
-    more = where if whole.release else f"its log: glm4-deploy diagnose {log.parents[1] / 'failed.log'}"
-    return RolledBack(
-        f"{first.message}; release {good} runs again, gated ({seconds:.0f} s after the failure)",
-        details=first.details,
-        hint=f"{first.hint}; {more}" if first.hint else more,
-    )
-
-
-def rollback_failed(first: DeployError, good: str, second: DeployError) -> RollbackFailed:
-    return RollbackFailed(
-        f"{first.message}; and release {good} could not be put back: {second.message}",
-        details=(*first.details, *second.details),
-        hint=f"nothing serves now. {second.hint or 'See why with: glm4-deploy diagnose'}; "
-        f"then: glm4-deploy rollback {good}",
-    )
-
-
-def unrecorded(error: DeployError) -> DeployError:
-    return _with(error, "the engine runs and passed its gate; free some room, then `glm4-deploy up` records it")
-
-
-def _with(error: DeployError, more: str) -> DeployError:
-    """The same error with a word more on what to do."""
-    hint = f"{error.hint}; {more}" if error.hint else more
-    return type(error)(error.message, hint=hint, details=error.details)
-
 
 DOCKER_BACK_SECONDS = 60.0
 BOOT_LOG, REPORT = "boot.log", "smoke.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One start to come. kept: the candidate runs already; restoring: it is the good one, put back after a failure."""
+class Listener(Protocol):
+    """Is told of progress; prints nothing to stdout."""
 
-    candidate: Candidate
-    image: ReleaseImage | None
-    draft: ReleaseDraft | None
+    def note(self, text: str) -> None: ...
+    def expect(self, ready_seconds: float | None) -> None: ...
+    def pull(self, state: PullState) -> None: ...
+    def phase(self, facts: EngineFacts, seconds: float) -> None: ...
+    def check_started(self, check: str) -> None: ...
+    def check_done(self, result: Result) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class StartResult:
+    """What one start showed, filled as it goes. Times are seconds."""
+
+    endpoint: Endpoint
+    files: tuple[str, ...]
     kept: bool = False
-    restoring: bool = False
+    """It ran already, from these very files, and was gated again."""
+    serving: bool = False
+    """Other replicas serve meanwhile, whatever comes of this start."""
+    started: Started | None = None
+    results: tuple[Result, ...] = ()
+    facts: EngineFacts = field(default_factory=EngineFacts)
+    findings: tuple[LogFinding, ...] = ()
+    log: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    """From the start to each phase."""
+    ready_seconds: float | None = None
+    """From the start to /health."""
+    gate_seconds: float | None = None
+    """From there to the verdict."""
+    seconds: float = 0.0
+    """All of it, from stopping the old engine on."""
+    error: DeployError | None = None
+    """What ended it, before the gate or at it."""
+    release: str = ""
+    """The id under which it was recorded; '' where it could not be."""
+    stopped: bool = False
+    """It failed, and was stopped."""
+    unrecorded: DeployError | None = None
+    """Why it could not be."""
 
     @property
-    def content(self) -> str:
-        candidate, weights = self.candidate, self.candidate.weights
-        fingerprint = weights.fingerprint if weights else None
-        return content_of(candidate.files.kept(), self.image, fingerprint, candidate.settings)
+    def verdict(self) -> Status:
+        """Judged by its checks; an engine that never came to be checked has failed."""
+        if self.error is not None and not isinstance(self.error, Judged):
+            return Status.FAIL
+        return verdict(self.results)
+
+    @property
+    def good(self) -> bool:
+        return self.error is None and self.verdict in (Status.OK, Status.WARN)
+
+    @property
+    def record(self) -> Record:
+        return Record(
+            endpoint=self.endpoint,
+            files=self.files,
+            started=self.started,
+            verdict=self.verdict,
+            ready_seconds=self.ready_seconds,
+            release=self.release if self.error is None else "",
+        )
+
+    def wire(self) -> dict[str, Any]:
+        """As `--json` shows it: everything but the log, which is kept with the release."""
+        inside = ("endpoint", "files", "started", "log", "unrecorded")
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in inside}
+        error = self.error or self.unrecorded
+        return {"verdict": self.verdict, "record": self.record, **shown, "error": error}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentResult:
+    """One `up` or `rollback` from its beginning to its end."""
+
+    start: StartResult
+    restored: StartResult | None = None
+    """The last good release, put back after the start failed and judged in the same way."""
+    error: DeployError | None = None
+    """What the command ends in."""
+    planned: tuple[Result, ...] = ()
+    """The memory plan compared with the engine's log: it informs and does not judge."""
+
+    @property
+    def serves(self) -> StartResult | None:
+        """The start that serves now, if any does."""
+        return next((one for one in (self.start, self.restored) if one is not None and one.good), None)
+
+    def report(self, what: str) -> Report:
+        """The keys that every `--json` begins with. what: `up` or `rollback`."""
+        code = self.error.exit_code if self.error else 0
+        rows = (*self.start.results, *self.planned)
+        return Report(kind=what, verdict=self.start.verdict, exit_code=code, results=rows)
+
+    def wire(self) -> dict[str, Any]:
+        return {**self.start.wire(), "restored": self.restored}
 
 
 class Transaction:
-    """One `up` or `rollback` in one state directory. The caller holds its lock."""
+    """One candidate started in one state directory, whose lock the caller holds.
 
-    def __init__(self, directory: Path, listener: Listener, *, timeout: float | None) -> None:
-        self.store = Store(directory)
+    It is what an engine is brought up by (`engines.Steps`): one engine asks for one `start_and_gate`, a set of
+    replicas for one each and a `gate_router`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        candidate: Candidate,
+        listener: Listener,
+        *,
+        timeout: float | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        """
+        Args:
+            timeout: seconds until /health must answer; None: the deployment's own start_period.
+            journal: that of the transaction which failed and of which this is the `restore`.
+        """
         self._directory = directory
+        self._candidate = candidate
         self._listener = listener
         self._timeout = timeout
+        self._restoring = journal is not None
+        self._journal = journal
+        self._store = Store(directory)
+        self._image: ReleaseImage | None = None
+        self._draft: ReleaseDraft | None = None
+        self.result = StartResult(
+            endpoint=candidate.endpoint, files=tuple(str(path) for path in candidate.engine.files)
+        )
 
-    def run(self, candidate: Candidate, *, what: str, rollback: bool) -> tuple[DeploymentResult, DeployError | None]:
-        """Deploy the candidate; the error is what the command ends in.
+    def run(self, what: str, *, rollback: bool = True) -> DeploymentResult:
+        """From `prepare` to the end.
+
+        Args:
+            what: `up` or `rollback`, for the journal.
+            rollback: whether the last good release is put back after a failure.
 
         Raises:
-            StorageError, ImageMissing, DockerMissing: before anything was touched.
+            StorageError, ImageMissing, DockerMissing: nothing was touched.
         """
-        good = self.store.last_good()
-        journal = Journal(self._directory, what, good.id if good else "")
-        draft: ReleaseDraft | None = None
+        good = self._store.last_good()
+        self._journal = Journal(self._directory, what, good.id if good else "")
         try:
-            draft = self.store.draft(candidate.files)
-            journal.stage(JournalStage.PULL)
-            image = self._image(candidate)
-            attempt = Attempt(candidate=candidate, image=image, draft=draft, kept=candidate.runner.keeps())
-            journal.stage(JournalStage.START if attempt.kept else JournalStage.STOP, must=True)
+            self._prepare()
         except BaseException:
-            if draft is not None:
-                draft.discard()
-            journal.abandon()
+            self._journal.abandon()
             raise
-        result, error = self._attempt(attempt, journal)
-        if error is not None and not result.good:
-            result, error = self._after_failure(attempt, result, error, journal, rollback=rollback)
-        journal.end()
-        return result, error
+        self._bring_up()
+        self._record()
+        done = DeploymentResult(start=self.result, error=self.result.error or self.result.unrecorded)
+        if self.result.error is not None:
+            done = self._restore(self.result.error, rollback=rollback)
+        self._journal.end()
+        return done
 
-    def _image(self, candidate: Candidate) -> ReleaseImage | None:
-        """The image that the candidate names, fetched where it is not here."""
-        if not isinstance(candidate.runner, ComposeRunner | ReplicaSet):
+    def _enter(self, stage: JournalStage, *, must: bool = False) -> None:
+        """Into the journal. All stages of a restoring transaction are its parent's one stage `restore`."""
+        if self._journal is not None:
+            self._journal.stage(JournalStage.RESTORE if self._restoring else stage, must=must)
+
+    # prepare: whatever can be refused is refused here.
+
+    def _prepare(self) -> None:
+        engine = self._candidate.engine
+        try:
+            self._draft = self._make_draft()
+            self._enter(JournalStage.PULL)
+            self._image = self._pull(engine.image)
+            self.result.kept = not self._restoring and engine.keeps()
+            self._enter(JournalStage.START if self.result.kept else JournalStage.STOP, must=not self._restoring)
+        except BaseException:
+            if self._draft is not None:
+                self._draft.discard()
+            raise
+
+    def _make_draft(self) -> ReleaseDraft | None:
+        """Files and room for the record. Without room a good release is put back all the same."""
+        try:
+            return self._store.draft(self._candidate.files)
+        except StorageError as error:
+            if not self._restoring:
+                raise
+            self.note(f"going on without a record: {error.message}")
             return None
-        reference = candidate.runner.image
+
+    def _pull(self, reference: str) -> ReleaseImage | None:
+        """The image, fetched where it is not here; None for a process."""
+        if not reference:
+            return None
         found = find_image(connect(), reference)
         if found is None:
-            self._listener.note(f"pulling {reference}")
+            self.note(f"pulling {reference}")
             pull(reference, self._listener.pull)
             found = find_image(connect(), reference)
         return found
 
-    def _attempt(self, attempt: Attempt, journal: Journal) -> tuple[DeploymentResult, DeployError | None]:
-        """Start, gate, record; what failed is stopped. Nothing raises but an interrupt."""
-        candidate = attempt.candidate
+    # start and gate: from here on nothing raises but an interrupt; what fails is in the result.
+
+    def _bring_up(self) -> None:
         begin = time.monotonic()
-        seen = self._start(attempt, journal)
-        took = time.monotonic() - begin
-        _enter(JournalStage.RECORD, attempt, journal)
-        release, unkept = self._keep(attempt, seen)
-        if seen.error is not None:
-            self._listener.note(f"failed after {took:.1f} s: {seen.error.message}")
-            if not seen.serving:
-                stop(candidate.runner, self._listener)
-        record = _record(candidate, seen, release)
         try:
-            save_record(record if seen.error is None else replace(record, release=""), self._directory)
-        except StorageError as error:
-            unkept = unkept or error
-        result = outcome(seen, record, kept=attempt.kept, seconds=took)
-        if unkept is None:
-            return result, seen.error
-        self._listener.note(f"not recorded: {unkept.message}")
-        if seen.error is not None:
-            return result, seen.error
-        return replace(result, error=trouble(unrecorded(unkept))), unrecorded(unkept)
-
-    def _start(self, attempt: Attempt, journal: Journal) -> StartResult:
-        """Make room and bring the candidate up to its verdict."""
-        candidate = attempt.candidate
-        try:
-            if not attempt.kept and not _rolls(candidate):
-                self._stop_old(candidate)
-            _enter(JournalStage.START, attempt, journal)
-            runs = self._id_of_kept(attempt) if attempt.kept else ""
-            with suppress(StorageError):
-                save_record(_record(candidate, StartResult(), runs), self._directory)
-            self._listener.expect(self._expected(candidate))
+            self.result.serving = self._candidate.engine.rolls()
+            if not self.result.kept and not self.result.serving:
+                self._stop_old()
+            self._enter(JournalStage.START)
+            self._announce()
+            self._candidate.engine.bring_up(self)
         except DeployError as error:
-            return StartResult(error=error)
-        timeout = self._timeout if self._timeout is not None else float(candidate.service.start_period)
-        runner, listener, fresh = candidate.runner, self._listener, attempt.restoring
+            self.result.error = error
+        self.result.seconds = round(time.monotonic() - begin, 1)
 
-        def gating() -> None:
-            _enter(JournalStage.GATE, attempt, journal)
-
-        if isinstance(runner, ReplicaSet):
-            return bring_up_replicas(
-                candidate.service, runner, timeout=timeout, listener=listener, fresh=fresh, on_ready=gating
-            )
-        return start_and_gate(
-            candidate.service, runner, timeout=timeout, listener=listener, fresh=fresh, on_ready=gating
-        )
-
-    def _stop_old(self, candidate: Candidate) -> None:
+    def _stop_old(self) -> None:
         """What this directory runs now, under whatever name, makes room: one GPU holds one engine."""
-        record = load_record(self._directory)
-        service = candidate.service
-        mine = (service.runner, service.project, service.engines)
-        if record is not None and (record.runner, record.project, record.engines) != mine:
-            before = runner_of(record, self._directory)
-            if before.state().started is not None:
-                self._listener.note(f"stopping {before.state().detail}")
-                before.remove()
-        now = candidate.runner.state()
+        record, engine = load_record(self._directory), self._candidate.engine
+        if record is not None and not record.endpoint.same_engines(self._candidate.endpoint):
+            old = recorded_engine(record, self._directory)
+            if old.state().started is not None:
+                self.note(f"stopping {old.state().detail}")
+                old.remove()
+        now = engine.state()
         if now.running:
-            self._listener.note(f"stopping {now.detail}")
-            candidate.runner.stop()
+            self.note(f"stopping {now.detail}")
+            engine.stop()
 
-    def _keep(self, attempt: Attempt, seen: StartResult) -> tuple[str, DeployError | None]:
-        """Record what was seen: its release's id, and what kept it from being recorded."""
-        secrets = attempt.candidate.secrets if seen.started else frozenset()
-        log = head_and_tail(redact("\n".join(seen.log) + "\n", secrets), LOG_BYTES)
-        if seen.error is not None and seen.log:
+    def _announce(self) -> None:
+        """What is about to start is on record before it starts: `status` and `down` must find it whatever happens."""
+        with suppress(StorageError):
+            save_record(replace(self.result.record, release=self._kept_release()), self._directory)
+        model_dir = self._candidate.endpoint.model_dir
+        same = sorted(
+            release.ready_seconds
+            for release in self._store.releases()[-10:]
+            if release.good and release.ready_seconds and release.endpoint.model_dir == model_dir
+        )
+        self._listener.expect(same[len(same) // 2] if same else None)
+
+    def start_and_gate(self, engine: Engine, *, name: str = "", fresh: bool = False) -> None:
+        """Start one engine, wait for /health, prove its identity, and gate it. name: which of several.
+
+        Raises:
+            DeployError: it does not serve sanely; what was seen is in the result all the same.
+        """
+        endpoint = self._candidate.endpoint
+        started = engine.start(fresh=fresh)
+        self.result.started = self.result.started or started
+        self.note(f"started {engine.kind} {started.id[:12]}")
+        base_url = engine.address() or endpoint.base_url
+        boot = Boot(engine, started, base_url, self._listener.phase, logs_requests=endpoint.logs_requests)
+        try:
+            timeout = self._timeout if self._timeout is not None else float(endpoint.start_period)
+            ready = round(boot.wait_ready(timeout), 1)
+            self.result.ready_seconds = max(self.result.ready_seconds or 0.0, ready)
+            self._enter(JournalStage.GATE)
+            proof = boot.prove_identity()
+            self._listener.check_done(proof)
+            rows = self._add(name, proof)
+            rows += self._add(name, *self._ask(base_url))
+            boot.check()
+            require_pass(rows)
+        finally:
+            # Of several engines the last one's: where one fails, it is the last.
+            self.result.facts, self.result.findings = boot.reader.facts, tuple(boot.reader.findings)
+            self.result.log, self.result.phases = boot.log, boot.phases
+
+    def gate_router(self, name: str, only: tuple[str, ...]) -> None:
+        """Gate the address that clients use; the engines behind it have passed.
+
+        Raises:
+            Judged
+        """
+        require_pass(self._add(name, *self._ask(self._candidate.endpoint.base_url, only)))
+
+    def _add(self, name: str, *rows: Result) -> tuple[Result, ...]:
+        named = tuple(replace(row, check=f"{name}/{row.check}") for row in rows) if name else rows
+        self.result.results += named
+        return named
+
+    def _ask(self, base_url: str, only: tuple[str, ...] = ()) -> tuple[Result, ...]:
+        """The gate's checks. No start time is needed: the identity is proved by something better than clocks."""
+        endpoint = self._candidate.endpoint
+        key, limit = secret_key(endpoint.api_key_file), endpoint.max_model_len
+        target = ProbeTarget(base_url=base_url, model=endpoint.model, max_model_len=limit, api_key=key)
+        started, done = self._listener.check_started, self._listener.check_done
+        report = asyncio.run(run_suite(target, suite=Suite.GATE, only=only, on_start=started, on_result=done))
+        self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
+        return report.results
+
+    # record: good or not, it is a release; what failed does not go on serving.
+
+    def _record(self) -> None:
+        result = self.result
+        self._enter(JournalStage.RECORD)
+        result.release, result.unrecorded = self._publish()
+        if result.error is not None:
+            self.note(f"failed after {result.seconds:.1f} s: {result.error.message}")
+            if not result.serving:
+                result.stopped = self.stop(self._candidate.engine)
+        try:
+            save_record(result.record, self._directory)
+        except StorageError as error:
+            result.unrecorded = result.unrecorded or error
+        if result.unrecorded is not None:
+            self.note(f"not recorded: {result.unrecorded.message}")
+            runs = "the engine runs and passed its gate: free some room, and `glm4-deploy up` records it"
+            result.unrecorded = result.unrecorded.advise(runs)
+
+    def _publish(self) -> tuple[str, DeployError | None]:
+        """The release's id, and what kept it from being recorded."""
+        result = self.result
+        secrets = self._candidate.secrets if result.started else frozenset()
+        log = head_and_tail(redact("\n".join(result.log) + "\n", secrets), LOG_BYTES)
+        if result.error is not None and result.log:
             with suppress(StorageError):  # where `glm4-deploy diagnose` looks; the release holds it too
                 write_text(self._directory / "failed.log", log)
-        before = self._id_of_kept(attempt) if attempt.kept and seen.error is None else ""
-        if attempt.draft is None:
+        before = self._kept_release() if result.error is None else ""
+        if self._draft is None:
             return before, None
         if before:
-            attempt.draft.discard()
+            self._draft.discard()
             return before, None
-        release = _release(self.store.next_id(), attempt, attempt.draft, seen)
-        report = redact(dumps({"verdict": seen.verdict, "results": seen.results, "findings": seen.findings}), secrets)
+        release = self._release(self._draft)
+        report = {"verdict": result.verdict, "results": result.results, "findings": result.findings}
         try:
-            attempt.draft.publish(release, {BOOT_LOG: log, REPORT: report + "\n"})
+            self._draft.publish(release, {BOOT_LOG: log, REPORT: redact(dumps(report), secrets) + "\n"})
         except StorageError as error:
             return "", error
-        self.store.prune()
+        self._store.prune()
         return release.id, None
 
-    def _id_of_kept(self, attempt: Attempt) -> str:
-        """The release that runs already, where the candidate is the same; '' where it was never judged good."""
-        record = load_record(self._directory)
-        mine = (one for one in self.store.releases() if record is not None and one.id == record.release)
-        return next((one.id for one in mine if one.good and one.content == attempt.content), "")
+    def _release(self, draft: ReleaseDraft) -> Release:
+        result, weights = self.result, self._candidate.weights
+        return Release(
+            id=self._store.next_id(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            kit=__version__,
+            verdict=result.verdict,
+            reason=redact(result.error.message) if result.error else "",
+            restores=self._candidate.restores,
+            endpoint=result.endpoint,
+            image=self._image,
+            fingerprint=weights.fingerprint if weights else None,
+            stamp=weights.stamp if weights else None,
+            files=draft.files,
+            settings=dict(self._candidate.settings),
+            engine=to_wire(result.facts),
+            phases=dict(result.phases),
+            ready_seconds=result.ready_seconds,
+            gate_seconds=result.gate_seconds,
+        )
 
-    def _after_failure(
-        self, attempt: Attempt, failed: DeploymentResult, error: DeployError, journal: Journal, *, rollback: bool
-    ) -> tuple[DeploymentResult, DeployError]:
-        # What was just started from scratch and failed is not worth a second start; what ran and fell ill is.
-        good = self.store.last_good(but="" if attempt.kept else attempt.content)
+    @property
+    def _content(self) -> str:
+        weights = self._candidate.weights
+        fingerprint = weights.fingerprint if weights else None
+        return content_of(self._candidate.files.kept(), self._image, fingerprint, self._candidate.settings)
+
+    def _kept_release(self) -> str:
+        """The good release that runs already and is the same as the candidate; '' where there is none."""
+        record = load_record(self._directory) if self.result.kept else None
+        if record is None:
+            return ""
+        mine = (one for one in self._store.releases() if one.id == record.release)
+        return next((one.id for one in mine if one.good and one.content == self._content), "")
+
+    # restore: the last good release takes the place of what failed.
+
+    def _restore(self, error: DeployError, *, rollback: bool) -> DeploymentResult:
+        # Not the configuration that has just failed, unless it was already running and only degraded later.
+        good = self._store.last_good(but="" if self.result.kept else self._content)
         if good is None or not rollback:
-            return failed, left_alone(error, good.id if good else "")
-        self._listener.note(f"putting release {good.id} back")
-        journal.stage(JournalStage.RESTORE)
+            return DeploymentResult(start=self.result, error=left_alone(error, good.id if good else ""))
+        self.note(f"putting release {good.id} back")
+        self._enter(JournalStage.RESTORE)
         try:
             if isinstance(error, DockerMissing):
                 self._await_docker()
-            put_back, second = self._restore(good, attempt.candidate, journal)
-        except DeployError as once_more:
-            return failed, rollback_failed(error, good.id, once_more)
-        whole = replace(failed, restored=put_back)
-        if not put_back.good:
-            return whole, rollback_failed(error, good.id, second or error)
-        return whole, rolled_back(error, good.id, whole, self.store.root / failed.release / BOOT_LOG)
+            restored = self._start_again(good)
+        except DeployError as second:
+            return DeploymentResult(start=self.result, error=rollback_failed(error, good.id, second))
+        if not restored.good:
+            failed = rollback_failed(error, good.id, restored.error or error)
+            return DeploymentResult(start=self.result, restored=restored, error=failed)
+        back = rolled_back(error, good.id, restored.seconds, self._directory, self.result.release)
+        return DeploymentResult(start=self.result, restored=restored, error=back)
 
-    def _restore(
-        self, good: Release, failed: Candidate, journal: Journal
-    ) -> tuple[DeploymentResult, DeployError | None]:
-        if (failed.service.project, failed.service.runner) != (good.service.project, good.service.runner):
-            failed.runner.remove()  # its log is kept, and its container's name may be the one that is needed
-        candidate = release_candidate(good, self.store, self._directory, self._listener.pull)
-        candidate = check_release(candidate, good, self._directory, force=False, note=self._listener.note)
-        draft: ReleaseDraft | None = None
-        try:
-            draft = self.store.draft(candidate.files)
-        except StorageError as error:
-            self._listener.note(f"going on without a record: {error.message}")
-        attempt = Attempt(candidate=candidate, image=self._image(candidate), draft=draft, restoring=True)
-        return self._attempt(attempt, journal)
+    def _start_again(self, good: Release) -> StartResult:
+        """
+        Raises:
+            DeployError: it could not be prepared.
+        """
+        failed = self._candidate
+        if (failed.endpoint.project, failed.endpoint.runner) != (good.endpoint.project, good.endpoint.runner):
+            failed.engine.remove()  # its log is kept, and its container's name may be the one that is needed
+        candidate = release_candidate(good, self._store, self._directory, self._listener.pull)
+        candidate = check_release(candidate, good, self._directory, force=False, note=self.note)
+        again = Transaction(self._directory, candidate, self._listener, timeout=self._timeout, journal=self._journal)
+        again._prepare()
+        again._bring_up()
+        again._record()
+        return again.result
 
     def _await_docker(self) -> None:
         """A restarted engine is back within seconds.
@@ -329,7 +458,7 @@ class Transaction:
             DockerMissing, DockerDenied
         """
         deadline = time.monotonic() + DOCKER_BACK_SECONDS
-        self._listener.note(f"the Docker engine does not answer: waiting for it, {DOCKER_BACK_SECONDS:.0f} s at most")
+        self.note(f"the Docker engine does not answer: waiting for it, at most {DOCKER_BACK_SECONDS:.0f} s")
         while True:
             try:
                 connect(timeout=5)
@@ -339,64 +468,64 @@ class Transaction:
                     raise
                 time.sleep(1)
 
-    def _expected(self, candidate: Candidate) -> float | None:
-        """Seconds that the last good starts of this service took: their median, None where there are none."""
-        same = [
-            release.ready_seconds
-            for release in self.store.releases()[-10:]
-            if release.good and release.ready_seconds and release.service.model_dir == candidate.service.model_dir
-        ]
-        return sorted(same)[len(same) // 2] if same else None
+    # What an engine may ask for at any time (`engines.Steps`).
+
+    @property
+    def fresh(self) -> bool:
+        return self._restoring
+
+    @property
+    def rolling(self) -> bool:
+        return self.result.serving
+
+    def note(self, text: str) -> None:
+        self._listener.note(text)
+
+    def stop(self, engine: Engine) -> bool:
+        """What failed must not serve; where it cannot be stopped that is said, and the work goes on."""
+        try:
+            engine.stop()
+        except DeployError as error:
+            self.note(f"could not stop it: {error.message}")
+            return False
+        return True
 
 
-def _enter(stage: JournalStage, attempt: Attempt, journal: Journal) -> None:
-    journal.stage(JournalStage.RESTORE if attempt.restoring else stage)
+def require_pass(results: tuple[Result, ...]) -> None:
+    """Raises Judged where a check failed or could not be judged."""
+    failed = [row for row in results if row.status in (Status.FAIL, Status.UNKNOWN)]
+    if failed or verdict(results) is Status.UNKNOWN:
+        what = f"{failed[0].check}: {failed[0].observed or failed[0].reason}" if failed else "nothing could be judged"
+        raise Judged(
+            f"the engine came up but did not pass: {what}",
+            details=[f"{row.check}: {row.observed or row.reason}" for row in failed[1:]],
+            hint=failed[0].remedy if failed else "",
+        )
 
 
-def _rolls(candidate: Candidate) -> bool:
-    """Whether engines are replaced one at a time, while the others serve."""
-    return isinstance(candidate.runner, ReplicaSet) and candidate.runner.rolls()
+# The errors that a deployment ends in.
 
 
-def _record(candidate: Candidate, seen: StartResult, release: str) -> Record:
-    service = candidate.service
-    files = candidate.runner.files if isinstance(candidate.runner, ComposeRunner | ReplicaSet) else ()
-    return Record(
-        runner=service.runner,
-        project=service.project,
-        service=service.service,
-        profile=service.profile,
-        base_url=service.base_url,
-        model=service.model,
-        max_model_len=service.max_model_len,
-        files=tuple(str(path) for path in files),
-        id=seen.started.id if seen.started else "",
-        started_at=seen.started.started_at if seen.started else 0.0,
-        verdict=seen.verdict,
-        ready_seconds=seen.ready_seconds,
-        release=release,
-        api_key_file=service.api_key_file,
-        replicas=service.replicas,
+def left_alone(first: DeployError, good: str) -> DeployError:
+    """Nothing was put back: because that was not asked for, or because there is nothing."""
+    way = f"put the last good release back with `glm4-deploy rollback {good}`" if good else "no earlier release is good"
+    return first.advise("it is stopped and its log is kept: glm4-deploy diagnose", way)
+
+
+def rolled_back(first: DeployError, good: str, seconds: float, directory: Path, failed: str) -> RolledBack:
+    """failed: the release that is the evidence; '' where it could not be recorded."""
+    log = directory / "releases" / failed / BOOT_LOG if failed else directory / "failed.log"
+    compare = (f"what differs: glm4-deploy diff {good} {failed}",) if failed else ()
+    return RolledBack(
+        f"{first.message}; release {good} runs again, gated ({seconds:.0f} s after the failure)",
+        details=first.details,
+        hint=(*first.hints, f"why it failed: glm4-deploy diagnose {log}", *compare),
     )
 
 
-def _release(name: str, attempt: Attempt, draft: ReleaseDraft, seen: StartResult) -> Release:
-    candidate, weights = attempt.candidate, attempt.candidate.weights
-    return Release(
-        id=name,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        kit=__version__,
-        verdict=seen.verdict,
-        reason=redact(seen.error.message) if seen.error else "",
-        restores=candidate.restores,
-        service=candidate.service,
-        image=attempt.image,
-        fingerprint=weights.fingerprint if weights else None,
-        stamp=weights.stamp if weights else None,
-        files=draft.files,
-        settings=dict(candidate.settings),
-        engine=to_wire(seen.facts),
-        phases=dict(seen.phases),
-        ready_seconds=seen.ready_seconds,
-        gate_seconds=seen.gate_seconds,
+def rollback_failed(first: DeployError, good: str, second: DeployError) -> RollbackFailed:
+    return RollbackFailed(
+        f"{first.message}; and release {good} could not be put back: {second.message}; nothing serves now",
+        details=(*first.details, *second.details),
+        hint=(*(second.hints or ("see why with: glm4-deploy diagnose",)), f"then: glm4-deploy rollback {good}"),
     )

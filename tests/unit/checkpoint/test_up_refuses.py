@@ -6,13 +6,13 @@ import pytest
 
 import checkpoints as made
 from glm4_deploy.deploy.candidates import check_checkpoint
-from glm4_deploy.deploy.releases import Endpoint
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.errors import CheckpointRefused
 
 
-def service(directory: Path, vllm: tuple[int, ...]) -> Endpoint:
+def endpoint(directory: Path, vllm: tuple[int, ...]) -> Endpoint:
     return Endpoint(
-        runner="compose",
+        runner=EngineKind.COMPOSE,
         project="p",
         service="s",
         profile="seed",
@@ -23,8 +23,6 @@ def service(directory: Path, vllm: tuple[int, ...]) -> Endpoint:
         model_dir=str(directory),
         max_model_len=512,
         start_period=1,
-        logs_requests=True,
-        image="",
         vllm=vllm,
     )
 
@@ -32,18 +30,18 @@ def service(directory: Path, vllm: tuple[int, ...]) -> Endpoint:
 def test_it_refuses_with_the_reason_and_the_command(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(CheckpointRefused) as caught:
-        check_checkpoint(service(made.DATA, (0, 13, 0)), force=False, note=said.append)
+        check_checkpoint(endpoint(made.DATA, (0, 13, 0)), force=False, note=said.append)
     assert caught.value.exit_code == 10 and said == []
     assert any("gate-up" in line and "undefined memory" in line for line in caught.value.details)
-    assert "checkpoint repair" in caught.value.hint and "--force" in caught.value.hint
+    assert "checkpoint repair" in caught.value.hints[0] and "--force" in caught.value.hints[1]
 
 
 def test_with_force_it_says_what_will_happen(tmp_path: Path) -> None:
     said: list[str] = []
-    check_checkpoint(service(made.DATA, (0, 13, 0)), force=True, note=said.append)
+    check_checkpoint(endpoint(made.DATA, (0, 13, 0)), force=True, note=said.append)
     assert len(said) == 4
     assert any("gate-up" in line and "loops and garbage" in line for line in said)
 
 
 def test_the_engine_that_loads_it_is_not_refused() -> None:
-    check_checkpoint(service(made.DATA, (0, 24, 0)), force=False, note=pytest.fail)
+    check_checkpoint(endpoint(made.DATA, (0, 24, 0)), force=False, note=pytest.fail)

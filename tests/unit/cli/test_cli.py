@@ -285,18 +285,19 @@ def free_port() -> str:
 
 
 def test_where_nothing_was_deployed_status_and_logs_say_so(tmp_path: Path) -> None:
+    from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
     from glm4_deploy.deploy.state import Record, save_record
 
-    record = Record(
-        runner="process", project="glm4-none", service="engine", profile="cpu", base_url="http://127.0.0.1:9",
-        model="m", max_model_len=512, files=(), id="", started_at=0.0,
+    endpoint = Endpoint(
+        runner=EngineKind.PROCESS, project="glm4-none", service="engine", profile="cpu", base_url="http://127.0.0.1:9",
+        bind="127.0.0.1", port=9, model="m", model_dir="/m", max_model_len=512, start_period=1,
     )  # fmt: skip
-    save_record(record, tmp_path / ".glm4")
+    save_record(Record(endpoint=endpoint), tmp_path / ".glm4")
     seen = kit("status", cwd=tmp_path)
     assert (seen.returncode, "\nhealth             -\n" in seen.stdout) == (1, True), seen.stdout
     logs = kit("logs", cwd=tmp_path)
     assert (logs.returncode, logs.stdout) == (1, "")
-    assert "nothing of 'glm4-none' is here" in logs.stderr
+    assert "project 'glm4-none' has no engine on this host" in logs.stderr
 
 
 def test_a_secret_in_the_environment_is_told_where_it_is_rendered(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from glm4_deploy.deploy.compose_cli import find_compose
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.state import Record, save_record
 from glm4_deploy.errors import ComposeMissing, DockerMissing
 from glm4_deploy.host.system import read_compose
@@ -49,11 +50,11 @@ def accepts(port: int) -> bool:
 
 def keep_record(directory: Path, port: int, pid: int) -> None:
     """What `up --runner process` leaves behind."""
-    record = Record(
-        runner="process", project="glm4", service="engine", profile="cpu", base_url=f"http://127.0.0.1:{port}",
-        model="m", max_model_len=512, files=(), id="", started_at=1.0,
+    endpoint = Endpoint(
+        runner=EngineKind.PROCESS, project="glm4", service="engine", profile="cpu", bind="127.0.0.1", port=port,
+        base_url=f"http://127.0.0.1:{port}", model="m", model_dir="/m", max_model_len=512, start_period=1,
     )  # fmt: skip
-    save_record(record, directory)
+    save_record(Record(endpoint=endpoint), directory)
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     (directory / "engine.pid").write_text(f"{pid}:{ticks} 1.0\n")
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
 
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.candidates import service_of
-from glm4_deploy.deploy.engines import RunState, Started
-from glm4_deploy.deploy.replicas import ReplicaSet
+from glm4_deploy.deploy.endpoint import Started
+from glm4_deploy.deploy.engines import RunState
+from glm4_deploy.deploy.replicas import Replica, ReplicaSet
 from glm4_deploy.deploy.state import Record, expected_record, load_record, save_record
 from glm4_deploy.deploy.status import log_tail
 from glm4_deploy.errors import UsageError
@@ -27,20 +28,12 @@ def test_a_record_keeps_the_engines(tmp_path: Path) -> None:
     kept = load_record(tmp_path)
     assert kept == record("replicas=2")
     assert kept is not None
-    assert kept.engines == NAMES
+    assert kept.endpoint.engines == NAMES
 
 
-def test_one_engine_has_its_own_name_and_older_records_are_read(tmp_path: Path) -> None:
-    assert record().replicas == ()
-    assert record().engines == ("glm4-9b-nvfp4",)
-    save_record(record(), tmp_path)
-    file = tmp_path / "up.json"
-    file.write_text(file.read_text().replace('"replicas": []', '"unknown": 1'))
-    assert load_record(tmp_path) == record()
-
-
-def test_a_release_names_the_engines() -> None:
-    assert service_of(resolve_spec({"profile": "cpu"}, sets=["replicas=2"]), "compose", "x").engines == NAMES
+def test_one_engine_has_its_own_name() -> None:
+    assert record().endpoint.replicas == ()
+    assert record().endpoint.engines == ("glm4-9b-nvfp4",)
 
 
 @pytest.mark.parametrize("words", [[], ["--base-url", "http://127.0.0.1:9", "--restart"]])
@@ -62,7 +55,7 @@ class Talking(ReplicaSet):
     """Stands for two containers with logs: what is read of Docker is given here."""
 
     def __init__(self) -> None:
-        self.services = NAMES
+        self.replicas = dict.fromkeys(NAMES, cast("Replica", None))
 
     def state(self) -> RunState:
         return RunState(running=True, started=Started(id="a", started_at=0))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.deploy import releases as module
-from glm4_deploy.deploy.releases import KEPT, RECORD, Damaged, Endpoint, Files, Release, Store
+from glm4_deploy.deploy.endpoint import Endpoint
+from glm4_deploy.deploy.releases import KEPT, RECORD, Damaged, Files, Release, Store
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.result import Status
 from glm4_deploy.text import head_and_tail
@@ -18,18 +19,18 @@ from glm4_deploy.text import head_and_tail
 FILES = Files(texts={"compose.yaml": "services: {}\n", "override-1.yaml": "a: 1\n"}, compose=("compose.yaml",))
 
 
-def service(**changes: object) -> Endpoint:
+def endpoint(**changes: object) -> Endpoint:
     values = {
         "runner": "compose", "project": "p", "service": "s", "profile": "cpu", "base_url": "http://127.0.0.1:1",
         "bind": "127.0.0.1", "port": 1, "model": "m", "model_dir": "/m", "max_model_len": 1, "start_period": 10,
-        "logs_requests": True, "image": "i:1",
+        "logs_requests": True,
     }  # fmt: skip
     return Endpoint(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def release(name: str, *, verdict: Status = Status.OK, port: int = 1) -> Release:
     return Release(
-        id=name, created_at="2026-01-01T00:00:00+00:00", kit="0", verdict=verdict, service=service(port=port),
+        id=name, created_at="2026-01-01T00:00:00+00:00", kit="0", verdict=verdict, endpoint=endpoint(port=port),
         image=None, fingerprint="f", stamp="s", files=FILES.kept(), settings={"port": port}, engine={},
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def test_a_damaged_record_is_shown_and_never_good(tmp_path: Path, text: str) -> 
 def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.root / publish(store) / RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2, "more": 1}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 3, "more": 1}))
     (only,) = store.all()
     assert isinstance(only, Damaged)
     assert "newer" in only.reason

@@ -1,0 +1,130 @@
+"""What is deployed: where it serves, what it is called, what it was started from.
+
+An `Endpoint` is made once, from the plan, and carried whole by everything that comes after: the candidate, the record
+of what runs (`up.json`), the release (`release.json`) and the status report. A new fact about a deployment is added
+here and in `Endpoint.of`, nowhere else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from glm4_deploy.catalog.rows import Version
+from glm4_deploy.plan.spec import DeploymentSpec
+
+# Flags with which vLLM logs no requests, so that a start cannot be recognized by a request in its log.
+QUIET_FLAGS = frozenset({"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"})
+
+
+class EngineKind(StrEnum):
+    """What runs the engine: Docker Compose, or a plain process of this user."""
+
+    COMPOSE = "compose"
+    PROCESS = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One deployment, as its clients and its files know it."""
+
+    runner: EngineKind
+    project: str
+    service: str
+    """The engine's Compose service; with replicas, the stem of theirs."""
+    profile: str
+    base_url: str
+    """How this host reaches it, without /v1."""
+    bind: str
+    port: int
+    """On the host."""
+    model: str
+    """The served name."""
+    model_dir: str
+    max_model_len: int
+    """Tokens."""
+    start_period: int
+    """Seconds that a start may take, unless --timeout says otherwise."""
+    logs_requests: bool = True
+    """Whether the engine writes a line for each request, as vLLM does by default."""
+    vllm: Version | None = None
+    """None where the image is not in the catalog."""
+    api_key_file: str | None = None
+    replicas: tuple[str, ...] = ()
+    """The services of the engines behind a router; () for one engine."""
+
+    @classmethod
+    def of(cls, spec: DeploymentSpec, runner: EngineKind) -> "Endpoint":
+        return cls(
+            runner=runner,
+            project=spec.project,
+            service=spec.service,
+            profile=spec.profile,
+            base_url=spec.base_url,
+            bind=spec.bind,
+            port=spec.port,
+            model=spec.served_model_name,
+            model_dir=str(Path.cwd() / spec.model_dir),
+            max_model_len=spec.max_model_len,
+            start_period=spec.start_period,
+            logs_requests=QUIET_FLAGS.isdisjoint(flag.name for flag in spec.flags),
+            vllm=spec.vllm,
+            api_key_file=absolute(spec).hardening.api_key_file,
+            replicas=tuple(one.service for one in spec.replicas) if spec.router else (),
+        )
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The Compose services that are engines."""
+        return self.replicas or (self.service,)
+
+    @property
+    def in_container(self) -> bool:
+        return self.runner is EngineKind.COMPOSE
+
+    def same_engines(self, other: "Endpoint") -> bool:
+        """Whether both name the very same containers (or the one process), whatever these were started from."""
+        return (self.runner, self.project, self.engines) == (other.runner, other.project, other.engines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """One start of an engine."""
+
+    id: str
+    """The container's id, or `pid:start-ticks` of a process: no other start ever has it."""
+    started_at: float
+    """Seconds since the epoch."""
+
+
+def absolute(spec: DeploymentSpec) -> DeploymentSpec:
+    """Relative paths (model, key) as seen from here, because the rendered file lies elsewhere."""
+    key = spec.hardening.api_key_file
+    hardening = replace(spec.hardening, api_key_file=key and str(Path.cwd() / key))
+    return replace(spec, model_source=str(Path.cwd() / spec.model_source), hardening=hardening)
+
+
+# Files of schema 1 (0.1.0 before its release) held these facts one by one.
+
+_UNKNOWN = {"bind": "127.0.0.1", "port": 0, "model_dir": "", "start_period": 900}  # not in an up.json of schema 1
+_OF_RECORD = ("verdict", "ready_seconds", "release")
+
+
+def record_of_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
+    """An up.json of schema 1 in today's form. Raises KeyError, ValueError: it is not one."""
+    names = ("runner", "project", "service", "profile", "base_url", "model", "max_model_len")
+    endpoint = {name: old[name] for name in names}
+    address = urlsplit(str(old["base_url"]))
+    endpoint |= _UNKNOWN | {"bind": address.hostname or "127.0.0.1", "port": address.port or 0}
+    endpoint |= {"api_key_file": old.get("api_key_file"), "replicas": old.get("replicas", ())}
+    started = {"id": old["id"], "started_at": old["started_at"]} if old["id"] else None
+    kept = {name: old[name] for name in _OF_RECORD if name in old}
+    return {"schema": 2, "endpoint": endpoint, "files": old["files"], "started": started, **kept}
+
+
+def release_of_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A release.json of schema 1 in today's form. Raises KeyError: it is not one."""
+    rest = {name: value for name, value in old.items() if name not in ("schema", "service")}
+    return {"schema": 2, "endpoint": old["service"], **rest}
