@@ -11,7 +11,7 @@ import yaml
 from benchmarks.scale.evaluate import calibration_file, load
 
 ROOT = Path(__file__).parents[2]
-HEAD = "# Measured loads that ship as examples: somebody's engine, never the reader's. By benchmarks/scale/example.py."
+HEAD = "# Example measurements, not of the reader's own engine. Written by benchmarks/scale/example.py."
 H100 = ("512-128", "128-256", "1536-64")
 
 
