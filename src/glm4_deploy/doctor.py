@@ -386,7 +386,7 @@ def _loopback_ports(seen: DoctorInput, needs: Needs) -> Result:
         return ok("rootless: no other machine can route to its containers", expected)
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", facts.version or "")
     if found is None:
-        return unknown(f"the engine's version is {facts.version or 'not told'}", expected=expected)
+        return unknown(f"the engine's version is {facts.version or 'unknown'}", expected=expected)
     version = tuple(int(part) for part in found.groups())
     if version >= SHIELDED and not LOST <= version < REPAIRED:
         return ok(f"Docker {facts.version}", expected)

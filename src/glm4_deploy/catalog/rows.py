@@ -15,6 +15,7 @@ import yaml
 from glm4_deploy.errors import UsageError
 from glm4_deploy.text import did_you_mean
 
+
 @cache
 def load_catalog(name: str) -> Any:
     """The parsed content of `catalog/NAME.yaml`. Cached, so treat it as read-only."""

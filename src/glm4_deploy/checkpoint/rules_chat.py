@@ -17,7 +17,7 @@ LICENCE_FILES = ("license", "licence", "notice", "model_license")
 
 
 def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
-    """Special tokens and their ids, from tokenizer.json or tokenizer_config.json; empty where neither tells."""
+    """Special tokens and their ids, from tokenizer.json or tokenizer_config.json; empty where neither has them."""
     entries: list[tuple[Any, Any]] = []
     listed_tokens = checkpoint.documents.get("tokenizer.json", {}).get("added_tokens")
     if isinstance(listed_tokens, list):
@@ -33,7 +33,7 @@ def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def stop_ids(checkpoint: Checkpoint) -> dict[str, int]:
-    """The ids at which a chat must stop, by token; empty where the tokenizer does not tell."""
+    """The ids at which a chat must stop, by token; empty where the tokenizer has none."""
     tokens = added_tokens(checkpoint)
     found = {token: tokens[token] for token in STOP_TOKENS if token in tokens}
     shape = shape_of(checkpoint)

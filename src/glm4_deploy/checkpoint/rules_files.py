@@ -11,7 +11,7 @@ from glm4_deploy.result import Result, because, fail, ok, skipped, warn
 DOWNLOAD_AGAIN = "download these files again"
 
 
-def _told(faults: list[Fault]) -> list[str]:
+def _described(faults: list[Fault]) -> list[str]:
     return [f"{fault.file!r}: {fault.reason}" for fault in faults]
 
 
@@ -21,12 +21,12 @@ def _of(checkpoint: Checkpoint, *kinds: FaultKind) -> list[Fault]:
 
 def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     """Docker mounts one directory: what a link out of it leads to is not there in the container."""
-    told = _told(_of(checkpoint, FaultKind.LINK))
-    if told:
+    faulty = _described(_of(checkpoint, FaultKind.LINK))
+    if faulty:
         return fail(
-            listed(told),
+            listed(faulty),
             "no symlink out of the directory",
-            *because("not followed: only this directory is mounted into the container", told),
+            *because("not followed: only this directory is mounted into the container", faulty),
             remedy="replace the links by the files themselves (cp -rL DIR DIR2)",
         )
     hub = [repr(file.name) for file in checkpoint.files if file.link is Link.HUB]
@@ -41,28 +41,28 @@ def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def lfs_pointers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    told = _told(_of(checkpoint, FaultKind.LFS_POINTER))
-    if not told:
+    faulty = _described(_of(checkpoint, FaultKind.LFS_POINTER))
+    if not faulty:
         return ok("none")
     return fail(
-        listed(told),
+        listed(faulty),
         "",
         *because(
-            "git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON", told
+            "git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON", faulty
         ),
         remedy="in the clone: git lfs install && git lfs pull",
     )
 
 
 def readable(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    told = _told(_of(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE))
-    if not told:
+    faulty = _described(_of(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE))
+    if not faulty:
         return ok(plural(len(checkpoint.files), "file"))
     unreadable = bool(_of(checkpoint, FaultKind.UNREADABLE))
     return fail(
-        listed(told),
+        listed(faulty),
         "",
-        *because("the engine reads these files at its start", told),
+        *because("the engine reads these files at its start", faulty),
         remedy="check permissions and the disk (dmesg)" if unreadable else DOWNLOAD_AGAIN,
     )
 
@@ -125,12 +125,12 @@ def weights_format(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def shard_headers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    told = _told(_of(checkpoint, FaultKind.HEADER))
-    if told:
+    faulty = _described(_of(checkpoint, FaultKind.HEADER))
+    if faulty:
         return fail(
-            listed(told),
+            listed(faulty),
             "",
-            *because("the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer", told),
+            *because("the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer", faulty),
             remedy=DOWNLOAD_AGAIN,
         )
     if not checkpoint.shards:

@@ -92,12 +92,12 @@ def layers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     extra = sorted(found - set(range(shape.layers)))
     if not missing and not extra:
         return ok(f"0–{shape.layers - 1}, as config.json says")
-    told = [f"layer {layer} is missing" for layer in missing]
-    told += [f"layer {layer} is beyond num_hidden_layers {shape.layers}" for layer in extra]
+    wrong = [f"layer {layer} is missing" for layer in missing]
+    wrong += [f"layer {layer} is beyond num_hidden_layers {shape.layers}" for layer in extra]
     return fail(
-        listed(told),
+        listed(wrong),
         f"0–{shape.layers - 1}",
-        *because("a layer without weights is left as it was allocated: garbage, or the engine stops", told),
+        *because("a layer without weights is left as it was allocated: garbage, or the engine stops", wrong),
         remedy="download the missing shards, or the config.json that belongs to these weights",
     )
 
@@ -173,7 +173,7 @@ def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             listed(wrong),
             f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
             *because("a whole layer is scaled to nothing, to infinity or to NaN: loops and garbage", wrong),
-            remedy="download the shard again, or quantise again: it cannot be mended from what is here",
+            remedy="download the shard again, or quantise again: it cannot be repaired from what is here",
         )
     apart = list(_scales_apart(names, scales))
     if apart:

@@ -312,7 +312,7 @@ def _zero_scales_that_matter(checkpoint: Checkpoint, tally: TensorTally) -> None
 
 def findings(tally: TensorTally) -> tuple[Result, ...]:
     """The rows of `--full`."""
-    again = "download the shard again, or quantise again: it cannot be mended from what is here"
+    again = "download the shard again, or quantise again: it cannot be repaired from what is here"
     return (
         _row("bytes-readable", tally.unreadable, "every byte could be read", "the disk or the network failed", again),
         _row(

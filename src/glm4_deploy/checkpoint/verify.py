@@ -135,7 +135,7 @@ def _read_all(
             try:
                 digests[file.name] = digest_file(file)
             except OSError:
-                damaged = True  # told by the row files-readable
+                damaged = True  # the row files-readable reports it
     return [*rows, check_or_write(manifest, digests, damaged=damaged or _failed(rows))]
 
 

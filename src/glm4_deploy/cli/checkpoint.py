@@ -37,7 +37,7 @@ def verify(
     as_json: AsJson = False,
     junit: JUnit = None,
 ) -> None:
-    """Say what in a checkpoint would not load, or would load and answer garbage, on the engine that is to run it.
+    """Say what in a checkpoint would not load, or would load but produce garbage, on the engine that is to run it.
 
     Exit code 0: nothing failed; 1: something failed or could not be judged; 9: there is no checkpoint.
 
@@ -55,13 +55,13 @@ def repair(
     output: Output,
     for_: For = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Mend this finding alone; may be given again.")
+        list[str] | None, typer.Option(metavar="CHECK", help="Repair only this finding; repeat for more.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a copy that the engine loads, without loss; the original is not touched. Then verify the copy.
 
-    Exit code 0: nothing fails any more; 1: with --only, something else still fails; 10: no repair can mend it;
+    Exit code 0: nothing fails any more; 1: with --only, something else still fails; 10: it cannot be repaired;
     18: it could not be written (nothing is left behind).
 
     Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
@@ -83,7 +83,7 @@ def quantize(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Calibration samples.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for choosing calibration samples.")] = 0,
     for_: For = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave what llm-compressor wrote, unrepaired.")] = False,
     as_json: AsJson = False,

@@ -112,7 +112,7 @@ def _shown(facts: EngineFacts, name: str) -> str:
     value = getattr(facts, name)
     if name == "phase" and facts.progress:
         return f"{value} ({facts.progress})"
-    return "not told" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "unknown" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _finding(row: LogFinding) -> list[str]:

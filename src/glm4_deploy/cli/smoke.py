@@ -19,7 +19,7 @@ from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.limits import read_baseline, read_slo, write_baseline
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.suite import CHECKS, MODEL_PATH, run_suite, soak
+from glm4_deploy.probe.suite import CHECKS, MODEL_PATH, NOT_KNOWN, run_suite, soak
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
 from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
@@ -320,7 +320,7 @@ def _inside() -> str:
 
 
 def _tokenizer(found: SuiteReport) -> str:
-    path = next((fact.value for fact in found.engine if fact.name == MODEL_PATH and fact.value != "not told"), None)
+    path = next((fact.value for fact in found.engine if fact.name == MODEL_PATH and fact.value != NOT_KNOWN), None)
     if path is None:
         raise UsageError("the server does not tell its model's path", hint="give the tokenizer with --tokenizer DIR")
     return path

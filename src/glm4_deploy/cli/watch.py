@@ -40,10 +40,10 @@ def watch(
     canary_every: Annotated[
         float, typer.Option(min=0, max=86400, help="Seconds between two small generations; 0: none.")
     ] = 300.0,
-    canary_tokens: Annotated[int, typer.Option(min=32, max=1024, help="Most tokens of one of them.")] = 256,
+    canary_tokens: Annotated[int, typer.Option(min=32, max=1024, help="Maximum tokens per canary.")] = 256,
     grace: Annotated[float, typer.Option(min=0, max=86400, help="Seconds that a start may take.")] = 900.0,
     listen: Annotated[str, typer.Option(help="Address of the watch's own /metrics and /healthz.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the same.")] = 9109,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the watch's own /metrics and /healthz.")] = 9109,
     restart: Annotated[
         bool, typer.Option("--restart", help="Restart the engine's container when it hangs, babbles or is gone.")
     ] = False,
@@ -75,7 +75,7 @@ def watch(
         _one_engine(state_dir)
     target = make_target(base_url, model, api_key_file, stall, None)
     _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
-    policy, keeper = _mender(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
+    policy, keeper = _restarter(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
     end = serve(exporter, listen, port)
     try:
         verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, _teller(json_))
@@ -102,7 +102,7 @@ def _one_engine(state_dir: Path) -> None:
         )
 
 
-def _mender(
+def _restarter(
     container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
 ) -> tuple["Policy", "ContainerKeeper"]:
     endpoint = (load_record(state_dir) or expected_record(resolve_spec({}))).endpoint
@@ -201,7 +201,7 @@ def _ask(
 ) -> None:
     import asyncio
 
-    def told(answer: "HostAnswer") -> None:
+    def show(answer: HostAnswer) -> None:
         typer.echo(f"{answer.row.status:8}{answer.host}", err=True)
 
     outputs = Outputs(json=stdout_if(json_), junit=junit)
@@ -214,7 +214,7 @@ def _ask(
             only=only,
             keys_from=inventory.parent,
             at_once=at_once,
-            on_answer=told,
+            on_answer=show,
         )
     )
     rows = [answer.row for answer in answers]

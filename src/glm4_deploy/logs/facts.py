@@ -1,6 +1,6 @@
 """What an engine's log says of the path it took: one row a fact, with the words of vLLM 0.9 to 0.33.
 
-Pure. Sources: vLLM's format strings of those versions, and logs of 0.9 to 0.32. A fact that no line tells is None.
+Pure. Sources: vLLM's format strings of those versions, and logs of 0.9 to 0.32. A fact that no line states is None.
 """
 
 import re

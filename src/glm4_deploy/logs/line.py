@@ -256,12 +256,12 @@ def without_prompts(block: bytes) -> bytes:
     return block
 
 
-# What comes before the text, the text, whether its line ends here, and who wrote it (b"": it is no record).
+# What comes before the text, the text, whether its line ends here, and who wrote it (b"": it is not a record).
 _Record = tuple[bytes, bytes, bool, bytes]
 
 
 class Unwrapped:
-    """Lines out of records. Feed it blocks of whole lines; what is no record stays as it is."""
+    """Lines out of records. Feed it blocks of whole lines; what is not a record stays as it is."""
 
     def __init__(self) -> None:
         self._open: dict[bytes, bytes] = {}  # by writer: the pieces so far of a line that goes on

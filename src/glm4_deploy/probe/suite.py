@@ -111,7 +111,7 @@ def load_checks() -> dict[str, Check]:
 
 MODEL_PATH = "model path"  # as the engine sees it
 STARTED = "started"  # the engine's process
-NOT_TOLD = "not told"
+NOT_KNOWN = "unknown"
 NAMED = 12  # skipped checks are named up to this many; the table has them all
 
 
@@ -142,7 +142,7 @@ def engine_facts(probe: Probe) -> tuple[Fact, ...]:
         (STARTED, moment(served.started) if served.started else None),
         ("context length", f"{served.max_model_len} tokens" if served.max_model_len else None),
     )
-    return tuple(Fact(name=name, value=str(value) if value else NOT_TOLD) for name, value in known)
+    return tuple(Fact(name=name, value=str(value) if value else NOT_KNOWN) for name, value in known)
 
 
 def moment(seconds: float) -> str:
@@ -332,7 +332,7 @@ class _SuiteRun:
         return False
 
     def exit_code(self) -> int:
-        """0 only for a pass; what could not be judged is no pass (docs/how-to/smoke.md, "Exit codes")."""
+        """0 only for a pass; what could not be judged did not pass (docs/how-to/smoke.md, "Exit codes")."""
         if self.error is not None:
             return self.error.exit_code
         return 0 if verdict(self.results) in {Status.OK, Status.WARN} else Judged.exit_code
@@ -413,7 +413,7 @@ async def soak(
                 raise
             break
         number += 1
-        starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_TOLD}
+        starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_KNOWN}
         for result in (*latest.results, *_restarts(starts)):
             tallies.setdefault(result.check, SoakTally()).add(result, number, time.monotonic() - begin)
         degenerate += [sample for sample in latest.samples if sample.finding and sample.finding.degenerate]
@@ -424,7 +424,7 @@ async def soak(
 
 
 def _restarts(starts: set[str]) -> tuple[Result, ...]:
-    """An engine that Docker restarts answers soundly again a minute later: only its start tells."""
+    """An engine that Docker restarts answers soundly again a minute later: only its start time shows it."""
     if len(starts) < 2:
         return ()
     remedy = "read the log of the engine's last life: `docker logs`, and `glm4-deploy diagnose`"

@@ -21,7 +21,7 @@ PARTS = (("weights", "█"), ("activations", "▓"), ("overhead", "▒"), ("grap
 
 
 def plan_text(
-    wish: MemoryRequest,
+    request: MemoryRequest,
     plan: MemoryPlan,
     *,
     kernel: KernelPath,
@@ -30,13 +30,13 @@ def plan_text(
     color: bool = False,
 ) -> str:
     """The whole answer, ending in a newline. `solved` is the reason where the fraction was solved for."""
-    version = ".".join(map(str, wish.vllm))
-    gpus = f"{wish.tensor_parallel_size} x " if wish.tensor_parallel_size > 1 else ""
+    version = ".".join(map(str, request.vllm))
+    gpus = f"{request.tensor_parallel_size} x " if request.tensor_parallel_size > 1 else ""
     lines = [
-        f"{wish.model.name} ({wish.model.weights}) on {gpus}{wish.gpu.label} with vLLM {version}",
-        f"  max_model_len {wish.max_model_len}, max_num_seqs {wish.max_num_seqs}, kv_cache_dtype {wish.kv_cache_dtype},"
+        f"{request.model.name} ({request.model.weights}) on {gpus}{request.gpu.label} with vLLM {version}",
+        f"  max_model_len {request.max_model_len}, max_num_seqs {request.max_num_seqs}, kv_cache_dtype {request.kv_cache_dtype},"
         f" max_num_batched_tokens {plan.max_num_batched_tokens}",
-        f"  gpu_memory_utilization {wish.gpu_memory_utilization:g}{f': {solved}' if solved else ''}",
+        f"  gpu_memory_utilization {request.gpu_memory_utilization:g}{f': {solved}' if solved else ''}",
         f"  arithmetic: {kernel.name} ({kernel.why}{f'; {kernel.flaw}' if kernel.flaw else ''})",
         "",
         *_table(plan),
@@ -109,7 +109,7 @@ STYLE = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Wide enough for a table where the output is no terminal (a file, a CI log)."""
+    """Wide enough for a table where the output is not a terminal (a file, a CI log)."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 120)
 
@@ -180,13 +180,13 @@ def _lines(results: tuple[Result, ...]) -> Iterator[RenderableType]:
 def _folded(results: tuple[Result, ...]) -> Iterator[tuple[str, Result]]:
     """(name, row), with three or more checks that were skipped for one reason on one row, where the first stood."""
     skipped = [row.reason for row in results if row.status is Status.SKIPPED]
-    told: set[str] = set()
+    shown: set[str] = set()
     for row in results:
         same = skipped.count(row.reason) if row.status is Status.SKIPPED else 0
         if same < FOLD:
             yield row.check, row
-        elif row.reason not in told:
-            told.add(row.reason)
+        elif row.reason not in shown:
+            shown.add(row.reason)
             yield f"{same} checks", row
 
 

@@ -40,7 +40,7 @@ class Look(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSample:
     """One look. at: monotonic seconds. why: what was seen, where it was not answered.
-    model: what is served, where it was told. waited: seconds that the question waited for an answer in vain.
+    model: what is served, where it is known. waited: seconds that the question waited for an answer in vain.
     epoch: the same moment by the clock that `Counters.started` is of.
     """
 
@@ -116,20 +116,20 @@ class Judge:
         self._silent_s = 0.0
         self._silences = 0
         self._generated_s = 0.0
-        self._wish: tuple[State, int] = (State.UNKNOWN, 0)
+        self._pending: tuple[State, int] = (State.UNKNOWN, 0)
         self._seen: MetricsSample | None = None
         self._sick = self._sound = self._broken = 0
         self._corrupt = self._warm = False
-        self._stuck = self._told = ""
+        self._stuck = self._reason = ""
 
     def restarted(self, at: float) -> None:
-        """The engine was started anew: what was held against the old one is forgotten, and it gets its grace."""
+        """A new start: what counted against the old engine is forgotten, and the new one gets its grace."""
         self._began = self._moved = at
         self.starts += 1
         self._answered, self.last = False, None
         self.frozen_s = self._silent_s = self._generated_s = 0.0
         self._sick = self._sound = self._broken = 0
-        self._corrupt, self._stuck, self._told = False, "", ""
+        self._corrupt, self._stuck, self._reason = False, "", ""
         self._warm = False
 
     def sample(self, sample: MetricsSample) -> WatchVerdict:
@@ -144,22 +144,22 @@ class Judge:
 
     def canary(self, canary: CanaryResult) -> WatchVerdict:
         if canary.asked < self._began:
-            return self.verdict  # it was asked of an engine that is no more
+            return self.verdict  # it was asked of an engine that has gone
         self._warm = self._warm or canary.said in (Said.SOUND, Said.SICK)
         if canary.said is Said.SOUND:
             self._sound, self._stuck = self._sound + 1, ""
             if self._sound >= self.limits.confirm:
                 self._sick = self._broken = 0
-                self._corrupt, self._told = False, ""
+                self._corrupt, self._reason = False, ""
         elif canary.said is Said.SICK:
             self._sick, self._sound = self._sick + 1, 0
-            self._told = f"{canary.name}: {canary.why}"
+            self._reason = f"{canary.name}: {canary.why}"
         elif canary.said is Said.SILENT and self._moved < canary.asked:
             waited = canary.at - canary.asked
             self._stuck = f"a request of our own got no answer in {waited:.0f} s and no counter moved"
         elif canary.said is Said.BROKEN:
             self._broken, self._sound = self._broken + 1, 0
-            self._told = f"{canary.name}: {canary.why}"
+            self._reason = f"{canary.name}: {canary.why}"
         return self._settle(*self._raw(self._seen), canary.at) if self._seen else self.verdict
 
     def _count(self, now: Counters, at: float, step: float) -> None:
@@ -176,7 +176,7 @@ class Judge:
         self._generated_s = 0.0 if moved or not now.running else self._generated_s + step
         if before is not None and (now.corrupted or 0) > (before.corrupted or 0):
             self._corrupt, self._sound = True, 0
-            self._told = f"{now.corrupted or 0:.0f} requests with NaN logits since its start"
+            self._reason = f"{now.corrupted or 0:.0f} requests with NaN logits since its start"
         self.last, self._answered = now, True
 
     def _raw(self, sample: MetricsSample) -> tuple[State, str]:
@@ -192,9 +192,9 @@ class Judge:
         if still:
             return State.HUNG, still
         if self._broken >= self.limits.confirm:
-            return State.HUNG, f"/metrics answers, a generation does not: {self._told}"
+            return State.HUNG, f"/metrics answers, a generation does not: {self._reason}"
         if self._corrupt or self._sick >= self.limits.confirm:
-            return State.BABBLING, self._told
+            return State.BABBLING, self._reason
         return self._fine(now)
 
     def _cold(self, now: Counters, sample: MetricsSample) -> bool:
@@ -215,7 +215,7 @@ class Judge:
         return State.OK, load + self._doubt()
 
     def _doubt(self) -> str:
-        return f"; one sick answer, to be confirmed ({self._told})" if self._sick else ""
+        return f"; one sick answer, to be confirmed ({self._reason})" if self._sick else ""
 
     def _unanswered(self, sample: MetricsSample) -> tuple[State, str]:
         starting = not self._answered and sample.at - self._began < self.limits.start_grace_s
@@ -233,8 +233,8 @@ class Judge:
 
     def _settle(self, state: State, why: str, at: float) -> WatchVerdict:
         """Hysteresis: what is seen for the first time after good states, or after bad ones, has to be seen again."""
-        seen = self._wish[1] + 1 if self._wish[0] is state else 1
-        self._wish = (state, seen)
+        seen = self._pending[1] + 1 if self._pending[0] is state else 1
+        self._pending = (state, seen)
         now = self.verdict
         # HUNG and BABBLING were confirmed before they got here; between OK, BUSY and UNKNOWN nothing is at stake.
         needs_more = state in (State.UNREACHABLE, State.WRONG_ENGINE) or (state.good and now.state in _BAD)

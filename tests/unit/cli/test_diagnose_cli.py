@@ -54,7 +54,7 @@ def test_the_text_ends_with_what_to_do(tmp_path: Path) -> None:
     cause, fix = out.splitlines()[-2:]
     assert cause.startswith("root cause: no-kv-room: ")
     assert "--gpu-memory-utilization" in fix
-    assert "not told" in out
+    assert " unknown\n" in out
 
 
 def test_a_pipe_and_a_healthy_log(tmp_path: Path) -> None:

@@ -74,14 +74,14 @@ async def identity(probe: Probe) -> Result:
     served.max_model_len = length if isinstance(length, int) else probe.target.max_model_len
     _check_version(served.version, probe.target.vllm_version)
     age = await _started(probe, model)
-    told = f"model {served.model}, context {served.max_model_len or 'not told'}, vLLM {served.version or 'not told'}"
+    served_as = f"model {served.model}, context {served.max_model_len or 'unknown'}, vLLM {served.version or 'unknown'}"
     if probe.target.started_at is not None and age is None:
         return warn(
-            f"{told}, start time not told",
+            f"{served_as}, start time unknown",
             "an engine started with this container",
             remedy="make sure by hand that no older server holds this port",
         )
-    return ok(f"{told}{age or ''}", f"model {probe.target.model or 'any one'}")
+    return ok(f"{served_as}{age or ''}", f"model {probe.target.model or 'any one'}")
 
 
 def _models(reply: Reply) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ for _level, _seconds in ((4096, 3), (8192, 4), (16384, 8), (32768, 16)):
 async def loop_context(probe: Probe) -> Result:
     room = min(probe.room or 0, 33_000) - 512 - MARGIN
     if room < 3000:
-        return skipped(f"the context is {probe.room or 'not told'}: too short for a long prompt and 512 tokens")
+        return skipped(f"the context is {probe.room or 'unknown'}: too short for a long prompt and 512 tokens")
     scale = await measure(probe)
     if scale is None:
         return unknown("the server counts no prompt tokens, so the prompt cannot be sized")
