@@ -1,4 +1,4 @@
-"""The traps that depend on the engine's version: each makes a whole checkpoint corrupt or unloadable; each has a repair.
+"""The traps that depend on the engine's version: each makes a sound checkpoint corrupt or unloadable, and is repaired.
 
 Windows and sources: target.py.
 """

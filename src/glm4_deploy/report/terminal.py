@@ -34,8 +34,8 @@ def plan_text(
     gpus = f"{request.tensor_parallel_size} x " if request.tensor_parallel_size > 1 else ""
     lines = [
         f"{request.model.name} ({request.model.weights}) on {gpus}{request.gpu.label} with vLLM {version}",
-        f"  max_model_len {request.max_model_len}, max_num_seqs {request.max_num_seqs}, kv_cache_dtype {request.kv_cache_dtype},"
-        f" max_num_batched_tokens {plan.max_num_batched_tokens}",
+        f"  max_model_len {request.max_model_len}, max_num_seqs {request.max_num_seqs},"
+        f" kv_cache_dtype {request.kv_cache_dtype}, max_num_batched_tokens {plan.max_num_batched_tokens}",
         f"  gpu_memory_utilization {request.gpu_memory_utilization:g}{f': {solved}' if solved else ''}",
         f"  arithmetic: {kernel.name} ({kernel.why}{f'; {kernel.flaw}' if kernel.flaw else ''})",
         "",
