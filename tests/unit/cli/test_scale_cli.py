@@ -62,7 +62,11 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ((*ASK, "--calibration", "c.yaml", "--slo", "slo.yaml"), 2, "the SLO file limits goodput, which `scale` does not judge"),
+        (
+            (*ASK, "--calibration", "c.yaml", "--slo", "slo.yaml"),
+            2,
+            "SLO file limits goodput, which `scale` does not judge",
+        ),
         (ASK, 2, "this cannot be answered without a measured load"),
         (("--users", "-5"), 2, "--users"),
         ((*ASK, "--rate", "1"), 2, "either --users or --rate"),
