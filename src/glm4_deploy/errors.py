@@ -108,7 +108,7 @@ class EngineTimeout(DeployError):
 
 class PlanRefused(DeployError):
     exit_code = 13
-    meaning = "the wish cannot be met on this machine (memory, GPU, driver)"
+    meaning = "the settings cannot be met on this machine (memory, GPU, driver)"
 
 
 class Locked(DeployError):

@@ -29,3 +29,12 @@ def test_the_readme_documents_every_code() -> None:
         assert f"| {item.exit_code} | {item.meaning} |" in README, item.__name__
     for code in (INTERRUPTED, READER_GONE):
         assert f"| {code} | " in README
+
+
+def test_each_thing_to_do_is_one_hint() -> None:
+    assert DeployError("m").hints == ()
+    one = DeployError("m", hint="first", details=["d"])
+    two = one.advise("second", "")
+    assert (one.hints, two.hints, two.hint) == (("first",), ("first", "second"), "first")
+    assert (two.message, two.details) == ("m", ("d",))
+    assert two.wire() == {"message": "m", "hints": ["first", "second"], "details": ["d"], "exit_code": 70}

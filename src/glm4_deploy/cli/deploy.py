@@ -137,8 +137,8 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    wish = requested.plan(profile_of_this_host)
-    settings, deployment = wish.settings, wish.deployment
+    plan = requested.plan(profile_of_this_host)
+    settings, deployment = plan.settings, plan.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
     for flag in deployment.flags:
@@ -151,7 +151,7 @@ def up(
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
         result = Transaction(state_dir, candidate, progress, timeout=timeout).run("up", rollback=not no_rollback)
     here = gpu_here() if deployment.memory else None
-    planned = hold_plan(settings, wish.profile, deployment, result.start.facts, state_dir, here)
+    planned = hold_plan(settings, plan.profile, deployment, result.start.facts, state_dir, here)
     report_result(replace(result, planned=planned), "up", progress, json_=json_)
 
 
@@ -186,7 +186,7 @@ def _candidate(
 
 def down(
     volumes: Annotated[
-        bool, typer.Option("--volumes", help="Remove the cache volume too: the next start compiles anew.")
+        bool, typer.Option("--volumes", help="Remove the cache volume too: the next start compiles again.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing volumes.")] = False,
     state_dir: StateDir = STATE,

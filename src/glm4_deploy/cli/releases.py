@@ -184,7 +184,7 @@ def key_revoke(name: Annotated[str, typer.Argument()], directory: Directory = KE
 
 
 def image_group() -> None:
-    """Keep `build` a command of its own: a group of one would swallow its name."""
+    """Keep `build` a command: Typer drops the name of a group's only one."""
 
 
 def image_build(

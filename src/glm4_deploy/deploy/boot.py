@@ -196,7 +196,7 @@ class Boot:
         """The state of this start, which runs.
 
         Raises:
-            EngineDied: it does not, it restarted, the kernel killed a part of it, or its log tells of its end.
+            EngineDied: it does not, it restarted, the kernel killed a part of it, or its log shows its end.
         """
         state = self._engine.state()
         same = state.started is not None and state.started.id == self._started.id
@@ -300,13 +300,13 @@ def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
         except (OSError, ValueError, IndexError):
             continue
         children.setdefault(parent, []).append(int(path.parent.name))
-    total, waiting, told = 0, [pid], False
+    total, waiting, known = 0, [pid], False
     while waiting:
         one = waiting.pop()
         waiting += children.get(one, [])
         try:
             fields = dict(line.split(": ") for line in (proc / str(one) / "io").read_text().splitlines())
-            total, told = total + int(fields["read_bytes"]), True
+            total, known = total + int(fields["read_bytes"]), True
         except (OSError, ValueError, KeyError):
             continue
-    return total if told and pid else None
+    return total if known and pid else None

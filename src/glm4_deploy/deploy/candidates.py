@@ -15,7 +15,7 @@ from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, absolute
 from glm4_deploy.deploy.engines import ComposeEngine, Engine, ProcessEngine
 from glm4_deploy.deploy.keys import ensure_key, secret_key
-from glm4_deploy.deploy.releases import PIN, Files, Release, Store
+from glm4_deploy.deploy.releases import PIN, Files, Release, ReleaseImage, Store, content_of
 from glm4_deploy.deploy.replicas import ReplicaSet
 from glm4_deploy.deploy.state import Record, load_record
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
@@ -131,6 +131,11 @@ class Candidate:
     weights: CheckpointIdentity | None = None
     restores: str = ""
     """The release that it puts back."""
+
+    def content(self, image: ReleaseImage | None) -> str:
+        """Equal to that of a release which would start the same thing."""
+        fingerprint = self.weights.fingerprint if self.weights else None
+        return content_of(self.files.kept(), image, fingerprint, self.settings)
 
     @property
     def secrets(self) -> frozenset[str]:

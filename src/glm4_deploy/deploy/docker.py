@@ -85,6 +85,26 @@ def connect(*, timeout: float = 20) -> docker.DockerClient:
     return client
 
 
+BACK_SECONDS = 60.0
+
+
+def wait_for_docker() -> None:
+    """Until the Docker engine answers again: a restarted one is back within seconds.
+
+    Raises:
+        DockerMissing, DockerDenied: it is not back within BACK_SECONDS.
+    """
+    deadline = time.monotonic() + BACK_SECONDS
+    while True:
+        try:
+            connect(timeout=5)
+            return
+        except DockerMissing:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 @contextmanager
 def answering() -> Iterator[None]:
     """Whatever the SDK raises when the engine goes away in the middle becomes one error.

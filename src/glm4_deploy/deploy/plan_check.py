@@ -1,4 +1,4 @@
-"""After a start: the memory plan held against what the engine logged, and kept for the next plan on this host."""
+"""After a start: the memory plan compared with what the engine logged, and kept for the next plan on this host."""
 
 import json
 from dataclasses import asdict, fields, replace
@@ -73,14 +73,14 @@ def hold_plan(
     directory: Path,
     here: Gpu | None,
 ) -> tuple[Result, ...]:
-    """One row a figure, a warning where it is outside of the plan's range. Nothing where no plan was made (CPU) or the
-    log tells no memory.
+    """One row for each figure, a warning where it is outside the plan's range. Nothing where no plan was made (CPU), or
+    where the log does not say.
 
     It informs and does not judge: an engine that answers sanely serves, whatever the plan was. Recorded only where it
     is known which GPU this host has: the profile's may be another.
     """
-    wish = _wish(settings, profile, deployment, facts, here)
-    if wish is None or facts.kv_cache_gib is None:
+    request = _request(settings, profile, deployment, facts, here)
+    if request is None or facts.kv_cache_gib is None:
         return ()
     measured = MeasuredMemory(
         weights_gib=facts.weights_gib,
@@ -88,8 +88,8 @@ def hold_plan(
         kv_cache_tokens=facts.kv_cache_tokens,
         max_concurrency=facts.max_concurrency,
     )
-    plan = estimate(wish)
-    learnt = learn_from_starts(wish, plan, measured) if here is not None else None
+    plan = estimate(request)
+    learnt = learn_from_starts(request, plan, measured) if here is not None else None
     rows = compare_with_log(plan, measured)
     if learnt is None:
         return tuple(replace(row, remedy="") for row in rows)
@@ -100,7 +100,7 @@ def hold_plan(
     return rows
 
 
-def _wish(
+def _request(
     settings: Settings, profile: Profile, deployment: DeploymentSpec, facts: EngineFacts, here: Gpu | None
 ) -> MemoryRequest | None:
     """What was started, in the planner's terms, with the fraction as it was rendered."""
@@ -108,5 +108,5 @@ def _wish(
     gpu = here or (gpus()[profile.gpu] if profile.gpu else None)
     if gpu is None or fraction is None:
         return None
-    wish = memory_request(settings, profile, gpu)
-    return replace(wish, gpu_memory_utilization=float(fraction), first_start=facts.compile_cached is not True)
+    request = memory_request(settings, profile, gpu)
+    return replace(request, gpu_memory_utilization=float(fraction), first_start=facts.compile_cached is not True)

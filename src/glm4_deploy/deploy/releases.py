@@ -186,19 +186,19 @@ class Store:
     def releases(self) -> tuple[Release, ...]:
         return tuple(release for release in self.all() if isinstance(release, Release))
 
-    def find(self, wished: str) -> Release:
+    def find(self, name: str) -> Release:
         """By id, its number, or the beginning of the id.
 
         Raises:
             UsageError: none, more than one, or a damaged one.
         """
         everything = self.all()
-        exact = [one for one in everything if one.id == wished or (wished.isdigit() and _number(one.id) == int(wished))]
-        matches = exact or [one for one in everything if wished and one.id.startswith(wished)]
+        exact = [one for one in everything if one.id == name or (name.isdigit() and _number(one.id) == int(name))]
+        matches = exact or [one for one in everything if name and one.id.startswith(name)]
         if len(matches) != 1:
             known = ", ".join(one.id for one in everything[-5:]) or "none yet"
             what = "more than one release begins with" if matches else "no release"
-            raise UsageError(f"{what} {wished[:40]!r}", hint=f"see `glm4-deploy releases` (the last: {known})")
+            raise UsageError(f"{what} {name[:40]!r}", hint=f"see `glm4-deploy releases` (the last: {known})")
         if isinstance(matches[0], Damaged):
             raise UsageError(f"release {matches[0].id} is damaged: {matches[0].reason}", hint="choose another")
         return matches[0]
@@ -207,6 +207,15 @@ class Store:
         """The newest good release; with `but`, the newest whose content is another."""
         good = (release for release in reversed(self.releases()) if release.good)
         return next((release for release in good if release.content != but), None)
+
+    def usual_ready_seconds(self, model_dir: str) -> float | None:
+        """Median of what the last good starts of this model took to answer /health; None where there are none."""
+        same = sorted(
+            release.ready_seconds
+            for release in self.releases()[-10:]
+            if release.good and release.ready_seconds and release.endpoint.model_dir == model_dir
+        )
+        return same[len(same) // 2] if same else None
 
     def files_of(self, release: Release) -> Files:
         """The copies, as they were recorded.

@@ -25,11 +25,11 @@ from typing import Any, Protocol
 from glm4_deploy import __version__
 from glm4_deploy.deploy.boot import Boot
 from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate
-from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
+from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, connect, find_image, pull, wait_for_docker
 from glm4_deploy.deploy.endpoint import Endpoint, Started
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
-from glm4_deploy.deploy.releases import LOG_BYTES, Release, ReleaseDraft, ReleaseImage, Store, content_of
+from glm4_deploy.deploy.releases import LOG_BYTES, Release, ReleaseDraft, ReleaseImage, Store
 from glm4_deploy.deploy.state import Journal, JournalStage, Record, load_record, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, Judged, RollbackFailed, RolledBack, StorageError
 from glm4_deploy.files import write_text
@@ -42,12 +42,11 @@ from glm4_deploy.report_model import Report, Suite
 from glm4_deploy.result import Result, Status, verdict
 from glm4_deploy.text import head_and_tail, redact
 
-DOCKER_BACK_SECONDS = 60.0
 BOOT_LOG, REPORT = "boot.log", "smoke.json"
 
 
 class Listener(Protocol):
-    """Is told of progress; prints nothing to stdout."""
+    """Shows progress; prints nothing to stdout."""
 
     def note(self, text: str) -> None: ...
     def expect(self, ready_seconds: float | None) -> None: ...
@@ -278,13 +277,7 @@ class Transaction:
         """What is about to start is on record before it starts: `status` and `down` must find it whatever happens."""
         with suppress(StorageError):
             save_record(replace(self.result.record, release=self._kept_release()), self._directory)
-        model_dir = self._candidate.endpoint.model_dir
-        same = sorted(
-            release.ready_seconds
-            for release in self._store.releases()[-10:]
-            if release.good and release.ready_seconds and release.endpoint.model_dir == model_dir
-        )
-        self._listener.expect(same[len(same) // 2] if same else None)
+        self._listener.expect(self._store.usual_ready_seconds(self._candidate.endpoint.model_dir))
 
     def start_and_gate(self, engine: Engine, *, name: str = "", fresh: bool = False) -> None:
         """Start one engine, wait for /health, prove its identity, and gate it. name: which of several.
@@ -400,32 +393,27 @@ class Transaction:
             gate_seconds=result.gate_seconds,
         )
 
-    @property
-    def _content(self) -> str:
-        weights = self._candidate.weights
-        fingerprint = weights.fingerprint if weights else None
-        return content_of(self._candidate.files.kept(), self._image, fingerprint, self._candidate.settings)
-
     def _kept_release(self) -> str:
         """The good release that runs already and is the same as the candidate; '' where there is none."""
         record = load_record(self._directory) if self.result.kept else None
         if record is None:
             return ""
         mine = (one for one in self._store.releases() if one.id == record.release)
-        return next((one.id for one in mine if one.good and one.content == self._content), "")
+        return next((one.id for one in mine if one.good and one.content == self._candidate.content(self._image)), "")
 
     # restore: the last good release takes the place of what failed.
 
     def _restore(self, error: DeployError, *, rollback: bool) -> DeploymentResult:
         # Not the configuration that has just failed, unless it was already running and only degraded later.
-        good = self._store.last_good(but="" if self.result.kept else self._content)
+        good = self._store.last_good(but="" if self.result.kept else self._candidate.content(self._image))
         if good is None or not rollback:
             return DeploymentResult(start=self.result, error=left_alone(error, good.id if good else ""))
         self.note(f"putting release {good.id} back")
         self._enter(JournalStage.RESTORE)
         try:
             if isinstance(error, DockerMissing):
-                self._await_docker()
+                self.note(f"the Docker engine does not answer: waiting for it, at most {BACK_SECONDS:.0f} s")
+                wait_for_docker()
             restored = self._start_again(good)
         except DeployError as second:
             return DeploymentResult(start=self.result, error=rollback_failed(error, good.id, second))
@@ -450,23 +438,6 @@ class Transaction:
         again._bring_up()
         again._record()
         return again.result
-
-    def _await_docker(self) -> None:
-        """A restarted engine is back within seconds.
-
-        Raises:
-            DockerMissing, DockerDenied
-        """
-        deadline = time.monotonic() + DOCKER_BACK_SECONDS
-        self.note(f"the Docker engine does not answer: waiting for it, at most {DOCKER_BACK_SECONDS:.0f} s")
-        while True:
-            try:
-                connect(timeout=5)
-                return
-            except DockerMissing:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
 
     # What an engine may ask for at any time (`engines.Steps`).
 

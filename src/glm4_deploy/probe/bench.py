@@ -153,5 +153,5 @@ def _failed(last: Sequence[str]) -> DeployError:
         (line for line in reversed(last) if "Error" in line or "error" in line), last[-1] if last else "nothing"
     )
     return Judged(
-        f"the load generator failed: {cause[:300]}", hint="run `glm4-deploy smoke` first; read the engine's log"
+        f"the load generator failed: {cause[:300]}", hint=("run `glm4-deploy smoke` first", "read the engine's log")
     )

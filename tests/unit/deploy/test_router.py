@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from glm4_deploy.deploy import replicas as room
-from glm4_deploy.deploy.replicas import RouterClient, address_of, wait_idle
-from glm4_deploy.errors import Unreachable
+from glm4_deploy.deploy.compose_cli import Compose
+from glm4_deploy.deploy.engines import Engine, RunState
+from glm4_deploy.deploy.replicas import Replica, ReplicaSet, RouterClient, address_of, wait_idle
+from glm4_deploy.errors import EngineDied, Unreachable
 from glm4_deploy.render.compose import ROUTER
 from servers.reference import Reference
 from servers.serve import serving
@@ -115,14 +118,14 @@ def test_an_engine_is_idle_when_it_counts_no_request(pool: Pool) -> None:
     assert wait_idle("http://127.0.0.1:9", 5) is None, "one that does not answer has nothing to finish"
 
 
-def test_a_router_that_is_not_there_or_another_server_is_told() -> None:
+def test_a_router_that_is_not_there_or_another_server_is_reported() -> None:
     with pytest.raises(Unreachable, match="does not answer"):
         RouterClient(base_url="http://127.0.0.1:9").take_out("a")
     with serving(Reference()) as other, pytest.raises(Unreachable, match="refuses"):
         RouterClient(base_url=other).workers()
 
 
-def test_other_engines_than_wished_are_not_ready(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_engines_than_these_are_not_ready(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "READY_SECONDS", 0.6)
     with pytest.raises(Unreachable, match="not ready with 1 engines"):
         pool.client.wait_ready(pool.services[:1])
@@ -130,3 +133,88 @@ def test_other_engines_than_wished_are_not_ready(pool: Pool, monkeypatch: pytest
 
 def test_the_address_is_the_one_that_the_rendered_file_gives() -> None:
     assert address_of("glm4-9b-nvfp4-1") == "http://glm4-9b-nvfp4-1:8080"
+
+
+class Files:
+    """Stands for `docker compose up` on a project in which everything runs already."""
+
+    def up(self, **_: object) -> None:
+        pass
+
+
+class Running(Replica):
+    """One of the pool's engines, at the address that its container would have."""
+
+    def __init__(self, service: str, *, kept: bool) -> None:
+        self._service, self._kept = service, kept
+
+    def keeps(self) -> bool:
+        return self._kept
+
+    def address(self) -> str:
+        return f"http://{self._service}"
+
+    def state(self) -> RunState:
+        return RunState(running=True, started=None)
+
+
+@dataclass(kw_only=True)
+class Roll:
+    """The transaction's side of a roll: which engines the router held while each one was started and gated."""
+
+    pool: Pool
+    fails: str = ""
+    fresh: bool = False
+    rolling: bool = True
+    held: dict[str, set[str]] = field(default_factory=dict)
+    stopped: list[Engine] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def start_and_gate(self, engine: Engine, *, name: str = "", fresh: bool = False) -> None:
+        assert not fresh
+        self.held[name] = {url.removeprefix("http://") for url in self.pool.client.workers()}
+        if name == self.fails:
+            raise EngineDied("it died")
+
+    def gate_router(self, name: str, only: tuple[str, ...]) -> None:
+        self.held[name] = {url.removeprefix("http://") for url in self.pool.client.workers()}
+
+    def stop(self, engine: Engine) -> bool:
+        self.stopped.append(engine)
+        return True
+
+
+def replica_set(pool: Pool, *kept: str) -> ReplicaSet:
+    made = object.__new__(ReplicaSet)
+    made.services, made._base_url, made._compose = pool.services, pool.client.base_url, cast("Compose", Files())
+    made.replicas = {name: Running(name, kept=name in kept) for name in pool.services}
+    return made
+
+
+def test_a_roll_takes_one_engine_out_at_a_time_and_gates_the_router_last(pool: Pool) -> None:
+    first, second = pool.services
+    roll = Roll(pool=pool)
+    replica_set(pool).bring_up(roll)
+    assert list(roll.held.items()) == [(first, {second}), (second, {first}), ("router", {first, second})]
+    assert roll.stopped == []
+
+
+def test_an_engine_that_runs_from_these_files_goes_on_serving_while_it_is_gated(pool: Pool) -> None:
+    first, second = pool.services
+    roll = Roll(pool=pool)
+    replica_set(pool, first, second).bring_up(roll)
+    assert list(roll.held.values()) == [{first, second}] * 3
+
+
+def test_the_first_engine_that_fails_ends_the_roll_stopped_and_out(pool: Pool) -> None:
+    first, second = pool.services
+    roll, replicas = Roll(pool=pool, fails=first), replica_set(pool)
+    with pytest.raises(EngineDied):
+        replicas.bring_up(roll)
+    assert list(roll.held) == [first], "the second was not touched"
+    assert roll.stopped == [replicas.replicas[first]]
+    assert pool.client.workers() == {f"http://{second}": True}
+    pool.client.put_back(first)
+    pool.client.wait_ready(pool.services)

@@ -1,0 +1,72 @@
+"""`status` believes neither a process that runs nor a model list: /health must agree."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
+from glm4_deploy.deploy.state import Journal, JournalStage, Record
+from glm4_deploy.deploy.status import StatusReport, read_status
+from glm4_deploy.report.wire import to_wire
+from glm4_deploy.result import Status
+from servers import broken
+from servers.reference import Reference
+from servers.serve import serving
+
+
+def status_of(base_url: str, directory: Path, *, model: str = "glm-4-9b-chat") -> StatusReport:
+    """Of an engine on record that this very process stands for."""
+    port = urlsplit(base_url).port or 0
+    endpoint = Endpoint(
+        runner=EngineKind.PROCESS, project="p", service="s", profile="cpu", base_url=base_url, bind="127.0.0.1",
+        port=port, model=model, model_dir="/m", max_model_len=512, start_period=1,
+    )  # fmt: skip
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    (directory / "engine.pid").write_text(f"{os.getpid()}:{ticks} 1.0\n")
+    record = Record(endpoint=endpoint, verdict=Status.OK, release="0001-x")
+    return read_status(record, recorded_engine(record, directory), directory)
+
+
+def test_one_that_answers_everything_is_up(tmp_path: Path) -> None:
+    with serving(Reference()) as base_url:
+        report = status_of(base_url, tmp_path)
+    assert (report.up, report.why, report.health) == (True, "", 200)
+    assert report.report().verdict is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("app", "model", "why"),
+    [
+        (broken.Sick(), "glm-4-9b-chat", "/health answers 500"),
+        (Reference(model="another"), "glm-4-9b-chat", "serves another, not glm-4-9b-chat"),
+    ],
+)
+def test_one_that_runs_and_is_not_well_is_not_up(app: Reference, model: str, why: str, tmp_path: Path) -> None:
+    with serving(app) as base_url:
+        report = status_of(base_url, tmp_path, model=model)
+    assert not report.up
+    assert why in report.why
+    assert report.report().exit_code == 1
+
+
+def test_one_that_does_not_answer_is_not_up(tmp_path: Path) -> None:
+    report = status_of("http://127.0.0.1:9", tmp_path)
+    assert report.why.startswith("no answer at http://127.0.0.1:9/health")
+
+
+def test_one_that_was_never_judged_is_not_up(tmp_path: Path) -> None:
+    Journal(tmp_path, "up", "").stage(JournalStage.GATE)
+    with serving(Reference()) as base_url:
+        report = status_of(base_url, tmp_path)
+    assert "up was cut off in the stage `gate`" in report.why
+
+
+def test_json_has_what_scripts_ask_for_in_front_and_the_rest_whole(tmp_path: Path) -> None:
+    with serving(Reference()) as base_url:
+        wire = to_wire(status_of(base_url, tmp_path))
+    assert (wire["up"], wire["runner"], wire["release"], wire["last_verdict"]) == (True, "process", "0001-x", "ok")
+    assert wire["record"]["endpoint"]["base_url"] == base_url
+    assert wire["state"]["running"] is True
