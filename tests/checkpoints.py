@@ -1,4 +1,4 @@
-"""Checkpoints made in the test: a whole tiny GLM, plain or in NVFP4, in one shard or more: real safetensors files."""
+"""Checkpoints for the tests: a complete tiny GLM, plain or in NVFP4, in one or more real safetensors files."""
 
 import json
 import shutil
@@ -31,20 +31,20 @@ def config(layers: int = 2, **more: Any) -> dict[str, Any]:
 
 def linears(layers: int) -> dict[str, tuple[int, int]]:
     """Name → [rows, columns] of each linear layer, gate and up fused."""
-    found = {}
+    sizes = {}
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
-        found[f"{prefix}self_attn.q_proj"] = (HEADS * HEAD_DIM, HIDDEN)
-        found[f"{prefix}self_attn.k_proj"] = (KV_HEADS * HEAD_DIM, HIDDEN)
-        found[f"{prefix}self_attn.v_proj"] = (KV_HEADS * HEAD_DIM, HIDDEN)
-        found[f"{prefix}self_attn.o_proj"] = (HIDDEN, HEADS * HEAD_DIM)
-        found[f"{prefix}mlp.gate_up_proj"] = (2 * FFN, HIDDEN)
-        found[f"{prefix}mlp.down_proj"] = (HIDDEN, FFN)
-    return found
+        sizes[f"{prefix}self_attn.q_proj"] = (HEADS * HEAD_DIM, HIDDEN)
+        sizes[f"{prefix}self_attn.k_proj"] = (KV_HEADS * HEAD_DIM, HIDDEN)
+        sizes[f"{prefix}self_attn.v_proj"] = (KV_HEADS * HEAD_DIM, HIDDEN)
+        sizes[f"{prefix}self_attn.o_proj"] = (HIDDEN, HEADS * HEAD_DIM)
+        sizes[f"{prefix}mlp.gate_up_proj"] = (2 * FFN, HIDDEN)
+        sizes[f"{prefix}mlp.down_proj"] = (HIDDEN, FFN)
+    return sizes
 
 
 def tensors(layers: int = 2, *, nvfp4: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
-    """All tensors of a sound model. FP8 scales and packed weights are their bytes; plain weights are float16."""
+    """All tensors of a healthy model. FP8 scales and packed weights are raw bytes; plain weights are float16."""
     rng = np.random.default_rng(seed)
 
     def plain(*shape: int) -> np.ndarray:
@@ -77,19 +77,19 @@ def packed(name: str, rows: int, columns: int, rng: np.random.Generator) -> dict
     }
 
 
-# NumPy has no FP8: the bytes are saved as U8 under this dtype, and the header is corrected after.
+# NumPy has no FP8: this dtype marks its bytes, which are saved as U8 before the header is corrected.
 F8 = np.dtype([("f8", np.uint8)])
 
 
-def save(path: Path, held: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """A real safetensors file: the reference library writes it; then the dtype of FP8 tensors is put right."""
+def save(path: Path, stored: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the reference library, then correct the dtype of FP8 tensors."""
     save_file(
-        {name: value.view(np.int8) if value.dtype == F8 else value for name, value in held.items()}, path, metadata
+        {name: value.view(np.int8) if value.dtype == F8 else value for name, value in stored.items()}, path, metadata
     )
     blob = path.read_bytes()
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
-    for name, value in held.items():
+    for name, value in stored.items():
         if value.dtype == F8:
             header[name]["dtype"] = "F8_E4M3"
     write_raw(path, header, blob[8 + length :])
@@ -102,8 +102,8 @@ def write_raw(path: Path, header: Any, data: bytes) -> None:
 
 
 def read(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every tensor of a directory as (dtype, shape, bytes), read by the reference library's own header rules."""
-    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    """Every tensor of a directory as (dtype, shape, bytes); the reference library must accept each file."""
+    content: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as opened:
             names = set(opened.keys())
@@ -114,12 +114,13 @@ def read(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         assert set(header) == names
         for name, entry in header.items():
             low, high = entry["data_offsets"]
-            found[name] = (entry["dtype"], tuple(entry["shape"]), blob[start + low : start + high])
-    return found
+            content[name] = (entry["dtype"], tuple(entry["shape"]), blob[start + low : start + high])
+    assert content, f"no tensors in {directory}"
+    return content
 
 
 def e4m3(data: bytes) -> np.ndarray:
-    """FP8 E4M3 (no infinity, 0x7F is NaN) to float32, from its definition."""
+    """FP8 E4M3 (no infinity, 0x7F is NaN) to float32, by its definition."""
     bits = np.frombuffer(data, np.uint8).astype(np.int32)
     exponent, mantissa = (bits >> 3) & 0xF, bits & 7
     value = np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6)
@@ -127,25 +128,25 @@ def e4m3(data: bytes) -> np.ndarray:
     return np.where(bits & 0x80, -value, value).astype(np.float32)
 
 
-def dequantise(held: dict[str, tuple[str, tuple[int, ...], bytes]], layer: str) -> np.ndarray:
-    """e2m1 · weight_scale / weight_global_scale as float32 [rows, columns], from the format's description."""
-    _, (rows, half), data = held[f"{layer}.weight_packed"]
+def dequantise(stored: dict[str, tuple[str, tuple[int, ...], bytes]], layer: str) -> np.ndarray:
+    """e2m1 · weight_scale / weight_global_scale as float32 [rows, columns], by the format's description."""
+    _, (rows, half), data = stored[f"{layer}.weight_packed"]
     raw = np.frombuffer(data, np.uint8).reshape(rows, half)
     nibbles = np.stack([raw & 0xF, raw >> 4], axis=-1).reshape(rows, 2 * half)
     values = np.where(nibbles & 8, -E2M1[nibbles & 7], E2M1[nibbles & 7])
-    scale = e4m3(held[f"{layer}.weight_scale"][2]).reshape(rows, -1)
-    divisor = np.frombuffer(held[f"{layer}.weight_global_scale"][2], np.float32)[0]
+    scale = e4m3(stored[f"{layer}.weight_scale"][2]).reshape(rows, -1)
+    divisor = np.frombuffer(stored[f"{layer}.weight_global_scale"][2], np.float32)[0]
     return values * np.repeat(scale, 16, axis=1) / divisor
 
 
-def every_weight(held: dict[str, tuple[str, tuple[int, ...], bytes]]) -> dict[str, np.ndarray]:
-    """All dequantised matrices, gate and up as one, whichever way they are stored."""
-    layers = [name.removesuffix(".weight_packed") for name in held if name.endswith(".weight_packed")]
-    found = {layer: dequantise(held, layer) for layer in layers}
-    for layer in [name for name in found if name.endswith("mlp.gate_proj")]:
-        up = found.pop(layer.replace("gate_proj", "up_proj"))
-        found[layer.replace("gate_proj", "gate_up_proj")] = np.concatenate([found.pop(layer), up])
-    return found
+def every_weight(stored: dict[str, tuple[str, tuple[int, ...], bytes]]) -> dict[str, np.ndarray]:
+    """All dequantised matrices, gate and up as one, however they are stored."""
+    layers = [name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")]
+    weights = {layer: dequantise(stored, layer) for layer in layers}
+    for layer in [name for name in weights if name.endswith("mlp.gate_proj")]:
+        up = weights.pop(layer.replace("gate_proj", "up_proj"))
+        weights[layer.replace("gate_proj", "gate_up_proj")] = np.concatenate([weights.pop(layer), up])
+    return weights
 
 
 def quantization_config() -> dict[str, Any]:
@@ -153,7 +154,7 @@ def quantization_config() -> dict[str, Any]:
 
 
 def checkpoint(directory: Path, *, nvfp4: bool = True, shards: int = 1, layers: int = 2, healthy: bool = True) -> Path:
-    """A whole checkpoint directory; `healthy` for vLLM 0.13 but for gate_up where it is NVFP4 and fused."""
+    """A complete checkpoint directory; `healthy` for vLLM 0.13, except for the fused gate_up if it is NVFP4."""
     directory.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         shutil.copy(DATA / name, directory / name)
@@ -172,23 +173,23 @@ def checkpoint(directory: Path, *, nvfp4: bool = True, shards: int = 1, layers: 
                 for key in ("scale_dtype", "zp_dtype"):
                     del document["quantization_config"]["config_groups"]["group_0"][part][key]
     put(directory / "config.json", document)
-    held = tensors(layers, nvfp4=nvfp4)
+    stored = tensors(layers, nvfp4=nvfp4)
     if shards == 1:
-        save(directory / "model.safetensors", held, {"format": "pt"})
+        save(directory / "model.safetensors", stored, {"format": "pt"})
     else:
-        save_sharded(directory, held, shards)
+        save_sharded(directory, stored, shards)
     return directory
 
 
-def save_sharded(directory: Path, held: dict[str, np.ndarray], shards: int) -> None:
-    names = sorted(held)
+def save_sharded(directory: Path, stored: dict[str, np.ndarray], shards: int) -> None:
+    names = sorted(stored)
     weight_map = {}
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         part = names[number::shards]
-        save(directory / file, {name: held[name] for name in part}, {"format": "pt"})
+        save(directory / file, {name: stored[name] for name in part}, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
-    total = sum(value.nbytes for value in held.values())
+    total = sum(value.nbytes for value in stored.values())
     put(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

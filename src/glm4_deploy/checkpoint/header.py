@@ -1,35 +1,34 @@
-"""The header of a safetensors file, read without loading a tensor and without trusting a byte.
+"""JSON and safetensors headers from untrusted files: bounded, checked, and with one kind of failure each.
 
-Format (huggingface/safetensors README): 8 bytes little-endian N, N bytes of JSON, then the data. The JSON maps each
-tensor to dtype, shape and [begin, end) within the data; the ranges cover the data without hole or overlap.
+A safetensors file (huggingface/safetensors README): 8 bytes little-endian N, N bytes of JSON, then the data. The JSON
+maps each tensor to dtype, shape and [begin, end) within the data; the ranges cover the data without hole or overlap.
 """
 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-# JSON from strangers: bounded, without duplicate keys, and with one kind of failure.
-
-MAX_DEPTH = 64  # config.json has 5 levels; what copies and writes a document goes a frame or two deeper a level
+MAX_DEPTH = 64  # config.json has 5 levels; copying and writing a document recurses a frame or two per level
 
 
 class MalformedJsonError(ValueError):
-    """Why a text is not the JSON object that was expected, in one phrase."""
+    """Why a text is not the expected JSON object, in one phrase."""
 
 
 def parse_object(data: bytes, *, unique: bool = True) -> dict[str, Any]:
     """Parse a JSON object. The caller bounds the size of `data`.
 
     Args:
-        unique: refuse duplicate keys and deep nesting too.
+        unique: refuse duplicate keys, and nesting deeper than MAX_DEPTH.
 
     Raises:
-        MalformedJsonError: not UTF-8, not JSON, nested too deep, a number too long, a duplicate key, not an object.
+        MalformedJsonError: not UTF-8, not JSON, nested too deeply, a number too long, a duplicate key, not an object.
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if unique else None)
@@ -40,14 +39,14 @@ def parse_object(data: bytes, *, unique: bool = True) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise MalformedJsonError(f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
-        raise MalformedJsonError("nested too deep") from None
+        raise MalformedJsonError("nested too deeply") from None
     except ValueError:
-        # CPython refuses integers of more than 4300 digits; its words speak of sys.set_int_max_str_digits.
+        # CPython refuses integers of more than 4300 digits; its message suggests sys.set_int_max_str_digits.
         raise MalformedJsonError("has an integer of thousands of digits") from None
     if not isinstance(value, dict):
-        raise MalformedJsonError(f"holds a {type(value).__name__}, not an object")
-    if unique and _deep(value):
-        raise MalformedJsonError(f"nested too deep (limit {MAX_DEPTH})")
+        raise MalformedJsonError(f"contains a {type(value).__name__}, not an object")
+    if unique and _too_deep(value):
+        raise MalformedJsonError(f"nested too deeply (limit {MAX_DEPTH})")
     return value
 
 
@@ -56,13 +55,13 @@ class _Tokenizer(BaseModel):
 
 
 def parse_tokenizer(data: bytes) -> dict[str, Any]:
-    """Check the whole of a tokenizer.json, but keep `added_tokens` alone (None where there is none).
+    """Check all of a tokenizer.json, but keep only `added_tokens` (None if it has none).
 
-    pydantic's parser makes no Python object of what it leaves out: for 20 MB of words a quarter of the time and half
-    of the memory. What it refuses is parsed again by `parse_object`, which decides and has the words for it.
+    pydantic's parser creates no Python objects for what it skips: for 20 MB of words a quarter of the time and half of
+    the memory. What it refuses is parsed again by `parse_object`, which decides and has the message.
 
     Raises:
-        MalformedJsonError: as `parse_object` with `unique` off: the file is only read.
+        MalformedJsonError: as `parse_object` with `unique` off: this file is never written back.
     """
     try:
         tokens = _Tokenizer.model_validate_json(data).added_tokens
@@ -71,8 +70,8 @@ def parse_tokenizer(data: bytes) -> dict[str, Any]:
     return {"added_tokens": tokens}
 
 
-def _deep(value: Any) -> bool:
-    """Nested deeper than MAX_DEPTH; level by level, so that no depth can exhaust the stack."""
+def _too_deep(value: Any) -> bool:
+    """Nested deeper than MAX_DEPTH. Level by level, so that no depth can exhaust the stack."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -89,21 +88,19 @@ def _deep(value: Any) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise MalformedJsonError(f"names {key[:80]!r} twice")
-            seen.add(key)
+        duplicate = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise MalformedJsonError(f"names {duplicate[:80]!r} twice")
     return value
 
 
-# The format allows 100 MB. A GLM-4-9B needs 0.2 MB; what is far above that is damage or an attack on memory.
+# The format allows 100 MB. GLM-4-9B needs 0.2 MB; a header far above that is damage or an attack on memory.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_RANK = 8
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # a zip of torch.save; a bare pickle
+# A zip file as torch.save writes it, or a bare pickle.
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
-# Bits an element. Order: the one in which the reference serialiser lays tensors out, widest last.
+# Bits per element, in the order in which the reference serialiser lays out tensors, widest last.
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
     "F4": 4,
@@ -129,16 +126,22 @@ DTYPE_BITS: Mapping[str, int] = {
 
 
 class HeaderFault(ValueError):
-    """Why a file is not a whole safetensors file, in one phrase for the user."""
+    """Why a file is not a complete safetensors file, in one phrase for the user."""
 
 
 class LfsPointer(HeaderFault):
-    """The file is the few lines that Git LFS leaves where it did not download the content."""
+    """The file is the placeholder that Git LFS leaves where it did not download the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """One tensor on disk. `start` is its absolute byte offset in `shard` (a file name); `nbytes` its length."""
+    """One tensor on disk.
+
+    Attributes:
+        shard: name of its file.
+        start: offset of its data in that file, in bytes.
+        nbytes: length of its data.
+    """
 
     name: str
     dtype: str
@@ -154,7 +157,13 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a shard says of itself. `tensors` in the order of their data; `digest` is the SHA-256 of the JSON."""
+    """The header of a shard.
+
+    Attributes:
+        tensors: in the order of their data.
+        data_start: offset of the first tensor's data, in bytes.
+        digest: SHA-256 of the header's JSON.
+    """
 
     tensors: tuple[Tensor, ...]
     metadata: Mapping[str, str]
@@ -166,17 +175,17 @@ def read_header(file: BinaryIO, *, size: int, shard: str) -> Header:
     """Read and check the header of an open safetensors file of `size` bytes.
 
     Raises:
-        HeaderFault: not a whole, well-formed safetensors file; the message is one phrase.
+        HeaderFault: not a complete, well-formed safetensors file; the message is one phrase.
         OSError: the file cannot be read.
     """
     prefix = file.read(min(size, 512))
     if prefix.startswith(LFS_MAGIC):
         raise LfsPointer(f"a Git LFS pointer of {size} bytes, not the weights")
     if len(prefix) < 8:
-        raise HeaderFault(f"{size} bytes long: no safetensors file is that short")
+        raise HeaderFault(f"{size} bytes long: too short for a safetensors file")
     length = int.from_bytes(prefix[:8], "little")
     if length > MAX_HEADER_BYTES and prefix.startswith(PICKLE_MAGIC):
-        raise HeaderFault("a pickle (torch.save), which runs code when it is loaded: refused")
+        raise HeaderFault("a pickle (torch.save), which runs code when loaded: refused")
     if length > MAX_HEADER_BYTES:
         raise HeaderFault(f"claims a header of {length} bytes (limit {MAX_HEADER_BYTES}): not a safetensors file")
     if 8 + length > size:
@@ -184,7 +193,7 @@ def read_header(file: BinaryIO, *, size: int, shard: str) -> Header:
     file.seek(8)
     raw = file.read(length)
     if len(raw) != length:
-        raise HeaderFault("ends within its header")
+        raise HeaderFault("ends inside its header")
     return parse_header(raw, size=size, shard=shard)
 
 
@@ -224,9 +233,9 @@ def _tensor(name: str, entry: Any, *, shard: str, data_start: int) -> Tensor:
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderFault(f"bad header: tensor {shown} has an unknown dtype {str(dtype)[:20]!r}")
     if not _naturals(shape) or len(shape) > MAX_RANK:
-        raise HeaderFault(f"bad header: tensor {shown} has no sane shape")
+        raise HeaderFault(f"bad header: tensor {shown} has an invalid shape")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise HeaderFault(f"bad header: tensor {shown} has no sane data_offsets")
+        raise HeaderFault(f"bad header: tensor {shown} has invalid data_offsets")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     nbytes = offsets[1] - offsets[0]
     if bits != nbytes * 8:
@@ -235,7 +244,7 @@ def _tensor(name: str, entry: Any, *, shard: str, data_start: int) -> Tensor:
 
 
 def _encodable(names: Iterable[str]) -> bool:
-    """JSON can name half a surrogate pair, which no file or terminal can."""
+    """JSON can contain half a surrogate pair, which cannot be written as UTF-8."""
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
@@ -248,7 +257,7 @@ def _naturals(value: Any) -> bool:
 
 
 def _check_cover(tensors: list[Tensor], *, data_start: int, size: int) -> None:
-    """The ranges must follow each other from the first byte of the data to the last of the file."""
+    """The ranges must follow one another from the first byte of the data to the end of the file."""
     position = data_start
     for tensor in tensors:
         if tensor.start != position:

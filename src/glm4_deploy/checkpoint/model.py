@@ -1,4 +1,4 @@
-"""The model that config.json describes, the engine that is to load it, and what every rule shares."""
+"""The model that config.json describes, the engine that will load it, and what every rule shares."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.plan.engine_rules import ModelShape, StoredModel, WeightFormat
 from glm4_deploy.result import Result
 
-# From config.json to the tensors that a GLM checkpoint must have; and how its linear layers are stored.
-
 ARCHITECTURE = "GlmForCausalLM"
 NVFP4_FORMAT = "nvfp4-pack-quantized"
 GROUP_SIZE = 16  # weights that share one FP8 scale
@@ -20,11 +18,11 @@ PARTS = ("weight_packed", "weight_scale", "weight_global_scale", "input_global_s
 GATE_UP, GATE, UP = "mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj"
 FLOATS = ("BF16", "F16", "F32")
 MAX_LAYERS = 1000
-Wanted: TypeAlias = tuple[str, tuple[int, ...], tuple[str, ...]]  # a tensor's name, its shape, the dtypes allowed
+ExpectedTensor: TypeAlias = tuple[str, tuple[int, ...], tuple[str, ...]]  # name, shape, allowed dtypes
 
 
 class BadConfigError(ValueError):
-    """What config.json lacks to say which tensors there must be, in one phrase."""
+    """Why config.json does not determine the tensors, in one phrase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class Linear:
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Read the dimensions; what config.json leaves out has GlmConfig's default. Raises BadConfigError."""
+    """Read the dimensions; a missing key has GlmConfig's default. Raises BadConfigError."""
 
     def size(key: str, default: int | None = None, limit: int = 2**31) -> int:
         value = config.get(key, default)
@@ -63,7 +61,11 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
 
 
 def layer_linears(shape: ModelShape, layer: int, *, split: bool) -> tuple[Linear, ...]:
-    """The linear layers of one decoder layer, gate and up apart where `split`."""
+    """The linear layers of one decoder layer.
+
+    Args:
+        split: gate and up are separate layers.
+    """
     prefix = f"model.layers.{layer}."
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     mlp = ((GATE, shape.ffn), (UP, shape.ffn)) if split else ((GATE_UP, 2 * shape.ffn),)
@@ -77,10 +79,10 @@ def layer_linears(shape: ModelShape, layer: int, *, split: bool) -> tuple[Linear
     )
 
 
-def expected_tensors(shape: ModelShape, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
-    """Each tensor that must be there.
+def expected_tensors(shape: ModelShape, tensors: Mapping[str, Tensor]) -> Iterator[ExpectedTensor]:
+    """Each tensor that the checkpoint must have.
 
-    What is there decides between the ways to store a linear layer: plain or NVFP4, gate and up fused or apart.
+    A linear layer may be stored plain or in NVFP4, and gate and up fused or separate: `tensors` decides which.
     """
     plain = [("model.embed_tokens.weight", (shape.vocab, shape.hidden)), ("model.norm.weight", (shape.hidden,))]
     linears: list[Linear] = []
@@ -100,7 +102,7 @@ def is_stored(linear: str, tensors: Mapping[str, Tensor]) -> bool:
     return f"{linear}.weight" in tensors or f"{linear}.weight_packed" in tensors
 
 
-def _stored(linear: Linear, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
+def _stored(linear: Linear, tensors: Mapping[str, Tensor]) -> Iterator[ExpectedTensor]:
     if linear.bias:
         yield f"{linear.name}.bias", (linear.rows,), FLOATS
     if f"{linear.name}.weight_packed" not in tensors:
@@ -114,7 +116,7 @@ def _stored(linear: Linear, tensors: Mapping[str, Tensor]) -> Iterator[Wanted]:
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """Weights of the model: two a packed byte; scales are not weights."""
+    """Weights of the model: two per packed byte; scales do not count."""
     scales = tuple(f".{part}" for part in PARTS[1:])
     return sum(
         tensor.elements * (2 if tensor.name.endswith(".weight_packed") else 1)
@@ -124,13 +126,13 @@ def parameters(checkpoint: Checkpoint) -> int:
 
 
 def quantization_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """`quantization_config` of config.json; None for a checkpoint that is not quantised."""
+    """`quantization_config` of config.json; None if the checkpoint is not quantised."""
     value = (checkpoint.config or {}).get("quantization_config")
     return value if isinstance(value, dict) else None
 
 
 def quantization_format(checkpoint: Checkpoint) -> str | None:
-    """ "nvfp4-pack-quantized", or another format or method; None for a checkpoint that is not quantised."""
+    """The format, such as "nvfp4-pack-quantized", or else the method; None if the checkpoint is not quantised."""
     settings = quantization_config(checkpoint)
     if settings is None:
         return None
@@ -142,39 +144,39 @@ def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
     """What the planner needs to know of a checkpoint.
 
     Raises:
-        BadConfigError: config.json lacks a dimension, or the tensors are not all there.
+        BadConfigError: config.json lacks a dimension, or a shard is missing.
     """
     shape = model_shape(checkpoint.config or {})
     size = sum(tensor.nbytes for shard in checkpoint.shards for tensor in shard.header.tensors)
-    if not size or not checkpoint.whole:
+    if not size or not checkpoint.complete:
         raise BadConfigError("the checkpoint is incomplete")
     weights = WeightFormat.BF16 if quantization_format(checkpoint) is None else WeightFormat.NVFP4
     return StoredModel(name=name, weights=weights, checkpoint_bytes=size, shape=shape)
 
 
 def foreign_quantization(checkpoint: Checkpoint) -> bool:
-    """Quantised, but not in the way that this module knows."""
+    """Quantised in another way than compressed-tensors' NVFP4."""
     return quantization_format(checkpoint) not in (None, NVFP4_FORMAT)
 
 
 def quantized_layers(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Names of the linear layers that are stored packed."""
+    """Names of the linear layers that are stored in NVFP4."""
     suffix = ".weight_packed"
     return tuple(tensor.name.removesuffix(suffix) for tensor in checkpoint.tensors if tensor.name.endswith(suffix))
 
 
 def fused_nvfp4(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Names of the packed `…mlp.gate_up_proj` layers."""
+    """Names of the NVFP4 `…mlp.gate_up_proj` layers."""
     return tuple(name for name in quantized_layers(checkpoint) if name.endswith(GATE_UP))
 
 
 def split_layers(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Prefixes (`model.layers.3.`) of the decoder layers that store gate apart from up."""
+    """Prefixes (`model.layers.3.`) of the decoder layers that store gate and up separately."""
     ends = (f"{GATE}.weight", f"{GATE}.weight_packed")
     return tuple(tensor.name.split(GATE)[0] for tensor in checkpoint.tensors if tensor.name.endswith(ends))
 
 
-# What the engine that will load the checkpoint needs: the windows of vLLM versions, each with its source.
+# What the engine needs: ranges of vLLM versions, each with its source.
 
 
 class GateUp(StrEnum):
@@ -187,11 +189,11 @@ class GateUp(StrEnum):
 
 # vllm#39765 fills every slot of a fused layer's global scale; released with 0.20.
 FUSED_SCALES_LOAD_FROM: Version = (0, 20)
-# The model registry of 0.31 has a class of its own for GlmForCausalLM, with packed gate_proj and up_proj; that of 0.32
-# maps it to the Transformers backend, whose module is `gate_up_proj`.
+# vLLM 0.31 has its own class for GlmForCausalLM, which packs gate_proj and up_proj; the model registry of 0.32 maps it
+# to the Transformers backend, whose module is `gate_up_proj`.
 TRANSFORMERS_BACKEND_FROM: Version = (0, 32)
 # vLLM pins compressed-tensors exactly: 0.10.1 -> 0.10.2 (ignores unknown keys), 0.10.2 to 0.13 -> 0.11.0 and 0.12.2
-# (refuse them, and do not know scale_dtype and zp_dtype), 0.14 and later -> 0.13.0 and later (know them).
+# (refuse unknown keys, and do not know scale_dtype and zp_dtype), 0.14 and later -> 0.13.0 and later (know both).
 DTYPE_KEYS_REFUSED_FROM: Version = (0, 10, 2)
 DTYPE_KEYS_KNOWN_FROM: Version = (0, 14)
 # vLLM's requirement: below 0.20 transformers<5; 0.20 to 0.23 either; from 0.24 transformers>=5.5.3.
@@ -201,7 +203,13 @@ TRANSFORMERS_5_CERTAIN_FROM: Version = (0, 24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetEngine:
-    """An engine. `transformers` is its major version, None where vLLM's requirement allows 4 and 5."""
+    """The engine that will load the checkpoint.
+
+    Attributes:
+        gate_up: how it needs gate and up to be stored.
+        transformers: major version; None if vLLM's requirement allows 4 and 5.
+        refuses_dtype_keys: it ends with an error at scale_dtype and zp_dtype in quantization_config.
+    """
 
     vllm: Version
     gate_up: GateUp
@@ -221,7 +229,7 @@ class TargetEngine:
         return "Transformers 4 or 5" if self.transformers is None else f"Transformers {self.transformers}"
 
 
-def target(vllm: Version) -> TargetEngine:
+def target_engine(vllm: Version) -> TargetEngine:
     """The engine of a vLLM version."""
     if vllm < FUSED_SCALES_LOAD_FROM:
         gate_up = GateUp.SPLIT_IF_NVFP4
@@ -240,13 +248,16 @@ def target(vllm: Version) -> TargetEngine:
 
 
 def default_version() -> Version:
-    """The vLLM inside the kit's default image."""
+    """The vLLM of the kit's default image."""
     return resolve_version(default_tag())
 
 
+# What every rule shares.
+
 Rule: TypeAlias = Callable[[Checkpoint, TargetEngine], Result]
 SHOWN = 3
-REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"  # a remedy; the report puts in the directory and the engine
+REPAIR = "glm4-deploy checkpoint repair DIR --output DIR2"  # a remedy; the report fills in the directory and the engine
+GET_SHARD_AGAIN = "download the shard again, or quantise again: it cannot be repaired"
 
 
 def listed(items: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""What a checkpoint directory holds, read-only: its files, its JSON documents, the headers of its shards.
+"""Read a checkpoint directory: its files, its JSON documents, the headers of its shards.
 
-Nothing here judges: what could not be read is a `Fault` with its reason, and `glm4_deploy.checkpoint` decides what it
-means. No tensor is loaded; the whole takes milliseconds for 6.6 GiB.
+Nothing here judges: what cannot be read becomes a `Fault` with its reason, and the rules decide what it means. No
+tensor is loaded; a checkpoint of 6.6 GiB takes milliseconds.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from glm4_deploy.checkpoint.header import (
 from glm4_deploy.errors import ModelMissing
 
 INDEX = "model.safetensors.index.json"
-# name -> largest size that is still believable. GLM-4's tokenizer.json has 20 MB.
+# name -> largest plausible size. GLM-4's tokenizer.json has 20 MB.
 DOCUMENTS: Mapping[str, int] = {
     "config.json": 4 << 20,
     "generation_config.json": 1 << 20,
@@ -40,15 +40,15 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_FILES = 10_000
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 PARTIAL_SUFFIXES = (".incomplete", ".partial", ".part", ".tmp", ".aria2", ".crdownload")
-HUB_DOWNLOADS = Path(".cache/huggingface/download")  # where `hf download --local-dir` keeps what is not yet whole
+HUB_DOWNLOADS = Path(".cache/huggingface/download")  # unfinished files of `hf download --local-dir`
 
 
 class Link(StrEnum):
-    """Where a symlink leads. HUB is the layout of the Hugging Face cache: snapshots/REV/file -> ../../blobs/HASH."""
+    """Where a symlink leads; NONE for a plain file."""
 
     NONE = "none"
     INSIDE = "inside"
-    HUB = "hub"
+    HUB = "hub"  # the Hugging Face cache: snapshots/REV/file -> ../../blobs/HASH
     OUTSIDE = "outside"
     DANGLING = "dangling"
 
@@ -73,9 +73,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A regular file of the directory itself.
+    """A regular file of the directory.
 
-    size: in bytes; allocated: bytes on disk (less where sparse); mtime: nanoseconds since 1970; mode: permission bits.
+    Attributes:
+        size: length in bytes.
+        allocated: bytes on disk, fewer if the file is sparse.
+        mtime: modification time, in nanoseconds since 1970.
+        mode: permission bits.
     """
 
     name: str
@@ -89,7 +93,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A safetensors file with a sound header."""
+    """A safetensors file with a valid header."""
 
     file: File
     header: Header
@@ -97,11 +101,14 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A directory as it was found.
+    """A checkpoint directory.
 
-    shards: those that the engine loads: all, or those that the index names; `spare_shards` are the others.
-    documents: parsed JSON objects by file name, only those that are sound; of tokenizer.json the added_tokens alone.
-    unfinished: files that a download leaves while it is under way.
+    Attributes:
+        unfinished: files that exist only while a download is in progress.
+        shards: those that the engine loads: the ones that the index names, or all without an index.
+        spare_shards: the others.
+        documents: valid JSON objects by file name; of tokenizer.json only added_tokens.
+        chat_template: from chat_template.jinja or tokenizer_config.json.
     """
 
     directory: Path
@@ -120,12 +127,12 @@ class Checkpoint:
         return self.documents.get("config.json")
 
     @property
-    def whole(self) -> bool:
-        """Every shard that is here or that the index names has a sound header."""
+    def complete(self) -> bool:
+        """Every shard that is present or that the index names has a valid header."""
         named = _named_shards(self.documents.get(INDEX)) or frozenset()
-        sound = {shard.file.name for shard in self.shards}
+        valid = {shard.file.name for shard in self.shards}
         broken = any(fault.file.endswith(".safetensors") for fault in self.faults)
-        return bool(sound) and named <= sound and not broken
+        return bool(valid) and named <= valid and not broken
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -136,9 +143,9 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str | None:
-        """12 hex digits that change with config.json, a header or a size; None without a sound shard.
+        """12 hex digits that change with config.json, a header or a size; None without a valid shard.
 
-        It says which checkpoint this is, not that its bytes are whole: that takes a manifest.
+        It identifies the checkpoint, but does not prove that its bytes are intact: that takes a manifest.
         """
         if not self.shards:
             return None
@@ -153,14 +160,14 @@ class Checkpoint:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read a checkpoint directory. Symlinks out of it are not followed, but for those into a hub cache's blobs.
+    """Read a checkpoint directory. Symlinks out of it are not followed, except into the blobs of a hub cache.
 
     Raises:
-        ModelMissing: no such directory, empty, or not to be listed.
+        ModelMissing: the directory does not exist, is empty or cannot be listed.
     """
     reader = _Reader(directory)
     files, subdirectories = reader.list_files()
-    sound = tuple(
+    shards = tuple(
         shard for file in files if file.name.endswith(".safetensors") if (shard := reader.shard(file)) is not None
     )
     documents = {
@@ -176,8 +183,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         files=files,
         subdirectories=subdirectories,
         unfinished=tuple(file.name for file in files if file.name.endswith(PARTIAL_SUFFIXES)) + reader.hub_downloads(),
-        shards=tuple(shard for shard in sound if named is None or shard.file.name in named),
-        spare_shards=tuple(shard for shard in sound if named is not None and shard.file.name not in named),
+        shards=tuple(shard for shard in shards if named is None or shard.file.name in named),
+        spare_shards=tuple(shard for shard in shards if named is not None and shard.file.name not in named),
         documents=documents,
         chat_template=reader.text(by_name.get("chat_template.jinja"))
         or _template(documents.get("tokenizer_config.json", {})),
@@ -187,7 +194,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading; never hangs on a pipe or device. Raises OSError."""
+    """Open a regular file for reading, without hanging on a pipe or device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -196,7 +203,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def _named_shards(index: Mapping[str, Any] | None) -> frozenset[str] | None:
-    """The shards that the index names; None without an index, or with one that makes no sense."""
+    """The shards that the index names; None without a valid index."""
     weight_map = (index or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         return None
@@ -212,7 +219,7 @@ def _template(tokenizer_config: Mapping[str, Any]) -> str | None:
 
 
 class _Reader:
-    """Reads one directory and collects what it could not read."""
+    """Reads one directory and collects its faults."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -238,19 +245,20 @@ class _Reader:
             raise ModelMissing(f"{self.directory} is empty", hint="download the checkpoint into it")
         if len(names) > MAX_FILES:
             raise ModelMissing(
-                f"{self.directory} has {len(names)} entries: no checkpoint", hint="give the model's own directory"
+                f"{self.directory} has {len(names)} entries: not a checkpoint", hint="give the model's own directory"
             )
         entries = [self.entry(name) for name in names]
         files = tuple(entry for entry in entries if isinstance(entry, File))
         return files, tuple(entry for entry in entries if isinstance(entry, str))
 
     def entry(self, name: str) -> File | str | None:
-        """A File, the name of a subdirectory, or None with a fault noted."""
+        """A File, the name of a subdirectory, or None after recording a fault."""
         path = self.directory / name
         try:
             link = self.link(path)
             if link in (Link.OUTSIDE, Link.DANGLING):
-                self.fault(name, FaultKind.LINK, f"a symlink {_leads(link)}: {str(path.readlink())!r}")
+                where = "to nothing" if link is Link.DANGLING else "out of the directory"
+                self.fault(name, FaultKind.LINK, f"a symlink {where}: {str(path.readlink())!r}")
                 return None
             status = path.stat()
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
@@ -274,10 +282,10 @@ class _Reader:
     def hub_downloads(self) -> tuple[str, ...]:
         """Unfinished downloads of `hf download --local-dir`."""
         try:
-            found = sorted((self.directory / HUB_DOWNLOADS).glob("*.incomplete"))
+            paths = sorted((self.directory / HUB_DOWNLOADS).glob("*.incomplete"))
         except OSError:
             return ()
-        return tuple(str(path.relative_to(self.directory)) for path in found)
+        return tuple(str(path.relative_to(self.directory)) for path in paths)
 
     def link(self, path: Path) -> Link:
         if not path.is_symlink():
@@ -292,7 +300,7 @@ class _Reader:
         return Link.OUTSIDE
 
     def read(self, file: File, limit: int) -> bytes | None:
-        """The bytes of a small file, or None with a fault noted."""
+        """The bytes of a small file, or None after recording a fault."""
         if file.size > limit:
             self.fault(file.name, FaultKind.TOO_LARGE, f"{file.size} bytes (limit {limit})")
             return None
@@ -332,7 +340,3 @@ class _Reader:
         except OSError as error:
             self.fault(file.name, FaultKind.UNREADABLE, f"unreadable: {error.strerror or error}")
         return None
-
-
-def _leads(link: Link) -> str:
-    return "to nothing" if link is Link.DANGLING else "out of the directory"

@@ -1,7 +1,7 @@
-"""Make a checkpoint that the engine loads out of one that it would not: a new directory, the old one untouched.
+"""Write a copy of a checkpoint that the engine loads; the original stays untouched.
 
-Crash-safe: all is written under DIR2.partial-…, synced to disk, opened with the reference library and verified, and
-only then renamed. Files that do not change are hard links where the file system allows it.
+Crash-safe: everything is written to DIR2.partial-…, synced to disk, opened with the reference library and verified, and
+only then renamed. Files that do not change become hard links where the file system allows it.
 """
 
 import copy
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from glm4_deploy.catalog.rows import Version
+from glm4_deploy.checkpoint.manifest import MANIFEST
 from glm4_deploy.checkpoint.model import (
     GATE,
     GATE_UP,
@@ -28,7 +29,7 @@ from glm4_deploy.checkpoint.model import (
     fused_nvfp4,
     plural,
     split_layers,
-    target,
+    target_engine,
 )
 from glm4_deploy.checkpoint.read import INDEX, Checkpoint, File, read_checkpoint
 from glm4_deploy.checkpoint.rewrite import (
@@ -48,17 +49,277 @@ from glm4_deploy.checkpoint.rules_engine import (
     quantization_args,
     rope_parameters,
 )
-from glm4_deploy.checkpoint.scan import NAME
-from glm4_deploy.checkpoint.verify import VerifyReport, apply_rules, changed_files, verify_checkpoint
+from glm4_deploy.checkpoint.verify import (
+    VerifyReport,
+    apply_rules,
+    changed_files,
+    failures_of,
+    faults_line,
+    verify_checkpoint,
+)
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
 from glm4_deploy.files import sync_directory
-from glm4_deploy.result import Result, Status
+from glm4_deploy.result import Status
 
-# What repair changes in the small files, as pure functions: documents in, changed documents out.
 
-Documents: TypeAlias = dict[str, dict[str, Any]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEdit:
+    """One change to a file.
 
-# Chat without tools, in GLM-4's own form (llama.cpp's test of "ChatGLM4" has its expected output).
+    Attributes:
+        check: the check that failed.
+        detail: what was changed, in one phrase.
+    """
+
+    check: str
+    file: str
+    detail: str
+
+
+@dataclass(slots=True)
+class RepairDraft:
+    """What will be written.
+
+    Attributes:
+        documents: the JSON documents, for repairs to edit.
+        texts: content of the text files to write, by name.
+        shards: tensors of the shards to write, by name.
+    """
+
+    checkpoint: Checkpoint
+    target: TargetEngine
+    documents: dict[str, dict[str, Any]]
+    texts: dict[str, str]
+    shards: dict[str, list[Piece]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult:
+    """What was done.
+
+    Attributes:
+        left_out: entries of the original that the copy lacks.
+        report: verification of the copy.
+    """
+
+    output: str
+    changes: tuple[CheckpointEdit, ...]
+    written: tuple[str, ...]
+    linked: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+    report: VerifyReport
+
+
+def repair_checkpoint(
+    directory: Path,
+    output: Path,
+    *,
+    vllm: Version | None = None,
+    only: Collection[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> RepairResult:
+    """Write a repaired copy of `directory` to `output`.
+
+    Without anything to repair it makes the copy anyway (of links), so that `output` exists after every success.
+
+    Args:
+        vllm: the engine's version; default: that of the kit's default image.
+        only: checks to repair (keys of REPAIRS); default: all.
+        progress: called with (bytes written, bytes to write).
+
+    Raises:
+        ModelMissing: there is no checkpoint.
+        CheckpointRefused: it has a fault that cannot be repaired.
+        StorageError: it cannot be written; nothing is left behind.
+        UsageError: `output` exists already, or `only` names a check that cannot be repaired.
+    """
+    engine = target_engine(vllm or default_version())
+    check_output(directory, output)
+    checkpoint = read_checkpoint(directory)
+    _refuse_unrepairable(checkpoint, engine)
+    draft, changes = plan_repair(checkpoint, engine, only=only)
+    partial = output.parent / f"{output.name}.partial-{secrets.token_hex(4)}"
+    try:
+        partial.mkdir()
+        placed = _write(checkpoint, draft, partial, progress or (lambda _done, _total: None))
+        report = _check_copy(checkpoint, draft, partial, engine, only)
+        partial.rename(output)
+        sync_directory(output.parent)
+    except OSError as error:
+        raise storage_error(output, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return RepairResult(
+        output=str(output),
+        changes=changes,
+        written=tuple(placed["written"]),
+        linked=tuple(placed["linked"]),
+        copied=tuple(placed["copied"]),
+        left_out=tuple(placed["left out"]),
+        report=_renamed(report, partial, output),
+    )
+
+
+def plan_repair(
+    checkpoint: Checkpoint, engine: TargetEngine, *, only: Collection[str] = ()
+) -> tuple[RepairDraft, tuple[CheckpointEdit, ...]]:
+    """What repair would write, and its changes. Writes nothing.
+
+    Raises:
+        CheckpointRefused: gate and up cannot be changed without loss.
+        UsageError: `only` names a check that cannot be repaired.
+    """
+    unknown = [name for name in only if name not in REPAIRS]
+    if unknown:
+        hint = f"choose from {', '.join(REPAIRS)}"
+        raise UsageError(f"{unknown[0]!r} is not a check that can be repaired", hint=hint)
+    documents = {
+        name: copy.deepcopy(dict(document))
+        for name, document in checkpoint.documents.items()
+        if name != "tokenizer.json"
+    }
+    draft = RepairDraft(checkpoint=checkpoint, target=engine, documents=documents, texts={}, shards={})
+    try:
+        changes = [change for name, repair in REPAIRS.items() if not only or name in only for change in repair(draft)]
+    except LossyError as error:
+        raise CheckpointRefused(f"cannot repair without loss: {error}", hint="quantise the model again") from None
+    for name, document in draft.documents.items():
+        if document != checkpoint.documents.get(name):
+            draft.texts[name] = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return draft, tuple(changes)
+
+
+def check_output(directory: Path, output: Path) -> None:
+    """Raises UsageError if `output` exists already and is not empty, is inside `directory`, or has no parent."""
+    if output.resolve().is_relative_to(directory.resolve()):
+        raise UsageError(f"{output} is inside {directory}", hint="give --output a path outside the checkpoint")
+    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+        raise UsageError(f"{output} exists already", hint="name a new directory; nothing is overwritten")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent} is not a directory", hint=f"mkdir -p {output.parent}")
+
+
+def _refuse_unrepairable(checkpoint: Checkpoint, engine: TargetEngine) -> None:
+    """Do not make a checkpoint that would still fail look like a good one."""
+    failed = failures_of(apply_rules(checkpoint, engine))
+    hopeless = [result for result in failed if result.check not in REPAIRS]
+    if not hopeless:
+        repaired = {change.check for change in plan_repair(checkpoint, engine)[1]}
+        hopeless = [result for result in failed if result.check not in repaired]
+    if hopeless:
+        raise CheckpointRefused(
+            f"{checkpoint.directory} cannot be repaired: {faults_line(hopeless)}", hint=hopeless[0].remedy
+        )
+
+
+def _write(
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
+) -> dict[str, list[str]]:
+    """Fill the new directory. Returns names of entries by what happened to them."""
+    _write_shards(checkpoint, draft, partial, progress)
+    placed: dict[str, list[str]] = {
+        "written": [*draft.shards, *draft.texts],
+        "linked": [],
+        "copied": [],
+        "left out": [*checkpoint.subdirectories, *checkpoint.unfinished],
+    }
+    for name, text in draft.texts.items():
+        _write_text(partial / name, text)
+    for file in checkpoint.files:
+        if file.name in placed["written"] or file.name in checkpoint.unfinished:
+            continue
+        if file.name == MANIFEST:
+            placed["left out"].append(file.name)  # its digests are those of the old files
+        else:
+            placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
+    sync_directory(partial)
+    return placed
+
+
+def _write_shards(
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
+) -> None:
+    """Raises StorageError, or OSError if there is not enough space."""
+    shards = {shard.file.name: shard for shard in checkpoint.shards}
+    paths = {name: shard.file.path for name, shard in shards.items()}
+    total = sum(piece.nbytes for pieces in draft.shards.values() for piece in pieces)
+    free = shutil.disk_usage(partial).free
+    if free < total:
+        raise OSError(errno.ENOSPC, f"{total} bytes needed, {free} free")
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for name, pieces in draft.shards.items():
+        write_shard(partial / name, pieces, metadata=shards[name].header.metadata, shards=paths, progress=step)
+
+
+def _link(file: File, path: Path) -> bool:
+    """Link a file, or copy it where that is not possible. Returns whether it is a link."""
+    origin = file.path.resolve()
+    try:
+        os.link(origin, path)
+    except OSError:
+        shutil.copyfile(origin, path)
+        with path.open("rb") as copied:
+            os.fsync(copied.fileno())
+        return False
+    return True
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _renamed(report: VerifyReport, partial: Path, output: Path) -> VerifyReport:
+    """The report of the partial directory, under its final name."""
+    results = tuple(
+        replace(
+            result,
+            observed=result.observed.replace(partial.name, output.name),
+            remedy=result.remedy.replace(partial.name, output.name),
+        )
+        for result in report.results
+    )
+    return replace(report, directory=str(output), results=results)
+
+
+def _check_copy(
+    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, engine: TargetEngine, only: Collection[str]
+) -> VerifyReport:
+    """The original did not change meanwhile, the reference library opens every new shard, and the copy verifies."""
+    changed = changed_files(checkpoint)
+    if changed:
+        raise StorageError(
+            f"{checkpoint.directory} changed while it was repaired: {', '.join(changed[:3])}",
+            hint="wait until nothing writes to it, then repair again",
+        )
+    for name, pieces in draft.shards.items():
+        try:
+            with safe_open(partial / name, framework="numpy") as opened:
+                same = set(opened.keys()) == {piece.name for piece in pieces}
+        except SafetensorError as error:
+            raise StorageError(f"{name} was not written completely: {error}", hint="check the disk") from None
+        if not same:
+            raise StorageError(f"{name} was not written completely", hint="check the disk")
+    report = verify_checkpoint(partial, vllm=engine.vllm)
+    if report.failures and not only:
+        raise CheckpointRefused(
+            f"the repaired copy would still fail: {faults_line(report.failures)}", hint="report this as a defect"
+        )
+    return report
+
+
+# The repairs: each edits the draft, and reports what it changed.
+
+# Chat without tools, in GLM-4's form (llama.cpp's test of "ChatGLM4" has the expected output).
 CHAT_TEMPLATE = """\
 [gMASK]<sop>
 {%- for message in messages -%}
@@ -70,29 +331,6 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 TEMPLATE_TOKENS = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointEdit:
-    """One thing that repair does. `check` is the finding that it mends."""
-
-    check: str
-    file: str
-    detail: str
-
-
-@dataclass(slots=True)
-class RepairDraft:
-    """What is to be written: JSON documents that mends may change, plain texts, and shards by name."""
-
-    checkpoint: Checkpoint
-    target: TargetEngine
-    documents: Documents
-    texts: dict[str, str]
-    shards: dict[str, list[Piece]]
-
-
-Mend: TypeAlias = Callable[[RepairDraft], list[CheckpointEdit]]
 
 
 def repair_quantization_keys(draft: RepairDraft) -> list[CheckpointEdit]:
@@ -115,10 +353,10 @@ def repair_rope_theta(draft: RepairDraft) -> list[CheckpointEdit]:
     nested = rope_parameters(config)
     if "rope_theta" not in nested or config.get("rope_theta") is not None or draft.target.transformers == 5:
         return []
-    # partial_rotary_factor moved with it, and has the same trap for a model with another value than the default.
+    # partial_rotary_factor moved with it, and is the same trap for a model whose value is not the default.
     keys = [key for key in ("rope_theta", "partial_rotary_factor") if key in nested and config.get(key) is None]
     _set(config, {key: nested[key] for key in keys})
-    detail = ", ".join(f"{key} {nested[key]}" for key in keys) + " written at the top level too"
+    detail = ", ".join(f"{key} {nested[key]}" for key in keys) + " also written at the top level"
     return [CheckpointEdit(check="rope-theta", file="config.json", detail=detail)]
 
 
@@ -138,7 +376,7 @@ def repair_tokenizer_class(draft: RepairDraft) -> list[CheckpointEdit]:
 
 
 def repair_eos_ids(draft: RepairDraft) -> list[CheckpointEdit]:
-    if not _found(stops(draft.checkpoint, draft.target)):
+    if stops(draft.checkpoint, draft.target).status not in (Status.FAIL, Status.WARN):
         return []
     wanted = tuple(stop_ids(draft.checkpoint).values())
     changes = []
@@ -161,17 +399,15 @@ def repair_chat_template(draft: RepairDraft) -> list[CheckpointEdit]:
         return []
     draft.texts["chat_template.jinja"] = CHAT_TEMPLATE
     return [
-        CheckpointEdit(
-            check="chat-template", file="chat_template.jinja", detail="GLM-4's form of a chat, without tools"
-        )
+        CheckpointEdit(check="chat-template", file="chat_template.jinja", detail="GLM-4's chat format, without tools")
     ]
 
 
 def repair_gate_up(draft: RepairDraft) -> list[CheckpointEdit]:
-    """Split or join the gate and up projections, in the shards that hold them, the index and the ignore list."""
+    """Split or join the gate and up projections, in their shards, in the index and in the ignore list."""
     checkpoint, changes = draft.checkpoint, []
     if draft.target.gate_up is GateUp.SPLIT_IF_NVFP4:
-        layers, reshaped, how = fused_nvfp4(checkpoint), split_fused(checkpoint), "gate_proj and up_proj apart"
+        layers, reshaped, how = fused_nvfp4(checkpoint), split_fused(checkpoint), "separate gate_proj and up_proj"
     elif draft.target.gate_up is GateUp.FUSED:
         layers, reshaped, how = split_layers(checkpoint), join_split(checkpoint), "gate_up_proj fused"
     else:
@@ -192,14 +428,14 @@ def repair_gate_up(draft: RepairDraft) -> list[CheckpointEdit]:
 
 
 def _rewrite_index(index: dict[str, Any], checkpoint: Checkpoint, shards: Mapping[str, list[Piece]]) -> None:
-    held = {shard.file.name: pieces_of(shard.header.tensors) for shard in checkpoint.shards} | dict(shards)
-    index["weight_map"] = dict(sorted((piece.name, shard) for shard, pieces in held.items() for piece in pieces))
+    contents = {shard.file.name: pieces_of(shard.header.tensors) for shard in checkpoint.shards} | dict(shards)
+    index["weight_map"] = dict(sorted((piece.name, shard) for shard, pieces in contents.items() for piece in pieces))
     if isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
-        index["metadata"]["total_size"] = sum(piece.nbytes for pieces in held.values() for piece in pieces)
+        index["metadata"]["total_size"] = sum(piece.nbytes for pieces in contents.values() for piece in pieces)
 
 
 def _rename_ignored(config: Mapping[str, Any]) -> None:
-    """`ignore` names modules: where gate and up become one, so do their names there."""
+    """`ignore` names modules, so when gate and up are joined, their names there must be too."""
     settings = config.get("quantization_config")
     ignored = settings.get("ignore") if isinstance(settings, dict) else None
     if isinstance(settings, dict) and isinstance(ignored, list):
@@ -207,22 +443,8 @@ def _rename_ignored(config: Mapping[str, Any]) -> None:
         settings["ignore"] = list(dict.fromkeys(renamed))
 
 
-MENDS: Mapping[str, Mend] = {
-    "gate-up": repair_gate_up,
-    "quantization-keys": repair_quantization_keys,
-    "rope-theta": repair_rope_theta,
-    "tokenizer-class": repair_tokenizer_class,
-    "eos-ids": repair_eos_ids,
-    "chat-template": repair_chat_template,
-}
-
-
-def _found(result: Result) -> bool:
-    return result.status in (Status.FAIL, Status.WARN)
-
-
 def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Set keys, and keep the document sorted if it was."""
+    """Set keys; a sorted document stays sorted."""
     in_order = list(document) == sorted(document)
     document.update(values)
     if in_order:
@@ -231,219 +453,12 @@ def _set(document: dict[str, Any], values: Mapping[str, Any]) -> None:
         document.update(items)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepairResult:
-    """What was done. `report` judges the new directory; `left_out` are entries that were not carried over."""
-
-    output: str
-    changes: tuple[CheckpointEdit, ...]
-    written: tuple[str, ...]
-    linked: tuple[str, ...]
-    copied: tuple[str, ...]
-    left_out: tuple[str, ...]
-    report: VerifyReport
-
-
-def repair_checkpoint(
-    directory: Path,
-    output: Path,
-    *,
-    vllm: Version | None = None,
-    only: Collection[str] = (),
-    progress: Callable[[int, int], None] | None = None,
-) -> RepairResult:
-    """Write a repaired copy of `directory` to `output`.
-
-    With nothing to repair the copy is made all the same (of links), so that `output` is there after every success.
-
-    Args:
-        vllm: the engine it is for; default: that of the kit's default image.
-        only: findings to mend (keys of MENDS); default: all.
-        progress: called with (bytes written, bytes to write).
-
-    Raises:
-        ModelMissing: no checkpoint there.
-        CheckpointRefused: it has a fault that no repair can mend.
-        StorageError: it cannot be written; nothing is left behind.
-        UsageError: `output` is there already, or `only` names what is no mend.
-    """
-    engine = target(vllm or default_version())
-    check_output(directory, output)
-    checkpoint = read_checkpoint(directory)
-    _refuse_the_unmendable(checkpoint, engine)
-    draft, changes = plan_repair(checkpoint, engine, only=only)
-    partial = output.parent / f"{output.name}.partial-{secrets.token_hex(4)}"
-    try:
-        partial.mkdir()
-        placed = _write(checkpoint, draft, partial, progress or (lambda _done, _total: None))
-        report = _prove(checkpoint, draft, partial, engine, only)
-        partial.rename(output)
-        sync_directory(output.parent)
-    except OSError as error:
-        raise storage_error(output, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return RepairResult(
-        output=str(output),
-        changes=changes,
-        written=tuple(placed["written"]),
-        linked=tuple(placed["linked"]),
-        copied=tuple(placed["copied"]),
-        left_out=tuple(placed["left out"]),
-        report=_renamed(report, partial, output),
-    )
-
-
-def plan_repair(
-    checkpoint: Checkpoint, engine: TargetEngine, *, only: Collection[str] = ()
-) -> tuple[RepairDraft, tuple[CheckpointEdit, ...]]:
-    """What repair would change: files as they are to be, and a line for each change. Writes nothing.
-
-    Raises:
-        CheckpointRefused: gate and up cannot be changed without loss.
-        UsageError: `only` names what is no mend.
-    """
-    strange = [name for name in only if name not in MENDS]
-    if strange:
-        raise UsageError(f"{strange[0]!r} is nothing that repair mends", hint=f"choose from {', '.join(MENDS)}")
-    documents = {name: document for name, document in checkpoint.documents.items() if name != "tokenizer.json"}
-    draft = RepairDraft(
-        checkpoint=checkpoint, target=engine, documents=copy.deepcopy(_plain(documents)), texts={}, shards={}
-    )
-    try:
-        changes = [change for name, mend in MENDS.items() if not only or name in only for change in mend(draft)]
-    except LossyError as error:
-        raise CheckpointRefused(f"cannot repair without loss: {error}", hint="quantise the model again") from None
-    for name, document in draft.documents.items():
-        if document != checkpoint.documents.get(name):
-            draft.texts[name] = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    return draft, tuple(changes)
-
-
-def _plain(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: dict(document) for name, document in documents.items()}
-
-
-def check_output(directory: Path, output: Path) -> None:
-    """Raises UsageError: `output` is there already, lies within `directory`, or has no parent."""
-    if output.resolve().is_relative_to(directory.resolve()):
-        raise UsageError(f"{output} lies within {directory}", hint="give --output a place outside the checkpoint")
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise UsageError(f"{output} is there already", hint="name a new directory; repair overwrites nothing")
-    if not output.parent.is_dir():
-        raise UsageError(f"no directory {output.parent}", hint=f"mkdir -p {output.parent}")
-
-
-def _refuse_the_unmendable(checkpoint: Checkpoint, engine: TargetEngine) -> None:
-    """A checkpoint that would still fail after every mend is not given the looks of a good one."""
-    failed = [result for result in apply_rules(checkpoint, engine) if result.status is Status.FAIL]
-    lost = [result for result in failed if result.check not in MENDS]
-    if not lost:
-        mended = {change.check for change in plan_repair(checkpoint, engine)[1]}
-        lost = [result for result in failed if result.check not in mended]
-    if lost:
-        told = "; ".join(f"{result.check}: {result.observed}" for result in lost)
-        raise CheckpointRefused(f"no repair can mend this: {told}", hint=lost[0].remedy)
-
-
-def _write(
-    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
-) -> dict[str, list[str]]:
-    """Fill the new directory. Returns file names by how they came there."""
-    _write_shards(checkpoint, draft, partial, progress)
-    placed: dict[str, list[str]] = {
-        "written": [*draft.shards, *draft.texts],
-        "linked": [],
-        "copied": [],
-        "left out": [*checkpoint.subdirectories, *checkpoint.unfinished],
-    }
-    for name, text in draft.texts.items():
-        _write_text(partial / name, text)
-    for file in checkpoint.files:
-        if file.name in placed["written"] or file.name in checkpoint.unfinished:
-            continue
-        if file.name == NAME:
-            placed["left out"].append(file.name)  # its digests are those of the old files
-        else:
-            placed["linked" if _link(file, partial / file.name) else "copied"].append(file.name)
-    sync_directory(partial)
-    return placed
-
-
-def _write_shards(
-    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, progress: Callable[[int, int], None]
-) -> None:
-    """Raises StorageError; OSError where there is not the room."""
-    shards = {shard.file.name: shard for shard in checkpoint.shards}
-    paths = {name: shard.file.path for name, shard in shards.items()}
-    total = sum(piece.nbytes for pieces in draft.shards.values() for piece in pieces)
-    free = shutil.disk_usage(partial).free
-    if free < total:
-        raise OSError(errno.ENOSPC, f"{total} bytes needed, {free} free")
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    for name, pieces in draft.shards.items():
-        write_shard(partial / name, pieces, metadata=shards[name].header.metadata, shards=paths, progress=step)
-
-
-def _link(file: File, target_path: Path) -> bool:
-    """A hard link, or else a copy."""
-    origin = file.path.resolve()
-    try:
-        os.link(origin, target_path)
-    except OSError:
-        shutil.copyfile(origin, target_path)
-        with target_path.open("rb") as copied:
-            os.fsync(copied.fileno())
-        return False
-    return True
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _renamed(report: VerifyReport, partial: Path, output: Path) -> VerifyReport:
-    """What was found under the name of the moment, told of the name that it has now."""
-    results = tuple(
-        replace(
-            result,
-            observed=result.observed.replace(partial.name, output.name),
-            remedy=result.remedy.replace(partial.name, output.name),
-        )
-        for result in report.results
-    )
-    return replace(report, directory=str(output), results=results)
-
-
-def _prove(
-    checkpoint: Checkpoint, draft: RepairDraft, partial: Path, engine: TargetEngine, only: Collection[str]
-) -> VerifyReport:
-    """The original did not change meanwhile, the reference library opens every new shard, and verify agrees."""
-    changed = changed_files(checkpoint)
-    if changed:
-        raise StorageError(
-            f"{checkpoint.directory} changed while it was repaired: {', '.join(changed[:3])}",
-            hint="wait until nobody writes there, then repair again",
-        )
-    for name, pieces in draft.shards.items():
-        try:
-            with safe_open(partial / name, framework="numpy") as opened:
-                same = set(opened.keys()) == {piece.name for piece in pieces}
-        except SafetensorError as error:
-            raise StorageError(f"{name} was not written whole: {error}", hint="check the disk") from None
-        if not same:
-            raise StorageError(f"{name} was not written whole", hint="check the disk")
-    report = verify_checkpoint(partial, vllm=engine.vllm)
-    if report.failures and not only:
-        told = "; ".join(f"{result.check}: {result.observed}" for result in report.failures)
-        raise CheckpointRefused(f"the repaired copy would still fail: {told}", hint="report this")
-    return report
+Repair: TypeAlias = Callable[[RepairDraft], list[CheckpointEdit]]
+REPAIRS: Mapping[str, Repair] = {
+    "gate-up": repair_gate_up,
+    "quantization-keys": repair_quantization_keys,
+    "rope-theta": repair_rope_theta,
+    "tokenizer-class": repair_tokenizer_class,
+    "eos-ids": repair_eos_ids,
+    "chat-template": repair_chat_template,
+}

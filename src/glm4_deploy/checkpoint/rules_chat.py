@@ -1,4 +1,4 @@
-"""Will it chat, and stop? Tokenizer, stop tokens, chat template; and the licence's words on name and attribution."""
+"""Rules for chatting and stopping (tokenizer, stop tokens, chat template), and for the licence (name, attribution)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +17,11 @@ LICENCE_FILES = ("license", "licence", "notice", "model_license")
 
 
 def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
-    """Special tokens and their ids, from tokenizer.json or tokenizer_config.json; empty where neither has them."""
+    """Special tokens and their ids, from tokenizer.json and tokenizer_config.json; empty if neither has any."""
     entries: list[tuple[Any, Any]] = []
-    listed_tokens = checkpoint.documents.get("tokenizer.json", {}).get("added_tokens")
-    if isinstance(listed_tokens, list):
-        entries += [(entry.get("content"), entry.get("id")) for entry in listed_tokens if isinstance(entry, dict)]
+    tokens = checkpoint.documents.get("tokenizer.json", {}).get("added_tokens")
+    if isinstance(tokens, list):
+        entries += [(entry.get("content"), entry.get("id")) for entry in tokens if isinstance(entry, dict)]
     decoder = checkpoint.documents.get("tokenizer_config.json", {}).get("added_tokens_decoder")
     if isinstance(decoder, dict):
         entries += [
@@ -33,17 +33,17 @@ def added_tokens(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def stop_ids(checkpoint: Checkpoint) -> dict[str, int]:
-    """The ids at which a chat must stop, by token; empty where the tokenizer has none."""
+    """The ids at which a chat must stop, by token; empty if the tokenizer does not have them."""
     tokens = added_tokens(checkpoint)
-    found = {token: tokens[token] for token in STOP_TOKENS if token in tokens}
+    stops = {token: tokens[token] for token in STOP_TOKENS if token in tokens}
     shape = shape_of(checkpoint)
-    if not found and shape is not None and shape.vocab == VOCAB_9B:
+    if not stops and shape is not None and shape.vocab == VOCAB_9B:
         return dict(zip(STOP_TOKENS, STOP_IDS_9B, strict=True))
-    return found
+    return stops
 
 
 def eos_ids(document: Mapping[str, Any] | None) -> tuple[int, ...] | None:
-    """eos_token_id as a tuple; None where it is absent or no number."""
+    """eos_token_id as a tuple; None if it is missing or not a number."""
     value = (document or {}).get("eos_token_id")
     values: list[Any] = value if isinstance(value, list) else [value]
     return tuple(values) if all(type(item) is int for item in values) else None
@@ -54,17 +54,18 @@ def tokenizer(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return skipped("tokenizer.json could not be read")
     if checkpoint.file("tokenizer.json") is None:
         old = checkpoint.file("tokenizer.model") is not None
+        why = "it loads only with the tokenizer's own code" if old else "the engine cannot turn text into tokens"
         return (warn if old else fail)(
             "no tokenizer.json" + (", only tokenizer.model" if old else ""),
             "",
-            *because("loads only with the tokenizer's own code" if old else "the engine cannot turn text into tokens"),
-            remedy="copy tokenizer.json and tokenizer_config.json from the -hf form of the base model",
+            *because(why),
+            remedy="copy tokenizer.json and tokenizer_config.json from the -hf version of the base model",
         )
     if checkpoint.file("tokenizer_config.json") is None:
         return warn(
             "no tokenizer_config.json",
             "",
-            *because("the engine guesses the tokenizer's class and has no eos token"),
+            *because("the engine guesses the tokenizer's class, and has no eos token"),
             remedy="copy it from the base model",
         )
     shape, tokens = shape_of(checkpoint), added_tokens(checkpoint)
@@ -80,7 +81,7 @@ def tokenizer(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def stops(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """The engine stops at generation_config.json's eos ids, or config.json's where that file is not there."""
+    """The engine stops at the eos ids of generation_config.json, or of config.json if that file does not exist."""
     wanted = stop_ids(checkpoint)
     if not wanted:
         return unknown(f"the tokenizer has none of {', '.join(STOP_TOKENS)}", observed="not judged")
@@ -88,25 +89,25 @@ def stops(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return skipped("generation_config.json could not be read")
     generation = checkpoint.documents.get("generation_config.json")
     source = "config.json" if generation is None else "generation_config.json"
-    found = eos_ids(checkpoint.config if generation is None else generation) or ()
-    missing = [f"{token} = {number}" for token, number in wanted.items() if number not in found]
+    ids = eos_ids(checkpoint.config if generation is None else generation) or ()
+    missing = [f"{token} = {number}" for token, number in wanted.items() if number not in ids]
     if missing:
         return fail(
-            f"{source} has {_shown(found)}, without {listed(missing)}",
+            f"{source} has {_shown(ids)}, without {listed(missing)}",
             f"{sorted(wanted.values())}",
             *because(
-                "the model ends a turn with any of these; without one it talks on for the user, to the token limit"
+                "the model ends a turn with any of these; without one it goes on as the user, up to the token limit"
             ),
             remedy=REPAIR,
         )
     if generation is None:
         return warn(
-            f"no generation_config.json; config.json has {_shown(found)}",
+            f"no generation_config.json; config.json has {_shown(ids)}",
             "",
-            *because("an engine started with --generation-config elsewhere loses the stop tokens"),
+            *because("an engine started with another --generation-config loses the stop tokens"),
             remedy=REPAIR,
         )
-    return ok(_shown(found))
+    return ok(_shown(ids))
 
 
 def _shown(ids: tuple[int, ...]) -> str:
@@ -126,14 +127,14 @@ def chat_template(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return warn(
             "does not end a prompt with <|assistant|>",
             "",
-            *because("it is not GLM-4's: the model answers beside the point or never stops"),
+            *because("it is not GLM-4's template: the model misses the point or never stops"),
             remedy="take the chat template of the base model",
         )
     return ok(plural(len(template), "character"))
 
 
 def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """The licence asks that a derived model's name starts with glm-4."""
+    """The licence requires that a derived model's name starts with glm-4."""
     home = checkpoint.directory.resolve()
     own = home.parent.parent.name.split("--")[-1] if home.parent.name == "snapshots" else home.name
     if own.lower().startswith(PREFIX):
@@ -141,7 +142,7 @@ def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     return warn(
         repr(own),
         f"a name that starts with {PREFIX}",
-        *because("the glm-4-9b licence asks it of every derived model that is passed on"),
+        *because("the glm-4-9b licence requires it of every derived model that is distributed"),
         remedy="rename the directory before you share it",
     )
 
@@ -150,12 +151,12 @@ def licence(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     text = any(file.name.lower().startswith(LICENCE_FILES) for file in checkpoint.files)
     built = "built with glm-4" in (checkpoint.readme or "").lower()
     if text and built:
-        return ok("licence text and 'Built with glm-4' are there")
-    lacking = [*([] if text else ["no licence text"]), *([] if built else ["no 'Built with glm-4' in README.md"])]
+        return ok("licence text and 'Built with glm-4' are present")
+    missing = [*([] if text else ["no licence text"]), *([] if built else ["no 'Built with glm-4' in README.md"])]
     return warn(
-        " and ".join(lacking),
+        " and ".join(missing),
         "",
-        *because("the glm-4-9b licence asks for both when the model is passed on; commercial use needs a registration"),
+        *because("the glm-4-9b licence requires both if the model is distributed; commercial use needs a registration"),
         remedy="copy LICENSE from the base model; show 'Built with glm-4' in README.md",
     )
 

@@ -1,6 +1,6 @@
-"""The traps that depend on the engine's version: each makes a sound checkpoint corrupt or unloadable, and is repaired.
+"""Rules for traps that depend on the engine's version: each makes an intact checkpoint load wrongly or not at all.
 
-Windows and sources: target.py.
+model.py has the ranges of versions, and repair.py a repair for most.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,41 +42,41 @@ ARGS_KEYS = {
     *DTYPE_KEYS,
 }
 TRANSFORMERS_5_TOKENIZER = "TokenizersBackend"
-# What Transformers 4 reads from tokenizer.json alone, with no code of its own.
+# The class that Transformers 4 loads from tokenizer.json alone.
 PLAIN_TOKENIZER = "PreTrainedTokenizerFast"
 
 
 def gate_up(checkpoint: Checkpoint, target: TargetEngine) -> Result:
-    """How gate and up are stored against what the engine loads."""
+    """Whether the engine loads gate and up as they are stored."""
     fused, split = fused_nvfp4(checkpoint), split_layers(checkpoint)
     if not checkpoint.tensors:
         return skipped("no tensor could be read")
     if target.gate_up is GateUp.SPLIT_IF_NVFP4 and fused:
         return fail(
             f"{plural(len(fused), 'NVFP4 layer')} with {GATE_UP} fused",
-            "gate_proj and up_proj apart",
+            "separate gate_proj and up_proj",
             *because(
                 f"{target.label} fills one of two slots of the fused global scale and takes the larger: "
-                "undefined memory decides it, so loops and garbage at random with HTTP 200 (vllm#39764, fixed in 0.20)",
+                "undefined memory decides, so random loops and garbage with HTTP 200 (vllm#39764, fixed in 0.20)",
                 fused,
             ),
             remedy=REPAIR,
         )
     if target.gate_up is GateUp.FUSED and split:
         return fail(
-            f"{plural(len(split), 'layer')} with gate_proj and up_proj apart",
+            f"{plural(len(split), 'layer')} with separate gate_proj and up_proj",
             f"{GATE_UP} fused",
             *because(
                 f"{target.label} loads GLM through the Transformers backend, which knows only the fused name", split
             ),
             remedy=REPAIR,
         )
-    how = "apart" if split else "fused, NVFP4" if fused else "fused, not NVFP4"
+    how = "separate" if split else "fused, NVFP4" if fused else "fused, not NVFP4"
     return ok(f"{how}: {target.label} loads it")
 
 
 def quantization_args(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, QuantizationArgs) of each place in quantization_config that has them."""
+    """(path, arguments) of each set of QuantizationArgs in quantization_config."""
     groups = settings.get("config_groups")
     for name, group in groups.items() if isinstance(groups, dict) else ():
         for key in ("weights", "input_activations", "output_activations"):
@@ -91,16 +91,16 @@ def quantization_keys(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     settings = quantization_config(checkpoint)
     if settings is None or settings.get("quant_method") != "compressed-tensors":
         return skipped("no compressed-tensors settings in config.json")
-    found = [(path, key) for path, args in quantization_args(settings) for key in args]
-    strange = [f"{path}.{key}"[:120] for path, key in found if key not in ARGS_KEYS]
-    if strange:
+    keys = [(path, key) for path, args in quantization_args(settings) for key in args]
+    unknown_keys = [f"{path}.{key}"[:120] for path, key in keys if key not in ARGS_KEYS]
+    if unknown_keys:
         return warn(
-            listed([repr(name) for name in strange]),
+            listed([repr(name) for name in unknown_keys]),
             "",
-            *because("no compressed-tensors from 0.10 to 0.19 writes them; those that are strict refuse them", strange),
-            remedy="check who wrote this config.json",
+            *because("compressed-tensors 0.10 to 0.19 never write them, and strict versions refuse them", unknown_keys),
+            remedy="check what wrote this config.json",
         )
-    newer = [f"{path}.{key}" for path, key in found if key in DTYPE_KEYS]
+    newer = [f"{path}.{key}" for path, key in keys if key in DTYPE_KEYS]
     if newer and target.refuses_dtype_keys:
         return fail(
             listed(newer),
@@ -116,37 +116,37 @@ def quantization_keys(checkpoint: Checkpoint, target: TargetEngine) -> Result:
 
 
 def quantization(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """quantization_config against the tensors that are really there."""
+    """Whether quantization_config agrees with the tensors."""
     settings, packed = quantization_config(checkpoint), quantized_layers(checkpoint)
     format_ = quantization_format(checkpoint)
     if checkpoint.config is None or not checkpoint.tensors:
         return skipped("config.json or the shards could not be read")
     if foreign_quantization(checkpoint):
-        return unknown("neither NVFP4 of compressed-tensors nor plain weights", observed=f"{format_}")
+        return unknown("neither compressed-tensors' NVFP4 nor plain weights", observed=f"{format_}")
     if settings is None and packed:
         observed = f"{len(packed)} packed layers, no quantization_config"
     elif settings is not None and not packed:
         observed = f"{format_} in config.json, no packed layer"
     elif settings is not None and (plain := _plain_layers(checkpoint, settings)):
-        observed = f"plain, yet not in the ignore list: {listed(plain)}"
+        observed = f"plain, but not in the ignore list: {listed(plain)}"
     else:
         return ok(f"NVFP4, {len(packed)} packed layers" if packed else "none: plain weights")
     return fail(
         observed,
         "",
         *because(
-            "config.json and the shards speak of different weights: the engine looks for tensors that are not there"
+            "config.json and the shards describe different weights: the engine looks for tensors that do not exist"
         ),
         remedy="get the config.json that belongs to these weights",
     )
 
 
 def _plain_layers(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> list[str]:
-    """Linear layers that are stored plain though nothing says that they are to be ignored."""
+    """Linear layers that are stored plain but not in the ignore list."""
     ignored = settings.get("ignore")
     names = {str(name) for name in ignored} if isinstance(ignored, list) else set()
     if any(name.startswith("re:") for name in names):
-        return []  # a stranger's regular expression is not run here
+        return []  # an untrusted regular expression is not run here
     linear = (
         tensor.name.removesuffix(".weight")
         for tensor in checkpoint.tensors
@@ -161,7 +161,7 @@ def _fused_names(name: str) -> set[str]:
 
 
 def rope_theta(checkpoint: Checkpoint, target: TargetEngine) -> Result:
-    """Transformers 4 reads rope_theta at the top level, Transformers 5 in rope_parameters (or at the top level)."""
+    """Transformers 4 reads rope_theta at the top level; Transformers 5 in rope_parameters, or at the top level."""
     config = checkpoint.config
     if config is None:
         return skipped("no config.json")
@@ -169,9 +169,9 @@ def rope_theta(checkpoint: Checkpoint, target: TargetEngine) -> Result:
     top = config.get("rope_theta")
     if top is None and nested is None:
         return warn(
-            "nowhere in config.json",
+            "not in config.json",
             "",
-            *because("the engine takes 10000; a long context falls apart if the model was trained with another"),
+            *because("the engine uses 10000; long contexts fail if the model was trained with another value"),
             remedy="compare with the base model's config.json",
         )
     if top is not None and nested is not None and top != nested:
@@ -179,14 +179,14 @@ def rope_theta(checkpoint: Checkpoint, target: TargetEngine) -> Result:
             f"{str(top)[:20]} at the top level, {str(nested)[:20]} in rope_parameters",
             "",
             *because("Transformers 4 reads the first, Transformers 5 the second"),
-            remedy="write the base model's value in both places",
+            remedy="write the base model's value to both",
         )
     if top is None and target.transformers != 5:
         certain = target.transformers == 4
         return (fail if certain and nested != 10000 else warn)(
             f"{str(nested)[:20]}, only in rope_parameters",
-            "rope_theta at the top level too",
-            *because(f"{target.label} runs with {target.transformers_label}; 4 takes 10000, silently"),
+            "rope_theta also at the top level",
+            *because(f"{target.label} runs with {target.transformers_label}; 4 silently uses 10000"),
             remedy=REPAIR,
         )
     return ok(str(nested if top is None else top)[:20])
@@ -198,7 +198,7 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tokenizer_class(checkpoint: Checkpoint, target: TargetEngine) -> Result:
-    """What Transformers 5 writes into tokenizer_config.json and Transformers 4 cannot load."""
+    """Settings in tokenizer_config.json that Transformers 5 writes and Transformers 4 cannot load."""
     settings = checkpoint.documents.get("tokenizer_config.json")
     if settings is None:
         return skipped("no tokenizer_config.json")
@@ -221,7 +221,7 @@ def tokenizer_class(checkpoint: Checkpoint, target: TargetEngine) -> Result:
             "the tokenizer brings its own code (auto_map)",
             "",
             *because("it loads only with --trust-remote-code, which runs that code"),
-            remedy="use the -hf form of GLM-4, whose tokenizer is data only",
+            remedy="use the -hf version of GLM-4, whose tokenizer is only data",
         )
     return ok(f"{str(settings.get('tokenizer_class'))[:60]}: {target.transformers_label} loads it")
 

@@ -1,33 +1,29 @@
-"""Are the files whole? Links, Git LFS pointers, headers, the index, a download that is still under way."""
+"""Rules for the files: links, Git LFS pointers, headers, the index, a download in progress."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from glm4_deploy.checkpoint.model import Rule, TargetEngine, listed, plural
-from glm4_deploy.checkpoint.read import INDEX, PICKLE_SUFFIXES, Checkpoint, Fault, FaultKind, Link
+from glm4_deploy.checkpoint.read import INDEX, PICKLE_SUFFIXES, Checkpoint, FaultKind, Link
 from glm4_deploy.result import Result, because, fail, ok, skipped, warn
 
 DOWNLOAD_AGAIN = "download these files again"
 
 
-def _described(faults: list[Fault]) -> list[str]:
-    return [f"{fault.file!r}: {fault.reason}" for fault in faults]
-
-
-def _of(checkpoint: Checkpoint, *kinds: FaultKind) -> list[Fault]:
-    return [fault for fault in checkpoint.faults if fault.kind in kinds]
+def _faults(checkpoint: Checkpoint, *kinds: FaultKind) -> list[str]:
+    return [f"{fault.file!r}: {fault.reason}" for fault in checkpoint.faults if fault.kind in kinds]
 
 
 def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """Docker mounts one directory: what a link out of it leads to is not there in the container."""
-    faulty = _described(_of(checkpoint, FaultKind.LINK))
-    if faulty:
+    """Docker mounts one directory: in the container, a link out of it leads nowhere."""
+    faults = _faults(checkpoint, FaultKind.LINK)
+    if faults:
         return fail(
-            listed(faulty),
+            listed(faults),
             "no symlink out of the directory",
-            *because("not followed: only this directory is mounted into the container", faulty),
-            remedy="replace the links by the files themselves (cp -rL DIR DIR2)",
+            *because("not followed: only this directory is mounted into the container", faults),
+            remedy="replace the links with the files themselves (cp -rL DIR DIR2)",
         )
     hub = [repr(file.name) for file in checkpoint.files if file.link is Link.HUB]
     if hub:
@@ -35,47 +31,47 @@ def links(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             f"a snapshot of the Hugging Face cache: {plural(len(hub), 'file')} are links into ../../blobs",
             "",
             *because("a container that mounts only this directory finds dead links", hub),
-            remedy="mount the cache's models--… directory as a whole, or copy with cp -rL",
+            remedy="mount the cache's entire models--… directory, or copy with cp -rL",
         )
     return ok("no symlink leads out of the directory")
 
 
 def lfs_pointers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    faulty = _described(_of(checkpoint, FaultKind.LFS_POINTER))
-    if not faulty:
+    faults = _faults(checkpoint, FaultKind.LFS_POINTER)
+    if not faults:
         return ok("none")
     return fail(
-        listed(faulty),
+        listed(faults),
         "",
         *because(
-            "git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON", faulty
+            "git cloned the repository without its large files; the engine ends with HeaderTooLarge or bad JSON", faults
         ),
         remedy="in the clone: git lfs install && git lfs pull",
     )
 
 
 def readable(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    faulty = _described(_of(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE))
-    if not faulty:
+    faults = _faults(checkpoint, FaultKind.UNREADABLE, FaultKind.MALFORMED, FaultKind.TOO_LARGE)
+    if not faults:
         return ok(plural(len(checkpoint.files), "file"))
-    unreadable = bool(_of(checkpoint, FaultKind.UNREADABLE))
+    unreadable = bool(_faults(checkpoint, FaultKind.UNREADABLE))
     return fail(
-        listed(faulty),
+        listed(faults),
         "",
-        *because("the engine reads these files at its start", faulty),
+        *because("the engine reads these files when it starts", faults),
         remedy="check permissions and the disk (dmesg)" if unreadable else DOWNLOAD_AGAIN,
     )
 
 
 def file_modes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """save_pretrained of Transformers 5 writes weights with mode 0600."""
+    """Transformers 5's save_pretrained writes weights with mode 0600."""
     private = [f"{file.name!r}: mode {file.mode:04o}" for file in checkpoint.files if not file.mode & 0o004]
     if not private:
         return ok("readable by every user")
     return warn(
         listed(private),
         "readable by every user",
-        *because("a container with another user, or root without capabilities, gets Permission denied", private),
+        *because("a container run by another user, or by root without capabilities, gets Permission denied", private),
         remedy="chmod a+r the files",
     )
 
@@ -93,19 +89,19 @@ def being_written(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         listed(partial + sparse),
         "",
         *because(
-            "a download or copy seems to be under way, or was cut off" if partial else "a file that is half empty",
+            "a download or copy is in progress, or was interrupted" if partial else "a file is half empty",
             partial + sparse,
         ),
-        remedy="wait for it to end, then verify again with --full",
+        remedy="wait for it to finish, then verify again with --full",
     )
 
 
 def weights_format(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """Safetensors or nothing: a pickle runs code when it is loaded."""
+    """Only safetensors: a pickle runs code when it is loaded."""
     pickles = [file.name for file in checkpoint.files if file.name.endswith(PICKLE_SUFFIXES)]
     shown = [repr(name) for name in pickles]
-    count = sum(name.endswith(".safetensors") for name in (file.name for file in checkpoint.files))
-    count += sum(fault.file.endswith(".safetensors") for fault in _of(checkpoint, FaultKind.LINK))
+    count = sum(file.name.endswith(".safetensors") for file in checkpoint.files)
+    count += sum(fault.kind is FaultKind.LINK and fault.file.endswith(".safetensors") for fault in checkpoint.faults)
     if count == 0:
         return fail(
             f"no .safetensors file, but {listed(shown)}" if pickles else "no weights: no .safetensors file",
@@ -118,19 +114,19 @@ def weights_format(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return warn(
             f"pickled weights beside safetensors: {listed([repr(name) for name in weights])}",
             "",
-            *because("never read here; another loader may prefer them and run code from them"),
+            *because("they are not read here, but another loader may prefer them and run their code"),
             remedy="delete the pickles",
         )
     return ok(plural(count, "safetensors file"))
 
 
 def shard_headers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    faulty = _described(_of(checkpoint, FaultKind.HEADER))
-    if faulty:
+    faults = _faults(checkpoint, FaultKind.HEADER)
+    if faults:
         return fail(
-            listed(faulty),
+            listed(faults),
             "",
-            *because("the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer", faulty),
+            *because("the engine ends with HeaderTooLarge, InvalidHeader or MetadataIncompleteBuffer", faults),
             remedy=DOWNLOAD_AGAIN,
         )
     if not checkpoint.shards:
@@ -148,13 +144,13 @@ def duplicate_tensors(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     return fail(
         f"in more than one shard: {listed(twice)}",
         "",
-        *because("which copy wins depends on the order of loading (a consolidated file beside the shards?)", twice),
+        *because("which copy is used depends on the order of loading (a consolidated file beside the shards?)", twice),
         remedy="remove the shards that the index does not name",
     )
 
 
 def index(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """The index, where there is one, must say what the shards say."""
+    """The index, if there is one, must agree with the shards."""
     document = checkpoint.documents.get(INDEX)
     if document is None:
         return _no_index(checkpoint)
@@ -166,21 +162,21 @@ def index(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             *because("the engine reads it first"),
             remedy=DOWNLOAD_AGAIN,
         )
-    lies = _index_lies(checkpoint, weight_map)
+    wrong = _index_faults(checkpoint, weight_map)
     spare = [repr(shard.file.name) for shard in checkpoint.spare_shards]
-    if spare and not lies:
+    if spare and not wrong:
         return warn(
             f"safetensors that the index does not name: {listed(spare)}",
             "",
-            *because("the engine does not load them; they only take room", spare),
+            *because("the engine does not load them; they only take up space", spare),
             remedy="delete them if nothing else needs them",
         )
-    if not lies:
+    if not wrong:
         return ok(f"{len(weight_map)} tensors, as in the shards")
     return fail(
-        listed(lies),
+        listed(wrong),
         "every tensor in the shard that the index names",
-        *because("the engine loads only the shards that the index names, and stops or leaves weights unset", lies),
+        *because("the engine loads only the shards that the index names, and stops or leaves weights unset", wrong),
         remedy="download the missing shards, or the index, again",
     )
 
@@ -198,18 +194,19 @@ def _no_index(checkpoint: Checkpoint) -> Result:
     return ok("not needed: one file")
 
 
-def _index_lies(checkpoint: Checkpoint, weight_map: Mapping[str, Any]) -> list[str]:
+def _index_faults(checkpoint: Checkpoint, weight_map: Mapping[str, Any]) -> list[str]:
     shards = {shard.file.name for shard in checkpoint.shards}
     present = {fault.file for fault in checkpoint.faults} | {file.name for file in checkpoint.files}
-    lies = [f"shard {name!r} is missing" for name in dict.fromkeys(weight_map.values()) if name not in present]
-    held = {(tensor.name, tensor.shard) for tensor in checkpoint.tensors}
-    lies += [
-        f"{name!r} is not in {shard!r}"
-        for name, shard in weight_map.items()
-        if shard in shards and (name, shard) not in held
+    stored = {(tensor.name, tensor.shard) for tensor in checkpoint.tensors}
+    return [
+        *(f"shard {name!r} is missing" for name in dict.fromkeys(weight_map.values()) if name not in present),
+        *(
+            f"{name!r} is not in {shard!r}"
+            for name, shard in weight_map.items()
+            if shard in shards and (name, shard) not in stored
+        ),
+        *(f"{name!r} of {shard!r} is not in the index" for name, shard in sorted(stored) if name not in weight_map),
     ]
-    lies += [f"{name!r} of {shard!r} is not in the index" for name, shard in sorted(held) if name not in weight_map]
-    return lies
 
 
 FILE_RULES: dict[str, Rule] = {

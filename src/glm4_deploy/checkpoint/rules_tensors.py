@@ -1,4 +1,4 @@
-"""Are the tensors those of the model that config.json describes, in the shapes and dtypes that the engine expects?"""
+"""Rules for the tensors: those of the model that config.json describes, in the shapes and dtypes that engines need."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from glm4_deploy.checkpoint.header import Tensor
 from glm4_deploy.checkpoint.model import (
     ARCHITECTURE,
     GATE,
+    GET_SHARD_AGAIN,
     UP,
     BadConfigError,
     Rule,
@@ -24,9 +25,9 @@ from glm4_deploy.checkpoint.read import Checkpoint, open_file
 from glm4_deploy.plan.engine_rules import ModelShape
 from glm4_deploy.result import Result, because, fail, ok, skipped, unknown
 
-NO_SHAPE = "config.json does not say which tensors there must be"
-NOT_WHOLE = "a shard is missing or could not be read: see above"
-# Tensors that some writers add and every engine knows or passes over.
+NO_SHAPE = "config.json does not determine the tensors"
+INCOMPLETE = "a shard is missing or could not be read: see above"
+# Tensors that some writers add and every engine knows or ignores.
 HARMLESS_SUFFIXES = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".q_scale", ".output_scale")
 LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 # 448 and 6 are the largest FP8 (E4M3) and FP4 (E2M1) numbers: a global scale is 448 * 6 / amax, a divisor.
@@ -35,7 +36,7 @@ AMAX_RANGE = (1e-6, 1e5)
 
 
 def shape_of(checkpoint: Checkpoint) -> ModelShape | None:
-    """The dimensions, or None where config.json does not give them or the model is none that is known here."""
+    """The model's dimensions; None if config.json lacks them or describes another architecture."""
     config = checkpoint.config
     if config is None or ARCHITECTURE not in _architectures(config):
         return None
@@ -57,7 +58,7 @@ def config(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return fail(
             "no config.json",
             "",
-            *because("the engine does not know what model this is"),
+            *because("the engine does not know which model this is"),
             remedy="give the directory that has config.json, or download it",
         )
     names = _architectures(checkpoint.config)
@@ -65,8 +66,8 @@ def config(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return fail(
             f"architectures: {str(names)[:80]}",
             ARCHITECTURE,
-            *because("another model, or GLM-4 in the old form that needs its own code (trust_remote_code)"),
-            remedy="use the -hf form of GLM-4 (glm-4-9b-chat-hf)",
+            *because("another model, or the old version of GLM-4, which needs its own code (trust_remote_code)"),
+            remedy="use the -hf version of GLM-4 (glm-4-9b-chat-hf)",
         )
     try:
         shape = model_shape(checkpoint.config)
@@ -81,15 +82,15 @@ def config(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def layers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """Layers 0 to num_hidden_layers - 1, each with a tensor at least."""
+    """Layers 0 to num_hidden_layers - 1, each with at least one tensor."""
     shape = shape_of(checkpoint)
     if shape is None:
         return skipped(NO_SHAPE)
-    if not checkpoint.whole:
-        return skipped(NOT_WHOLE)
-    found = {int(match[1]) for tensor in checkpoint.tensors if (match := LAYER.match(tensor.name))}
-    missing = sorted(set(range(shape.layers)) - found)
-    extra = sorted(found - set(range(shape.layers)))
+    if not checkpoint.complete:
+        return skipped(INCOMPLETE)
+    stored = {int(match[1]) for tensor in checkpoint.tensors if (match := LAYER.match(tensor.name))}
+    missing = sorted(set(range(shape.layers)) - stored)
+    extra = sorted(stored - set(range(shape.layers)))
     if not missing and not extra:
         return ok(f"0–{shape.layers - 1}, as config.json says")
     wrong = [f"layer {layer} is missing" for layer in missing]
@@ -97,7 +98,7 @@ def layers(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     return fail(
         listed(wrong),
         f"0–{shape.layers - 1}",
-        *because("a layer without weights is left as it was allocated: garbage, or the engine stops", wrong),
+        *because("a layer without weights keeps uninitialised memory: garbage, or the engine stops", wrong),
         remedy="download the missing shards, or the config.json that belongs to these weights",
     )
 
@@ -106,19 +107,19 @@ def tensor_names(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
         return skipped(NO_SHAPE)
-    if not checkpoint.whole:
-        return skipped(NOT_WHOLE)
-    held = _by_name(checkpoint.tensors)
-    wanted = {name for name, _, _ in expected_tensors(shape, held)}
-    missing = [name for name in wanted if name not in held]
-    extra = [repr(name) for name in held if name not in wanted and not name.endswith(HARMLESS_SUFFIXES)]
+    if not checkpoint.complete:
+        return skipped(INCOMPLETE)
+    tensors = _by_name(checkpoint.tensors)
+    wanted = {name for name, _, _ in expected_tensors(shape, tensors)}
+    missing = [name for name in wanted if name not in tensors]
+    extra = [repr(name) for name in tensors if name not in wanted and not name.endswith(HARMLESS_SUFFIXES)]
     if missing:
         missing.sort()
         return fail(
             f"missing: {listed(missing)}",
             plural(len(wanted), "tensor"),
-            *because("weights that are not loaded stay as they were allocated, or the engine stops", missing),
-            remedy="download the shard that holds them again",
+            *because("weights that are not loaded keep uninitialised memory, or the engine stops", missing),
+            remedy="download the shard that contains them again",
         )
     if extra and foreign_quantization(checkpoint):
         return unknown("not quantised as NVFP4", observed=f"{len(extra)} more than a plain GLM has")
@@ -127,7 +128,7 @@ def tensor_names(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             f"not of this model: {listed(extra)}",
             "",
             *because("the engine stops at a name that the model does not have", extra),
-            remedy="check that config.json and the shards are of one checkpoint",
+            remedy="check that config.json and the shards belong to one checkpoint",
         )
     return ok(f"all {len(wanted)} tensors")
 
@@ -136,20 +137,20 @@ def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
     shape = shape_of(checkpoint)
     if shape is None:
         return skipped(NO_SHAPE)
-    if not checkpoint.whole:
-        return skipped(NOT_WHOLE)
-    held = _by_name(checkpoint.tensors)
+    if not checkpoint.complete:
+        return skipped(INCOMPLETE)
+    tensors = _by_name(checkpoint.tensors)
     wrong = []
-    for name, sizes, dtypes in expected_tensors(shape, held):
-        tensor = held.get(name)
+    for name, sizes, dtypes in expected_tensors(shape, tensors):
+        tensor = tensors.get(name)
         if tensor is None:
             continue
         if tensor.shape != sizes and not (sizes == (1,) and tensor.shape == ()):
-            wrong.append(f"{name}: {list(tensor.shape)} for {list(sizes)}")
+            wrong.append(f"{name}: {list(tensor.shape)} instead of {list(sizes)}")
         elif tensor.dtype not in dtypes:
-            wrong.append(f"{name}: {tensor.dtype} for {' or '.join(dtypes)}")
+            wrong.append(f"{name}: {tensor.dtype} instead of {' or '.join(dtypes)}")
     if not wrong:
-        return ok("shapes and dtypes as config.json asks")
+        return ok("shapes and dtypes as config.json requires")
     return fail(
         listed(wrong),
         "",
@@ -159,7 +160,7 @@ def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """Every global scale is finite, positive, plausible; layers that the engine fuses share theirs."""
+    """Every global scale is finite, positive and plausible; layers that the engine fuses share theirs."""
     names = quantized_layers(checkpoint)
     if not names:
         return skipped("no NVFP4 layer")
@@ -172,16 +173,16 @@ def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
         return fail(
             listed(wrong),
             f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
-            *because("a whole layer is scaled to nothing, to infinity or to NaN: loops and garbage", wrong),
-            remedy="download the shard again, or quantise again: it cannot be repaired from what is here",
+            *because("a whole layer is scaled to zero, infinity or NaN: loops and garbage", wrong),
+            remedy=GET_SHARD_AGAIN,
         )
-    apart = list(_scales_apart(names, scales))
-    if apart:
+    differing = list(_differing_scales(names, scales))
+    if differing:
         return fail(
-            listed(apart),
+            listed(differing),
             "one global scale for q, k, v, and one for gate, up",
             *because(
-                "the engine fuses these layers and takes the largest scale for all: the others come out wrong", apart
+                "the engine fuses these layers and uses the largest scale for all: the others are wrong", differing
             ),
             remedy="quantise again with a recipe that shares them (llm-compressor does)",
         )
@@ -190,7 +191,7 @@ def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 def read_scalars(checkpoint: Checkpoint) -> dict[str, float]:
     """All global scales by tensor name: 4 bytes each, read in place. Raises OSError."""
-    found: dict[str, float] = {}
+    scales: dict[str, float] = {}
     for shard in checkpoint.shards:
         with open_file(shard.file.path) as file:
             for tensor in shard.header.tensors:
@@ -199,8 +200,8 @@ def read_scalars(checkpoint: Checkpoint) -> dict[str, float]:
                     data = file.read(4)
                     if len(data) != 4:
                         raise OSError(f"{shard.file.name} ends early")
-                    found[tensor.name] = struct.unpack("<f", data)[0]
-    return found
+                    scales[tensor.name] = struct.unpack("<f", data)[0]
+    return scales
 
 
 def _plausible(scale: float) -> bool:
@@ -208,7 +209,7 @@ def _plausible(scale: float) -> bool:
     return math.isfinite(scale) and scale > 0 and low <= GLOBAL_SCALE_NUMERATOR / scale <= high
 
 
-def _scales_apart(names: Iterable[str], scales: Mapping[str, float]) -> Iterable[str]:
+def _differing_scales(names: Iterable[str], scales: Mapping[str, float]) -> Iterable[str]:
     prefixes = dict.fromkeys(match[0] for name in names if (match := LAYER.match(name)))
     for prefix in prefixes:
         for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (GATE, UP)):

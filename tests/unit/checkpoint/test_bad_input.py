@@ -1,4 +1,4 @@
-"""Whatever a directory holds, verify gives one clear finding or error: no traceback, no hang."""
+"""Whatever a directory contains, verify gives one clear finding or error: no traceback, no hang."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def link_to_nothing(directory: Path) -> None:
     weights(directory).symlink_to("gone")
 
 
-def link_in_a_circle(directory: Path) -> None:
+def link_loop(directory: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "config.json").symlink_to("config.json")
 
@@ -132,13 +132,13 @@ def deep(_header: dict[str, Any]) -> bytes:
 
 
 def cut_tokenizer(directory: Path, count: int, end: bytes = b"") -> None:
-    """Damage behind all that is kept of the file."""
+    """Damage after the part of the file that is kept."""
     text = (directory / "tokenizer.json").read_bytes().rstrip()
     (directory / "tokenizer.json").write_bytes(text[: len(text) - count] + end)
 
 
 SCALE = "model.layers.1.mlp.down_proj.weight_global_scale"
-# what is done → the check that must fail, and a word of what it says
+# fault → how it is made, the check that must fail, and a part of its message
 FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "lfs shard": (rewrite("model.safetensors", LFS), "lfs-pointers", "Git LFS pointer"),
     "lfs tokenizer": (rewrite("tokenizer.json", LFS), "lfs-pointers", "tokenizer.json"),
@@ -147,7 +147,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "empty shard": (rewrite("model.safetensors", b""), "shard-headers", "0 bytes long"),
     "header too large": (rewrite("model.safetensors", b"\xff" * 64), "shard-headers", "claims a header"),
     "header beyond the end": (rewrite("model.safetensors", b"\0\0\1\0\0\0\0\0{}"), "shard-headers", "truncated"),
-    "header no JSON": (rewrite("model.safetensors", b"\2\0\0\0\0\0\0\0{]"), "shard-headers", "not JSON"),
+    "header not JSON": (rewrite("model.safetensors", b"\2\0\0\0\0\0\0\0{]"), "shard-headers", "not JSON"),
     "header deep": (bad_header(deep), "shard-headers", "nested too deep"),
     "shape lie": (bad_header(shape_lie), "shard-headers", "needs"),
     "hole": (bad_header(hole), "shard-headers", "hole"),
@@ -156,7 +156,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "only a pickle": (only_a_pickle, "weights-format", "pytorch_model.bin"),
     "link out": (link_out, "links", "out of the directory"),
     "link to nothing": (link_to_nothing, "links", "to nothing"),
-    "link in a circle": (link_in_a_circle, "files-readable", "config.json"),
+    "link loop": (link_loop, "files-readable", "config.json"),
     "pipe": (pipe, "files-readable", "neither a file nor a directory"),
     "duplicates": (twice, "duplicate-tensors", "in more than one shard"),
     "tensor missing": (drop("1.mlp.down_proj.weight_scale"), "tensors", "missing"),
@@ -169,28 +169,28 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "scale zero": (put(SCALE, np.zeros(1, np.float32)), "global-scales", "is 0"),
     "scale negative": (put(SCALE, -np.ones(1, np.float32)), "global-scales", "is -1"),
     "scale infinite": (put(SCALE, np.array([np.inf], np.float32)), "global-scales", "inf"),
-    "q, k, v apart": (
+    "q, k, v differ": (
         put("model.layers.0.self_attn.k_proj.weight_global_scale", np.array([9.0], np.float32)),
         "global-scales",
         "q_proj/k_proj/v_proj",
     ),
     "no config": (lambda d: (d / "config.json").unlink(), "config", "no config.json"),
-    "config no JSON": (rewrite("config.json", b"{,"), "files-readable", "not JSON"),
+    "config not JSON": (rewrite("config.json", b"{,"), "files-readable", "not JSON"),
     "config deep": (rewrite("config.json", b'{"a":' * 900 + b"1" + b"}" * 900), "files-readable", "nested too deep"),
     "config very deep": (rewrite("config.json", b"[" * 100_000), "files-readable", "nested too deep"),
     "config huge": (rewrite("config.json", b" " * (5 << 20)), "files-readable", "limit"),
-    "config a list": (rewrite("config.json", b"[]"), "files-readable", "holds a list"),
-    "config twice a key": (rewrite("config.json", b'{"a":1,"a":2}'), "files-readable", "twice"),
+    "config a list": (rewrite("config.json", b"[]"), "files-readable", "contains a list"),
+    "config with a duplicate key": (rewrite("config.json", b'{"a":1,"a":2}'), "files-readable", "twice"),
     "config long number": (rewrite("config.json", b'{"a":' + b"9" * 5000 + b"}"), "files-readable", "digits"),
     "config not UTF-8": (rewrite("config.json", b'{"a":"\xff"}'), "files-readable", "UTF-8"),
     "another model": (lambda d: made.change(d / "config.json", architectures=["Llama"]), "config", "Llama"),
-    "architectures a word": (lambda d: made.change(d / "config.json", architectures="x"), "config", "[]"),
-    "sizes of nonsense": (lambda d: made.change(d / "config.json", hidden_size=-1), "config", "hidden_size"),
-    "sizes beyond belief": (lambda d: made.change(d / "config.json", num_hidden_layers=10**9), "config", "num_hidden"),
+    "architectures a string": (lambda d: made.change(d / "config.json", architectures="x"), "config", "[]"),
+    "negative size": (lambda d: made.change(d / "config.json", hidden_size=-1), "config", "hidden_size"),
+    "implausible size": (lambda d: made.change(d / "config.json", num_hidden_layers=10**9), "config", "num_hidden"),
     "tokenizer cut off": (lambda d: cut_tokenizer(d, 1), "files-readable", "not JSON"),
-    "tokenizer with more behind it": (lambda d: cut_tokenizer(d, 0, b"{}"), "files-readable", "not JSON"),
+    "tokenizer with trailing data": (lambda d: cut_tokenizer(d, 0, b"{}"), "files-readable", "not JSON"),
     "tokenizer not UTF-8": (lambda d: cut_tokenizer(d, 1, b',"x":"\xff"}'), "files-readable", "UTF-8"),
-    "tokenizer a list": (rewrite("tokenizer.json", b"[]"), "files-readable", "holds a list"),
+    "tokenizer a list": (rewrite("tokenizer.json", b"[]"), "files-readable", "contains a list"),
     "tokenizer very deep": (rewrite("tokenizer.json", b"[" * 100_000), "files-readable", "nested too deep"),
     "tokenizer huge": (lambda d: os.truncate(d / "tokenizer.json", 129 << 20), "files-readable", "limit"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer", "no tokenizer.json"),
@@ -205,9 +205,9 @@ def named(directory: Path, check: str) -> Result:
 def test_a_fault_is_one_clear_finding_and_repair_refuses_it(fault: str, directory: Path, tmp_path: Path) -> None:
     damage, check, word = FAULTS[fault]
     damage(directory)
-    found = named(directory, check)
-    assert (found.status, word in found.observed) == (Status.FAIL, True), found
-    assert found.remedy and len(found.observed) < 600 and "\n" not in found.observed
+    result = named(directory, check)
+    assert (result.status, word in result.observed) == (Status.FAIL, True), result
+    assert result.remedy and len(result.observed) < 600 and "\n" not in result.observed
     with pytest.raises(CheckpointRefused):
         repair_checkpoint(directory, tmp_path / "glm-4-out")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("glm-4-out")] == []
@@ -215,7 +215,7 @@ def test_a_fault_is_one_clear_finding_and_repair_refuses_it(fault: str, director
 
 @pytest.mark.parametrize("depth", range(100, 1100, 100))
 def test_no_depth_of_json_gets_past_the_guard(depth: int, directory: Path, tmp_path: Path) -> None:
-    """Between what the parser takes and what a copy or a writer can bear lies a gap."""
+    """The parser accepts deeper documents than a copy or a writer can handle."""
     nested = json.loads((directory / "config.json").read_text())
     text = json.dumps(nested)[:-1] + ', "a": ' + '{"a":' * depth + "1" + "}" * depth + "}"
     (directory / "config.json").write_text(text)
@@ -251,17 +251,17 @@ TOKENIZERS = st.builds(
 @example(b'{"x":' + b"9" * 5000 + b"}")
 @example(b"\xef\xbb\xbf{}")
 @example(b"")
-def test_the_short_way_through_a_tokenizer_says_what_a_whole_parse_says(text: bytes) -> None:
-    def told(parse: Callable[[bytes], dict[str, Any]]) -> str:
+def test_the_fast_tokenizer_parser_agrees_with_the_complete_one(text: bytes) -> None:
+    def outcome(parse: Callable[[bytes], dict[str, Any]]) -> str:
         try:
             return repr(parse(text).get("added_tokens"))
         except MalformedJsonError as error:
             return f"malformed: {error}"
 
-    assert told(parse_tokenizer) == told(lambda data: parse_object(data, unique=False))
+    assert outcome(parse_tokenizer) == outcome(lambda data: parse_object(data, unique=False))
 
 
-INDEX_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+INDEX_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "names a shard that is not there": (
         lambda index: index["weight_map"].update({"lm_head.weight": "../../etc/passwd"}),
         "is missing",
@@ -276,16 +276,16 @@ INDEX_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("lie", INDEX_LIES)
-def test_an_index_that_lies(lie: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", INDEX_FAULTS)
+def test_an_index_that_disagrees_with_the_shards(fault: str, tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made", shards=3)
     assert named(directory, "index").status is Status.OK
-    path, (tell, word) = directory / "model.safetensors.index.json", INDEX_LIES[lie]
+    path, (change, word) = directory / "model.safetensors.index.json", INDEX_FAULTS[fault]
     index = json.loads(path.read_text())
-    tell(index)
+    change(index)
     made.put(path, index)
-    found = named(directory, "index")
-    assert (found.status, word in found.observed) == (Status.FAIL, True), found
+    result = named(directory, "index")
+    assert (result.status, word in result.observed) == (Status.FAIL, True), result
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
@@ -295,16 +295,16 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     assert named(directory, "tensors").status is Status.SKIPPED
 
 
-def test_a_download_under_way_is_told(directory: Path) -> None:
+def test_a_download_in_progress_is_reported(directory: Path) -> None:
     downloads = directory / ".cache/huggingface/download"
     downloads.mkdir(parents=True)
     (downloads / "abc.incomplete").touch()
     (directory / "model-00002.safetensors.part").touch()
-    found = named(directory, "being-written")
-    assert found.status is Status.WARN and "abc.incomplete" in found.observed and ".part" in found.observed
+    result = named(directory, "being-written")
+    assert result.status is Status.WARN and "abc.incomplete" in result.observed and ".part" in result.observed
 
 
-def test_reserved_but_not_filled_is_told(directory: Path) -> None:
+def test_space_reserved_but_not_filled_is_reported(directory: Path) -> None:
     header, data = header_of(weights(directory))
     size = weights(directory).stat().st_size
     made.write_raw(weights(directory), header, b"")
@@ -316,13 +316,13 @@ def test_reserved_but_not_filled_is_told(directory: Path) -> None:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A directory that another user may enter; the test then runs as that user, where it is root."""
+    """A directory that other users may enter; a test that runs as root then drops its privileges."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def test_an_unreadable_file_is_told(unprivileged: Path) -> None:
+def test_an_unreadable_file_is_reported(unprivileged: Path) -> None:
     directory = made.checkpoint(unprivileged / "glm-4-made")
     weights(directory).chmod(0)
     root = os.geteuid() == 0
@@ -333,8 +333,8 @@ def test_an_unreadable_file_is_told(unprivileged: Path) -> None:
     finally:
         if root:
             os.seteuid(0)
-    found = next(result for result in report.results if result.check == "files-readable")
-    assert found.status is Status.FAIL and "Permission denied" in found.observed
+    result = next(result for result in report.results if result.check == "files-readable")
+    assert result.status is Status.FAIL and "Permission denied" in result.observed
 
 
 def test_no_directory_at_all(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
             verify_checkpoint(tmp_path / name)
 
 
-def test_names_that_no_terminal_can_show(directory: Path, tmp_path: Path) -> None:
+def test_names_that_a_terminal_cannot_show(directory: Path, tmp_path: Path) -> None:
     (directory / os.fsdecode(b"\xff\x1b[31m.bin")).touch()
     (directory / "line\nbreak.part").touch()
     report = verify_checkpoint(directory)
@@ -353,7 +353,7 @@ def test_names_that_no_terminal_can_show(directory: Path, tmp_path: Path) -> Non
     assert repair_checkpoint(directory, tmp_path / "glm-4-out").report.failures == ()
 
 
-def test_a_stranger_s_huge_lists_do_not_flood_the_report(directory: Path) -> None:
+def test_huge_lists_do_not_flood_the_report(directory: Path) -> None:
     made.change(directory / "generation_config.json", eos_token_id=list(range(20_000, 60_000)))
     assert len(named(directory, "eos-ids").observed) < 300
 
@@ -374,7 +374,7 @@ HEADERS = st.dictionaries(
 
 
 def judged(blob: bytes) -> bool:
-    """Whether our reader takes it; anything but a HeaderFault is a defect."""
+    """Whether our reader accepts it; any exception but a HeaderFault is a defect."""
     try:
         header = read_header(BytesIO(blob), size=len(blob), shard="x.safetensors")
     except HeaderFault as error:
@@ -404,7 +404,7 @@ def test_fuzz_any_bytes(blob: bytes, tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=HEADERS, data=st.binary(max_size=40))
-def test_fuzz_headers_we_never_take_what_the_reference_library_refuses(
+def test_fuzz_headers_that_the_reference_library_refuses_are_refused(
     document: dict[str, Any], data: bytes, tmp_path: Path
 ) -> None:
     raw = json.dumps(document).encode()
@@ -414,7 +414,7 @@ def test_fuzz_headers_we_never_take_what_the_reference_library_refuses(
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 4000), flips=st.integers(1, 255), cut=st.none() | st.integers(0, 4000))
-def test_fuzz_a_real_file_with_damage_is_judged_as_the_reference_library_does(
+def test_fuzz_damage_that_the_reference_library_refuses_is_refused(
     position: int, flips: int, cut: int | None, tmp_path: Path
 ) -> None:
     blob = bytearray((made.DATA / "model.safetensors").read_bytes())

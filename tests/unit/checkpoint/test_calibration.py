@@ -1,4 +1,4 @@
-"""The draw: the card's lengths, the seed's order, and clear words where the data cannot give it."""
+"""Calibration samples: the card's lengths, the seed's order, and a clear error if the data is not enough."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from glm4_deploy.errors import UsageError
 
 
 def tokenize(text: Conversation | str) -> Sample:
-    """A token a word."""
+    """One token per word."""
     words = text if isinstance(text, str) else " ".join(turn["content"] for turn in text)
     return [len(word) for word in words.split()]
 
@@ -41,15 +41,15 @@ def test_nine_in_ten_are_short(samples: int, sources: list[str], tmp_path: Path)
     assert f"{100 * drawn.short / samples:.1f} %" in drawn.table()
 
 
-def test_the_same_seed_draws_the_same_and_another_another(sources: list[str], tmp_path: Path) -> None:
-    one, again, other = (
+def test_the_same_seed_draws_the_same_samples_and_another_seed_others(sources: list[str], tmp_path: Path) -> None:
+    first, again, other = (
         draw_samples(sources, tokenize, samples=60, seed=seed, directory=tmp_path) for seed in (7, 7, 8)
     )
-    assert one == again
-    assert one[1].digest != other[1].digest
+    assert first == again
+    assert first[1].digest != other[1].digest
 
 
-def test_too_little_data_says_what_is_lacking(tmp_path: Path) -> None:
+def test_too_little_data_is_reported_with_what_is_missing(tmp_path: Path) -> None:
     name = write(tmp_path / "few.jsonl", [300] * 5 + [10] * 20)
     with pytest.raises(UsageError, match=r"only 5 of 20 samples: 13 of 256 .* 2 of 1024 .* \(20 texts") as caught:
         draw_samples([name], tokenize, samples=20, seed=0, directory=tmp_path)

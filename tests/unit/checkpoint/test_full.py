@@ -1,6 +1,7 @@
-"""--full and --manifest: every byte is looked at, and what `sha256sum` says agrees with ours."""
+"""--full and --manifest: every byte is examined, and the digests agree with those of `sha256sum`."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def test_each_fault_of_the_bytes_is_found(
     directory, held = made.checkpoint(tmp_path / "glm-4-made"), made.tensors()
     damage(held)
     made.save(directory / "model.safetensors", held)
-    found = named(directory, check)
-    assert (found.status, place in found.observed) == (Status.FAIL, True)
+    result = named(directory, check)
+    assert (result.status, place in result.observed) == (Status.FAIL, True)
     quick = {result.check for result in verify_checkpoint(directory).failures}
     assert check not in quick
 
@@ -85,8 +86,8 @@ def test_a_hole_of_zeros_in_a_large_tensor_is_found(tmp_path: Path) -> None:
     assert named(directory, "zero-weights").status is Status.OK
     held["model.layers.1.mlp.gate_up_proj.weight_packed"].reshape(-1)[65536 * 2 : 65536 * 4] = 0
     made.save(directory / "model.safetensors", held)
-    found = named(directory, "zero-weights")
-    assert found.status is Status.FAIL and "hole" in found.observed
+    result = named(directory, "zero-weights")
+    assert result.status is Status.FAIL and "hole" in result.observed
 
 
 def test_a_zero_scale_over_zero_weights_is_harmless(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_zero_scale_over_zero_weights_is_harmless(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_the_manifest_is_sha256sum_s_own(shards: int, tmp_path: Path) -> None:
+def test_the_manifest_has_the_format_of_sha256sum(shards: int, tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made", shards=shards)
     (directory / "odd\nname\\.txt").write_text("x")
     manifest = directory / "SHA256SUMS"
@@ -112,20 +113,20 @@ def test_the_manifest_is_sha256sum_s_own(shards: int, tmp_path: Path) -> None:
     assert named(directory, "manifest", manifest).status is Status.OK
 
 
-def test_a_byte_that_no_other_check_sees_breaks_the_manifest(tmp_path: Path) -> None:
+def test_a_byte_that_no_other_check_notices_breaks_the_manifest(tmp_path: Path) -> None:
     directory, manifest = made.checkpoint(tmp_path / "glm-4-made"), tmp_path / "sums"
     named(directory, "manifest", manifest)
     held = made.tensors()
     held[PACKED][0, 0] ^= 1
     made.save(directory / "model.safetensors", held, {"format": "pt"})
-    found = named(directory, "manifest", manifest)
-    assert found.status is Status.FAIL and "'model.safetensors' differs" in found.observed
+    result = named(directory, "manifest", manifest)
+    assert result.status is Status.FAIL and "'model.safetensors' differs" in result.observed
     (directory / "new.txt").touch()
     (directory / "LICENSE").unlink()
     assert "'LICENSE' is missing" in named(directory, "manifest", manifest).observed
 
 
-def test_a_damaged_checkpoint_is_not_written_down(tmp_path: Path) -> None:
+def test_no_manifest_is_written_for_a_damaged_checkpoint(tmp_path: Path) -> None:
     directory, held = made.checkpoint(tmp_path / "glm-4-made"), made.tensors()
     nan_weight(held)
     made.save(directory / "model.safetensors", held)
@@ -133,6 +134,18 @@ def test_a_damaged_checkpoint_is_not_written_down(tmp_path: Path) -> None:
     assert not (tmp_path / "sums").exists()
 
 
-def test_a_file_that_is_no_manifest(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_manifest(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     assert named(directory, "manifest", directory / "README.md").status is Status.FAIL
+
+
+def test_the_quick_verify_does_without_numpy() -> None:
+    """Loading NumPy takes longer than the verification itself."""
+    code = f"""
+import sys
+from pathlib import Path
+from glm4_deploy.checkpoint.verify import verify_checkpoint
+assert verify_checkpoint(Path({str(made.DATA)!r})).results
+assert "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,6 @@
-"""Around llm-compressor: what is refused before, what is added after. Its own work is a recorded real output here.
+"""What happens before and after llm-compressor. Its own output is a recorded real one here.
 
-(`tests/data/nvfp4-tiny` is what it wrote; torch and llm-compressor are several GB and not among the test's needs.)
+(`tests/data/nvfp4-tiny` is what it wrote; the tests do without torch and llm-compressor, which are several GB.)
 """
 
 import json
@@ -16,11 +16,11 @@ import pytest
 
 import checkpoints as made
 from glm4_deploy.checkpoint import quantize as module
-from glm4_deploy.checkpoint.quantize import Drawn, quantize_checkpoint
+from glm4_deploy.checkpoint.quantize import CalibrationSet, quantize_checkpoint
 from glm4_deploy.errors import CheckpointRefused, UsageError
 from glm4_deploy.result import Status
 
-DRAWN = Drawn(
+DRAWN = CalibrationSet(
     seed=3,
     short=9,
     long=1,
@@ -41,7 +41,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> Drawn:
+    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> CalibrationSet:
         sys.stdout.write("llm-compressor may print")
         shutil.copytree(made.DATA, output)
         (output / "model.safetensors").chmod(0o600)
@@ -70,7 +70,7 @@ def test_the_output_is_what_the_default_image_loads(
 
 
 @pytest.mark.usefixtures("recorded")
-def test_raw_leaves_the_traps_and_tells_of_them(base: Path, tmp_path: Path) -> None:
+def test_raw_leaves_the_traps_and_reports_them(base: Path, tmp_path: Path) -> None:
     done = quantize_checkpoint(base, tmp_path / "glm-4-raw", raw=True)
     assert {"gate-up", "quantization-keys", "rope-theta"} <= {result.check for result in done.report.failures}
 
@@ -86,13 +86,13 @@ def test_for_another_engine_it_stays_fused(base: Path, tmp_path: Path) -> None:
 def test_without_a_licence_it_says_so(base: Path, tmp_path: Path) -> None:
     (base / "LICENSE").unlink()
     done = quantize_checkpoint(base, tmp_path / "glm-4-new")
-    found = next(result for result in done.report.results if result.check == "licence")
-    assert (found.status, found.observed) == (Status.WARN, "no licence text")
+    result = next(result for result in done.report.results if result.check == "licence")
+    assert (result.status, result.observed) == (Status.WARN, "no licence text")
     assert "add it" in (tmp_path / "glm-4-new/README.md").read_text()
 
 
-def test_what_fails_within_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> Drawn:
+def test_a_failed_compression_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compress(_base: Path, output: Path, _sources: Sequence[str], **_: Any) -> CalibrationSet:
         output.mkdir(parents=True)
         raise UsageError("too few texts")
 

@@ -1,4 +1,4 @@
-"""Repair loses nothing, repeats to nothing, can be undone, and leaves either a whole directory or none."""
+"""Repair loses nothing, is idempotent, can be undone, and leaves either a complete directory or none."""
 
 import errno
 import os
@@ -104,7 +104,7 @@ def test_an_odd_number_of_rows_is_refused(rows: int, tmp_path: Path) -> None:
         repair_checkpoint(directory, tmp_path / "glm-4-out")
 
 
-def test_the_report_speaks_of_the_output_as_a_verify_of_it_does(tmp_path: Path) -> None:
+def test_the_report_equals_a_verification_of_the_output(tmp_path: Path) -> None:
     for only in ((), ("gate-up",)):
         output = tmp_path / f"glm-4-out-{len(only)}"
         assert repair_checkpoint(made.DATA, output, only=only).report == verify_checkpoint(output)
@@ -115,7 +115,7 @@ def only_whole_or_nothing(directory: Path, before: set[str]) -> None:
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's own limit on the size of a file stands for a full disk: the same call fails, with EFBIG."""
+    """The kernel's limit on file size stands in for a full disk: the same call fails, with EFBIG."""
     directory = made.checkpoint(tmp_path / "glm-4-made")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
@@ -127,17 +127,17 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
 
 
-def test_a_full_file_system_is_told(tmp_path: Path) -> None:
-    """A real one, of 64 KiB, where the machine lets us mount it."""
+def test_a_full_file_system_is_reported(tmp_path: Path) -> None:
+    """A real one of 64 KiB, if the machine allows mounting it."""
     directory, small = made.checkpoint(tmp_path / "glm-4-made"), tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", small]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a file system")
+        pytest.skip("mounting a file system is not permitted")
     try:
         with pytest.raises(StorageError) as caught:
             repair_checkpoint(directory, small / "glm-4-out")
-        assert "free some room" in caught.value.hint
+        assert "free some space" in caught.value.hint
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", small], check=True)
@@ -158,13 +158,13 @@ def test_a_copy_to_another_file_system_is_whole(tmp_path: Path) -> None:
 
 
 def test_killed_in_the_middle_it_leaves_no_output(tmp_path: Path) -> None:
-    """SIGKILL as soon as the new shard appears: no clean-up can run."""
+    """SIGKILL once the new shard is there: no clean-up can run."""
     directory = made.checkpoint(tmp_path / "glm-4-made")
     code = f"""
 import time
 from pathlib import Path
 from glm4_deploy.checkpoint import repair
-repair._sync_directory = lambda path: time.sleep(60)
+repair.sync_directory = lambda path: time.sleep(60)
 repair.repair_checkpoint(Path({str(directory)!r}), Path({str(tmp_path / "glm-4-out")!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -182,30 +182,30 @@ def test_a_shard_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: 
     directory = made.checkpoint(tmp_path / "glm-4-made")
     write = write_shard
 
-    def write_while_somebody_downloads(*args: object, **named: object) -> None:
+    def write_during_a_download(*args: object, **named: object) -> None:
         write(*args, **named)  # type: ignore[arg-type]
         os.utime(directory / "model.safetensors")
 
-    monkeypatch.setattr(repair_module, "write_shard", write_while_somebody_downloads)
+    monkeypatch.setattr(repair_module, "write_shard", write_during_a_download)
     with pytest.raises(StorageError, match="changed while it was repaired"):
         repair_checkpoint(directory, tmp_path / "glm-4-out")
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
 
 
-def test_verify_tells_of_a_file_that_changes_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reports_a_file_that_changes_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     scan = scan_tensors
 
-    def scan_while_somebody_downloads(*args: object, **named: object) -> object:
+    def scan_during_a_download(*args: object, **named: object) -> object:
         with (directory / "model.safetensors").open("ab") as file:
             file.write(b"more")
         return scan(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scan_module, "scan_tensors", scan_while_somebody_downloads)
+    monkeypatch.setattr(scan_module, "scan_tensors", scan_during_a_download)
     assert "changed" in {result.check for result in verify_checkpoint(directory, full=True).failures}
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_outputs_that_are_refused(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
@@ -213,11 +213,11 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     for output in (directory, directory / "in", tmp_path / "full", tmp_path / "dangling", tmp_path / "no/parent"):
         with pytest.raises(UsageError):
             repair_checkpoint(directory, output)
-    with pytest.raises(UsageError, match="nothing that repair mends"):
+    with pytest.raises(UsageError, match="not a check that can be repaired"):
         repair_checkpoint(directory, tmp_path / "out", only=["licence"])
 
 
-def test_a_rename_that_fails_is_told_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_fails_is_reported_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
 
     def refuse(_self: Path, _target: Path) -> None:

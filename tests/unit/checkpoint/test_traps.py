@@ -1,4 +1,4 @@
-"""The four traps of the default image: each found for the engines that it matters for, and mended for them."""
+"""The four traps of the default image: each is found and repaired for the engines that it affects."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from glm4_deploy.errors import CheckpointRefused
 from glm4_deploy.result import Result, Status
 
 OLD, NEW, NEWEST = (0, 13, 0), (0, 24, 0), (0, 32, 0)
-# check → vLLM version → what is to be said of the checkpoint that llm-compressor wrote
+# check → vLLM version → its status for the checkpoint that llm-compressor wrote
 TRAPS: dict[str, dict[Version, Status]] = {
     "gate-up": {(0, 11, 0): Status.FAIL, OLD: Status.FAIL, (0, 19, 1): Status.FAIL, (0, 20, 0): Status.OK},
     "quantization-keys": {(0, 10, 1): Status.OK, (0, 10, 2): Status.FAIL, OLD: Status.FAIL, (0, 14, 0): Status.OK},
@@ -29,15 +29,15 @@ def row(report: VerifyReport, check: str) -> Result:
 
 
 @pytest.mark.parametrize(("check", "vllm", "status"), CASES)
-def test_each_trap_is_told_for_the_engines_it_matters_for(check: str, vllm: Version, status: Status) -> None:
-    found = row(verify_checkpoint(made.DATA, vllm=vllm), check)
-    assert found.status is status
+def test_each_trap_is_reported_for_the_engines_that_it_affects(check: str, vllm: Version, status: Status) -> None:
+    result = row(verify_checkpoint(made.DATA, vllm=vllm), check)
+    assert result.status is status
     if status is not Status.OK:
-        assert "checkpoint repair" in found.remedy and any(item.name == "why" for item in found.evidence)
+        assert "checkpoint repair" in result.remedy and any(item.name == "why" for item in result.evidence)
 
 
 @pytest.mark.parametrize("check", TRAPS)
-def test_each_trap_alone_is_mended_by_name(check: str, tmp_path: Path) -> None:
+def test_each_trap_can_be_repaired_alone(check: str, tmp_path: Path) -> None:
     outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out", vllm=OLD, only=[check])
     assert {change.check for change in outcome.changes} == {check}
     failed = {result.check for result in outcome.report.failures}
@@ -85,13 +85,13 @@ def test_gate_and_up_with_other_scales_are_not_joined(tmp_path: Path) -> None:
     held["model.layers.1.mlp.up_proj.weight_global_scale"] *= 2
     made.save(directory / "model.safetensors", held)
     assert row(verify_checkpoint(directory, vllm=OLD), "global-scales").status is Status.FAIL
-    with pytest.raises(CheckpointRefused, match="no repair can mend"):
+    with pytest.raises(CheckpointRefused, match="cannot be repaired"):
         repair_checkpoint(directory, tmp_path / "glm-4-out", vllm=NEWEST)
     assert not (tmp_path / "glm-4-out").exists()
 
 
 @pytest.mark.parametrize("nvfp4", [True, False])
-def test_a_healthy_one_has_no_failure_and_plain_weights_have_no_gate_up_trap(nvfp4: bool, tmp_path: Path) -> None:
+def test_a_healthy_checkpoint_has_no_failure_but_the_gate_up_trap_of_nvfp4(nvfp4: bool, tmp_path: Path) -> None:
     report = verify_checkpoint(made.checkpoint(tmp_path / "glm-4-made", nvfp4=nvfp4), vllm=OLD, full=True)
     assert {result.check for result in report.failures} == ({"gate-up"} if nvfp4 else set())
     assert [result.check for result in report.results if result.status is Status.UNKNOWN] == []

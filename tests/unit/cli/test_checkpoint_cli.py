@@ -22,7 +22,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_verify_says_what_why_and_the_command_that_mends(tmp_path: Path) -> None:
+def test_verify_says_what_why_and_the_command_that_repairs_it(tmp_path: Path) -> None:
     done = run("verify", made.DATA, "--image-tag", "26.01-py3")
     assert done.returncode == 1 and done.stderr == ""
     for words in ("fail     gate-up", "why: vLLM 0.13.0 fills one of two slots", "fail: "):
@@ -31,7 +31,7 @@ def test_verify_says_what_why_and_the_command_that_mends(tmp_path: Path) -> None
     assert f"repair {made.DATA} --output {made.DATA}-0.13.0" in command
 
 
-def test_the_command_that_mends_names_the_engine_where_it_is_not_the_default() -> None:
+def test_the_repair_command_names_the_engine_unless_it_is_the_default() -> None:
     report = json.loads(run("verify", made.DATA, "--vllm", "0.15.1", "--json").stdout)
     remedies = {result["check"]: result["remedy"] for result in report["results"]}
     assert remedies["gate-up"].endswith("--for 0.15.1")
@@ -42,10 +42,10 @@ def test_repair_then_verify(tmp_path: Path) -> None:
     output = tmp_path / "glm-4-out"
     done = run("repair", made.DATA, "--output", output, "--for", "26.01")
     assert done.returncode == 0, done.stderr
-    assert "gate_proj and up_proj apart, 2 layers" in done.stdout and "3 files written" in done.stdout
+    assert "separate gate_proj and up_proj, 2 layers" in done.stdout and "3 files written" in done.stdout
     assert run("verify", output, "--full", "--manifest", output / "SHA256SUMS").returncode == 0
     again = run("repair", made.DATA, "--output", output)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
 
 
 def test_with_only_it_says_what_still_fails(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
         (("verify", str(made.DATA), "--vllm", "x"), 2, "not a vLLM version"),
         (("verify", str(made.DATA), "--vllm", "0.13.0", "--image-tag", "26.01"), 2, "both name an engine"),
         (("verify", str(made.DATA), "--manifest", "/proc/no/where"), 18, "cannot write"),
-        (("repair", str(made.DATA), "--output", "/nowhere/x"), 2, "no directory /nowhere"),
+        (("repair", str(made.DATA), "--output", "/nowhere/x"), 2, "/nowhere is not a directory"),
         (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--for", "27.77-py3"), 2, "not in the catalog"),
-        (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--only", "x"), 2, "nothing that repair mends"),
+        (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--only", "x"), 2, "not a check that can be repaired"),
         (("quantize", str(made.DATA), "--output", "/tmp/other"), 2, "starts with glm-4"),
         (("quantize", str(made.DATA), "--output", "/tmp/glm-4-x"), 10, "quantised already"),
     ],
