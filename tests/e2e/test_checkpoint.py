@@ -37,14 +37,14 @@ def broken(directory: Path) -> Path:
 
 
 def test_a_repaired_checkpoint_answers_and_stops(cpu_python: str, tmp_path: Path) -> None:
-    sick, mended = broken(tmp_path / "glm-4-sick"), tmp_path / "glm-4-mended"
+    sick, repaired = broken(tmp_path / "glm-4-sick"), tmp_path / "glm-4-repaired"
     assert {result.check for result in verify_checkpoint(sick, vllm=ENGINE).failures} == {"gate-up", "eos-ids"}
-    assert repair_checkpoint(sick, mended, vllm=ENGINE).report.failures == ()
-    assert (mended / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
-    assert json.loads((mended / "generation_config.json").read_text())["eos_token_id"] == [2038, 2045, 2047]
+    assert repair_checkpoint(sick, repaired, vllm=ENGINE).report.failures == ()
+    assert (repaired / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
+    assert json.loads((repaired / "generation_config.json").read_text())["eos_token_id"] == [2038, 2045, 2047]
     question = {"role": "user", "content": "What is 17 + 25? Answer with the number only."}
     body = {"model": NAME, "messages": [question], "temperature": 0, "max_tokens": 200}
-    with engine(cpu_python, mended, tmp_path / "engine.log") as running:
+    with engine(cpu_python, repaired, tmp_path / "engine.log") as running:
         answer = httpx.post(f"{running.base_url}/v1/chat/completions", json=body, timeout=120, trust_env=False).json()
     assert answer["choices"][0]["finish_reason"] == "stop", answer
     assert "42" in answer["choices"][0]["message"]["content"]
