@@ -1,4 +1,4 @@
-"""Files: never half-written, and no file that a user gives can do harm. May import nothing."""
+"""Files: atomic writes, and safe reading of files that users supply. May import nothing but `errors`."""
 
 import errno
 import os
@@ -11,17 +11,17 @@ from glm4_deploy.errors import StorageError, UsageError
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write all of it or nothing, as UTF-8. Raises StorageError."""
+    """Write the whole text as UTF-8, or nothing. Raises StorageError."""
     write_bytes(path, text.encode(), mode=mode)
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write all of it or nothing: a temporary file beside the target, flushed to disk, then renamed.
+    """Write all the data or nothing: to a temporary file beside the target, flushed to disk, then renamed.
 
-    A symbolic link stays, and the file it leads to is replaced; a device or a pipe is written to, never replaced.
+    Of a symbolic link, the file that it points to is replaced. A device or a pipe is written to, never replaced.
 
     Raises:
-        StorageError: a directory, or one that is missing or not writable, or the disk is full.
+        StorageError: the path is a directory, its directory is not writable, or the disk is full.
     """
     try:
         if _is_stream(path):
@@ -45,7 +45,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Names survive a power cut only when their directory is flushed too. Raises OSError."""
+    """Flush a directory: without it, new names may not survive a power cut. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -54,10 +54,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def ensure_writable(path: Path) -> None:
-    """Whether `write_text` will find a place, asked before long work; nothing is left behind.
+    """Check before long work that `write_text` will be able to write this path. Leaves no file behind.
 
     Raises:
-        StorageError: a directory, or one that is missing (and cannot be made) or not writable.
+        StorageError: the path is a directory, or its directory cannot be created or written.
     """
     try:
         if _is_stream(path):
@@ -73,7 +73,7 @@ def ensure_writable(path: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is there and is no file: a device, a pipe, a socket, or a link to one. OSError for a directory."""
+    """Whether the path is a device, a pipe, a socket, or a link to one. Raises OSError for a directory."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def read_text(path: Path) -> str:
     """The file's text.
 
     Raises:
-        UsageError: missing, a directory, not readable or not UTF-8.
+        UsageError: the file is missing, a directory, not readable or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -108,31 +108,31 @@ MAX_YAML_VALUES = 100_000
 
 
 def parse_yaml(text: str, name: object) -> Any:
-    """What a YAML text holds; `name` says where it is from.
+    """The content of a YAML text. `name`: the source, for error messages.
 
-    Aliases may repeat, but not multiply: a few lines can stand for billions of values, and whoever walks them is lost.
+    Aliases are limited: nested ones can make a few lines expand to billions of values.
 
     Raises:
-        UsageError: no YAML, too large, a key that is given twice, or too much once its aliases are written out.
+        UsageError: not YAML, too large, a duplicate key, or too many values once aliases are expanded.
     """
     import yaml
 
     if len(text) > MAX_YAML_CHARACTERS:
-        raise UsageError(f"{name} is too large: {len(text):,} characters", hint="is it the file that is meant?")
+        raise UsageError(f"{name} is too large: {len(text):,} characters", hint="check that it is the right file")
     try:
         content = _load_yaml(text, name)
-        values = _written_out(content, {})
+        values = _expanded_size(content, {})
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise UsageError(f"{name}{line} is not valid YAML", hint="check indentation and quotes") from None
     if values > MAX_YAML_VALUES:
-        raise UsageError(f"{name} stands for {values:,} values through its aliases", hint="write them out, or fewer")
+        raise UsageError(f"{name} expands to {values:,} values through its aliases", hint="use fewer aliases")
     return content
 
 
 def _load_yaml(text: str, name: object) -> Any:
-    """PyYAML lets the last of two equal keys win in silence; here the second is an error, as it is for Compose."""
+    """Load YAML with duplicate keys as an error, as in Compose; PyYAML itself silently keeps the last one."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -149,15 +149,15 @@ def _load_yaml(text: str, name: object) -> Any:
     return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
 
 
-def _written_out(value: Any, known: dict[int, int]) -> int:
-    """How many values a document stands for. A node that holds itself never ends: a ValueError."""
+def _expanded_size(value: Any, known: dict[int, int]) -> int:
+    """The number of values once aliases are expanded. Raises ValueError for a node that contains itself."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
     if id(value) in known:
         if known[id(value)] == 0:
-            raise ValueError("a node holds itself")
+            raise ValueError("a node contains itself")
         return known[id(value)]
     known[id(value)] = 0
     children = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-    known[id(value)] = 1 + sum(_written_out(child, known) for child in children)
+    known[id(value)] = 1 + sum(_expanded_size(child, known) for child in children)
     return known[id(value)]

@@ -1,7 +1,7 @@
 """The one way to run a program: an argument list and a time limit in, an `Output` out. May import nothing.
 
-Two places need a process object instead and say so: the engine as a process group (`deploy/engines.py`) and an SSH
-tunnel that lasts as long as a block (`probe/fleet.py`).
+Two modules manage a process object themselves: `deploy/engines.py` (an engine as a process group) and
+`probe/fleet.py` (an SSH tunnel that stays open while a block runs).
 """
 
 import os
@@ -14,22 +14,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
-GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL, where a program is ended early
+GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL when a program is stopped early
 
 
 class RunFailure(StrEnum):
     """Why there is no exit code."""
 
     MISSING = "missing"  # no such program on PATH
-    REFUSED = "refused"  # the system does not start it: permission, not a program, arguments too long
+    REFUSED = "refused"  # the system cannot start it: permission, not executable, arguments too long
     TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What came of a program.
+    """The result of running a program.
 
-    code: None where it could not be started or was ended by the time limit; `failure` says which, `trouble` in words.
+    Attributes:
+        code: exit code; None if it could not be started or ran into the time limit.
+        failure: why there is no exit code.
+        trouble: the same as a message for people; '' if there is an exit code.
     """
 
     code: int | None
@@ -44,7 +47,7 @@ class Output:
 
     @property
     def last_line(self) -> str:
-        """The last line that it wrote to stderr, else to stdout; else what kept it from running; '' for nothing."""
+        """The last line of stderr, or else of stdout, or else why it could not run; '' if there is none."""
         lines = (self.stderr.strip() or self.stdout.strip() or self.trouble).splitlines()
         return lines[-1] if lines else ""
 
@@ -58,15 +61,15 @@ def run_program(
     show: bool = False,
     terminal: bool = False,
 ) -> Output:
-    """Run it to its end, and no longer than `timeout` seconds. Does not raise for anything that the program does.
+    """Run a program to its end, but no longer than `timeout` seconds. Nothing that the program does raises.
 
-    It runs in its own session, so that whatever it started ends with it and nothing can ask a question.
+    It runs in a new session, so that its children end with it and none of them can prompt on the terminal.
 
     Args:
-        environment: added to this process's own.
-        on_line: called with each line of stdout and stderr, as it comes; neither is kept.
-        show: its output goes to this process's stderr instead; neither is kept.
-        terminal: keep this process's session, for a program that may ask for a passphrase.
+        environment: added to the environment of this process.
+        on_line: called with each line of stdout and stderr as it arrives; `Output` then contains neither.
+        show: send its output to this process's stderr; `Output` then contains neither.
+        terminal: stay in this process's session, for a program that may ask for a passphrase.
     """
     name = arguments[0]
     try:
@@ -91,18 +94,18 @@ def run_program(
         stdout, stderr = child.communicate(stdin or None, timeout=timeout)
         return Output(code=child.returncode, stdout=stdout or "", stderr=stderr or "")
     except subprocess.TimeoutExpired:
-        words = f"{name} did not answer within {timeout:g} s"
-        return Output(code=None, failure=RunFailure.TIMEOUT, trouble=words)
+        trouble = f"{name} did not answer within {timeout:g} s"
+        return Output(code=None, failure=RunFailure.TIMEOUT, trouble=trouble)
     finally:
         _end(child, group=not terminal)
 
 
 def _follow(child: subprocess.Popen[str], timeout: float, on_line: Callable[[str], None]) -> Output:
-    """Hand on each line. A timer ends the program, which ends the loop: reading a pipe has no time limit."""
-    late = threading.Event()
+    """Pass on each line. Reading a pipe has no time limit, so a timer kills the program, which ends the loop."""
+    timed_out = threading.Event()
 
     def expire() -> None:
-        late.set()
+        timed_out.set()
         _signal(child, signal.SIGKILL, group=True)
 
     timer = threading.Timer(timeout, expire)
@@ -114,13 +117,13 @@ def _follow(child: subprocess.Popen[str], timeout: float, on_line: Callable[[str
         code = child.wait()
     finally:
         timer.cancel()
-    if late.is_set():
+    if timed_out.is_set():
         raise subprocess.TimeoutExpired(child.args, timeout)
     return Output(code=code)
 
 
 def _end(child: subprocess.Popen[str], *, group: bool) -> None:
-    """Leave no process and no open pipe behind, whatever ended the wait: a time limit or Ctrl-C."""
+    """Leave no process and no open pipe behind, whether a time limit or Ctrl-C ended the wait."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         if child.returncode is None:
             _signal(child, sign, group=group)

@@ -1,8 +1,8 @@
-"""Text that others wrote: made safe to show, cut to size, and freed of secrets. May import nothing.
+"""Untrusted text: make it safe to show, cut it to size, remove secrets from it. May import nothing but `errors`.
 
-An answer, a log line or a file name may hold characters that move the cursor, reverse the direction of text or hide a
-line. CONTROLS is the one set of them. What is shown goes through `one_line`, `cap`, `clean_text`, `quote` or
-`strip_controls`; JSON goes through `escape_json`, because its reader must get the same value back.
+A model's answer, a log line or a file name may contain characters that move the cursor, reverse the direction of text
+or hide a line; CONTROLS is the one definition of them. Text for people goes through `one_line`, `cap`, `clean_text`,
+`quote` or `strip_controls`. JSON goes through `escape_json`, because its reader must get the same value back.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from typing import Any, TypeVar, cast
 
 from glm4_deploy.errors import UsageError
 
-# C0 and C1 controls, bidirectional marks, embeddings and isolates, characters of no width, line and paragraph
-# separators, annotations, format marks of shorthand and music, tags, noncharacters. This is the inside of a character
-# class, in a syntax that Rust's regex (pydantic) reads too. The joiners U+200C and U+200D are left out: Persian and
-# emoji are written with them.
+# C0 and C1 controls, bidirectional marks, embeddings and isolates, zero-width characters, line and paragraph
+# separators, annotations, shorthand and musical format controls, tags, noncharacters. This is the inside of a character
+# class, in a syntax that Rust's regex crate (pydantic) accepts too. The joiners U+200C and U+200D are left out: Persian
+# and emoji need them.
 CONTROLS = (
     r"\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
@@ -27,11 +27,11 @@ _CONTROL = re.compile(rf"(?![\t\n])[{CONTROLS}{_SURROGATES}]")
 _CONTROL_OR_NEWLINE = re.compile(rf"(?!\t)[{CONTROLS}{_SURROGATES}]")
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 
-BRIEF = 160  # characters: a server's words inside a sentence of ours
+BRIEF = 160  # characters: a server's message quoted inside one of ours
 
 
 def clean_text(text: str) -> str:
-    """The text with control characters shown as symbols or by name; tabs and newlines stay."""
+    """The text with control characters replaced by symbols or names; tabs and newlines stay."""
     return _CONTROL.sub(_symbol, text.replace("\r\n", "\n"))
 
 
@@ -42,32 +42,32 @@ def one_line(text: str, limit: int = 400) -> str:
 
 
 def cap(text: str, limit: int) -> str:
-    """As `clean_text`, cut to `limit` characters, with the number of missing ones."""
+    """As `clean_text`, cut to `limit` characters, followed by the number of characters cut."""
     shown = clean_text(text)
     return shown if len(shown) <= limit else f"{shown[:limit]}\n… {len(shown) - limit} more characters"
 
 
 def quote(text: str, limit: int = 60) -> str:
-    """As `one_line`, in quotes; `nothing` for an answer that holds no word."""
+    """As `one_line`, in quotes; `nothing` for blank text."""
     return repr(one_line(text, limit)) if text.strip() else "nothing"
 
 
-def parting(one: str, other: str) -> str:
-    """Where two texts part, and how each goes on from there."""
+def first_difference(one: str, other: str) -> str:
+    """Where two texts differ, and how each continues from there."""
     shorter = min(len(one), len(other))
     where = next((place for place in range(shorter) if one[place] != other[place]), shorter)
-    return f"they part at character {where}: {quote(one[where:], 30)} against {quote(other[where:], 30)}"
+    return f"they differ from character {where}: {quote(one[where:], 30)} against {quote(other[where:], 30)}"
 
 
 def strip_controls(text: str) -> str:
-    """One line of a log without ANSI sequences and control characters; tabs stay."""
+    """A log line without ANSI sequences and control characters; tabs stay."""
     return _CONTROL_OR_NEWLINE.sub("", ANSI.sub("", text) if "\x1b" in text else text)
 
 
 def escape_json(text: str) -> str:
-    """JSON text in which every control character is a JSON escape, so that its reader gets the same value back.
+    """JSON text with every control character escaped, so that its reader gets the same value back.
 
-    JSON itself escapes only up to U+001F, and newlines between its values stay.
+    A JSON encoder escapes only up to U+001F. Newlines between values stay.
     """
     return _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
@@ -82,22 +82,22 @@ def _symbol(match: re.Match[str]) -> str:
 
 
 def paint(text: str, good: bool, color: bool) -> str:
-    """In bold green or red, on a terminal."""
+    """The text in bold green or red; unchanged without `color`."""
     return f"\x1b[{'1;32' if good else '1;31'}m{text}\x1b[0m" if color else text
 
 
-# What is kept, as it came: limited in size, not cleaned.
+# Stored text: limited in size, not cleaned.
 
-KEPT = 20_000  # characters: some four times what the longest honest answer here has
+MAX_STORED = 20_000  # characters: about four times the longest healthy answer
 
 
-def bound(text: str, limit: int = KEPT) -> str:
-    """At most `limit` characters and the number of missing ones: what a report keeps of an answer."""
+def bound(text: str, limit: int = MAX_STORED) -> str:
+    """At most `limit` characters of the text, then the number of characters cut: how a report stores an answer."""
     return text if len(text) <= limit else f"{text[:limit]}… {len(text) - limit} more characters"
 
 
 def head_and_tail(text: str, limit: int) -> str:
-    """A log within `limit` bytes: its beginning (an eighth), then its end, with the number of missing bytes."""
+    """A log cut to `limit` bytes: its beginning (one eighth), the number of bytes left out, its end."""
     data = text.encode("utf-8", errors="replace")
     if len(data) <= limit:
         return text
@@ -110,16 +110,16 @@ def head_and_tail(text: str, limit: int) -> str:
     )
 
 
-# What people type.
+# User input.
 
 _UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def seconds_of(text: str, *, zero: bool = False) -> float:
-    """`500ms`, `90s`, `30m`, `8h`, or seconds alone, in seconds.
+    """Seconds of a duration: `500ms`, `90s`, `30m`, `8h`, or a plain number of seconds.
 
     Raises:
-        UsageError: none of these, or 0 where it is not allowed.
+        UsageError: not a duration, or 0 where `zero` does not allow it.
     """
     match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]+)?)(ms|s|m|h|)", text.strip())
     if match is None or (float(match[1]) == 0 and not zero):
@@ -128,21 +128,21 @@ def seconds_of(text: str, *, zero: bool = False) -> float:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or nothing where no known name is near."""
+    """`did you mean 'x'?`, or '' if no known name is close."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-# Secrets. One mask, one rule for names; a boot log repeats the command line and the environment of its engine.
+# Secrets: one mask and one rule for names. A boot log repeats the engine's command line and environment.
 
 MASK = "[redacted]"
 T = TypeVar("T")
 
 
 def scrub(value: T, key: str | None) -> T:
-    """The same value with the key masked in every text; dataclasses and tuples are walked."""
+    """The same value with the key masked in every string, also inside dataclasses and tuples."""
     return value if key is None else cast("T", _walk(value, key))
 
 
@@ -157,19 +157,19 @@ def _walk(value: Any, key: str) -> Any:
     return value
 
 
-SHORTEST = 6  # a shorter value is a word that a log may hold for other reasons
+MIN_SECRET_LENGTH = 6  # a log may contain a shorter value for other reasons
 
 # Repetitions are bounded: a line of 64 KiB must not take seconds.
-# A quote or a list that does not end was cut off: what there is of it is masked.
+# An unclosed quote or list was truncated: the part that is left is masked.
 _QUOTED = r"""(?:'[^'\n]*'?|"[^"\n]*"?)"""
-_WORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
-_VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is a word of the model
-_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_WORDS}['\"]?)"
+_SECRET_WORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
+_VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is part of the vocabulary, not a secret
+_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_SECRET_WORDS}['\"]?)"
 _VALUE = (
     rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|{_QUOTED}|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{{}}]+)"
 )
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    # Tokens that tell themselves: Hugging Face, OpenAI style, NVIDIA, GitHub, JSON web tokens.
+    # Tokens recognisable by their prefix: Hugging Face, OpenAI style, NVIDIA, GitHub, JSON web tokens.
     (re.compile(r"\b(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_)[A-Za-z0-9_-]{8,}"), MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,2000}\.[A-Za-z0-9_-]{5,8000}\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(?i)\b(Bearer|Basic)[ =]+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
@@ -177,41 +177,41 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]*:[^\s/@]+@"), rf"\1{MASK}@"),
     # NAME=value, `'api_key': ['x', 'y']` as vLLM logs its arguments, and `--api-key value`.
     (re.compile(rf"(?i)({_NAME}\s*[:=]\s*){_VALUE}"), rf"\1{MASK}"),
-    (re.compile(rf"(?i)(--(?:[a-z0-9]+-){{0,16}}{_WORDS}\s+){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(?i)(--(?:[a-z0-9]+-){{0,16}}{_SECRET_WORDS}\s+){_VALUE}"), rf"\1{MASK}"),
 )
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with tokens, keys and the values in `secrets` masked."""
+    """The text with tokens, keys and the given secrets masked."""
     for secret in sorted(set(secrets), key=len, reverse=True):
-        if len(secret) >= SHORTEST:
+        if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, MASK)
     for pattern, mask in _RULES:
         text = pattern.sub(mask, text)
     return text
 
 
-# A name ends with one of the words, or holds one as an environment's names do (HF_TOKEN_2). Not the path of a secret
-# (API_KEY_FILE), not a number of tokens (max_num_batched_tokens).
+# The name ends with a secret word, or contains one as environment variables do (HF_TOKEN_2). The path of a secret
+# (API_KEY_FILE) and a number of tokens (max_num_batched_tokens) do not count.
 _SECRET_NAME = re.compile(
     rf"(?is)(?!{_VOCABULARY})(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
-    rf"(?:(?:{_WORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
+    rf"(?:(?:{_SECRET_WORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
     r"|(?:api[_-]?key|password|secret|(?-i:TOKEN))_)"
 )
 
 
 def secret_name(name: str) -> bool:
-    """Whether what stands under this name is a secret: HF_TOKEN is, TOKENIZERS_PARALLELISM is not."""
+    """Whether a value with this name is a secret: HF_TOKEN is, TOKENIZERS_PARALLELISM is not."""
     return _SECRET_NAME.match(name) is not None
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings fit to keep: what stands under a secret's name is masked, at any depth; other text is redacted."""
+    """Settings safe to store: values named like a secret are masked at any depth, other text is redacted."""
     return {name: MASK if secret_name(name) and value is not None else _clean(value) for name, value in values.items()}
 
 
 def secrets_in(values: Mapping[str, Any]) -> frozenset[str]:
-    """The values that stand under a secret's name in an environment."""
+    """The values of an environment that are named like a secret."""
     return frozenset(str(value) for name, value in values.items() if secret_name(name) and value)
 
 

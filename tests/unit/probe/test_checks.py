@@ -106,7 +106,7 @@ CASES = (
     Case(check="stream", app=broken.ErrorAmidStream, words=("server-error", "EngineCore")),
     Case(check="stream", app=broken.NoUsage, words=("no usage",)),
     Case(check="stream", app=broken.AfterTheEnd, words=("after finish_reason",)),
-    Case(check="stream", app=broken.OtherWords, words=("part at character 44", "indeed", "against '.'")),
+    Case(check="stream", app=broken.OtherWords, words=("differ from character 44", "indeed", "against '.'")),
     Case(check="stream", app=broken.HangsAmidStream, words=("hang", "stood still"), settings=HASTY),
     Case(check="stream", app=broken.Drips, words=("slow", "still streaming"), settings=HASTY),
     Case(check="stream", app=broken.Gzipped, words=("at once",), status=Status.WARN, code=0),

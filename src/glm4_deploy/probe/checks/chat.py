@@ -6,7 +6,7 @@ from glm4_deploy.probe.client import ChatAnswer, Refused
 from glm4_deploy.probe.probe import CanaryPrompt, Probe, family, named
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
-from glm4_deploy.text import parting, quote
+from glm4_deploy.text import first_difference, quote
 
 # One question, streamed and not: the shape of the answer, its counts, and the same words both ways.
 
@@ -61,7 +61,7 @@ async def stream(probe: Probe) -> Result:
 
 async def _differ(probe: Probe, answer: ChatAnswer, whole: ChatAnswer) -> Result:
     """At temperature 0 an engine that is alone says the same thing twice; one with other guests need not."""
-    seen = parting(answer.text, whole.text)
+    seen = first_difference(answer.text, whole.text)
     evidence = (("streamed", answer.text), ("not streamed", whole.text))
     metrics = await probe.metrics()
     running = metrics.sum("vllm:num_requests_running") if metrics else None

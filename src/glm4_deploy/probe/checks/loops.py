@@ -9,7 +9,7 @@ from glm4_deploy.probe.probe import GREEDY, SAMPLED, CanaryPrompt, Probe, days, 
 from glm4_deploy.probe.suite import FULL, GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.report_model import AnswerSample
 from glm4_deploy.result import Result, fail, ok, skipped, warn
-from glm4_deploy.text import parting, quote
+from glm4_deploy.text import first_difference, quote
 
 # Long free texts, greedy and sampled, English and Chinese: damage that passes short probes shows here.
 
@@ -123,7 +123,7 @@ async def prefix_cache(probe: Probe) -> Result:
         remedy = "look for --no-enable-prefix-caching, or several replicas behind this address"
         return fail(f"no hit counted: {words}", EXPECTED, *evidence, remedy=remedy)
     if cold.text != warm.text:
-        return warn(f"{parting(cold.text, warm.text)}; {_hit_words(hits)}", EXPECTED, *evidence)
+        return warn(f"{first_difference(cold.text, warm.text)}; {_hit_words(hits)}", EXPECTED, *evidence)
     return ok(words, EXPECTED)
 
 
