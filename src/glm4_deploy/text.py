@@ -162,9 +162,9 @@ MIN_SECRET_LENGTH = 6  # a log may contain a shorter value for other reasons
 # Repetitions are bounded: a line of 64 KiB must not take seconds.
 # An unclosed quote or list was truncated: the part that is left is masked.
 _QUOTED = r"""(?:'[^'\n]*'?|"[^"\n]*"?)"""
-_SECRET_WORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
+_KEYWORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
 _VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is part of the vocabulary, not a secret
-_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_SECRET_WORDS}['\"]?)"
+_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_KEYWORDS}['\"]?)"
 _VALUE = (
     rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|{_QUOTED}|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{{}}]+)"
 )
@@ -177,7 +177,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]*:[^\s/@]+@"), rf"\1{MASK}@"),
     # NAME=value, `'api_key': ['x', 'y']` as vLLM logs its arguments, and `--api-key value`.
     (re.compile(rf"(?i)({_NAME}\s*[:=]\s*){_VALUE}"), rf"\1{MASK}"),
-    (re.compile(rf"(?i)(--(?:[a-z0-9]+-){{0,16}}{_SECRET_WORDS}\s+){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(?i)(--(?:[a-z0-9]+-){{0,16}}{_KEYWORDS}\s+){_VALUE}"), rf"\1{MASK}"),
 )
 
 
@@ -195,7 +195,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 # (API_KEY_FILE) and a number of tokens (max_num_batched_tokens) do not count.
 _SECRET_NAME = re.compile(
     rf"(?is)(?!{_VOCABULARY})(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
-    rf"(?:(?:{_SECRET_WORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
+    rf"(?:(?:{_KEYWORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
     r"|(?:api[_-]?key|password|secret|(?-i:TOKEN))_)"
 )
 

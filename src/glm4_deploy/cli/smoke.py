@@ -322,7 +322,7 @@ def _inside() -> str:
 def _tokenizer(found: SuiteReport) -> str:
     path = next((fact.value for fact in found.engine if fact.name == MODEL_PATH and fact.value != NOT_KNOWN), None)
     if path is None:
-        raise UsageError("the server does not tell its model's path", hint="give the tokenizer with --tokenizer DIR")
+        raise UsageError("the server does not report its model's path", hint="give the tokenizer with --tokenizer DIR")
     return path
 
 

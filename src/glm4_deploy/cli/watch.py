@@ -19,7 +19,7 @@ from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line, seconds_of
 from glm4_deploy.watch.exporter import Exporter, serve
 from glm4_deploy.watch.judge import Limits, WatchVerdict
-from glm4_deploy.watch.loop import Schedule, judged, run_watch
+from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _verdicts(
 ) -> "AsyncIterator[WatchVerdict]":
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
-    return judged(target, limits, schedule, exporter, tell)
+    return judge_engine(target, limits, schedule, exporter, tell)
 
 
 async def _run(
@@ -137,7 +137,7 @@ async def _run(
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, tell=tell, policy=policy, keeper=keeper))
+    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=tell, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     if watching.done():

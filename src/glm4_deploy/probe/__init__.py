@@ -1,6 +1,6 @@
-"""Ask an OpenAI-compatible endpoint and judge. May import `report_model`, `plan`, `detect`, `catalog`, `run`.
+"""Query an OpenAI-compatible endpoint and judge it. May import `report_model`, `plan`, `detect`, `catalog`, `run`.
 
-A check is one small file in `checks/`; CHECKS is the table that they enter themselves into.
+The checks are in `checks/`, one file per family; each registers itself in CHECKS.
 """
 
 from glm4_deploy.probe.client import ProbeTarget

@@ -1,7 +1,7 @@
-"""Load through vLLM's own generator (`vllm bench serve`), beside the engine: we choose the load and read the result.
+"""Load from vLLM's own generator (`vllm bench serve`): choose the load, run it, read the results.
 
-The generator runs where vLLM is installed: inside the engine's container, or by the Python of a local engine. It is
-called as a module, because the `vllm` command is missing from some builds.
+The generator runs where vLLM is installed: inside the engine's container, or with the Python of a local engine. It is
+called as a module, because some builds lack the `vllm` command.
 """
 
 import json
@@ -16,26 +16,29 @@ from glm4_deploy.report_model import BenchLevel, Quantiles
 from glm4_deploy.run import RunFailure, run_program
 
 MARK = "glm4-bench-result "
-LEVEL_SECONDS = 900  # the longest that one level may take
-# One process for all levels: importing vLLM costs ten seconds. The result goes through stdout, because the generator's
-# file lies in a container.
+LEVEL_SECONDS = 900  # time limit of one level
+# One process for all levels: importing vLLM takes ten seconds. Results come through stdout, because the generator's
+# files may be inside a container.
 LAUNCH = f"""
 import argparse, json, pathlib, sys, tempfile
 from vllm.benchmarks.serve import add_cli_args, main
 parser = argparse.ArgumentParser()
 add_cli_args(parser)
-for words in json.loads(sys.argv[1]):
-    with tempfile.TemporaryDirectory() as place:
-        main(parser.parse_args(words + ["--save-result", "--result-dir", place, "--result-filename", "r.json"]))
-        print("\\n{MARK}" + json.dumps(json.loads(pathlib.Path(place, "r.json").read_text())), flush=True)
+for arguments in json.loads(sys.argv[1]):
+    with tempfile.TemporaryDirectory() as directory:
+        main(parser.parse_args(arguments + ["--save-result", "--result-dir", directory, "--result-filename", "r.json"]))
+        print("\\n{MARK}" + json.dumps(json.loads(pathlib.Path(directory, "r.json").read_text())), flush=True)
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLoad:
-    """What to send. base_url and tokenizer are as the generator sees them (inside the container, where it runs there).
+    """The load to send.
 
-    input_len, output_len: tokens of every request; end tokens are passed over, so that every answer is as long.
+    Attributes:
+        base_url, tokenizer: as the generator sees them (inside the container, if it runs there).
+        concurrency: requests at once, one level each.
+        input_len, output_len: tokens per request; end tokens are ignored, so that every answer has this length.
     """
 
     base_url: str
@@ -45,11 +48,11 @@ class BenchLoad:
     input_len: int = 512
     output_len: int = 128
 
-    def words(self, slo: Slo | None) -> list[list[str]]:
-        """The generator's arguments: a warm-up at the highest level, then a list a level.
+    def arguments(self, slo: Slo | None) -> list[list[str]]:
+        """The generator's arguments: one list for a warm-up at the highest level, then one list per level.
 
-        Four requests a place, eight at the least. The first requests after a start pay for compilation, so the
-        warm-up is not counted.
+        A level sends four requests per slot, but at least eight. The first requests after a start pay for
+        compilation, so the warm-up does not count.
         """
         goodput = slo.goodput if slo else None
         limits = [f"ttft:{goodput.ttft_ms:g}", f"tpot:{goodput.tpot_ms:g}"] if goodput else []
@@ -66,7 +69,7 @@ class BenchLoad:
 
 
 def in_container(container: str) -> list[str]:
-    """The words that run Python beside an engine in a container; the key goes through the environment, never argv."""
+    """The command for Python in an engine's container; the key goes through the environment, never through argv."""
     return ["docker", "exec", "-i", "-e", "OPENAI_API_KEY", container, "python3"]
 
 
@@ -76,13 +79,13 @@ def bench_levels(
     """Send every level, in order.
 
     Raises:
-        ExtraMissing: no Python, or one without vLLM.
-        Judged: the generator failed; the message ends with its last line.
+        ExtraMissing: no such Python, or one without vLLM.
+        Judged: the generator failed; the message contains its last error.
     """
-    words = [*python, "-c", LAUNCH, json.dumps(load.words(slo))]
+    command = [*python, "-c", LAUNCH, json.dumps(load.arguments(slo))]
     levels: list[BenchLevel] = []
     warm = False
-    last: deque[str] = deque(maxlen=40)
+    tail: deque[str] = deque(maxlen=40)
 
     def read(line: str) -> None:
         nonlocal warm
@@ -92,22 +95,24 @@ def bench_levels(
             levels.append(read_level(json.loads(line.removeprefix(MARK)), slo))
             on_level(levels[-1])
         elif line.strip():
-            last.append(line.strip())
+            tail.append(line.strip())
 
     environment = {"HF_HUB_OFFLINE": "1", **({"OPENAI_API_KEY": key} if key else {})}
     limit = LEVEL_SECONDS * (1 + len(load.concurrency))
-    done = run_program(*words, timeout=limit, environment=environment, on_line=read)
+    done = run_program(*command, timeout=limit, environment=environment, on_line=read)
     if done.failure is RunFailure.TIMEOUT:
-        raise Judged(f"the load generator did not end: {done.trouble}", hint="send less: --concurrency, --output-len")
+        raise Judged(
+            f"the load generator did not finish: {done.trouble}", hint="send less: --concurrency, --output-len"
+        )
     if done.failure:
-        raise ExtraMissing(done.trouble, hint="name a Python with vLLM: --python")
+        raise ExtraMissing(done.trouble, hint="choose a Python with vLLM: --python")
     if len(levels) < len(load.concurrency):
-        raise _failed(last)
+        raise _failed(tail)
     return tuple(levels)
 
 
 def read_level(raw: dict[str, Any], slo: Slo | None) -> BenchLevel:
-    """One result file of the generator (its names are stable from 0.10 to 0.32)."""
+    """One result file of the generator (key names are stable from 0.10 to 0.32)."""
     ttft, tpot = (
         Quantiles(**{f"p{p}": float(raw[f"p{p}_{name}_ms"]) for p in (50, 95, 99)}) for name in ("ttft", "tpot")
     )
@@ -123,11 +128,11 @@ def read_level(raw: dict[str, Any], slo: Slo | None) -> BenchLevel:
         requests_per_s=float(raw["request_throughput"]),
         goodput=float(goodput) if goodput is not None else None,
     )
-    return replace(level, broken=tuple(_broken(level, slo)))
+    return replace(level, broken=tuple(_broken_limits(level, slo)))
 
 
-def _broken(level: BenchLevel, slo: Slo | None) -> Iterator[str]:
-    """Each limit that a level does not keep, with the value seen."""
+def _broken_limits(level: BenchLevel, slo: Slo | None) -> Iterator[str]:
+    """Each limit that a level breaks, with the value seen."""
     if level.failed:
         yield f"{level.failed} of {level.requests} requests failed"
     if slo is None:
@@ -145,13 +150,9 @@ def _broken(level: BenchLevel, slo: Slo | None) -> Iterator[str]:
             yield f"goodput {share_kept:.0%} (limit {slo.goodput.share:.0%})"
 
 
-def _failed(last: Sequence[str]) -> DeployError:
-    words = " ".join(last)
-    if "No module named 'vllm" in words:
-        return ExtraMissing("the load generator is not there: no vLLM in that Python", hint="name one: --python")
-    cause = next(
-        (line for line in reversed(last) if "Error" in line or "error" in line), last[-1] if last else "nothing"
-    )
-    return Judged(
-        f"the load generator failed: {cause[:300]}", hint=("run `glm4-deploy smoke` first", "read the engine's log")
-    )
+def _failed(tail: Sequence[str]) -> DeployError:
+    if "No module named 'vllm" in " ".join(tail):
+        return ExtraMissing("no load generator: this Python has no vLLM", hint="choose a Python with vLLM: --python")
+    cause = next((line for line in reversed(tail) if "rror" in line), tail[-1] if tail else "no output")
+    hint = ("run `glm4-deploy smoke` first", "read the engine's log")
+    return Judged(f"the load generator failed: {cause[:300]}", hint=hint)

@@ -1,7 +1,7 @@
-"""The HTTP client: one connection pool, a limit on every step, no redirect followed, the key sent to one address only.
+"""The HTTP client: one connection pool, a time limit on every step, no redirects, the key sent to one address only.
 
-A stream is stamped as its chunks come and parsed when it has ended, so that the client's own work never stands between
-two tokens (benchmarks/smoke_client.py).
+Chunks of a stream are time-stamped on arrival and parsed only after its end, so that parsing never delays the stamp of
+a token (benchmarks/smoke_client.py).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.report_model import Timing
 from glm4_deploy.text import BRIEF, one_line
 
-# What can go wrong between the question and the answer, told apart so that each gets its own words.
+# What can go wrong between a request and its answer, each with its own advice.
 
 
 class FailureKind(StrEnum):
@@ -42,22 +42,22 @@ class FailureKind(StrEnum):
 
 
 REMEDY = {
-    FailureKind.UNREACHABLE: "start the engine, or give its --base-url; `glm4-deploy status` shows what runs",
-    FailureKind.TLS: "give http:// where the server speaks no TLS; name a private authority with SSL_CERT_FILE",
+    FailureKind.UNREACHABLE: "start the engine, or give its --base-url; `glm4-deploy status` shows what is running",
+    FailureKind.TLS: "use http:// if the server has no TLS; set SSL_CERT_FILE for a private certificate authority",
     FailureKind.RESET: "read the engine's log: it died or a proxy cut the connection",
-    FailureKind.HANG: "read the engine's log; restart it if its token counter stands still",
-    FailureKind.SLOW: "look for other load on the engine; raise --timeout if this machine is known to be slow",
+    FailureKind.HANG: "read the engine's log; restart it if its token counter does not move",
+    FailureKind.SLOW: "look for other load on the engine; raise --timeout if this machine is slow",
     FailureKind.TRUNCATED: "look for a proxy with a short read timeout; read the engine's log at this moment",
     FailureKind.REDIRECT: "give the final address with --base-url: redirects are not followed, so the key stays here",
     FailureKind.NOT_OPENAI: "another program answers at this address: give the engine's own with --base-url",
     FailureKind.ENCODING: "turn compression off in the proxy in front of the engine",
-    FailureKind.TOO_BIG: "another program may answer at this address, or max_tokens is not obeyed",
-    FailureKind.SERVER_ERROR: "read the engine's log: it names the cause above this error",
+    FailureKind.TOO_BIG: "another program may answer at this address, or the server ignores max_tokens",
+    FailureKind.SERVER_ERROR: "read the engine's log: the cause is above this error",
 }
 
 
 class RequestFailure(Exception):
-    """No usable answer came. `partial` is what had arrived (untrusted text)."""
+    """No usable answer arrived. `partial`: the text received so far (untrusted)."""
 
     def __init__(self, kind: FailureKind, detail: str, *, partial: str = "") -> None:
         super().__init__(f"{kind}: {detail}")
@@ -71,7 +71,7 @@ class RequestFailure(Exception):
 
 
 class Refused(Exception):
-    """The server answered with an error status: its own words, shortened."""
+    """The server answered with an error status. `message`: its own, shortened."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
         super().__init__(f"HTTP {status}: {message}")
@@ -81,16 +81,16 @@ class Refused(Exception):
 
     @property
     def not_offered(self) -> bool:
-        """A status by which servers say that they do not know a feature (a 500 is a failure, never that)."""
+        """Whether the status means that the server lacks a feature (a 500 is a failure instead)."""
         return self.status in {400, 404, 405, 422, 501}
 
     @property
     def not_a_number(self) -> bool:
-        """vLLM's words when a logprob is NaN or infinite and so cannot be written as JSON."""
+        """Whether it is vLLM's message for a logprob that is NaN or infinite, which JSON cannot express."""
         return "out of range float values" in self.message.lower()
 
 
-# Where the questions go, and what is expected to answer there.
+# Where requests go, and what is expected to answer there.
 
 API_PATHS = ("/completions", "/models", "/health", "/metrics")
 
@@ -105,12 +105,13 @@ class Secret(Protocol):
 class ProbeTarget:
     """An OpenAI-compatible endpoint.
 
-    base_url: http(s)://host[:port][/prefix]; a trailing /v1 is dropped.
-    model: the served name that must answer; None takes the only one that is served.
-    started_at: epoch seconds; the engine must have started at or after this (the container's start).
-    vllm_version: must equal what GET /version says ("0.13.0" also accepts "0.13.0+local").
-    max_model_len: tokens, where the server does not tell.
-    timeout_s: how long a first token may take (a cold engine compiles on its first request).
+    Attributes:
+        base_url: http(s)://host[:port][/prefix]; a trailing /v1 is dropped.
+        model: the served name that must answer; None: the only one that is served.
+        started_at: epoch seconds; the engine must have started at or after this (the container's start).
+        vllm_version: what GET /version must report ("0.13.0" also accepts "0.13.0+local").
+        max_model_len: context length in tokens, for a server that does not report it.
+        timeout_s: how long the first token may take (a cold engine compiles on its first request).
     """
 
     base_url: str
@@ -126,7 +127,7 @@ class ProbeTarget:
         """The address without a trailing slash or /v1.
 
         Raises:
-            UsageError: not an http(s) address, or one that carries a user name or password.
+            UsageError: not an http(s) address, or one that contains a user name or password.
         """
         url = self.base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
         hint = "write it like http://localhost:8000"
@@ -136,29 +137,33 @@ class ProbeTarget:
         except ValueError as error:
             raise UsageError(f"base URL {url[:80]!r}: {error}", hint=hint) from error
         if "@" in parts.netloc:
-            raise UsageError("the base URL carries a user name or a password", hint="give a key with --api-key-file")
+            raise UsageError("the base URL contains a user name or a password", hint="give a key with --api-key-file")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise UsageError(f"base URL {url[:80]!r} is not an http(s) address", hint=hint)
         if parts.path.endswith(API_PATHS):
-            raise UsageError(f"base URL {url[:80]!r} is one address of the API", hint="leave off what follows the port")
+            raise UsageError(
+                f"base URL {url[:80]!r} is a single endpoint of the API", hint="leave out the path after the port"
+            )
         return url
 
     @property
     def key(self) -> str | None:
-        """The key as it goes into the header.
+        """The key as sent in the header.
 
         Raises:
-            UsageError: it is empty or holds what no HTTP header can carry.
+            UsageError: it is empty or contains characters that an HTTP header cannot carry.
         """
         if self.api_key is None:
             return None
         key = self.api_key.get_secret_value().strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise UsageError("the API key is empty or holds a space or a control character", hint="check the key file")
+            raise UsageError(
+                "the API key is empty or contains a space or a control character", hint="check the key file"
+            )
         return key
 
 
-# Server-sent events, cut from raw chunks that may break anywhere.
+# Server-sent events, from raw chunks that may be cut anywhere.
 
 DONE = b"[DONE]"
 
@@ -166,33 +171,33 @@ DONE = b"[DONE]"
 def sse_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
     """(seconds, data) of each event, stamped with the arrival of the chunk that completed it.
 
-    Comments and other fields are passed over; several data lines of one event are joined by a newline. An event that
-    never saw its blank line is not yielded: `[DONE]` missing at the end is how a truncated stream is recognised.
+    Comments and other fields are skipped; several data lines of one event are joined by newlines. An event without its
+    closing blank line is not yielded: a truncated stream is recognised by the missing `[DONE]`.
     """
-    rest = b""
+    pending = b""
     for at, chunk in chunks:
-        block = (rest + chunk).replace(b"\r\n", b"\n")
+        block = (pending + chunk).replace(b"\r\n", b"\n")
         # A chunk may end between \r and \n: keep the \r for the next one.
-        *whole, rest = block.split(b"\n\n")
-        for event in whole:
+        *events, pending = block.split(b"\n\n")
+        for event in events:
             data = _data(event)
             if data is not None:
                 yield at, data
 
 
 def _data(event: bytes) -> bytes | None:
-    if event.startswith(b"data: ") and b"\n" not in event:  # nearly every event of every server
+    if event.startswith(b"data: ") and b"\n" not in event:  # the fast path: nearly every event of every server
         return event[6:]
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 
 
-# One answer, assembled from a JSON body or from the events of a stream, with every irregularity noted.
+# One answer, from a JSON body or from the events of a stream, with every irregularity noted.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts as the server states them; None where it leaves one out."""
+    """Token counts as reported by the server; None for one that it leaves out."""
 
     prompt: int | None
     completion: int | None
@@ -220,9 +225,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """What the model said. `logprobs` holds None where the server sent null; it is None when none were sent at all.
+    """One chat completion.
 
-    oddities: departures from the protocol, each a short phrase; empty for a faithful server.
+    Attributes:
+        logprobs: one per token, None for a null of the server; None as a whole if it sent none.
+        oddities: departures from the protocol, each a short phrase; empty for a correct server.
     """
 
     text: str
@@ -264,7 +271,7 @@ def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
     """The answer in a body that was not streamed.
 
     Raises:
-        KeyError: it is no chat completion (no choices, no message).
+        KeyError: not a chat completion (no choices, no message).
     """
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -290,7 +297,7 @@ def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
 
 
 class Assembly:
-    """A streamed answer as it comes together: feed the events in order, then close."""
+    """Builds a streamed answer: feed the events in order, then close."""
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -347,7 +354,7 @@ class Assembly:
             self.oddities.append(what)
 
     def close(self, total: float) -> ChatAnswer:
-        """The whole answer; `total` seconds after the request was sent."""
+        """The complete answer; `total` seconds after the request was sent."""
         tokens = self.usage.completion if self.usage else None
         return ChatAnswer(
             text="".join(self.text),
@@ -364,10 +371,10 @@ class Assembly:
 
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at a line's start: a model can say it, but not there
+DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at the start of a line, where a model's own text cannot put it
 DONE_GRACE_S = 1.0
-MAX_BODY = 64 * 1024 * 1024  # bytes after decoding: no honest answer of a few thousand tokens comes near
-CONNECT_S = 15.0  # the client's own machine may be starved, and a wrong `unreachable` is worse than a late one
+MAX_BODY = 64 * 1024 * 1024  # bytes after decoding: far more than an answer of a few thousand tokens
+CONNECT_S = 15.0  # generous: this machine may be overloaded, and a wrong `unreachable` is worse than a late one
 IDLE_S = 30.0  # between two tokens of one stream
 
 
@@ -385,7 +392,7 @@ class Reply:
         return self.body.decode("utf-8", errors="replace")
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none. NaN is let through: numbers are judged by who reads them."""
+        """The body as JSON; None if it is not JSON. NaN is accepted: the caller judges numbers."""
         try:
             return from_json(self.body)
         except ValueError:
@@ -393,23 +400,23 @@ class Reply:
 
 
 class Client:
-    """Questions to one endpoint. Use as an async context manager.
+    """Sends requests to one endpoint. Use as an async context manager.
 
-    Every method raises Trouble when no whole answer came; ask* raise Refused on an error status.
+    Every method raises RequestFailure if no complete answer arrives; `ask_*` also raise Refused on an error status.
     """
 
     def __init__(self, target: ProbeTarget) -> None:
         self.root = target.root
         self.timeout_s = target.timeout_s
         self._auth = {"authorization": f"Bearer {target.key}"} if target.key else {}
-        # trust_env=False: a proxy of the environment, or a .netrc, must not see the prompts or replace the key.
+        # trust_env=False: a proxy from the environment must not see the prompts, nor a .netrc replace the key.
         self._http = httpx.AsyncClient(
             headers={"user-agent": f"glm4-deploy/{__version__}", "accept-encoding": "identity"},
             timeout=httpx.Timeout(None, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=128),
             follow_redirects=False,
             trust_env=False,
-            # The system's own authorities, so that an operator's private one counts too; none is read for plain http.
+            # The system's certificate authorities, so that an operator's private one counts; not loaded for plain http.
             verify=ssl.create_default_context() if self.root.startswith("https") else False,
         )
 
@@ -420,24 +427,24 @@ class Client:
         await self._http.aclose()
 
     async def get(self, path: str, *, timeout_s: float = 10.0) -> Reply:
-        return await self._whole("GET", path, None, timeout_s, auth=self._auth)
+        return await self._request("GET", path, None, timeout_s, auth=self._auth)
 
     async def post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> Reply:
-        return await self._whole("POST", path, body, timeout_s or self.timeout_s, auth=self._auth)
+        return await self._request("POST", path, body, timeout_s or self.timeout_s, auth=self._auth)
 
     async def get_as(self, path: str, key: str | None, *, timeout_s: float = 10.0) -> Reply:
         """GET with another key than the configured one, or with none."""
         auth = {"authorization": f"Bearer {key}"} if key else {}
-        return await self._whole("GET", path, None, timeout_s, auth=auth)
+        return await self._request("GET", path, None, timeout_s, auth=auth)
 
     async def post_as(self, path: str, body: dict[str, Any], key: str | None) -> Reply:
         """POST with another key than the configured one, or with none."""
         auth = {"authorization": f"Bearer {key}"} if key else {}
-        return await self._whole("POST", path, body, self.timeout_s, auth=auth)
+        return await self._request("POST", path, body, self.timeout_s, auth=auth)
 
     async def ask_whole(self, path: str, body: dict[str, Any], *, limit_s: float) -> ChatAnswer:
         """A chat completion that is not streamed."""
-        reply = await self._whole("POST", path, body, limit_s, auth=self._auth)
+        reply = await self._request("POST", path, body, limit_s, auth=self._auth)
         _refuse(reply)
         parsed = reply.json()
         try:
@@ -452,13 +459,13 @@ class Client:
         raw = _Stream(limit_s, self.timeout_s)
         try:
             await self._collect(path, payload, raw)
-        except RequestFailure as trouble:
-            trouble.partial = _assemble(raw.chunks, complete=False).close(0.0).text
+        except RequestFailure as failure:
+            failure.partial = _assemble(raw.chunks, complete=False).close(0.0).text
             raise
         return _assemble(raw.chunks, complete=True).close(raw.seconds)
 
     async def _collect(self, path: str, body: dict[str, Any], raw: "_Stream") -> None:
-        """Read a stream into `raw`, to its very end, so that the connection goes back to the pool."""
+        """Read a stream into `raw` to its end, so that the connection returns to the pool."""
         headers = self._auth | {"accept": "text/event-stream"}
         try:
             async with self._guard(raw), self._open("POST", path, body, headers) as response:
@@ -466,14 +473,14 @@ class Client:
                 if response.status_code != 200 or "text/event-stream" not in kind:
                     reply = await _drain(response, raw.start)
                     _refuse(reply)
-                    raise RequestFailure(FailureKind.NOT_OPENAI, f"asked for a stream, got {_describe(reply)}")
+                    raise RequestFailure(FailureKind.NOT_OPENAI, f"expected a stream, got {_describe(reply)}")
                 async for chunk in response.aiter_bytes():
                     raw.take(chunk)
         except RequestFailure:
-            if not raw.done:  # after [DONE] nothing more is owed, not even a clean end
+            if not raw.done:  # after [DONE] the server owes nothing more, not even a clean end
                 raise
 
-    async def _whole(
+    async def _request(
         self, method: str, path: str, body: dict[str, Any] | None, limit_s: float, auth: dict[str, str]
     ) -> Reply:
         raw = _Stream(limit_s, limit_s)
@@ -496,7 +503,7 @@ class Client:
 
     @asynccontextmanager
     async def _guard(self, raw: "_Stream") -> AsyncIterator[None]:
-        """The deadline of one request, and httpx's errors in the words of Kind."""
+        """Enforce the deadline of one request, and turn httpx's errors into RequestFailure."""
         try:
             async with asyncio.timeout(raw.patience_s) as raw.deadline:
                 yield
@@ -520,7 +527,7 @@ class Client:
 
 
 class _Stream:
-    """The raw chunks of one stream, each with its arrival, and the deadline that moves on with them."""
+    """The raw chunks of one stream with their arrival times, and the deadline that each of them extends."""
 
     def __init__(self, limit_s: float, first_s: float) -> None:
         self.start = time.perf_counter()
@@ -555,11 +562,11 @@ class _Stream:
             self._extend(at, min(IDLE_S, self.first_s) if len(self.chunks) > 2 else self.first_s)
 
     def _extend(self, at: float, patience_s: float) -> None:
-        # Ten times a second at most: a timer for each token would cost more than the token.
+        # At most ten times a second: a timer per token would cost more than the token.
         self._moved = at
         if self.deadline is not None:
-            rest = min(patience_s, self.limit_s - at)
-            self.deadline.reschedule(asyncio.get_running_loop().time() + max(rest, 0.0))
+            remaining = min(patience_s, self.limit_s - at)
+            self.deadline.reschedule(asyncio.get_running_loop().time() + max(remaining, 0.0))
 
     def timed_out(self) -> RequestFailure:
         if not self.chunks:
@@ -581,7 +588,7 @@ async def _drain(response: httpx.Response, start: float) -> Reply:
 
 
 def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
-    """The events of a stream; with `complete`, a stream that broke off or carries an error is Trouble."""
+    """The events of a stream. With `complete`, a truncated stream or one with an error raises RequestFailure."""
     assembly = Assembly()
     done = False
     for at, data in sse_events(chunks):
@@ -593,14 +600,12 @@ def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
         except ValueError as error:
             if complete:
                 raise RequestFailure(
-                    FailureKind.NOT_OPENAI, f"an event that is no JSON: {one_line(repr(data), BRIEF)}"
+                    FailureKind.NOT_OPENAI, f"an event that is not JSON: {one_line(repr(data), BRIEF)}"
                 ) from error
             continue
         if isinstance(event, dict) and event.get("error") and complete:
-            words = _error_words(event)
-            raise RequestFailure(
-                FailureKind.SERVER_ERROR, f"an error amid the stream: {words}", partial="".join(assembly.text)
-            )
+            detail = f"an error within the stream: {_error_message(event)}"
+            raise RequestFailure(FailureKind.SERVER_ERROR, detail, partial="".join(assembly.text))
         if isinstance(event, dict):
             assembly.feed(event, at)
     if complete and not done:
@@ -609,7 +614,7 @@ def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
 
 
 def _refuse(reply: Reply) -> None:
-    """Raise what an error status means: Refused where the server says so in JSON, Trouble where a proxy speaks."""
+    """Raise for an error status: Refused if it comes with JSON from the server, else RequestFailure (a proxy)."""
     if reply.status == 200:
         return
     if reply.status in REDIRECTS:
@@ -620,14 +625,14 @@ def _refuse(reply: Reply) -> None:
         raise RequestFailure(kind, _describe(reply))
     error = body.get("error")
     param = error.get("param") if isinstance(error, dict) else None
-    raise Refused(reply.status, _error_words(body), param=param if isinstance(param, str) else None)
+    raise Refused(reply.status, _error_message(body), param=param if isinstance(param, str) else None)
 
 
-def _error_words(body: dict[str, Any]) -> str:
+def _error_message(body: dict[str, Any]) -> str:
     """OpenAI's {"error": {"message"}}, {"error": "…"}, FastAPI's {"detail"}, older vLLM's {"message"}."""
     error = body.get("error")
-    words = error.get("message") if isinstance(error, dict) else error
-    return one_line(str(words or body.get("detail") or body.get("message") or body), BRIEF)
+    message = error.get("message") if isinstance(error, dict) else error
+    return one_line(str(message or body.get("detail") or body.get("message") or body), BRIEF)
 
 
 def _describe(reply: Reply) -> str:

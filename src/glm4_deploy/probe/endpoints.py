@@ -1,6 +1,6 @@
-"""What a server says of itself beside its answers: its counters (/metrics) and its models (/v1/models).
+"""What a server reports about itself: its counters (/metrics) and its models (/v1/models).
 
-The checks and the watch ask through `probe.client`; who deploys asks here, with one plain call that never raises.
+Checks and the watch send requests through `probe.client`; `deploy` uses the plain calls here, which never raise.
 """
 
 import json
@@ -14,7 +14,7 @@ import httpx
 
 from glm4_deploy.text import one_line
 
-MAX_BODY = 8 << 20  # bytes: an engine's page has some 100 kB
+MAX_BODY = 8 << 20  # bytes: an engine's /metrics has about 100 kB
 MAX_LINE = 4096  # characters: the parser's time grows with the square of a line
 MODELS = "/v1/models"
 
@@ -26,21 +26,21 @@ class Metrics:
     rows: Mapping[str, tuple[tuple[Mapping[str, str], float], ...]]
 
     def sum(self, name: str, **labels: str) -> float | None:
-        """The sum over all series of that name with those labels (several engines count apart); None: no such."""
+        """The sum over all series with that name and labels (each engine has its own); None if there is none."""
         values = [
             value
-            for have, value in self.rows.get(name, ())
-            if all(have.get(key) == want for key, want in labels.items()) and math.isfinite(value)
+            for row, value in self.rows.get(name, ())
+            if all(row.get(key) == wanted for key, wanted in labels.items()) and math.isfinite(value)
         ]
         return sum(values) if values else None
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """Sums of one name, by the values of one label."""
-        found: dict[str, float] = {}
-        for have, value in self.rows.get(name, ()):
-            key = have.get(label, "")
-            found[key] = found.get(key, 0.0) + value
-        return found
+        """The sums of one name, by the value of one label."""
+        sums: dict[str, float] = {}
+        for labels, value in self.rows.get(name, ()):
+            key = labels.get(label, "")
+            sums[key] = sums.get(key, 0.0) + value
+        return sums
 
     def label(self, name: str, label: str) -> str | None:
         """A label of an info series, such as block_size of vllm:cache_config_info."""
@@ -51,10 +51,10 @@ class Metrics:
 def parse_metrics(text: str) -> Metrics:
     """Prometheus exposition text, up to MAX_BODY characters.
 
-    The parser stops at the first line that it cannot read, so it is given one line at a time: a line that is not a
-    sample is passed over and the others count. A counter keeps the name that it has on its line.
+    The parser stops at the first line that it cannot read, so it gets one line at a time: a line that is not a sample
+    is skipped and the others count. A counter keeps the name on its line.
     """
-    from prometheus_client.parser import text_string_to_metric_families  # here: it takes 0.2 s to import
+    from prometheus_client.parser import text_string_to_metric_families  # imported here because it takes 0.2 s
 
     rows: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     for line in text[:MAX_BODY].split("\n"):
@@ -66,23 +66,23 @@ def parse_metrics(text: str) -> Metrics:
                 rows.setdefault(sample.name, []).append((sample.labels, float(sample.value)))
         except (ValueError, IndexError, OverflowError):
             continue
-    return Metrics(rows={name: tuple(found) for name, found in rows.items()})
+    return Metrics(rows={name: tuple(samples) for name, samples in rows.items()})
 
 
 def model_rows(body: Any) -> list[dict[str, Any]] | None:
-    """The models of an answer to /v1/models, those that have an id; None where it is not a list of models."""
+    """The models in an answer to /v1/models that have an id; None if it is not a list of models."""
     rows = body.get("data") if isinstance(body, dict) else None
     return [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else None
 
 
 def read_metrics(base_url: str, *, timeout: float = 10) -> Metrics | None:
-    """GET /metrics; None where nothing answers."""
+    """GET /metrics; None if nothing answers."""
     body = _get(f"{base_url}/metrics", None, timeout)
     return None if body is None else parse_metrics(body.decode("utf-8", errors="replace"))
 
 
 def read_models(base_url: str, *, key: str | None = None, timeout: float = 5) -> tuple[str, ...] | None:
-    """The names that /v1/models lists, each fit to show; None where no list of models comes back."""
+    """The names listed by /v1/models, safe to show; None if the answer is not a list of models."""
     body = _get(f"{base_url}{MODELS}", key, timeout)
     try:
         rows = None if body is None else model_rows(json.loads(body))
@@ -92,9 +92,9 @@ def read_models(base_url: str, *, key: str | None = None, timeout: float = 5) ->
 
 
 def _get(url: str, key: str | None, timeout: float) -> bytes | None:
-    """The body, whatever the status; None for no answer, one that is not whole in time, or one beyond MAX_BODY.
+    """The body, whatever the status; None if it does not arrive in time or exceeds MAX_BODY.
 
-    It is asked for and read without compression: a few bytes cannot become gigabytes.
+    Read without compression, so that a few bytes cannot become gigabytes.
     """
     headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {})
     end = time.monotonic() + timeout

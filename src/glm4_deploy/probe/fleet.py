@@ -1,4 +1,4 @@
-"""Many endpoints, asked side by side: addresses of an inventory, some behind SSH. Nothing is installed there."""
+"""Smoke checks on many endpoints in parallel, from an inventory; some behind SSH, nothing is installed there."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ Destination = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9
 
 
 class Host(BaseModel):
-    """One endpoint. With `ssh` (user@host or a name of ssh_config) base_url is as seen on that host."""
+    """One endpoint. With `ssh` (user@host, or a name from ssh_config), base_url is as seen from that host."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Host(BaseModel):
 
 
 class Inventory(BaseModel):
-    """hosts: name → endpoint; model: the served name expected of each that names none."""
+    """hosts: name → endpoint; model: the expected served name, for hosts without their own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class Inventory(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostAnswer:
-    """What one host said. report: None where it could not be asked at all; row: the line of the table."""
+    """The result of one host. report: None if it could not be reached; row: its line in the table."""
 
     host: str
     row: Result
@@ -53,10 +53,10 @@ class HostAnswer:
 
 
 def read_inventory(path: Path) -> Inventory:
-    """Read the YAML of an inventory. Paths of key files are relative to it.
+    """Read an inventory in YAML. Paths of key files are relative to it.
 
     Raises:
-        UsageError: no such file, no YAML, an unknown key or a wrong value; it names the place.
+        UsageError: no such file, not YAML, an unknown key or a wrong value, with its location.
     """
     try:
         content = parse_yaml(read_text(path), path)
@@ -82,20 +82,20 @@ async def ask_fleet(
     at_once: int = 8,
     on_answer: Callable[[HostAnswer], None] | None = None,
 ) -> tuple[HostAnswer, ...]:
-    """Run the suite against every host, at most `at_once` at a time; in the inventory's order.
+    """Run the suite against every host, at most `at_once` at a time; results in the order of the inventory.
 
-    A host that cannot be asked is a failed row, never an exception: the others are asked all the same.
+    A host that cannot be reached is a failed row, never an exception: the other hosts are checked all the same.
     """
-    places = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
 
-    async def one(name: str, host: Host) -> HostAnswer:
-        async with places:
+    async def check_host(name: str, host: Host) -> HostAnswer:
+        async with slots:
             answer = await _ask(name, host, inventory.model, suite, only, keys_from)
         if on_answer:
             on_answer(answer)
         return answer
 
-    return tuple(await asyncio.gather(*(one(name, host) for name, host in inventory.hosts.items())))
+    return tuple(await asyncio.gather(*(check_host(name, host) for name, host in inventory.hosts.items())))
 
 
 async def _ask(
@@ -103,7 +103,7 @@ async def _ask(
 ) -> HostAnswer:
     try:
         key = SecretStr(read_text(keys_from / host.api_key_file)) if host.api_key_file else None
-        async with _reached(host) as base_url:
+        async with _reach(host) as base_url:
             target = ProbeTarget(base_url=base_url, model=host.model or model, api_key=key)
             report = await run_suite(target, suite=suite, only=only)
     except DeployError as error:
@@ -113,60 +113,60 @@ async def _ask(
 
 
 def _row(name: str, report: SuiteReport) -> Result:
-    judged = [row for row in report.results if row.status is not Status.SKIPPED]
-    bad = [row for row in judged if row.status in {Status.FAIL, Status.UNKNOWN}]
-    first = f"{bad[0].check}: {bad[0].observed or bad[0].reason}" if bad else ""
+    judged = [result for result in report.results if result.status is not Status.SKIPPED]
+    bad = [result for result in judged if result.status in {Status.FAIL, Status.UNKNOWN}]
+    problem = f"{bad[0].check}: {bad[0].observed or bad[0].reason}" if bad else ""
     version = next((fact.value for fact in report.engine if fact.name == "vLLM" and fact.value[:1].isdigit()), None)
-    what = f"{report.model or 'no model'}{f', vLLM {version}' if version else ''}"
+    engine = f"{report.model or 'no model'}{f', vLLM {version}' if version else ''}"
     return Result(
         check=name,
         status=verdict(report.results),
-        observed=first or f"{what}: {len(judged)} checks, no failure seen",
+        observed=problem or f"{engine}: {len(judged)} checks, no failure seen",
         remedy=bad[0].remedy if bad else "",
         seconds=report.seconds,
     )
 
 
 @asynccontextmanager
-async def _reached(host: Host) -> AsyncIterator[str]:
-    """The address to ask: the host's own, or the near end of an SSH tunnel that lasts as long as the block."""
+async def _reach(host: Host) -> AsyncIterator[str]:
+    """The address to use: the host's own, or the local end of an SSH tunnel that stays open for the block."""
     if host.ssh is None:
         yield host.base_url
         return
     parts = urlsplit(ProbeTarget(base_url=host.base_url).root)
-    far = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        near = f"127.0.0.1:{free.getsockname()[1]}"
-    words = ["ssh", "-N", "-T", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "ConnectTimeout=10"]
+    remote = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        local = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = ["ssh", "-N", "-T", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "ConnectTimeout=10"]
     pipe = asyncio.subprocess.PIPE
     try:
         tunnel = await asyncio.create_subprocess_exec(
-            *words, "-L", f"{near}:{far}", "--", host.ssh, stdin=asyncio.subprocess.DEVNULL, stderr=pipe
+            *command, "-L", f"{local}:{remote}", "--", host.ssh, stdin=asyncio.subprocess.DEVNULL, stderr=pipe
         )
     except OSError as error:
         raise UsageError("ssh is not installed here", hint="install an OpenSSH client") from error
     try:
-        await _open(near, tunnel, host.ssh)
-        yield f"{parts.scheme}://{near}{parts.path}"
+        await _wait_open(local, tunnel, host.ssh)
+        yield f"{parts.scheme}://{local}{parts.path}"
     finally:
         with suppress(ProcessLookupError):
             tunnel.terminate()
         await tunnel.wait()
 
 
-async def _open(near: str, tunnel: asyncio.subprocess.Process, destination: str) -> None:
-    """Wait until the tunnel takes connections.
+async def _wait_open(local: str, tunnel: asyncio.subprocess.Process, destination: str) -> None:
+    """Wait until the tunnel accepts connections.
 
     Raises:
-        Unreachable: ssh ended (with its own words), or it did not come up in time.
+        Unreachable: ssh exited (with its message), or the tunnel did not open in time.
     """
-    hint = f"try it by hand: ssh -o BatchMode=yes {destination} true"
-    address, _, port = near.partition(":")
+    hint = f"try it yourself: ssh -o BatchMode=yes {destination} true"
+    address, _, port = local.partition(":")
     for _ in range(int(TUNNEL_S / 0.1)):
         if tunnel.returncode is not None:
-            said = (await tunnel.stderr.read()).decode(errors="replace").strip() if tunnel.stderr else ""
-            raise Unreachable(f"ssh {destination}: {said.splitlines()[-1] if said else 'it ended'}", hint=hint)
+            message = (await tunnel.stderr.read()).decode(errors="replace").strip() if tunnel.stderr else ""
+            raise Unreachable(f"ssh {destination}: {message.splitlines()[-1] if message else 'ssh exited'}", hint=hint)
         with suppress(OSError):
             _, writer = await asyncio.open_connection(address, int(port))
             writer.close()

@@ -1,4 +1,4 @@
-"""Limits that turn measurements into a verdict: an SLO file, and the stored perplexities of a good day."""
+"""Limits that turn measurements into a verdict: an SLO file, and a baseline of perplexities from a good day."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from glm4_deploy.files import parse_yaml, read_text, write_text
 from glm4_deploy.report_model import SuiteReport
 from glm4_deploy.text import did_you_mean
 
-# Service level objectives: the limits that turn measured speed into a verdict.
+# Service level objectives.
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Goodput(BaseModel):
-    """A request is good when it keeps both limits; `share` of all must be good."""
+    """A request is good if it keeps both limits; at least `share` of all requests must be good."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +50,7 @@ def read_slo(path: Path) -> Slo:
     """
     raw = parse_yaml(read_text(path), f"SLO file {path}")
     if not isinstance(raw, dict) or not raw:
-        raise UsageError(f"SLO file {path} holds no limits", hint="write lines like `ttft_p95_ms: 500`")
+        raise UsageError(f"SLO file {path} contains no limits", hint="write lines like `ttft_p95_ms: 500`")
     try:
         return Slo.model_validate(raw)
     except ValidationError as error:
@@ -61,6 +61,8 @@ def read_slo(path: Path) -> Slo:
         raise UsageError(f"SLO file {path}: {where}: {first['msg']}", hint=hint) from error
 
 
+# The perplexity baseline.
+
 SCHEMA = 1
 
 
@@ -68,9 +70,9 @@ def read_baseline(path: Path) -> dict[str, float]:
     """Perplexity by passage id.
 
     Raises:
-        UsageError: unreadable, or not written by `write_baseline` (an older one says `form` for `schema`).
+        UsageError: unreadable, or not written by `write_baseline` (older files use the key `form` for `schema`).
     """
-    hint = "write one with --save-baseline on a day when the engine is good"
+    hint = "write one with --save-baseline while the engine is good"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         values = {str(name): float(value) for name, value in raw["perplexity"].items()}
@@ -78,16 +80,16 @@ def read_baseline(path: Path) -> dict[str, float]:
         raise UsageError(f"baseline {path}: {type(error).__name__}: {str(error)[:100]}", hint=hint) from error
     sound = values and all(math.isfinite(value) and value >= 1 for value in values.values())
     if raw.get("schema", raw.get("form")) != SCHEMA or not sound:
-        raise UsageError(f"baseline {path} is not one of this version", hint=hint)
+        raise UsageError(f"baseline {path} was not written by this version", hint=hint)
     return values
 
 
 def write_baseline(path: Path, report: SuiteReport) -> None:
-    """All of it or nothing.
+    """Store the perplexities of a run.
 
     Raises:
         UsageError: the run measured no perplexity.
-        StorageError: it could not be written.
+        StorageError: the file could not be written.
     """
     if not report.perplexity:
         raise UsageError("no baseline stored: this run measured no perplexity", hint="run the check `perplexity` too")

@@ -1,4 +1,4 @@
-"""Long prompts with no loop in them: a log of days, each line unlike the others, sized by the server's own counts."""
+"""What checks work with: the probe of one server, questions with known answers, and long prompts."""
 
 import asyncio
 import json
@@ -17,37 +17,12 @@ from glm4_deploy.probe.limits import Slo
 from glm4_deploy.report_model import AnswerSample, Suite
 from glm4_deploy.text import bound, quote
 
-
-def milliseconds(seconds: float | None) -> str:
-    """For people: `12.3 ms`, `2270 ms`, or `-` where there is none."""
-    if seconds is None:
-        return "-"
-    value = seconds * 1000
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
-
-
-# Several questions at once, none of which outlives the check that asked them.
-
-T = TypeVar("T")
-
-
-async def together(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. When one raises, the others are ended before its exception goes on."""
-    tasks = [asyncio.create_task(job) for job in jobs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# The questions with known answers (catalog/canaries.yaml), and how each answer is judged.
+# Questions with known answers (catalog/canaries.yaml), and how an answer is judged.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryPrompt:
-    """One question. Exactly one of contains, count_to and json_schema is set; none for a free text."""
+    """One question. At most one of contains, count_to and json_schema is set; none of them for a free text."""
 
     id: str
     family: str
@@ -112,24 +87,24 @@ def _canary(row: dict[str, Any]) -> CanaryPrompt:
     )
 
 
-def fault(canary: CanaryPrompt, text: str) -> str | None:
-    """What is wrong with an answer, in a short phrase with the value seen; None where it is right.
+def answer_fault(canary: CanaryPrompt, text: str) -> str | None:
+    """What is wrong with an answer, as a short phrase with the value seen; None if it is right.
 
-    Loops are the detector's to judge, not this function's.
+    Loops are not judged here: that is the detector's task.
     """
     if canary.contains:
         return _fault_contains(canary.contains, text)
     if canary.count_to is not None:
         return _fault_count(canary.count_to, text)
     if canary.json_schema is not None:
-        return fault_json(canary.json_schema, text)
+        return json_fault(canary.json_schema, text)
     return None if text.strip() else "an empty answer"
 
 
 def _fault_contains(wanted: tuple[str, ...], text: str) -> str | None:
     folded = text.casefold()
     for want in wanted:
-        # A number stands alone: 1442 is no answer to 12 * 12, though it contains 144.
+        # A number must stand alone: 1442 is wrong for 12 * 12, although it contains 144.
         pattern = rf"(?<![\d.,]){re.escape(want)}(?!\d|[.,]\d)" if want.isdigit() else re.escape(want.casefold())
         if re.search(pattern, folded):
             return None
@@ -147,31 +122,37 @@ def _fault_count(last: int, text: str) -> str | None:
     return None if len(numbers) == last else f"went on to {len(numbers)}, past {last}"
 
 
-def fault_json(schema: dict[str, Any], text: str) -> str | None:
-    """As `fault`, for an answer that must be one JSON value obeying a schema (JSON Schema 2020-12)."""
+def json_fault(schema: dict[str, Any], text: str) -> str | None:
+    """As `answer_fault`, for an answer that must be one JSON value obeying a schema (JSON Schema 2020-12)."""
     from jsonschema import Draft202012Validator
 
     try:
         value = json.loads(text)
     except ValueError as error:
-        return f"no JSON ({str(error)[:60]}): {quote(text)}"
+        return f"not JSON ({str(error)[:60]}): {quote(text)}"
     errors = sorted(Draft202012Validator(schema).iter_errors(value), key=lambda error: list(error.absolute_path))
     return f"JSON that breaks the schema: {errors[0].message[:80]}" if errors else None
 
 
-# What a check works with: the client, what is known of the server so far, and one way to ask a question.
+# The probe: the client, what is known of the server so far, and one way to ask a question.
 
 CHAT = "/v1/chat/completions"
-# Fields that only some servers know. vLLM answers token ids and raw logprobs; others ignore or refuse them.
+# Fields that only some servers support. vLLM returns token ids and raw logprobs; others ignore or refuse the fields.
 EXTRAS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
-SLOWEST = 240  # tokens in one timeout_s: two a second by default is as slow as an answer may come
+SLOWEST = 240  # tokens per timeout_s: by default an answer may be as slow as two tokens per second
 SAMPLED: Mapping[str, Any] = {"temperature": 0.7, "top_p": 0.95}
 GREEDY: Mapping[str, Any] = {"temperature": 0}
 
 
 @dataclass(slots=True, kw_only=True)
 class Served:
-    """What the server has told of itself. None: not asked yet, or it does not say. started: epoch seconds."""
+    """What the server has reported about itself; None: not asked yet, or not reported.
+
+    Attributes:
+        path: of the model, as the engine sees it.
+        started: start of the engine's process, in epoch seconds.
+        extras: False once the server has refused EXTRAS.
+    """
 
     model: str | None = None
     max_model_len: int | None = None
@@ -188,7 +169,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Settings of a run that single checks read. baseline: perplexity by passage id."""
+    """Settings of a run for individual checks. baseline: perplexity by passage id."""
 
     slo: Slo | None = None
     baseline: Mapping[str, float] | None = None
@@ -196,7 +177,13 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Probe:
-    """Handed to each check in turn. `check` is the running check's name; `perplexity` is what a baseline would hold."""
+    """Passed to each check in turn.
+
+    Attributes:
+        samples: every answer so far, with the detector's finding.
+        perplexity: measured so far, by passage id: the content of a new baseline.
+        check: name of the running check.
+    """
 
     target: ProbeTarget
     client: Client
@@ -220,9 +207,10 @@ class Probe:
     ) -> ChatAnswer:
         """One chat completion, at temperature 0 unless `fields` says otherwise.
 
-        extras: also ask for logprobs and token ids; dropped for good once a server refuses them.
-        max_tokens is cut so that prompt and answer fit the model's context; prompt_tokens: the prompt's size where it
-        is known, else its bytes bound it (a token is at least a byte).
+        Args:
+            max_tokens: reduced so that prompt and answer fit the model's context.
+            extras: also request logprobs and token ids, until the server refuses them once.
+            prompt_tokens: size of the prompt, if known; else its bytes are the bound (a token is at least a byte).
         """
         messages = list(messages)
         body = {"model": self.served.model, "messages": messages, **GREEDY, **fields}
@@ -237,7 +225,7 @@ class Probe:
             if refused.not_a_number or not refused.not_offered:
                 raise
         answer = await send(CHAT, body, limit_s=limit_s)
-        self.served.extras = False  # only now: the refusal was about the extras, the question itself is fine
+        self.served.extras = False  # only now: the request itself is fine, so the refusal was about the extras
         return answer
 
     async def ask_canary(self, canary: CanaryPrompt, **fields: Any) -> ChatAnswer:
@@ -249,7 +237,7 @@ class Probe:
     def fit(self, messages: Iterable[Mapping[str, str]], max_tokens: int, prompt_tokens: int | None = None) -> int:
         if self.served.max_model_len is None:
             return max_tokens
-        template = 8  # role markers and the like, a message
+        template = 8  # tokens per message for role markers and the like
         prompt = prompt_tokens or sum(len(message["content"].encode()) + template for message in messages) + template
         return max(1, min(max_tokens, self.served.max_model_len - prompt))
 
@@ -274,7 +262,7 @@ class Probe:
         return sample
 
     async def metrics(self) -> Metrics | None:
-        """GET /metrics; None where the server has none."""
+        """GET /metrics; None if the server has none."""
         try:
             reply = await self.client.get("/metrics")
         except RequestFailure:
@@ -283,14 +271,16 @@ class Probe:
 
     @property
     def room(self) -> int | None:
-        """Context length in tokens, as served or as told."""
+        """Context length in tokens, as reported or as configured."""
         return self.served.max_model_len
 
     @property
     def nonce(self) -> str:
-        """A word that no earlier prompt held, so that no prefix cache knows it."""
+        """A word that no earlier prompt contained, so that no prefix cache has it."""
         return f"{time.time_ns():x}"
 
+
+# Long prompts that contain no loop: a harbour log in which every line is different.
 
 _WIND = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
 _SKY = ("fog until noon", "clear sky", "low cloud", "hail at dusk", "thin rain", "a red dawn", "stars all night")
@@ -324,7 +314,7 @@ _LOAD = (
 )
 
 
-def line(day: int) -> str:
+def _filler_line(day: int) -> str:
     """Days 0 to 8007 are all different (8, 7, 11 and 13 share no factor)."""
     return (
         f"Day {day}: wind from the {_WIND[day % 8]}, {_SKY[day % 7]}. "
@@ -332,31 +322,55 @@ def line(day: int) -> str:
     )
 
 
-def days(first: int, count: int) -> list[str]:
-    return [line(first + number) for number in range(count)]
+def filler_lines(first: int, count: int) -> list[str]:
+    return [_filler_line(first + number) for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """What a line costs on this server: prompt tokens = fixed + per_line * lines, by two measurements."""
+class LineCost:
+    """Tokens of filler lines on this server, from two measurements: prompt tokens = fixed + per_line * lines."""
 
     fixed: float
     per_line: float
 
     def lines(self, tokens: int) -> int:
-        """How many lines make a prompt of about this many tokens."""
+        """The number of lines in a prompt of about this many tokens."""
         return max(0, int((tokens - self.fixed) / self.per_line))
 
 
-async def measure(probe: Probe) -> Scale | None:
-    """None where the server counts no prompt tokens."""
+async def measure_line_cost(probe: Probe) -> LineCost | None:
+    """Ask for the prompt tokens of a short and a longer prompt; None if the server does not count them."""
     counts = []
     for lines in (2, 12):
-        messages = [{"role": "user", "content": "\n".join(days(100, lines))}]
+        messages = [{"role": "user", "content": "\n".join(filler_lines(100, lines))}]
         answer = await probe.ask(messages, 1, stream=False, prompt_tokens=1)
         counts.append(answer.usage.prompt if answer.usage else None)
     short, long = counts
     if short is None or long is None or long <= short:
         return None
     per_line = (long - short) / 10
-    return Scale(fixed=max(0.0, short - 2 * per_line), per_line=per_line)
+    return LineCost(fixed=max(0.0, short - 2 * per_line), per_line=per_line)
+
+
+# Helpers of checks.
+
+T = TypeVar("T")
+
+
+async def together(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run jobs concurrently; their results in order. If one raises, the others are cancelled first."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For people: `12.3 ms`, `2270 ms`, or `-` for None."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1000
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

@@ -1,7 +1,7 @@
-"""Whether an engine works: the counters of its core, and the one rule by which it hangs.
+"""Whether an engine makes progress: the counters of its core, and the one rule for a hung engine.
 
-The sign of a hung engine is that requests are in it and none of its counters moves; /health stays green then. The
-numbers and the names of the counters are in `plan.engine_rules`, because rendered files carry them too.
+An engine is hung if it holds requests and none of its counters moves; /health stays green then. The limits and the
+names of the counters are in `plan.engine_rules`, because rendered files use them too.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ RUNNING, WAITING = HELD_REQUESTS
 class Counters:
     """What the engine core reported last, summed over the engines behind one address.
 
-    work: each of WORK_COUNTERS, counted since its start, and the share of its KV cache in use; None: this engine does
-    not tell. running, waiting: requests now. corrupted: requests. started: epoch seconds.
+    Attributes:
+        running, waiting: requests now.
+        work: each of WORK_COUNTERS since the start, and the share of the KV cache in use; None for one not reported.
+        corrupted: requests with NaN logits since the start.
+        started: epoch seconds.
     """
 
     generation_tokens: float
@@ -33,18 +36,20 @@ class Counters:
         return self.running + self.waiting
 
     def moved_since(self, before: "Counters") -> bool:
-        """Whether the engine core has done anything. Requests that come and go are no work: a client that gives up
-        changes `running`, too. Every counter counts, so that a long prefill or a full queue is not taken for a hang.
+        """Whether the engine core has done any work.
+
+        Requests that come and go are not work: a client that gives up changes `running` too. Every work counter
+        matters, so that a long prefill or a full queue is not mistaken for a hang.
         """
         return (self.generation_tokens, self.work) != (before.generation_tokens, before.work)
 
     def stuck_since(self, before: "Counters") -> bool:
-        """Whether it held requests all the while and did nothing: an idle engine may stand still."""
+        """Whether it held requests all the time and did no work; an idle engine may stand still."""
         return bool(self.held and before.held) and not self.moved_since(before)
 
 
 def counters(metrics: Metrics) -> Counters | None:
-    """vLLM's counters; None where they are not there. Names as in vLLM 0.9 to 0.33."""
+    """vLLM's counters (names as in vLLM 0.9 to 0.33); None if the page has none."""
     generated, running = metrics.sum("vllm:generation_tokens_total"), metrics.sum(RUNNING)
     if generated is None or running is None:
         return None

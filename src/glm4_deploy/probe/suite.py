@@ -1,4 +1,4 @@
-"""The same round of checks again and again: output can go bad after hours of load while /health stays green."""
+"""The table of checks, and what runs them: a suite once, or as a soak for hours."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteRe
 from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
 from glm4_deploy.text import did_you_mean, scrub
 
-# The table of checks. A check is one decorated function in one file of `checks/`; importing the file enters it.
+# The table. A check is a decorated function in a file of `checks/`; importing the file registers it.
 
 Run = Callable[["Probe"], Awaitable[Result]]
 
 
 class CheckStage(IntEnum):
-    """The order in which checks run: what others rest on comes first, what loads the engine comes last."""
+    """The order in which checks run: prerequisites of others first, load on the engine last."""
 
     REACH = 1
     PROTOCOL = 2
@@ -39,8 +39,12 @@ class CheckStage(IntEnum):
 class Check:
     """One row of `smoke --list`.
 
-    proves: one sentence. suites: those that include it. needs: checks that must not have failed before it.
-    seconds: about how long on a healthy GPU engine. limit_s: when it is ended and judged as it stands.
+    Attributes:
+        proves: one sentence.
+        suites: the suites that include it.
+        needs: checks that must not have failed before it.
+        seconds: approximate duration on a healthy GPU engine.
+        limit_s: when it is stopped and judged as slow or hung.
     """
 
     id: str
@@ -71,13 +75,13 @@ def check(
     seconds: float,
     limit_s: float = 180.0,
 ) -> Callable[[Run], Run]:
-    """Enter a function as a check.
+    """Register a function as a check.
 
     Raises:
         ValueError: the name is taken.
     """
 
-    def enter(run: Run) -> Run:
+    def register(run: Run) -> Run:
         if name in CHECKS:
             raise ValueError(f"two checks are named {name}")
         CHECKS[name] = Check(
@@ -92,11 +96,11 @@ def check(
         )
         return run
 
-    return enter
+    return register
 
 
 def load_checks() -> dict[str, Check]:
-    """All checks, in the order in which they run."""
+    """Import all files of `checks/`; CHECKS is then in the order in which checks run."""
     from glm4_deploy.probe import checks
 
     for module in iter_modules(checks.__path__):
@@ -107,29 +111,29 @@ def load_checks() -> dict[str, Check]:
     return CHECKS
 
 
-# The words around a verdict: what was asked, what was not, of which engine, with which settings.
+# The facts around a verdict: what was checked and what was not, of which engine, with which settings.
 
 MODEL_PATH = "model path"  # as the engine sees it
 STARTED = "started"  # the engine's process
 NOT_KNOWN = "unknown"
-NAMED = 12  # skipped checks are named up to this many; the table has them all
+MAX_NAMED = 12  # more skipped checks than this are not named; the table has them all
 
 
 def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
-    """One sentence: a pass means that no failure was seen in what was asked."""
+    """How much of the table was judged, and what a pass means."""
     judged = [row.check for row in results if row.check in table and row.status not in {Status.SKIPPED, Status.UNKNOWN}]
     skipped = [row.check for row in results if row.status is Status.SKIPPED]
     unknown = [row.check for row in results if row.status is Status.UNKNOWN]
     outside = len(table.keys() - {row.check for row in results})
     parts = [f"{len(judged)} of {len(table)} checks judged"]
     if skipped:
-        names = f" ({', '.join(skipped)})" if len(skipped) <= NAMED else ""
+        names = f" ({', '.join(skipped)})" if len(skipped) <= MAX_NAMED else ""
         parts.append(f"{len(skipped)} skipped{names}")
     if unknown:
-        parts.append(f"not judged {', '.join(unknown)}")
+        parts.append(f"not judged: {', '.join(unknown)}")
     if outside:
         parts.append(f"{outside} not in this run")
-    return f"{'; '.join(parts)}. A pass means that no failure was seen in what was asked, no more."
+    return f"{'; '.join(parts)}. A pass means only that no failure was seen in what was asked."
 
 
 def engine_facts(probe: Probe) -> tuple[Fact, ...]:
@@ -164,11 +168,11 @@ def setting_facts(probe: Probe, only: Sequence[str], skip: Sequence[str]) -> tup
     return tuple(Fact(name=name, value=value) for name, value in rows if value)
 
 
-# Runs the checks of a suite, one after another, and decides the verdict. It always ends, whatever the engine does.
+# One run: the checks of a suite one after another, and the verdict. It always ends, whatever the engine does.
 
-CLOCK_CHECK = Callable[[str], None]
-ENDED = Callable[[Result], None]
-PROGRESS_S = 3.0  # how long the counters are watched before an engine is called hung
+OnStart = Callable[[str], None]
+OnResult = Callable[[Result], None]
+PROGRESS_S = 3.0  # how long the counters are watched before an engine counts as hung
 
 
 async def run_suite(
@@ -178,16 +182,18 @@ async def run_suite(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     options: Options | None = None,
-    on_start: CLOCK_CHECK | None = None,
-    on_result: ENDED | None = None,
+    on_start: OnStart | None = None,
+    on_result: OnResult | None = None,
 ) -> SuiteReport:
-    """Ask every check of the suite and judge.
+    """Run the checks of a suite and judge.
 
-    only: names of checks (`needle-*` takes several); what they need runs too. skip: names left out.
-    on_start, on_result: called as each check begins and ends, for progress.
+    Args:
+        only: names of checks, or patterns such as `needle-*`; the checks that they need run too.
+        skip: names or patterns of checks to leave out.
+        on_start, on_result: called as each check begins and ends, for progress.
 
     Raises:
-        UsageError: an address that is none, a key that no header can carry.
+        UsageError: the address or the key is not valid, or no check is left to run.
     """
     chosen = choose_checks(suite, only, skip)
     begun = datetime.now(UTC).astimezone()
@@ -196,7 +202,7 @@ async def run_suite(
     async with Client(target) as client:
         run.probe = Probe(target=target, client=client, suite=suite, options=options or Options())
         for entry in chosen:
-            await run.one(entry)
+            await run.run_check(entry)
     results = tuple(run.results)
     report = SuiteReport(
         suite=suite,
@@ -217,55 +223,51 @@ async def run_suite(
 
 
 def choose_checks(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[Check]:
-    """The checks to run, in order; names that no check has are a UsageError (see `match`)."""
+    """The checks to run, in order. Raises UsageError for a name that no check has, or if none is left."""
     wanted = {entry.id for entry in CHECKS.values() if suite in entry.suites}
     if only:
-        wanted = match(only)
+        wanted = _match(only)
         pending = list(wanted)
         while pending:
             needs = set(CHECKS[pending.pop()].needs) - wanted
             wanted |= needs
             pending += needs
-    wanted -= match(skip)
+    wanted -= _match(skip)
     if not wanted:
         raise UsageError("no check is left to run", hint="see `glm4-deploy smoke --list`")
     return [entry for entry in CHECKS.values() if entry.id in wanted]
 
 
-def match(patterns: Sequence[str]) -> set[str]:
-    """The checks that some names or shell patterns mean.
-
-    Raises:
-        UsageError: one that means none.
-    """
+def _match(patterns: Sequence[str]) -> set[str]:
+    """The checks that match some names or shell patterns. Raises UsageError for one that matches none."""
     from fnmatch import fnmatchcase
 
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         hits = {name for name in CHECKS if fnmatchcase(name, pattern)}
         if not hits:
             hint = did_you_mean(pattern, CHECKS) or "see `glm4-deploy smoke --list`"
             raise UsageError(f"no check is named {pattern[:60]!r}", hint=hint)
-        found |= hits
-    return found
+        matched |= hits
+    return matched
 
 
 class _SuiteRun:
-    """One pass over the checks: what has been found so far, and what that means for the next one."""
+    """One pass over the checks: the results so far, and what they mean for the next check."""
 
     probe: Probe
 
-    def __init__(self, target: ProbeTarget, on_start: CLOCK_CHECK | None, on_result: ENDED | None) -> None:
+    def __init__(self, target: ProbeTarget, on_start: OnStart | None, on_result: OnResult | None) -> None:
         self.key = target.key
         self.on_start = on_start
         self.on_result = on_result
         self.results: list[Result] = []
-        self.failed: dict[str, str] = {}  # check: the check at the root of it
-        self.over: str | None = None  # why nothing more is asked
+        self.failed: dict[str, str] = {}  # check → the check whose failure is the root cause
+        self.over: str | None = None  # why no further check runs
         self.error: DeployError | None = None
 
-    async def one(self, entry: Check) -> None:
-        """Run a check, or skip it with the reason why it cannot say anything now."""
+    async def run_check(self, entry: Check) -> None:
+        """Run a check, or skip it with the reason why it could not show anything now."""
         if self.on_start:
             self.on_start(entry.id)
         start = time.perf_counter()
@@ -290,60 +292,62 @@ class _SuiteRun:
                 return await entry.run(self.probe)
         except TimeoutError:
             return await self._stuck(entry, RequestFailure(FailureKind.SLOW, f"not done after {entry.limit_s:.0f} s"))
-        except RequestFailure as trouble:
-            if trouble.kind in {FailureKind.HANG, FailureKind.SLOW}:
-                return await self._stuck(entry, trouble)
+        except RequestFailure as failure:
+            if failure.kind in {FailureKind.HANG, FailureKind.SLOW}:
+                return await self._stuck(entry, failure)
             if (
-                trouble.kind in {FailureKind.RESET, FailureKind.TRUNCATED, FailureKind.UNREACHABLE}
+                failure.kind in {FailureKind.RESET, FailureKind.TRUNCATED, FailureKind.UNREACHABLE}
                 and await self._gone()
             ):
                 self.over = f"the engine went away in {entry.id}: nothing answers any more"
-            return _failed(trouble)
+            return _failed(failure)
         except Refused as refused:
             return fail(str(refused), "HTTP 200", remedy="read the engine's log at this moment")
         except (Unreachable, WrongEngine) as error:
             self.error = error
             return fail(error.message, "the engine and model expected", remedy=error.hint)
 
-    async def _stuck(self, entry: Check, trouble: RequestFailure) -> Result:
-        """Hung or only busy? The counters of its core show it: in a hung engine they stand still."""
+    async def _stuck(self, entry: Check, failure: RequestFailure) -> Result:
+        """Hung, or just busy? The counters of the engine core tell: in a hung engine they stand still."""
         before = await self.probe.metrics()
         watched_s = min(PROGRESS_S, self.probe.target.timeout_s)
         await asyncio.sleep(watched_s if before else 0)
         after = await self.probe.metrics()
         then, now = (counters(metrics) if metrics else None for metrics in (before, after))
         if then and now and now.moved_since(then):
-            load = f"{now.running:.0f} requests run, {now.waiting:.0f} wait"
+            load = f"{now.running:.0f} requests running, {now.waiting:.0f} waiting"
             return unknown(
-                f"{trouble.detail}; the engine is busy, not hung: {load}",
-                "try again when the load is gone, or raise --timeout",
+                f"{failure.detail}; the engine is busy, not hung: {load}",
+                "try again without the load, or raise --timeout",
             )
-        if trouble.kind is FailureKind.HANG:
+        if failure.kind is FailureKind.HANG:
             self.over = f"the engine hung in {entry.id}"
         still = f"; its counters stood still for {watched_s:.3g} s" if then and now else ""
-        return _failed(trouble, still)
+        return _failed(failure, still)
 
     async def _gone(self) -> bool:
-        """Whether nothing answers any more: one connection may be cut for its own reasons."""
+        """Whether nothing answers any more; a single connection may break for other reasons."""
         try:
             await self.probe.client.get("/health")
-        except RequestFailure as trouble:
-            return trouble.kind in {FailureKind.RESET, FailureKind.UNREACHABLE}
+        except RequestFailure as failure:
+            return failure.kind in {FailureKind.RESET, FailureKind.UNREACHABLE}
         return False
 
     def exit_code(self) -> int:
-        """0 only for a pass; what could not be judged did not pass (docs/how-to/smoke.md, "Exit codes")."""
+        """0 only for a pass; a check that could not be judged is not a pass (docs/how-to/smoke.md, "Exit codes")."""
         if self.error is not None:
             return self.error.exit_code
         return 0 if verdict(self.results) in {Status.OK, Status.WARN} else Judged.exit_code
 
 
-def _failed(trouble: RequestFailure, more: str = "") -> Result:
-    partial = (("answer so far", trouble.partial),) if trouble.partial else ()
-    return fail(f"{trouble.kind}: {trouble.detail}{more}", "a whole answer", *partial, remedy=trouble.remedy)
+def _failed(failure: RequestFailure, details: str = "") -> Result:
+    partial = (("answer so far", failure.partial),) if failure.partial else ()
+    return fail(f"{failure.kind}: {failure.detail}{details}", "a complete answer", *partial, remedy=failure.remedy)
 
 
-KEPT = 100  # degenerate answers, of all rounds; of the others the last round's are kept
+# A soak: round after round, because output can go bad after hours of load while /health stays green.
+
+MAX_DEGENERATE = 100  # degenerate answers kept from all rounds; of sound answers only those of the last round are kept
 WORST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK, Status.SKIPPED)
 
 
@@ -366,13 +370,13 @@ class SoakTally:
             self.worst = result
 
     def result(self) -> Result:
-        assert self.worst is not None  # noqa: S101 (a tally is made by its first result)
+        assert self.worst is not None  # noqa: S101 (a tally is created for its first result)
         if self.worst.status is Status.SKIPPED:
             return self.worst
-        words = f"{self.rounds} rounds, {self.bad} bad"
+        summary = f"{self.rounds} rounds, {self.bad} bad"
         if self.worst.status is not Status.OK:
-            words += f", {self.first}"
-        return replace(self.worst, observed=f"{words}: {self.worst.observed or self.worst.reason}", reason="")
+            summary += f", {self.first}"
+        return replace(self.worst, observed=f"{summary}: {self.worst.observed or self.worst.reason}", reason="")
 
 
 async def soak(
@@ -382,14 +386,16 @@ async def soak(
     options: Options | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
-    on_start: Callable[[str], None] | None = None,
-    on_result: Callable[[Result], None] | None = None,
+    on_start: OnStart | None = None,
+    on_result: OnResult | None = None,
     on_round: Callable[[int, float, Status], None] | None = None,
 ) -> SuiteReport:
-    """Rounds of Suite.SOAK until `seconds` have passed; each check's worst counts.
+    """Run rounds of Suite.SOAK until `seconds` have passed; the worst result of each check counts.
 
-    on_round: the number of the round, seconds so far, and the rolling verdict. A target that is gone ends the soak.
-    A cancellation (Ctrl-C) after the first round ends it too, with the report so far.
+    A target that is gone ends the soak early, and so does a cancellation (Ctrl-C) after the first round.
+
+    Args:
+        on_round: called with the number of the round, the seconds so far, and the verdict so far.
     """
     begin = time.monotonic()
     tallies: dict[str, SoakTally] = {}
@@ -417,17 +423,17 @@ async def soak(
         for result in (*latest.results, *_restarts(starts)):
             tallies.setdefault(result.check, SoakTally()).add(result, number, time.monotonic() - begin)
         degenerate += [sample for sample in latest.samples if sample.finding and sample.finding.degenerate]
-        report = _merge(report, latest, tallies, degenerate[:KEPT], time.monotonic() - begin)
+        report = _merge(report, latest, tallies, degenerate[:MAX_DEGENERATE], time.monotonic() - begin)
         if on_round:
             on_round(number, report.seconds, report.verdict)
     return replace(report, covered=f"{number} rounds in {clock(report.seconds)}. {report.covered}")
 
 
 def _restarts(starts: set[str]) -> tuple[Result, ...]:
-    """An engine that Docker restarts answers soundly again a minute later: only its start time shows it."""
+    """A failure if the engine restarted: it answers soundly again a minute later, and only its start time shows it."""
     if len(starts) < 2:
         return ()
-    remedy = "read the log of the engine's last life: `docker logs`, and `glm4-deploy diagnose`"
+    remedy = "read the log of the engine before its restart: `docker logs`, and `glm4-deploy diagnose`"
     seen = f"the engine started {len(starts)} times: {', '.join(sorted(starts))}"
     return (fail(seen, "one start", remedy=remedy, check="restarts"),)
 
@@ -439,7 +445,7 @@ def _merge(
     degenerate: Sequence[AnswerSample],
     seconds: float,
 ) -> SuiteReport:
-    """The latest round, with every check's worst so far and every degenerate answer."""
+    """The latest round, with the worst result of each check and the degenerate answers so far."""
     results = tuple(tally.result() for tally in tallies.values())
     worst = verdict(results)
     judged = 0 if worst in {Status.OK, Status.WARN} else Judged.exit_code
@@ -457,5 +463,5 @@ def _merge(
 
 def clock(seconds: float) -> str:
     """h:mm:ss."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    total = int(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"

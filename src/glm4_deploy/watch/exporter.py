@@ -1,4 +1,4 @@
-"""What the watch tells: its own Prometheus metrics, and /healthz, on one port."""
+"""What the watch publishes: its Prometheus metrics and /healthz, on one port."""
 
 import json
 import threading
@@ -15,13 +15,13 @@ from glm4_deploy.watch.judge import CanaryResult, Judge, State, WatchVerdict
 
 
 class Exporter:
-    """Gauges and counters, and the last verdict for /healthz. stale_s: a verdict that is older is not published."""
+    """The metrics, and the last verdict for /healthz. stale_s: an older verdict counts as unknown."""
 
     def __init__(self, *, stale_s: float) -> None:
         self._stale_s = stale_s
-        self._status: dict[str, object] = {"state": State.UNKNOWN.value, "why": "nothing was seen yet"}
-        self.last = WatchVerdict(state=State.UNKNOWN, why="nothing was seen yet", since=0.0)
-        self._told = time.monotonic()
+        self._status: dict[str, object] = {"state": State.UNKNOWN.value, "why": "nothing seen yet"}
+        self.last = WatchVerdict(state=State.UNKNOWN, why="nothing seen yet", since=0.0)
+        self._published = time.monotonic()
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -31,19 +31,19 @@ class Exporter:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"glm4_watch_{name}", text, labels, registry=registry)
 
-        self.state = gauge("state", "1 for the state that the engine is judged to be in", "state")
-        self.frozen = gauge("frozen_seconds", "Seconds that requests have been in the engine without a counter moving")
-        self.running = gauge("engine_requests_running", "Requests that the engine says it runs")
+        self.state = gauge("state", "1 for the state of the engine, 0 for the others", "state")
+        self.frozen = gauge("frozen_seconds", "Seconds that the engine has held requests without a counter moving")
+        self.running = gauge("engine_requests_running", "Running requests as reported by the engine")
         self.corrupted = gauge("engine_corrupted_requests", "Requests with NaN logits since the engine's start")
-        self.canaries = counter("canaries", "Canaries by how they came back", "said")
-        self.tokens = counter("canary_tokens", "Tokens that the engine made for canaries")
-        self.spent = gauge("canary_tokens_last_hour", "The most tokens that the last hour's canaries could take")
-        self.budget = gauge("canary_budget_tokens_per_hour", "What canaries may take in an hour")
+        self.canaries = counter("canaries", "Canaries by outcome", "said")
+        self.tokens = counter("canary_tokens", "Tokens that the engine generated for canaries")
+        self.spent = gauge("canary_tokens_last_hour", "Maximum tokens of the canaries sent in the last hour")
+        self.budget = gauge("canary_budget_tokens_per_hour", "Tokens that canaries may use per hour")
         self.requests = counter("requests", "HTTP requests to the engine, by kind", "kind")
         self.restarts = counter("restarts", "Restarts of the engine by this watch")
-        self.given_up = gauge("restarts_given_up", "1 where the ceiling of restarts is reached")
-        self.gpu_used = gauge("gpu_memory_used_bytes", "GPU memory in use, where the driver tells", "gpu")
-        self.gpu_heat = gauge("gpu_temperature_celsius", "GPU temperature, where the driver tells", "gpu")
+        self.given_up = gauge("restarts_given_up", "1 if the limit of restarts is reached")
+        self.gpu_used = gauge("gpu_memory_used_bytes", "GPU memory in use, if the driver reports it", "gpu")
+        self.gpu_heat = gauge("gpu_temperature_celsius", "GPU temperature, if the driver reports it", "gpu")
 
     def publish(self, verdict: WatchVerdict, judge: Judge, at: float) -> None:
         for state in State:
@@ -54,14 +54,14 @@ class Exporter:
             if judge.last.corrupted is not None:
                 self.corrupted.set(judge.last.corrupted)
         self._status = {"state": verdict.state.value, "why": verdict.why, "seconds": round(at - verdict.since, 1)}
-        self.last, self._told = verdict, time.monotonic()
+        self.last, self._published = verdict, time.monotonic()
 
     def canary(self, canary: CanaryResult) -> None:
-        self.canaries.labels(canary.said.value).inc()
+        self.canaries.labels(canary.outcome.value).inc()
         self.tokens.inc(canary.tokens or 0)
 
     def gpus(self, report: GpuReport) -> None:
-        """What the driver tells; a figure that it does not tell has no series, rather than a 0."""
+        """Publish what the driver reports; a value that it does not report has no series, rather than a 0."""
         for gpu in report.gpus:
             if gpu.used_mib is not None:
                 self.gpu_used.labels(str(gpu.index)).set(gpu.used_mib * 2**20)
@@ -69,18 +69,19 @@ class Exporter:
                 self.gpu_heat.labels(str(gpu.index)).set(gpu.temperature_c)
 
     def health(self) -> tuple[int, bytes]:
-        """200 where the engine is known to be well (ok, busy), else 503: unknown is not fine."""
-        age = time.monotonic() - self._told
+        """HTTP status and body of /healthz: 200 if the engine is known to be well (ok, busy), else 503."""
+        age = time.monotonic() - self._published
         if age > self._stale_s:
-            return 503, json.dumps({"state": "unknown", "why": f"the watch has said nothing for {age:.0f} s"}).encode()
+            return 503, json.dumps({"state": "unknown", "why": f"no verdict from the watch for {age:.0f} s"}).encode()
         return 200 if self.last.state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
 
 
 def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
-    """Answer /metrics and /healthz from a thread; returns what ends it.
+    """Serve /metrics and /healthz from a thread; returns a function that stops it.
 
     Raises:
-        PortTaken, UsageError: the port is taken, or the address is not this machine's.
+        PortTaken: the port is taken.
+        UsageError: the address is not one of this machine.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,7 +94,7 @@ def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
                 code, body = exporter.health()
                 self._send(code, "application/json", body)
             else:
-                self._send(404, "text/plain", b"/metrics and /healthz are here\n")
+                self._send(404, "text/plain", b"only /metrics and /healthz exist\n")
 
         def _send(self, code: int, kind: str, body: bytes) -> None:
             self.send_response(code)
@@ -103,7 +104,7 @@ def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
             self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
-            """A scrape every few seconds is no news."""
+            """Do not log requests: scrapes come every few seconds."""
 
     try:
         server = ThreadingHTTPServer((listen, port), Handler)

@@ -1,6 +1,6 @@
-"""Samples → what state the engine is in. Pure: time comes with each sample, nothing is asked for here.
+"""From samples to the state of the engine. Pure: time comes with each sample, and nothing is requested here.
 
-What counts as movement is in `probe.progress`; here it is what is seen over time, and how often before it is believed.
+What counts as progress is in `probe.progress`; here it is judged over time, with confirmation before a state changes.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from glm4_deploy.result import Result, fail, ok, unknown
 
 
 class State(StrEnum):
-    """What the engine is doing. UNKNOWN: it could not be judged (starting, or its counters cannot be read)."""
+    """The state of the engine. UNKNOWN: it cannot be judged (it is starting, or its counters cannot be read)."""
 
     OK = "ok"
     BUSY = "busy"
@@ -27,8 +27,8 @@ class State(StrEnum):
         return self in (State.OK, State.BUSY)
 
 
-class Look(StrEnum):
-    """How /metrics was answered. SILENT: a connection and no answer. STRANGE: an answer without vLLM's counters."""
+class Scrape(StrEnum):
+    """How /metrics responded. SILENT: a connection but no answer. STRANGE: an answer without vLLM's counters."""
 
     ANSWERED = "answered"
     SILENT = "silent"
@@ -39,13 +39,18 @@ class Look(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSample:
-    """One look. at: monotonic seconds. why: what was seen, where it was not answered.
-    model: what is served, where it is known. waited: seconds that the question waited for an answer in vain.
-    epoch: the same moment by the clock that `Counters.started` is of.
+    """One scrape of /metrics.
+
+    Attributes:
+        at: monotonic seconds.
+        why: what was seen, if it was not a normal answer.
+        model: the served name, if reported.
+        waited: seconds that the request waited in vain.
+        epoch: the same moment in epoch seconds, to compare with `Counters.started`.
     """
 
     at: float
-    look: Look
+    outcome: Scrape
     counters: Counters | None = None
     why: str = ""
     model: str | None = None
@@ -53,8 +58,8 @@ class MetricsSample:
     epoch: float | None = None
 
 
-class Said(StrEnum):
-    """How a canary came back. SILENT: no whole answer in time. BROKEN: an error. UNJUDGED: nothing to judge by."""
+class CanaryOutcome(StrEnum):
+    """How a canary ended. SILENT: no complete answer in time. BROKEN: an error. UNJUDGED: nothing to judge."""
 
     SOUND = "sound"
     SICK = "sick"
@@ -65,12 +70,12 @@ class Said(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryResult:
-    """A small generation that has come back. asked, at: monotonic seconds. tokens: None where none were counted."""
+    """A finished canary. asked, at: monotonic seconds of request and answer. tokens: None if not counted."""
 
     name: str
     asked: float
     at: float
-    said: Said
+    outcome: CanaryOutcome
     why: str = ""
     tokens: int | None = None
 
@@ -93,7 +98,7 @@ class WatchVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds and counts. confirm: samples or canaries in a row before a state is believed, either way."""
+    """Limits in seconds. confirm: consecutive samples or canaries that it takes to change the state, either way."""
 
     interval_s: float = 10.0
     stall_s: float = STALL_SECONDS
@@ -103,64 +108,64 @@ class Limits:
 
 
 class Judge:
-    """Feed it samples and canaries in the order in which they come; each returns the verdict after it."""
+    """Takes samples and canaries in the order of their arrival; each call returns the verdict after it."""
 
     def __init__(self, limits: Limits, *, at: float) -> None:
         self.limits = limits
-        self.verdict = WatchVerdict(state=State.UNKNOWN, why="nothing was seen yet", since=at)
+        self.verdict = WatchVerdict(state=State.UNKNOWN, why="nothing seen yet", since=at)
         self.last: Counters | None = None
         self.frozen_s = 0.0
-        self.starts = 0  # of the engine, seen since
+        self.starts = 0  # restarts of the engine seen so far
         self._began = self._sampled = self._moved = at
         self._answered = False
         self._silent_s = 0.0
         self._silences = 0
         self._generated_s = 0.0
-        self._pending: tuple[State, int] = (State.UNKNOWN, 0)
-        self._seen: MetricsSample | None = None
+        self._candidate: tuple[State, int] = (State.UNKNOWN, 0)  # the state seen last, and how often in a row
+        self._last_sample: MetricsSample | None = None
         self._sick = self._sound = self._broken = 0
         self._corrupt = self._warm = False
-        self._stuck = self._reason = ""
+        self._stuck = self._fault = ""  # why it seems hung; what the last bad answer was
 
     def restarted(self, at: float) -> None:
-        """A new start: what counted against the old engine is forgotten, and the new one gets its grace."""
+        """The engine was restarted: forget what was observed of the old one, and grant the new one its grace period."""
         self._began = self._moved = at
         self.starts += 1
         self._answered, self.last = False, None
         self.frozen_s = self._silent_s = self._generated_s = 0.0
         self._sick = self._sound = self._broken = 0
-        self._corrupt, self._stuck, self._reason = False, "", ""
+        self._corrupt, self._stuck, self._fault = False, "", ""
         self._warm = False
 
     def sample(self, sample: MetricsSample) -> WatchVerdict:
-        # A gap means that the watch itself stood still (suspended, starved): it proves nothing about the engine.
+        # A gap means that the watch itself was stopped (suspended, starved): it says nothing about the engine.
         step = min(sample.at - self._sampled, 3 * self.limits.interval_s + sample.waited)
-        self._sampled, self._seen = sample.at, sample
-        self._silent_s = self._silent_s + step if sample.look is Look.SILENT else 0.0
-        self._silences = self._silences + 1 if sample.look is Look.SILENT else 0
+        self._sampled, self._last_sample = sample.at, sample
+        self._silent_s = self._silent_s + step if sample.outcome is Scrape.SILENT else 0.0
+        self._silences = self._silences + 1 if sample.outcome is Scrape.SILENT else 0
         if sample.counters is not None:
             self._count(sample.counters, sample.at, step)
         return self._settle(*self._raw(sample), sample.at)
 
     def canary(self, canary: CanaryResult) -> WatchVerdict:
         if canary.asked < self._began:
-            return self.verdict  # it was asked of an engine that has gone
-        self._warm = self._warm or canary.said in (Said.SOUND, Said.SICK)
-        if canary.said is Said.SOUND:
+            return self.verdict  # it was sent to the engine before the restart
+        self._warm = self._warm or canary.outcome in (CanaryOutcome.SOUND, CanaryOutcome.SICK)
+        if canary.outcome is CanaryOutcome.SOUND:
             self._sound, self._stuck = self._sound + 1, ""
             if self._sound >= self.limits.confirm:
                 self._sick = self._broken = 0
-                self._corrupt, self._reason = False, ""
-        elif canary.said is Said.SICK:
+                self._corrupt, self._fault = False, ""
+        elif canary.outcome is CanaryOutcome.SICK:
             self._sick, self._sound = self._sick + 1, 0
-            self._reason = f"{canary.name}: {canary.why}"
-        elif canary.said is Said.SILENT and self._moved < canary.asked:
+            self._fault = f"{canary.name}: {canary.why}"
+        elif canary.outcome is CanaryOutcome.SILENT and self._moved < canary.asked:
             waited = canary.at - canary.asked
-            self._stuck = f"a request of our own got no answer in {waited:.0f} s and no counter moved"
-        elif canary.said is Said.BROKEN:
+            self._stuck = f"a canary got no answer in {waited:.0f} s and no counter moved"
+        elif canary.outcome is CanaryOutcome.BROKEN:
             self._broken, self._sound = self._broken + 1, 0
-            self._reason = f"{canary.name}: {canary.why}"
-        return self._settle(*self._raw(self._seen), canary.at) if self._seen else self.verdict
+            self._fault = f"{canary.name}: {canary.why}"
+        return self._settle(*self._raw(self._last_sample), canary.at) if self._last_sample else self.verdict
 
     def _count(self, now: Counters, at: float, step: float) -> None:
         before = self.last
@@ -176,29 +181,29 @@ class Judge:
         self._generated_s = 0.0 if moved or not now.running else self._generated_s + step
         if before is not None and (now.corrupted or 0) > (before.corrupted or 0):
             self._corrupt, self._sound = True, 0
-            self._reason = f"{now.corrupted or 0:.0f} requests with NaN logits since its start"
+            self._fault = f"{now.corrupted or 0:.0f} requests with NaN logits since the engine started"
         self.last, self._answered = now, True
 
     def _raw(self, sample: MetricsSample) -> tuple[State, str]:
-        """What this moment says by itself."""
+        """The state by the present evidence alone, before confirmation."""
         now = self.last
-        if sample.look is not Look.ANSWERED or now is None:
+        if sample.outcome is not Scrape.ANSWERED or now is None:
             return self._unanswered(sample)
         still = self._stuck
         if self.frozen_s >= self.limits.stall_s:
-            still = f"{now.held:.0f} requests in it and no counter moved for {self.frozen_s:.0f} s"
+            still = f"{now.held:.0f} requests in the engine and no counter moved for {self.frozen_s:.0f} s"
         if still and self._cold(now, sample):
-            return State.UNKNOWN, f"{still}; but it has not answered once since its start, and a cold engine compiles"
+            return State.UNKNOWN, f"{still}; but it has not answered since its start, and a cold engine compiles first"
         if still:
             return State.HUNG, still
         if self._broken >= self.limits.confirm:
-            return State.HUNG, f"/metrics answers, a generation does not: {self._reason}"
+            return State.HUNG, f"/metrics answers but generations fail: {self._fault}"
         if self._corrupt or self._sick >= self.limits.confirm:
-            return State.BABBLING, self._reason
+            return State.BABBLING, self._fault
         return self._fine(now)
 
     def _cold(self, now: Counters, sample: MetricsSample) -> bool:
-        """Whether it may still be compiling for its first requests, when it stands as still as a hung engine."""
+        """Whether it may still be compiling for its first requests, which looks the same as a hang."""
         if self._warm or not self.limits.canaries:
             return False
         known = sample.epoch is not None and now.started is not None
@@ -211,34 +216,38 @@ class Judge:
             still = self.frozen_s >= 2 * self.limits.interval_s
             return State.BUSY, f"{load}; {f'no counter moved for {self.frozen_s:.0f} s' if still else 'counters move'}"
         if self.limits.canaries and not self._sound:
-            return State.UNKNOWN, f"no canary has come back sound yet; {load}{self._doubt()}"
+            return State.UNKNOWN, f"no canary has passed yet; {load}{self._doubt()}"
         return State.OK, load + self._doubt()
 
     def _doubt(self) -> str:
-        return f"; one sick answer, to be confirmed ({self._reason})" if self._sick else ""
+        return f"; one bad answer, not confirmed yet ({self._fault})" if self._sick else ""
 
     def _unanswered(self, sample: MetricsSample) -> tuple[State, str]:
         starting = not self._answered and sample.at - self._began < self.limits.start_grace_s
-        if starting and sample.look in (Look.REFUSED, Look.SILENT):
+        if starting and sample.outcome in (Scrape.REFUSED, Scrape.SILENT):
             left = self.limits.start_grace_s - (sample.at - self._began)
-            return State.UNKNOWN, f"starting, or not there: {sample.why}; {left:.0f} s of grace left"
-        if sample.look is Look.SILENT:
+            return State.UNKNOWN, f"starting, or not running: {sample.why}; {left:.0f} s of grace left"
+        if sample.outcome is Scrape.SILENT:
             if self._silent_s >= self.limits.stall_s and self._silences >= self.limits.confirm:
-                return State.HUNG, f"takes connections and says nothing for {self._silent_s:.0f} s"
+                return State.HUNG, f"accepts connections but has not answered for {self._silent_s:.0f} s"
             if self.verdict.state.good:
                 return State.BUSY, f"slow to answer: {sample.why}"
             return self.verdict.state, self.verdict.why
-        known = {Look.REFUSED: State.UNREACHABLE, Look.WRONG: State.WRONG_ENGINE, Look.STRANGE: State.UNKNOWN}
-        return known.get(sample.look, State.UNKNOWN), sample.why
+        known = {
+            Scrape.REFUSED: State.UNREACHABLE,
+            Scrape.WRONG: State.WRONG_ENGINE,
+            Scrape.STRANGE: State.UNKNOWN,
+        }
+        return known.get(sample.outcome, State.UNKNOWN), sample.why
 
     def _settle(self, state: State, why: str, at: float) -> WatchVerdict:
-        """Hysteresis: what is seen for the first time after good states, or after bad ones, has to be seen again."""
-        seen = self._pending[1] + 1 if self._pending[0] is state else 1
-        self._pending = (state, seen)
+        """Hysteresis: a change between good and bad states must be seen again before it counts."""
+        times = self._candidate[1] + 1 if self._candidate[0] is state else 1
+        self._candidate = (state, times)
         now = self.verdict
-        # HUNG and BABBLING were confirmed before they got here; between OK, BUSY and UNKNOWN nothing is at stake.
+        # HUNG and BABBLING are already confirmed here; between OK, BUSY and UNKNOWN nothing is at stake.
         needs_more = state in (State.UNREACHABLE, State.WRONG_ENGINE) or (state.good and now.state in _BAD)
-        if state is not now.state and needs_more and seen < self.limits.confirm:
+        if state is not now.state and needs_more and times < self.limits.confirm:
             return now
         since = now.since if state is now.state else at
         self.verdict = WatchVerdict(state=state, why=why, since=since)

@@ -1,6 +1,6 @@
-"""Restart the engine's container where that was asked for: log first, then backoff and a ceiling.
+"""Restart the engine's container on request (`watch --restart`): log kept first, backoff, a limit per hour.
 
-What a person stopped is left alone.
+A container that somebody stopped is left alone.
 """
 
 import json
@@ -19,15 +19,23 @@ from glm4_deploy.errors import DeployError
 from glm4_deploy.files import write_text
 from glm4_deploy.watch.judge import State
 
-MENDABLE = frozenset({State.HUNG, State.BABBLING, State.UNREACHABLE})  # another server on the port is not
+RESTARTABLE = frozenset(
+    {State.HUNG, State.BABBLING, State.UNREACHABLE}
+)  # a restart does not help against another server on the port
 TAIL_LINES = 5000
-KEPT = 10
+KEPT_LOGS = 10
 STOP_S = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """backoff_s doubles with each restart of the last hour; grace_s: how long a start may take."""
+    """Limits of restarts.
+
+    Attributes:
+        backoff_s: pause after a restart; doubles with each restart of the last hour.
+        ceiling: restarts per hour.
+        grace_s: how long a start may take.
+    """
 
     backoff_s: float = 60.0
     ceiling: int = 3
@@ -35,7 +43,7 @@ class Rules:
 
 
 class Policy:
-    """Whether to restart now. Pure: time (seconds, monotonic) and the container's state come with the question."""
+    """Decides whether to restart now. Pure: time (monotonic seconds) and the container's state are arguments."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -53,44 +61,48 @@ class Policy:
     def why_not(
         self, state: State, at: float, container: ContainerState | None, *, up_s: float | None, since_s: float
     ) -> str | None:
-        """None: restart it. Otherwise why it is left alone; empty where there is nothing to mend.
+        """None: restart it. Otherwise why it is left alone; '' if the state does not call for a restart.
 
-        up_s: seconds since the container's present start, None where it is not running. since_s: seconds since the
-        state began: a container that is younger than that was not meant by it.
+        Args:
+            up_s: seconds since the container's last start; None if it is not running.
+            since_s: seconds since the state began; a younger container is not the one that was judged.
         """
-        if state not in MENDABLE:
+        if state not in RESTARTABLE:
             return ""
         if container is None:
-            return "there is no such container"
+            return "the container does not exist"
         if not container.running and _stopped_on_purpose(container):
-            return f"it was stopped (exit code {container.exit_code}), and who stopped it may mean it"
-        # A cold engine compiles in its first requests, for a minute or more, and stands as still as a hung one.
+            return f"it was stopped (exit code {container.exit_code}), probably on purpose"
+        # A cold engine compiles during its first requests, for a minute or more, which looks like a hang.
         if up_s is not None and up_s < self.rules.grace_s and (state is not State.BABBLING or up_s < since_s):
             return f"it started {up_s:.0f} s ago and may take {self.rules.grace_s:.0f} s"
         recent = self.recent(at)
         if recent >= self.rules.ceiling:
-            return f"restarted {recent} times within an hour, which is the ceiling: it needs a person"
+            return f"restarted {recent} times within an hour, the ceiling: it needs a person"
         wait = self.rules.backoff_s * 2 ** (recent - 1) if recent else 0.0
-        rest = wait - (at - self._done[-1]) if recent else 0.0
-        return "waiting between two restarts" if rest > 0 else None
+        remaining = wait - (at - self._done[-1]) if recent else 0.0
+        return "waiting between two restarts" if remaining > 0 else None
 
 
 def _stopped_on_purpose(container: ContainerState) -> bool:
-    """Docker restarts by itself what dies under `always` or `unless-stopped`: what stays down there was stopped by
-    somebody. Under the other policies the exit code tells: `docker stop` ends an engine with 0 or 143 (SIGTERM)."""
+    """Whether somebody stopped the container.
+
+    Under the policies `always` and `unless-stopped` Docker restarts what dies, so a container that stays down was
+    stopped. Under the others the exit code decides: `docker stop` ends an engine with 0 or 143 (SIGTERM).
+    """
     kept_by_docker = container.restart_policy in ("always", "unless-stopped")
     return container.status in ("created", "paused") or kept_by_docker or container.exit_code in (None, 0, 143)
 
 
 class Keeper(Protocol):
-    """What keeps an engine alive: a container, in tests a stand-in."""
+    """What `run_watch` restarts: a container, or a stand-in in tests."""
 
     def state(self) -> ContainerState | None: ...
     def restart(self, why: str) -> Path: ...
 
 
 class ContainerKeeper:
-    """One container, by its name or by its Compose project and service, looked up anew each time."""
+    """One container, by its name or by its Compose project and service, looked up each time."""
 
     def __init__(self, *, name: str | None, project: str, service: str, directory: Path) -> None:
         self._client = connect(timeout=STOP_S + 60)
@@ -102,33 +114,33 @@ class ContainerKeeper:
         return state_of(container) if container else None
 
     def restart(self, why: str) -> Path:
-        """Keep the end of its log, then restart it. Returns where the log is.
+        """Store the end of its log, then restart it. Returns the path of the log.
 
         Raises:
-            DeployError: another glm4-deploy is at work, the log cannot be kept, or Docker refuses. Nothing was
-                restarted then, except where Docker itself failed in the middle.
+            DeployError: another glm4-deploy is running, the log cannot be stored, or Docker refuses. Nothing was
+                restarted then, unless Docker itself failed halfway.
         """
         with hold_lock(self._directory, "watch --restart"):
             container = self._container()
             if container is None:
-                raise DeployError("the container has gone")
-            kept = self._keep_log(container, why)
+                raise DeployError("the container does not exist any more")
+            log = self._store_log(container, why)
             try:
                 container.restart(timeout=STOP_S)
             except (DockerException, OSError) as error:
                 raise DeployError(f"docker restart failed: {str(error)[:200]}") from error
-        return kept
+        return log
 
     def _container(self) -> Container | None:
         try:
             if self._name is None:
                 return find_container(self._client, self._project, self._service)
-            found = self._client.containers.list(all=True, filters={"name": f"^/{self._name}$"})
-            return found[0] if found else None
+            containers = self._client.containers.list(all=True, filters={"name": f"^/{self._name}$"})
+            return containers[0] if containers else None
         except (DockerException, OSError) as error:
             raise DeployError(f"the Docker engine does not answer: {str(error)[:200]}") from error
 
-    def _keep_log(self, container: Container, why: str) -> Path:
+    def _store_log(self, container: Container, why: str) -> Path:
         folder = self._directory / "watch"
         now = datetime.now(UTC)
         path = folder / f"restart-{now:%Y%m%dT%H%M%SZ}.log"
@@ -138,6 +150,6 @@ class ContainerKeeper:
             raise DeployError(f"its log cannot be read: {str(error)[:200]}") from error
         head = {"restarted": now.isoformat(timespec="seconds"), "container": container.name, "why": why}
         write_text(path, f"{json.dumps(head, ensure_ascii=False)}\n{tail}", mode=0o600)
-        for old in sorted(folder.glob("restart-*.log"))[:-KEPT]:
+        for old in sorted(folder.glob("restart-*.log"))[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
         return path

@@ -55,7 +55,7 @@ def test_limits_are_judged(raw: Any) -> None:
 
 
 def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
-    words = LOAD.words(Slo(goodput=Goodput(ttft_ms=500, tpot_ms=50)))
+    words = LOAD.arguments(Slo(goodput=Goodput(ttft_ms=500, tpot_ms=50)))
     pairs = [(level[level.index("--max-concurrency") + 1], level[level.index("--num-prompts") + 1]) for level in words]
     assert pairs == [("16", "16"), ("1", "8"), ("16", "64")]
     assert all("ttft:500" in level and "--ignore-eos" in level for level in words)
@@ -63,14 +63,14 @@ def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
 
 def test_no_level_sends_the_prompts_of_another() -> None:
     """The generator makes its prompts from the seed: the same one twice would be answered from the prefix cache."""
-    levels = replace(LOAD, concurrency=(1, 16, 64, 256)).words(None)
+    levels = replace(LOAD, concurrency=(1, 16, 64, 256)).arguments(None)
     seeds = [level[level.index("--seed") + 1] for level in levels]
     assert len(set(seeds)) == len(seeds) == 5
 
 
 def test_the_key_is_never_an_argument() -> None:
     assert in_container("c") == ["docker", "exec", "-i", "-e", "OPENAI_API_KEY", "c", "python3"]
-    assert not any("sk-" in word for level in LOAD.words(None) for word in level)
+    assert not any("sk-" in word for level in LOAD.arguments(None) for word in level)
 
 
 def test_a_python_without_vllm_says_so() -> None:

@@ -18,15 +18,15 @@ LIGHT = ("concurrency-4", "concurrency-64", "loop-long")  # loads that say nothi
 # server → check → words of the reason why it is skipped there
 SKIPS: dict[Any, dict[str, str]] = {
     LlamaCpp: {
-        "overflow": "does not tell its context length",
-        "needle-4k": "does not tell its context length",
-        "unknown-model": "answers for any model name",
+        "overflow": "does not report its context length",
+        "needle-4k": "does not report its context length",
+        "unknown-model": "answers to any model name",
         "perplexity": "no prompt_logprobs",
         "metrics": "no /metrics",
         "key": "no key given",
     },
     Ollama: {
-        "overflow": "does not tell its context length",
+        "overflow": "does not report its context length",
         "numbers": "sends no logprobs",
         "tools": "does not support tools",
         "perplexity": "no prompt_logprobs",
@@ -34,7 +34,7 @@ SKIPS: dict[Any, dict[str, str]] = {
         "key": "no key given",
     },
     SGLang: {
-        "unknown-model": "answers for any model name",
+        "unknown-model": "answers to any model name",
         "needle-4k": "the context is 2048 tokens",
         "perplexity": "no prompt_logprobs",
         "metrics": "no /metrics",
@@ -66,12 +66,12 @@ def test_another_server_passes_and_what_it_lacks_is_skipped(server: Any) -> None
     assert {rows(report)[check].status for check in judged} == {Status.OK}
 
 
-def test_a_context_that_is_told_by_hand_is_used() -> None:
+def test_a_context_that_is_given_by_hand_is_used() -> None:
     found = rows(run(LlamaCpp(tools=True), max_model_len=2048))
     assert "exceeds the available context" in found["overflow"].observed
     assert "any max_tokens" in found["max-tokens-limit"].reason
     cut = rows(run(Ollama(), max_model_len=2048))["overflow"]
-    assert (cut.status, "cuts in silence" in cut.observed) == (Status.WARN, True)
+    assert (cut.status, "truncates silently" in cut.observed) == (Status.WARN, True)
 
 
 def test_llama_cpp_guards_chats_and_not_its_list_of_models() -> None:

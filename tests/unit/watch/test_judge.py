@@ -11,7 +11,7 @@ import pytest
 from glm4_deploy.plan.engine_rules import WORK_COUNTERS
 from glm4_deploy.probe.endpoints import parse_metrics
 from glm4_deploy.probe.progress import Counters, counters
-from glm4_deploy.watch.judge import CanaryResult, Judge, Limits, Look, MetricsSample, Said, State
+from glm4_deploy.watch.judge import CanaryOutcome, CanaryResult, Judge, Limits, MetricsSample, Scrape, State
 
 RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"
 LIMITS = Limits(interval_s=10, stall_s=60, start_grace_s=900, canaries=False)
@@ -19,16 +19,18 @@ IDLE = Counters(generation_tokens=100, running=0, waiting=0, started=1.0)
 STUCK = replace(IDLE, running=3)
 
 
-def feed(judge: Judge, start: float, seconds: float, found: Counters | None, look: Look = Look.ANSWERED) -> Iterator:
+def feed(
+    judge: Judge, start: float, seconds: float, found: Counters | None, look: Scrape = Scrape.ANSWERED
+) -> Iterator:
     """The same thing every interval."""
     at = start
     while at < start + seconds:
         at += LIMITS.interval_s
-        yield judge.sample(MetricsSample(at=at, look=look, counters=found, why=look.value)).state
+        yield judge.sample(MetricsSample(at=at, outcome=look, counters=found, why=look.value)).state
 
 
-def canary(at: float, said: Said, why: str = "EXACT_LOOP") -> CanaryResult:
-    return CanaryResult(name="long-en", asked=at - 5, at=at, said=said, why=why)
+def canary(at: float, outcome: CanaryOutcome, why: str = "EXACT_LOOP") -> CanaryResult:
+    return CanaryResult(name="long-en", asked=at - 5, at=at, outcome=outcome, why=why)
 
 
 def judge(**changes: object) -> Judge:
@@ -49,7 +51,9 @@ def test_a_real_engine_idle_under_load_frozen_and_thawed() -> None:
     hung_at = None
     for at, phase, found in recorded():
         began.setdefault(phase, at)
-        state = one.sample(MetricsSample(at=at, look=Look.ANSWERED if found else Look.SILENT, counters=found)).state
+        state = one.sample(
+            MetricsSample(at=at, outcome=Scrape.ANSWERED if found else Scrape.SILENT, counters=found)
+        ).state
         states.setdefault(phase, []).append(state)
         if state is State.HUNG and hung_at is None:
             hung_at = at - began["core-stopped"]
@@ -76,7 +80,7 @@ def test_any_counter_that_moves_is_work(name: str) -> None:
         page = f"vllm:num_requests_running 3\n{name} {step}\n"
         page += "" if name == "vllm:generation_tokens_total" else "vllm:generation_tokens_total 100\n"
         found = counters(parse_metrics(page))
-        state = one.sample(MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=found)).state
+        state = one.sample(MetricsSample(at=10.0 * step, outcome=Scrape.ANSWERED, counters=found)).state
         assert state.good
     assert state is (State.OK if name == "vllm:generation_tokens_total" else State.BUSY)
 
@@ -92,7 +96,7 @@ def test_clients_that_give_up_are_no_sign_of_work() -> None:
     one = judge()
     for step in range(12):
         state = one.sample(
-            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, running=float(1 + step % 3)))
+            MetricsSample(at=10.0 * step, outcome=Scrape.ANSWERED, counters=replace(STUCK, running=float(1 + step % 3)))
         ).state
     assert state is State.HUNG
 
@@ -100,31 +104,35 @@ def test_clients_that_give_up_are_no_sign_of_work() -> None:
 def test_a_watch_that_was_suspended_does_not_blame_the_engine() -> None:
     one = judge()
     list(feed(one, 0, 20, STUCK))
-    assert one.sample(MetricsSample(at=5000, look=Look.ANSWERED, counters=STUCK)).state.good
+    assert one.sample(MetricsSample(at=5000, outcome=Scrape.ANSWERED, counters=STUCK)).state.good
 
 
 def test_an_engine_that_froze_while_idle_is_found_by_the_canary() -> None:
     one = judge()
     list(feed(one, 0, 100, IDLE))
-    assert one.canary(CanaryResult(name="add", asked=40, at=100, said=Said.SILENT)).state is State.HUNG
+    assert one.canary(CanaryResult(name="add", asked=40, at=100, outcome=CanaryOutcome.SILENT)).state is State.HUNG
     moving = judge()
     for step in range(10):
         moving.sample(
-            MetricsSample(at=10.0 * step, look=Look.ANSWERED, counters=replace(STUCK, generation_tokens=float(step)))
+            MetricsSample(
+                at=10.0 * step, outcome=Scrape.ANSWERED, counters=replace(STUCK, generation_tokens=float(step))
+            )
         )
-    assert moving.canary(CanaryResult(name="add", asked=40, at=100, said=Said.SILENT)).state.good, "a queue, not a hang"
+    assert moving.canary(CanaryResult(name="add", asked=40, at=100, outcome=CanaryOutcome.SILENT)).state.good, (
+        "a queue, not a hang"
+    )
 
 
 def test_one_sick_answer_is_doubt_and_two_are_babbling_and_two_sound_ones_clear_it() -> None:
     one = judge(canaries=True)
     list(feed(one, 0, 10, IDLE))
     assert one.verdict.state is State.UNKNOWN, "nothing that it said is known"
-    assert one.canary(canary(11, Said.SOUND)).state is State.OK
-    assert one.canary(canary(20, Said.SICK)).state is not State.BABBLING
-    assert one.canary(canary(30, Said.SICK)).state is State.BABBLING
+    assert one.canary(canary(11, CanaryOutcome.SOUND)).state is State.OK
+    assert one.canary(canary(20, CanaryOutcome.SICK)).state is not State.BABBLING
+    assert one.canary(canary(30, CanaryOutcome.SICK)).state is State.BABBLING
     assert "EXACT_LOOP" in one.verdict.why
-    assert one.canary(canary(40, Said.SOUND)).state is State.BABBLING
-    one.canary(canary(50, Said.SOUND))
+    assert one.canary(canary(40, CanaryOutcome.SOUND)).state is State.BABBLING
+    one.canary(canary(50, CanaryOutcome.SOUND))
     assert list(feed(one, 50, 20, IDLE))[-1] is State.OK
 
 
@@ -137,28 +145,28 @@ def test_nan_logits_are_babbling_at_once() -> None:
 def test_a_generation_that_fails_twice_while_metrics_answer_is_hung() -> None:
     one = judge()
     list(feed(one, 0, 20, IDLE))
-    assert one.canary(canary(21, Said.BROKEN, "HTTP 500")).state is State.OK
-    assert one.canary(canary(30, Said.SOUND)).state is State.OK, "a short one may pass between two that fail"
-    assert one.canary(canary(40, Said.BROKEN, "HTTP 500")).state is State.HUNG
+    assert one.canary(canary(21, CanaryOutcome.BROKEN, "HTTP 500")).state is State.OK
+    assert one.canary(canary(30, CanaryOutcome.SOUND)).state is State.OK, "a short one may pass between two that fail"
+    assert one.canary(canary(40, CanaryOutcome.BROKEN, "HTTP 500")).state is State.HUNG
 
 
 def test_a_start_has_its_grace_and_then_it_is_unreachable() -> None:
     one = judge()
-    assert set(feed(one, 0, 890, None, Look.REFUSED)) == {State.UNKNOWN}
-    assert list(feed(one, 890, 40, None, Look.REFUSED))[-1] is State.UNREACHABLE
+    assert set(feed(one, 0, 890, None, Scrape.REFUSED)) == {State.UNKNOWN}
+    assert list(feed(one, 890, 40, None, Scrape.REFUSED))[-1] is State.UNREACHABLE
 
 
 def test_one_refusal_is_nothing_and_two_are_unreachable() -> None:
     one = judge()
     list(feed(one, 0, 30, IDLE))
-    assert list(feed(one, 30, 20, None, Look.REFUSED)) == [State.OK, State.UNREACHABLE]
+    assert list(feed(one, 30, 20, None, Scrape.REFUSED)) == [State.OK, State.UNREACHABLE]
     assert list(feed(one, 50, 20, IDLE)) == [State.UNREACHABLE, State.OK]
 
 
 def test_silence_is_busy_first_and_hung_in_the_end() -> None:
     one = judge()
     list(feed(one, 0, 30, IDLE))
-    found = list(feed(one, 30, 70, None, Look.SILENT))
+    found = list(feed(one, 30, 70, None, Scrape.SILENT))
     assert found[0] is State.BUSY
     assert found[-1] is State.HUNG
     assert found.index(State.HUNG) >= 5
@@ -167,8 +175,8 @@ def test_silence_is_busy_first_and_hung_in_the_end() -> None:
 def test_silence_is_counted_as_long_as_it_was_waited_for() -> None:
     """A look every second that waits 8 s for nothing: two of them are over 10 s of silence."""
     one = Judge(Limits(interval_s=1, stall_s=10, canaries=False), at=0.0)
-    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=IDLE))
-    found = [one.sample(MetricsSample(at=at, look=Look.SILENT, waited=8)).state for at in (10.0, 19.0)]
+    one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=IDLE))
+    found = [one.sample(MetricsSample(at=at, outcome=Scrape.SILENT, waited=8)).state for at in (10.0, 19.0)]
     assert found == [State.BUSY, State.HUNG]
 
 
@@ -184,13 +192,13 @@ def test_a_canary_asked_of_the_engine_before_says_nothing_of_this_one() -> None:
     list(feed(one, 0, 20, IDLE))
     list(feed(one, 20, 20, replace(IDLE, started=2.0)))
     for _ in range(2):
-        one.canary(CanaryResult(name="add", asked=15, at=45, said=Said.SICK))
+        one.canary(CanaryResult(name="add", asked=15, at=45, outcome=CanaryOutcome.SICK))
     assert one.verdict.state is State.OK
 
 
 def test_another_model_is_the_wrong_engine_and_no_counters_are_unknown() -> None:
-    assert list(feed(judge(), 0, 20, None, Look.WRONG)) == [State.UNKNOWN, State.WRONG_ENGINE]
-    assert set(feed(judge(), 0, 7200, None, Look.STRANGE)) == {State.UNKNOWN}
+    assert list(feed(judge(), 0, 20, None, Scrape.WRONG)) == [State.UNKNOWN, State.WRONG_ENGINE]
+    assert set(feed(judge(), 0, 7200, None, Scrape.STRANGE)) == {State.UNKNOWN}
 
 
 @pytest.mark.parametrize(
@@ -199,17 +207,17 @@ def test_another_model_is_the_wrong_engine_and_no_counters_are_unknown() -> None
 def test_a_cold_engine_that_compiles_is_not_called_hung(age: float, answered: bool, state: State) -> None:
     one = judge(canaries=True)
     started = replace(STUCK, started=1000.0)
-    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=started, epoch=1000 + age))
+    one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=started, epoch=1000 + age))
     if answered:
-        one.canary(canary(8, Said.SOUND))
+        one.canary(canary(8, CanaryOutcome.SOUND))
     for step in range(1, 12):
         at = 10.0 * step
-        found = one.sample(MetricsSample(at=at, look=Look.ANSWERED, counters=started, epoch=1000 + age + at)).state
+        found = one.sample(MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=started, epoch=1000 + age + at)).state
     assert found is state
     one = judge(canaries=True)
     idle = replace(IDLE, started=1000.0)
-    one.sample(MetricsSample(at=1, look=Look.ANSWERED, counters=idle, epoch=1000 + age))
+    one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=idle, epoch=1000 + age))
     if answered:
-        one.canary(canary(8, Said.SOUND))
-    one.sample(MetricsSample(at=10, look=Look.ANSWERED, counters=idle, epoch=1010 + age))
-    assert one.canary(CanaryResult(name="add", asked=20, at=30, said=Said.SILENT)).state is state
+        one.canary(canary(8, CanaryOutcome.SOUND))
+    one.sample(MetricsSample(at=10, outcome=Scrape.ANSWERED, counters=idle, epoch=1010 + age))
+    assert one.canary(CanaryResult(name="add", asked=20, at=30, outcome=CanaryOutcome.SILENT)).state is state

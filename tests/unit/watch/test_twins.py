@@ -8,7 +8,7 @@ import pytest
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Limits, State
-from glm4_deploy.watch.loop import Schedule, judged
+from glm4_deploy.watch.loop import Schedule, judge_engine
 from servers import broken
 from servers.reference import Reference
 from servers.serve import mounted
@@ -33,7 +33,7 @@ def states(server: Any, wanted: State | None, seconds: float) -> list[State]:
     async def run(url: str) -> None:
         target = ProbeTarget(base_url=url, timeout_s=LIMITS.stall_s)
         schedule = Schedule(every_s=0.3, max_tokens=32)
-        moments = judged(target, LIMITS, schedule, Exporter(stale_s=60), lambda *_, **__: None)
+        moments = judge_engine(target, LIMITS, schedule, Exporter(stale_s=60), lambda *_, **__: None)
         try:
             async with asyncio.timeout(seconds):
                 async for moment in moments:

@@ -1,1 +1,1 @@
-"""One small file a family; each enters its checks by importing `check`. Nothing else lists them."""
+"""The checks, one file per family. Each registers its checks with `suite.check`; nothing else lists them."""

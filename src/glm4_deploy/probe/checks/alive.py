@@ -1,4 +1,4 @@
-"""Does anything answer, and is it this engine with this model?"""
+"""Checks that something answers, and that it is this engine with this model."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from glm4_deploy.errors import Unreachable, WrongEngine
 from glm4_deploy.probe.client import FailureKind, Refused, Reply, RequestFailure
 from glm4_deploy.probe.endpoints import model_rows
 from glm4_deploy.probe.probe import CHAT, Probe
-from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
+from glm4_deploy.probe.suite import GATE, NOT_KNOWN, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
 from glm4_deploy.text import one_line
 
-# The clock of the process table is derived from the boot time and may differ from the wall clock by this much.
+# A process's start time is derived from the boot time and may differ from the wall clock by this much.
 CLOCK_SLACK_S = 2.0
-SHUT = frozenset({401, 403})
-# vLLM guards /v1 alone. /tokenize answers a GET with 405 where it is open.
-BESIDE = ("/metrics", "/version", "/tokenize")
+REFUSING = frozenset({401, 403})
+# vLLM guards only /v1. An open /tokenize answers a GET with 405.
+OUTSIDE_V1 = ("/metrics", "/version", "/tokenize")
 
 
 @check(
     "alive",
     stage=CheckStage.REACH,
-    proves="something answers HTTP at the address and says that it is healthy",
+    proves="something answers HTTP at the address and reports that it is healthy",
     suites=GATE | SOAK,
     needs=(),
     seconds=0.1,
@@ -30,24 +30,24 @@ async def alive(probe: Probe) -> Result:
     try:
         health = await probe.client.get("/health")
         version = (await probe.client.get("/version")).json() if health.status == 200 else None
-    except RequestFailure as trouble:
-        if trouble.kind is FailureKind.UNREACHABLE:
-            raise Unreachable(f"nothing answers at {trouble.detail}", hint=trouble.remedy) from trouble
-        if trouble.kind in {FailureKind.REDIRECT, FailureKind.ENCODING, FailureKind.TOO_BIG, FailureKind.TLS}:
-            raise WrongEngine(f"GET /health: {trouble.detail}", hint=trouble.remedy) from trouble
-        return fail(f"GET /health: {trouble.detail}", "HTTP 200", remedy=trouble.remedy)
+    except RequestFailure as failure:
+        if failure.kind is FailureKind.UNREACHABLE:
+            raise Unreachable(f"nothing answers at {failure.detail}", hint=failure.remedy) from failure
+        if failure.kind in {FailureKind.REDIRECT, FailureKind.ENCODING, FailureKind.TOO_BIG, FailureKind.TLS}:
+            raise WrongEngine(f"GET /health: {failure.detail}", hint=failure.remedy) from failure
+        return fail(f"GET /health: {failure.detail}", "HTTP 200", remedy=failure.remedy)
     if isinstance(version, dict) and isinstance(version.get("version"), str):
         probe.served.version = version["version"]
     if health.status >= 400 and "text/html" in health.headers.get("content-type", ""):
         raise WrongEngine(
-            f"GET /health: HTTP {health.status} with a page of HTML: a proxy answers, the engine behind it does not",
-            hint="give the engine's own address with --base-url, and see whether it runs",
+            f"GET /health: HTTP {health.status} with an HTML page: a proxy answers, the engine behind it does not",
+            hint="give the engine's own address with --base-url, and check that it is running",
         )
     seen = f"GET /health HTTP {health.status} in {health.seconds * 1000:.0f} ms"
     if health.status == 200:
         return ok(seen, "HTTP 200")
-    if health.status in {404, 405, 401, 403}:  # Ollama has no /health; whether it is the right server, identity says
-        return ok(f"{seen}: no health address here, but it answers", "an HTTP answer")
+    if health.status in {404, 405, 401, 403}:  # Ollama has no /health; `identity` checks that it is the right server
+        return ok(f"{seen}: no /health here, but it answers", "an HTTP answer")
     return fail(f"{seen}: {one_line(health.text, 80)}", "HTTP 200", remedy="read the engine's log")
 
 
@@ -63,8 +63,8 @@ async def alive(probe: Probe) -> Result:
 async def identity(probe: Probe) -> Result:
     try:
         reply = await probe.client.get("/v1/models")
-    except RequestFailure as trouble:
-        raise WrongEngine(f"GET /v1/models: {trouble.detail}", hint=trouble.remedy) from trouble
+    except RequestFailure as failure:
+        raise WrongEngine(f"GET /v1/models: {failure.detail}", hint=failure.remedy) from failure
     model = _pick(_models(reply), probe.target.model)
     served = probe.served
     served.model = str(model["id"])
@@ -74,28 +74,29 @@ async def identity(probe: Probe) -> Result:
     served.max_model_len = length if isinstance(length, int) else probe.target.max_model_len
     _check_version(served.version, probe.target.vllm_version)
     age = await _started(probe, model)
-    served_as = f"model {served.model}, context {served.max_model_len or 'unknown'}, vLLM {served.version or 'unknown'}"
+    context, version = served.max_model_len or NOT_KNOWN, served.version or NOT_KNOWN
+    seen = f"model {served.model}, context {context}, vLLM {version}"
     if probe.target.started_at is not None and age is None:
         return warn(
-            f"{served_as}, start time unknown",
+            f"{seen}, start time {NOT_KNOWN}",
             "an engine started with this container",
-            remedy="make sure by hand that no older server holds this port",
+            remedy="make sure that no older server holds this port",
         )
-    return ok(f"{served_as}{age or ''}", f"model {probe.target.model or 'any one'}")
+    return ok(f"{seen}{age or ''}", f"model {probe.target.model or 'any'}")
 
 
 def _models(reply: Reply) -> list[dict[str, Any]]:
     if reply.status in {401, 403}:
         hint = "give the engine's key with --api-key-file"
         raise WrongEngine(f"GET /v1/models: HTTP {reply.status}: the key is missing or wrong", hint=hint)
-    found = model_rows(reply.json()) or []
-    if reply.status != 200 or not found:
+    models = model_rows(reply.json()) or []
+    if reply.status != 200 or not models:
         kind = reply.headers.get("content-type", "no content type").split(";")[0]
         raise WrongEngine(
             f"GET /v1/models: HTTP {reply.status}, {kind}, no list of models",
-            hint="this is no OpenAI-compatible server, or a proxy stands before it: give the engine's own address",
+            hint="not an OpenAI-compatible server, or a proxy in front of one: give the engine's own address",
         )
-    return found
+    return models
 
 
 def _pick(models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
@@ -103,25 +104,25 @@ def _pick(models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
     shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
     if wanted is None:
         if len(models) > 1:
-            raise WrongEngine(f"{len(models)} models are served ({shown})", hint="say which with --model")
+            raise WrongEngine(f"{len(models)} models are served ({shown})", hint="choose one with --model")
         return models[0]
     if wanted not in names:
-        raise WrongEngine(f"serves {shown}, not {wanted}", hint="give its name with --model, or stop that server")
+        raise WrongEngine(f"serves {shown}, not {wanted}", hint="give the right name with --model, or stop that server")
     return models[names.index(wanted)]
 
 
 def _check_version(version: str | None, wanted: str | None) -> None:
     if wanted is not None and version is not None and version.split("+")[0] != wanted.split("+")[0]:
         raise WrongEngine(
-            f"vLLM {version} answers, {wanted} was expected", hint="another container answers on this port: stop it"
+            f"vLLM {version} answers, expected {wanted}", hint="another container answers on this port: stop it"
         )
 
 
 async def _started(probe: Probe, model: dict[str, Any]) -> str | None:
-    """When the engine started, as a phrase; None where it does not tell.
+    """When the engine started, as a phrase; None if it does not report it.
 
     vLLM fills `created` with the time of the request (0.32 and earlier), so it proves nothing there; the start of the
-    process stands in /metrics. An older `created` still proves a stale server.
+    process is in /metrics. An old `created` still proves a stale server.
     """
     after = probe.target.started_at
     metrics = await probe.metrics()
@@ -142,7 +143,7 @@ async def _started(probe: Probe, model: dict[str, Any]) -> str | None:
 @check(
     "unknown-model",
     stage=CheckStage.PROTOCOL,
-    proves="a question for another model is refused, so an answer is this model's",
+    proves="a request for another model is refused, so an answer comes from this model",
     suites=QUICK,
     needs=("identity",),
     seconds=0.1,
@@ -155,27 +156,29 @@ async def unknown_model(probe: Probe) -> Result:
         seen = f"HTTP {refused.status}: {one_line(refused.message, 80)}"
         return ok(seen, "HTTP 404") if refused.status in {400, 404} else fail(seen, "HTTP 404")
     if probe.served.is_vllm:
-        return fail("HTTP 200 for the model no-such-model", "HTTP 404", remedy="look for a proxy that rewrites it")
-    return skipped("this server answers for any model name")
+        return fail(
+            "HTTP 200 for the model no-such-model", "HTTP 404", remedy="look for a proxy that rewrites model names"
+        )
+    return skipped("this server answers to any model name")
 
 
 @check(
     "key",
     stage=CheckStage.PROTOCOL,
-    proves="with an API key set, a chat is refused without it and with a wrong one",
+    proves="with an API key set, a chat request without it or with a wrong one is refused",
     suites=QUICK,
     needs=("identity",),
     seconds=0.1,
 )
 async def key(probe: Probe) -> Result:
     if probe.target.key is None:
-        return skipped("no key given: the server takes requests without one")
+        return skipped("no key given: the server accepts requests without one")
     body = {"model": probe.served.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-    # A chat, not the list of models: llama.cpp shows that list to everyone and guards the rest.
+    # A chat rather than the list of models: llama.cpp shows that list to everyone and guards the rest.
     without = (await probe.client.post_as(CHAT, body, None)).status
     wrong = (await probe.client.post_as(CHAT, body, "wrong-key")).status
     seen = f"without a key HTTP {without}, with a wrong one HTTP {wrong}"
-    if not {without, wrong} <= SHUT:
-        return fail(seen, "401 both times", remedy="start the engine with --api-key, or guard it in the proxy")
-    unguarded = [path for path in BESIDE if (await probe.client.get_as(path, None)).status not in {404, *SHUT}]
-    return ok(f"{seen}; open without one: {', '.join(unguarded) or 'nothing else asked'}", "401 both times")
+    if not {without, wrong} <= REFUSING:
+        return fail(seen, "401 both times", remedy="start the engine with --api-key, or check keys in the proxy")
+    unguarded = [path for path in OUTSIDE_V1 if (await probe.client.get_as(path, None)).status not in {404, *REFUSING}]
+    return ok(f"{seen}; open without a key: {', '.join(unguarded) or 'nothing else tried'}", "401 both times")

@@ -1,4 +1,4 @@
-"""An answer ends where the model ends it, and no token of the template leaks into it."""
+"""The chat protocol: complete answers, streamed and not, that end where they should and leak no template token."""
 
 import re
 
@@ -8,16 +8,16 @@ from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
 from glm4_deploy.text import first_difference, quote
 
-# One question, streamed and not: the shape of the answer, its counts, and the same words both ways.
+# One question, streamed and not: the shape of the answer, its token counts, and the same text both ways.
 
 LONGER = 96  # tokens
-LOG = "read the engine's log at this moment; a proxy in front may rewrite answers"
+READ_LOG = "read the engine's log at this moment; a proxy in front may rewrite answers"
 
 
 @check(
     "chat",
     stage=CheckStage.PROTOCOL,
-    proves="a chat completion comes back whole: words, a reason to stop, token counts that add up",
+    proves="a chat completion is complete: text, a finish reason, token counts that add up",
     suites=GATE | SOAK,
     needs=("identity",),
     seconds=0.5,
@@ -27,16 +27,16 @@ async def chat(probe: Probe) -> Result:
     answer = await probe.ask_canary(named("add"), stream=False)
     faults = _faults(probe, answer)
     seen = f"{quote(answer.text)}, {answer.finish_reason}, {_counts(answer)} tokens, {answer.timing.total:.2f} s"
-    expected = "words, stop or length, prompt + completion = total"
+    expected = "text, stop or length, prompt + completion = total"
     if faults:
-        return fail(f"{'; '.join(faults)}: {seen}", expected, ("answer", answer.text), remedy=LOG)
+        return fail(f"{'; '.join(faults)}: {seen}", expected, ("answer", answer.text), remedy=READ_LOG)
     return ok(seen, expected)
 
 
 @check(
     "stream",
     stage=CheckStage.PROTOCOL,
-    proves="the stream is whole and in order, carries its token counts, comes bit by bit, and says what chat says",
+    proves="a stream is complete and in order, has token counts, arrives bit by bit, and matches the plain answer",
     suites=GATE,
     seconds=0.5,
 )
@@ -49,25 +49,25 @@ async def stream(probe: Probe) -> Result:
     expected = "role, content, finish_reason, usage, [DONE]; the same text as not streamed"
     evidence = (("streamed", answer.text), ("not streamed", whole.text))
     if faults:
-        return fail(f"{'; '.join(faults)}: {seen}", expected, *evidence, remedy=LOG)
+        return fail(f"{'; '.join(faults)}: {seen}", expected, *evidence, remedy=READ_LOG)
     if answer.text != whole.text:
         return await _differ(probe, answer, whole)
-    # Asked again, and longer: a client that was not scheduled for a moment sees the same as one behind a buffer.
+    # Ask again, and for more: a client that was not scheduled for a moment sees the same as one behind a buffer.
     if _buffered(answer) and _buffered(await probe.ask(named("long-en").messages, LONGER)):
         remedy = "turn off response buffering and compression in the proxy (X-Accel-Buffering: no)"
-        return warn(f"all {seen} came at once", "chunks as they are made", remedy=remedy)
+        return warn(f"all {seen} came at once", "chunks as they are generated", remedy=remedy)
     return ok(seen, expected)
 
 
 async def _differ(probe: Probe, answer: ChatAnswer, whole: ChatAnswer) -> Result:
-    """At temperature 0 an engine that is alone says the same thing twice; one with other guests need not."""
+    """At temperature 0 an idle engine repeats itself exactly; one with other requests need not."""
     seen = first_difference(answer.text, whole.text)
     evidence = (("streamed", answer.text), ("not streamed", whole.text))
     metrics = await probe.metrics()
     running = metrics.sum("vllm:num_requests_running") if metrics else None
     if running:
         return warn(f"{seen}, with {running:.0f} other requests running", "the same text both ways", *evidence)
-    return fail(seen, "the same text both ways at temperature 0", *evidence, remedy=LOG)
+    return fail(seen, "the same text both ways at temperature 0", *evidence, remedy=READ_LOG)
 
 
 def _faults(probe: Probe, answer: ChatAnswer) -> list[str]:
@@ -98,36 +98,36 @@ def _counts(answer: ChatAnswer) -> str:
 
 
 def _buffered(answer: ChatAnswer) -> bool:
-    """Several chunks, all at the very end: something in between collected them."""
+    """Whether several chunks arrived all at the very end: something in between buffered them."""
     arrivals = answer.timing.arrivals
     spread = arrivals[-1] - arrivals[0] if arrivals else 0.0
     return len(arrivals) >= 8 and spread < 0.0005 * len(arrivals) and spread < 0.02 * arrivals[-1]
 
 
-# GLM-4's template tokens first; then those of the other families, for any other server.
+# Where an answer ends. GLM-4's template tokens first, then those of other model families, for other servers.
 SPECIAL = re.compile(
     r"<\|(?:endoftext|user|assistant|system|observation|im_start|im_end|eot_id|end|begin_of_text)\|>"
     r"|\[gMASK\]|\[sMASK\]|<sop>|<eop>|</s>"
 )
-ROOM = 256  # far more than a one-word answer needs
+MAX_TOKENS = 256  # far more than a one-word answer needs
 EOS = (
     "the engine does not know the model's end tokens: eos_token_id in generation_config.json must be "
-    "[151329, 151336, 151338] for GLM-4; `glm4-deploy checkpoint` checks and mends it"
+    "[151329, 151336, 151338] for GLM-4; `glm4-deploy checkpoint` checks and repairs it"
 )
 
-SENSELESS = "the answer is wrong too: see `numbers` and `arithmetic` first, then the end tokens (eos_token_id)"
+WRONG_TOO = "the answer is wrong too: see `numbers` and `arithmetic` first, then the end tokens (eos_token_id)"
 
 
 @check(
     "stops",
     stage=CheckStage.PROTOCOL,
-    proves="short answers end by themselves; no `<|user|>` and the like leaks, or is run past",
+    proves="short answers end by themselves; no `<|user|>` or other template token leaks or is run past",
     suites=QUICK | SOAK,
     seconds=1,
 )
 async def stops(probe: Probe) -> Result:
     for canary in (named("add"), *family("language")):
-        answer = await probe.ask(canary.messages, ROOM, extras=True)
+        answer = await probe.ask(canary.messages, MAX_TOKENS, extras=True)
         probe.keep(canary.prompt, answer)
         leak = SPECIAL.search(answer.text)
         if leak:
@@ -136,7 +136,7 @@ async def stops(probe: Probe) -> Result:
         if answer.finish_reason != "stop":
             seen = f"{canary.id}: {answer.timing.tokens} tokens, then {answer.finish_reason}: {quote(answer.text)}"
             # A right answer that goes on is what missing end tokens look like ("42", then "6 乘以 …").
-            remedy = EOS if _begins_right(canary, answer.text) else SENSELESS
+            remedy = EOS if _begins_right(canary, answer.text) else WRONG_TOO
             return fail(seen, "a short answer that ends by itself", ("answer", answer.text), remedy=remedy)
     return await _run_past(probe)
 
@@ -153,7 +153,7 @@ async def _run_past(probe: Probe) -> Result:
         return done
     canary = named("add")
     try:
-        raw = await probe.ask(canary.messages, ROOM, skip_special_tokens=False)
+        raw = await probe.ask(canary.messages, MAX_TOKENS, skip_special_tokens=False)
     except Refused:
         return done
     leak = SPECIAL.search(raw.text)

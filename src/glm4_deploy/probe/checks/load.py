@@ -1,4 +1,4 @@
-"""The engine's own counters move by what was asked: they are what a later watch relies on."""
+"""The engine under load: many requests at once, speed, and the counters that the watch relies on later."""
 
 import asyncio
 import math
@@ -15,9 +15,9 @@ from glm4_deploy.probe.probe import (
     SAMPLED,
     CanaryPrompt,
     Probe,
-    days,
+    answer_fault,
     family,
-    fault,
+    filler_lines,
     milliseconds,
     named,
     together,
@@ -26,17 +26,17 @@ from glm4_deploy.probe.suite import FULL, QUICK, SOAK, CheckStage, check
 from glm4_deploy.report_model import Timing, percentile
 from glm4_deploy.result import Result, fail, ok, skipped, unknown, warn
 
-# Many at once: mixed prefill and decode, staggered. Sense is compared, not bytes: batches change rounding.
+# Many requests at once: mixed prefill and decode, staggered. Meaning is compared, not bytes: batching changes rounding.
 
 STAGGER_S = 0.02
-FREE = 256  # tokens of a free text
+FREE_TEXT = 256  # tokens
 LEVELS = {1: FULL, 4: FULL | SOAK, 16: QUICK, 64: FULL}
-REMEDY = "sound alone and not under load: look for preemptions, the KV cache type and known faults of this image"
+REMEDY = "sound alone but not under load: check preemptions, the KV cache type and known faults of this image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One request and its end: the answer, or why there is none. canary: None for a long prompt."""
+class LoadRequest:
+    """One request and its answer, or why there is none. canary: None for a long prompt."""
 
     prompt: str
     canary: CanaryPrompt | None = None
@@ -47,42 +47,43 @@ class Asked:
 
 def _crowd(size: int) -> Callable[[Probe], Awaitable[Result]]:
     async def run(probe: Probe) -> Result:
-        asked = await together(_one(probe, number) for number in range(size))
-        # Judged only now: a scan between two tokens of another stream would delay its stamp.
-        faults = [(fault, one) for one in asked if (fault := _fault(probe, one))]
-        ttft = [one.answer.timing.ttft for one in asked if one.answer and one.answer.timing.ttft is not None]
+        requests = await together(_send(probe, number) for number in range(size))
+        # Judged only now: a scan between two tokens of another stream would delay their stamps.
+        faults = [(problem, request) for request in requests if (problem := _fault(probe, request))]
+        timings = [request.answer.timing for request in requests if request.answer]
+        ttft = [timing.ttft for timing in timings if timing.ttft is not None]
         seen = f"{size - len(faults)} of {size} sound, TTFT p95 {milliseconds(percentile(ttft, 0.95))}"
         expected = f"{size} of {size} sound"
         if not faults:
             return ok(seen, expected)
-        words, worst = faults[0]
-        text = worst.answer.text if worst.answer else worst.partial
-        return fail(f"{seen}: {words}", expected, ("prompt", worst.prompt), ("answer", text), remedy=REMEDY)
+        problem, first = faults[0]
+        text = first.answer.text if first.answer else first.partial
+        return fail(f"{seen}: {problem}", expected, ("prompt", first.prompt), ("answer", text), remedy=REMEDY)
 
     return run
 
 
-async def _one(probe: Probe, number: int) -> Asked:
-    """Every fourth request a sum, a name, a long text, a long prompt: short and long phases overlap."""
+async def _send(probe: Probe, number: int) -> LoadRequest:
+    """In turn a sum, a name, a long text and a long prompt, so that short and long phases overlap."""
     await asyncio.sleep(STAGGER_S * number)
     canary = _canary(number)
     tokens = canary.max_tokens if canary else 8
     messages = list(canary.messages) if canary else [{"role": "user", "content": _log(probe, number)}]
     prompt = canary.prompt if canary else messages[0]["content"]
-    way = {**SAMPLED, "seed": number} if number % 16 == 10 else GREEDY
+    sampling = {**SAMPLED, "seed": number} if number % 16 == 10 else GREEDY
     try:
-        answer = await probe.ask(messages, min(tokens, FREE), extras=number % 4 > 1, **way)
+        answer = await probe.ask(messages, min(tokens, FREE_TEXT), extras=number % 4 > 1, **sampling)
     except Refused as refused:
-        return Asked(prompt=prompt, trouble=str(refused))
-    except RequestFailure as trouble:
-        if trouble.kind in {FailureKind.HANG, FailureKind.SLOW}:
+        return LoadRequest(prompt=prompt, trouble=str(refused))
+    except RequestFailure as failure:
+        if failure.kind in {FailureKind.HANG, FailureKind.SLOW}:
             raise
-        return Asked(prompt=prompt, trouble=f"{trouble.kind}: {trouble.detail}", partial=trouble.partial)
-    return Asked(prompt=prompt, canary=canary, answer=answer)
+        return LoadRequest(prompt=prompt, trouble=str(failure), partial=failure.partial)
+    return LoadRequest(prompt=prompt, canary=canary, answer=answer)
 
 
 def _canary(number: int) -> CanaryPrompt | None:
-    """What request `number` asks; None: a long prompt, prefill while others decode."""
+    """The canary of request `number`; None: a long prompt, whose prefill runs while others decode."""
     if number % 4 == 3:
         return None
     names = ("arithmetic", "recall", "long")
@@ -91,26 +92,29 @@ def _canary(number: int) -> CanaryPrompt | None:
 
 
 def _log(probe: Probe, number: int) -> str:
-    return "\n".join(days(40 * number, 12 if (probe.room or 4096) < 4096 else 60))
+    return "\n".join(filler_lines(40 * number, 12 if (probe.room or 4096) < 4096 else 60))
 
 
-def _fault(probe: Probe, one: Asked) -> str | None:
-    """What is wrong with one answer. Of a long prompt only the numbers: a small model need not follow a log."""
-    if one.answer is None:
-        return one.trouble
-    if one.canary is None:
-        null = one.answer.logprobs is not None and None in one.answer.logprobs
-        return "a logprob is null behind a long prompt" if null else None
-    sample = probe.keep(one.prompt, one.answer)
-    wrong = fault_of(sample) if one.canary.family == "long" else fault(one.canary, one.answer.text)
-    return f"{one.canary.id}: {wrong}" if wrong else None
+def _fault(probe: Probe, request: LoadRequest) -> str | None:
+    """What is wrong with an answer. After a long prompt only logprobs count: a small model need not follow a log."""
+    answer, canary = request.answer, request.canary
+    if answer is None:
+        return request.trouble
+    if canary is None:
+        null = answer.logprobs is not None and None in answer.logprobs
+        return "a logprob is null after a long prompt" if null else None
+    sample = probe.keep(request.prompt, answer)
+    problem = fault_of(sample) if canary.family == "long" else answer_fault(canary, answer.text)
+    return f"{canary.id}: {problem}" if problem else None
 
 
 for _size, _suites in LEVELS.items():
     check(
         f"concurrency-{_size}",
         stage=CheckStage.LOAD,
-        proves=f"{_size} at once, staggered and mixed, are answered as soundly as one" if _size > 1 else "one alone",
+        proves=f"{_size} mixed requests at once get answers as sound as one alone"
+        if _size > 1
+        else "one request alone",
         suites=_suites,
         needs=("arithmetic", "recall", "loop-greedy") if _size != 4 else ("arithmetic", "loop-greedy"),
         seconds=2 + _size / 8,
@@ -118,7 +122,7 @@ for _size, _suites in LEVELS.items():
     )(_crowd(_size))
 
 
-# Speed as a user feels it: time to first token, time per token, tokens per second; a verdict only against an SLO.
+# Speed as users see it: time to first token, time per token, tokens per second; judged only with an SLO.
 
 PROMPT = named("long-en")
 TOKENS = 128
@@ -148,7 +152,7 @@ async def speed(probe: Probe) -> Result:
     ttft = [timing.ttft for timing in timings if timing.ttft is not None]
     tpot = [timing.tpot for timing in timings if timing.tpot is not None]
     if not ttft:
-        return unknown("no stream carried a token")
+        return unknown("no stream contained a token")
     seen = f"TTFT {_spread(ttft)}, TPOT {_spread(tpot)}, {tokens / seconds:.1f} tokens/s"
     slo = probe.options.slo
     if slo is None:
@@ -163,7 +167,7 @@ async def speed(probe: Probe) -> Result:
 
 
 async def _timed_request(probe: Probe, seed: int) -> ChatAnswer:
-    # ignore_eos is vLLM's (and SGLang's); others pass over it and stop where they stop.
+    # Only vLLM and SGLang know ignore_eos; others ignore it and stop where they stop.
     return await probe.ask(PROMPT.messages, TOKENS, seed=seed, ignore_eos=True, **SAMPLED)
 
 
@@ -173,7 +177,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _good(limits: Goodput, timings: list[Timing]) -> int:
-    """How many answers kept both limits; one without a token kept none."""
+    """How many answers kept both limits; one without a token does not."""
     return sum(
         (timing.ttft or math.inf) * 1000 <= limits.ttft_ms and (timing.tpot or 0) * 1000 <= limits.tpot_ms
         for timing in timings
@@ -181,22 +185,24 @@ def _good(limits: Goodput, timings: list[Timing]) -> int:
 
 
 def _broken(slo: Slo, timings: list[Timing], ttft: list[float], tpot: list[float], rate: float) -> list[str]:
-    """Each limit that is not kept, with the value seen."""
-    found = []
+    """Each limit that is exceeded, with the value seen."""
+    broken = []
     for name, values in (("ttft", ttft), ("tpot", tpot)):
         for share in SHARES:
             limit = getattr(slo, f"{name}_p{share * 100:.0f}_ms")
             value = percentile(values, share)
             if limit is not None and (value is None or value * 1000 > limit):
-                found.append(f"{name} p{share * 100:.0f} {milliseconds(value)} (limit {limit:g} ms)")
+                broken.append(f"{name} p{share * 100:.0f} {milliseconds(value)} (limit {limit:g} ms)")
     if slo.output_tokens_per_s is not None and rate < slo.output_tokens_per_s:
-        found.append(f"{rate:.1f} tokens/s (limit {slo.output_tokens_per_s:g})")
+        broken.append(f"{rate:.1f} tokens/s (limit {slo.output_tokens_per_s:g})")
     if slo.goodput is not None:
         good = _good(slo.goodput, timings)
         if good < slo.goodput.share * len(timings):
-            found.append(f"goodput {good} of {len(timings)} (limit {slo.goodput.share:.0%})")
-    return found
+            broken.append(f"goodput {good} of {len(timings)} (limit {slo.goodput.share:.0%})")
+    return broken
 
+
+# The engine's own counters.
 
 SUCCESS = "vllm:request_success_total"
 METRIC_TOKENS = "vllm:generation_tokens_total"
@@ -207,7 +213,7 @@ EXPECTED = f"1 more length, {CUT} more tokens"
 @check(
     "metrics",
     stage=CheckStage.PROTOCOL,
-    proves="/metrics counts what was asked: finished requests by reason, and generated tokens",
+    proves="/metrics counts finished requests by reason, and generated tokens",
     suites=QUICK | SOAK,
     seconds=0.5,
 )
@@ -218,7 +224,7 @@ async def metrics(probe: Probe) -> Result:
     answer = await probe.ask(named("long-en").messages, CUT)
     after = await probe.metrics()
     if after is None:
-        return fail("/metrics answered before the question and not after it", "counters", remedy="read the log")
+        return fail("/metrics answered before the request but not after it", "counters", remedy="read the engine's log")
     reason = answer.finish_reason or "length"
     finished = _delta(before, after, SUCCESS, finished_reason=reason)
     tokens = _delta(before, after, METRIC_TOKENS)
@@ -228,7 +234,7 @@ async def metrics(probe: Probe) -> Result:
         remedy = "another process may answer /metrics (several API servers, a proxy): scrape each"
         return fail(seen, EXPECTED, remedy=remedy)
     if finished > 1:
-        return warn(f"{seen}; others use this engine now", EXPECTED)
+        return warn(f"{seen}; other clients use this engine now", EXPECTED)
     return ok(seen, EXPECTED)
 
 

@@ -1,4 +1,4 @@
-"""Perplexity of fixed texts: the finest needle for a model that got worse, against a baseline from a good day."""
+"""Log probabilities: NaN logits, and the perplexity of fixed texts compared with a baseline from a good day."""
 
 import math
 
@@ -9,9 +9,9 @@ from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped
 from glm4_deploy.text import BRIEF, one_line, quote
 
-# NaN logits look healthy from outside: only token ids, logprobs and one counter show them.
+# NaN logits look healthy from outside: only token ids, logprobs and one counter reveal them.
 
-COUNTER = "vllm:corrupted_requests_total"
+CORRUPTED = "vllm:corrupted_requests_total"
 NAN = (
     "the engine computes NaN: do not serve it. Verify the checkpoint (`glm4-deploy checkpoint verify`), then try "
     "another NVFP4 kernel or a newer image"
@@ -22,7 +22,7 @@ TOKENS = 64
 @check(
     "numbers",
     stage=CheckStage.PROTOCOL,
-    proves="the model computes numbers, not NaN: logprobs are finite, streamed and not, and no corruption is counted",
+    proves="the model computes numbers, not NaN: logprobs are finite, streamed and not; no corrupt request counted",
     suites=GATE | SOAK,
     needs=("identity",),
     seconds=1,
@@ -32,7 +32,7 @@ async def numbers(probe: Probe) -> Result:
     body = {"model": probe.served.model, "messages": list(named("long-en").messages), "temperature": 0, **EXTRAS}
     body["max_tokens"] = probe.fit(named("long-en").messages, TOKENS)
     limit_s = probe.target.timeout_s * 1.5
-    # The stream is judged first: it shows the null and the text, where the whole answer is only refused.
+    # The stream goes first: it shows the null and the text, while the answer not streamed would just be refused.
     for how, send in (("streamed", probe.client.ask_stream), ("not streamed", probe.client.ask_whole)):
         try:
             answer = await send(CHAT, body, limit_s=limit_s)
@@ -43,7 +43,7 @@ async def numbers(probe: Probe) -> Result:
             return fail(f"{how}: {fault}", "finite logprobs", ("answer", answer.text), remedy=NAN)
     moved = _moved(before, await probe.metrics())
     if moved:
-        return fail(f"{COUNTER} moved by {moved:.0f}", "0", remedy=NAN)
+        return fail(f"{CORRUPTED} moved by {moved:.0f}", "0", remedy=NAN)
     if answer.logprobs is None:
         probe.served.extras = False
         return skipped("the server sends no logprobs")
@@ -73,17 +73,17 @@ def _fault(answer: ChatAnswer) -> str | None:
 def _moved(before: Metrics | None, after: Metrics | None) -> float | None:
     if before is None or after is None:
         return None
-    new, old = after.sum(COUNTER), before.sum(COUNTER)
+    new, old = after.sum(CORRUPTED), before.sum(CORRUPTED)
     return None if new is None else new - (old or 0.0)
 
 
 def _counter_words(moved: float | None) -> str:
     if moved is None:
-        return "corruption is not counted (VLLM_COMPUTE_NANS_IN_LOGITS=1 counts it)"
+        return "corrupted requests are not counted (VLLM_COMPUTE_NANS_IN_LOGITS=1 counts them)"
     return "no corrupted request counted"
 
 
-# A different kernel or batch shape moves it by about a per cent; a bad quantisation by ten and more.
+# Perplexity. A different kernel or batch shape changes it by about 1 %; a bad quantisation by 10 % or more.
 LIMIT = 1.10
 REMEDY = "compare checkpoint, image and KV cache type with those of the baseline"
 
@@ -99,16 +99,16 @@ REMEDY = "compare checkpoint, image and KV cache type with those of the baseline
 async def perplexity(probe: Probe) -> Result:
     for passage in passages():
         try:
-            found = await _measure(probe, passage)
+            value = await _measure(probe, passage)
         except Refused as refused:
             if refused.not_a_number or not refused.not_offered:
                 raise
             return skipped(f"the server refuses prompt_logprobs: {refused}")
-        if found is None:
-            return skipped("the server answers no prompt_logprobs")
-        if not math.isfinite(found):
-            return fail(f"{passage.id}: a logprob of the prompt is no number", "finite logprobs", remedy=REMEDY)
-        probe.perplexity[passage.id] = found
+        if value is None:
+            return skipped("the server returns no prompt_logprobs")
+        if not math.isfinite(value):
+            return fail(f"{passage.id}: a logprob of the prompt is not a number", "finite logprobs", remedy=REMEDY)
+        probe.perplexity[passage.id] = value
     return _judge(probe)
 
 
@@ -117,19 +117,19 @@ def _judge(probe: Probe) -> Result:
     seen = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
     baseline = probe.options.baseline
     if baseline is None:
-        return skipped(f"no baseline stored ({seen} now): store one with --save-baseline on a good day")
+        return skipped(f"no baseline stored ({seen} now): store one with --save-baseline while the engine is good")
     shared = [name for name in measured if name in baseline]
     if not shared:
-        return skipped("the baseline holds none of these texts")
+        return skipped("the baseline contains none of these texts")
     worst = max(shared, key=lambda name: measured[name] / baseline[name])
     ratio = measured[worst] / baseline[worst]
     expected = f"at most {LIMIT:.2f} times the baseline"
-    words = f"{seen}; {worst} is {ratio:.3f} times its baseline of {baseline[worst]:.3f}"
-    return ok(words, expected) if ratio <= LIMIT else fail(words, expected, remedy=REMEDY)
+    seen += f"; {worst} is {ratio:.3f} times its baseline of {baseline[worst]:.3f}"
+    return ok(seen, expected) if ratio <= LIMIT else fail(seen, expected, remedy=REMEDY)
 
 
 async def _measure(probe: Probe, passage: Passage) -> float | None:
-    """exp of the mean negative logprob of the passage's tokens after the first; None where none is sent."""
+    """exp of the mean negative logprob of the passage's tokens after the first; None if the server sends none."""
     body = {
         "model": probe.served.model,
         "prompt": passage.text,
@@ -141,9 +141,8 @@ async def _measure(probe: Probe, passage: Passage) -> float | None:
     parsed = reply.json()
     if reply.status != 200:
         error = parsed.get("error") if isinstance(parsed, dict) else None
-        raise Refused(
-            reply.status, one_line(str(error.get("message") if isinstance(error, dict) else reply.text), BRIEF)
-        )
+        message = error.get("message") if isinstance(error, dict) else reply.text
+        raise Refused(reply.status, one_line(str(message), BRIEF))
     try:
         rows = parsed["choices"][0].get("prompt_logprobs")
         if rows is None:
@@ -151,7 +150,7 @@ async def _measure(probe: Probe, passage: Passage) -> float | None:
         values = [next(iter(row.values()))["logprob"] for row in rows if row]
     except (TypeError, KeyError, IndexError, AttributeError, StopIteration) as error:
         raise RequestFailure(
-            FailureKind.NOT_OPENAI, f"prompt_logprobs in no known form: {type(error).__name__}"
+            FailureKind.NOT_OPENAI, f"prompt_logprobs in an unknown form: {type(error).__name__}"
         ) from error
     if not values or any(not isinstance(value, int | float) for value in values):
         return math.nan

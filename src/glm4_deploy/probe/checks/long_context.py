@@ -1,33 +1,34 @@
-"""What is too long is refused with a clear 400, and max_tokens is obeyed."""
+"""Long prompts, and the limits on prompts and answers."""
 
 from collections.abc import Awaitable, Callable
 
 from glm4_deploy.probe.checks.loops import LOOP, fault_of
 from glm4_deploy.probe.client import Refused
-from glm4_deploy.probe.probe import CHAT, Probe, Scale, days, measure, named
-from glm4_deploy.probe.suite import FULL, QUICK, CheckStage, check
+from glm4_deploy.probe.probe import CHAT, LineCost, Probe, filler_lines, measure_line_cost, named
+from glm4_deploy.probe.suite import FULL, NOT_KNOWN, QUICK, CheckStage, check
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, warn
 from glm4_deploy.text import one_line, quote
 
-# Long prompts: a fact hidden at several depths is found, and long texts stay sound behind a long prompt.
+# A fact hidden at several depths of a long prompt is found, and long answers to long prompts stay sound.
 
 DEPTHS = (0.1, 0.5, 0.9)
 ANSWER = 48  # tokens
-MARGIN = 160  # tokens for the question, the template and the scale's error
+MARGIN = 160  # tokens for the question, the template and the error of the line cost
+NO_LENGTH = "the server does not report its context length: give it with --max-model-len"
 REMEDY = "check rope scaling and --max-model-len, then the KV cache type (fp8 without scales harms long context first)"
 
 
 def _needle(tokens: int) -> Callable[[Probe], Awaitable[Result]]:
     async def run(probe: Probe) -> Result:
         if probe.room is None:
-            return skipped("the server does not tell its context length: give it with --max-model-len")
-        # A server of exactly 4096 tokens is asked for its own 4k.
+            return skipped(NO_LENGTH)
+        # A server with exactly 4096 tokens is asked about its own 4k.
         if probe.room < tokens:
             return skipped(f"the context is {probe.room} tokens")
-        scale = await measure(probe)
-        if scale is None:
+        cost = await measure_line_cost(probe)
+        if cost is None:
             return unknown("the server counts no prompt tokens, so the prompt cannot be sized")
-        missed = [await _hunt(probe, scale, min(tokens, probe.room - ANSWER - MARGIN), depth) for depth in DEPTHS]
+        missed = [await _find_needle(probe, cost, min(tokens, probe.room - ANSWER - MARGIN), depth) for depth in DEPTHS]
         faults = [fault for fault in missed if fault]
         expected = f"found at {', '.join(f'{depth:.0%}' for depth in DEPTHS)} of {tokens} tokens"
         if faults:
@@ -37,10 +38,10 @@ def _needle(tokens: int) -> Callable[[Probe], Awaitable[Result]]:
     return run
 
 
-async def _hunt(probe: Probe, scale: Scale, tokens: int, depth: float) -> str | None:
-    """What was said instead of the hidden word; None where it was found."""
+async def _find_needle(probe: Probe, cost: LineCost, tokens: int, depth: float) -> str | None:
+    """The answer given instead of the hidden word; None if the word was found."""
     word = f"{int(probe.nonce, 16) % 9_000_000 + 1_000_000}"
-    lines = days(0, scale.lines(tokens - MARGIN // 2))
+    lines = filler_lines(0, cost.lines(tokens - MARGIN // 2))
     lines.insert(int(len(lines) * depth), f"The code word of the harbour is {word}.")
     question = "What is the code word of the harbour? Answer with the code word only."
     messages = [{"role": "user", "content": "\n".join([*lines, question])}]
@@ -64,7 +65,7 @@ for _level, _seconds in ((4096, 3), (8192, 4), (16384, 8), (32768, 16)):
 @check(
     "loop-context",
     stage=CheckStage.CONTEXT,
-    proves="512 tokens written behind a prompt of up to 32k tokens fall into no loop",
+    proves="512 tokens after a prompt of up to 32k tokens contain no loop",
     suites=FULL,
     needs=("loop-greedy",),
     seconds=8,
@@ -73,28 +74,29 @@ for _level, _seconds in ((4096, 3), (8192, 4), (16384, 8), (32768, 16)):
 async def loop_context(probe: Probe) -> Result:
     room = min(probe.room or 0, 33_000) - 512 - MARGIN
     if room < 3000:
-        return skipped(f"the context is {probe.room or 'unknown'}: too short for a long prompt and 512 tokens")
-    scale = await measure(probe)
-    if scale is None:
+        return skipped(f"the context is {probe.room or NOT_KNOWN}: too short for a long prompt and 512 tokens")
+    cost = await measure_line_cost(probe)
+    if cost is None:
         return unknown("the server counts no prompt tokens, so the prompt cannot be sized")
     story = named("long-en").prompt
-    text = "\n".join([*days(0, scale.lines(room)), "", f"That was the log. Now leave it. {story}"])
+    text = "\n".join([*filler_lines(0, cost.lines(room)), "", f"That was the log. Now leave it. {story}"])
     answer = await probe.ask([{"role": "user", "content": text}], 512, prompt_tokens=room + MARGIN, extras=True)
     sample = probe.keep(f"a log of about {room} tokens, then: {story}", answer)
-    fault = fault_of(sample)
-    if fault:
-        return fail(fault, "no loop in 512 tokens", ("answer", answer.text), remedy=LOOP)
-    return ok(f"{answer.timing.tokens} tokens behind about {room}, no loop found", "no loop in 512 tokens")
+    problem = fault_of(sample)
+    if problem:
+        return fail(problem, "no loop in 512 tokens", ("answer", answer.text), remedy=LOOP)
+    return ok(f"{answer.timing.tokens} tokens after about {room}, no loop found", "no loop in 512 tokens")
 
+
+# Limits: max_tokens is obeyed, and what is too long is refused with a 400.
 
 CUT = 8
-NO_LENGTH = "the server does not tell its context length: give it with --max-model-len"
 
 
 @check(
     "max-tokens",
     stage=CheckStage.PROTOCOL,
-    proves="an answer that reaches max_tokens ends there and says `length`",
+    proves="an answer that reaches max_tokens ends there with finish_reason `length`",
     suites=QUICK,
     seconds=0.5,
 )
@@ -113,7 +115,7 @@ async def max_tokens(probe: Probe) -> Result:
 @check(
     "overflow",
     stage=CheckStage.PROTOCOL,
-    proves="a prompt longer than the context is refused with HTTP 400, not cut in silence",
+    proves="a prompt longer than the context is refused with HTTP 400, not silently truncated",
     suites=QUICK,
     seconds=0.5,
 )
@@ -136,8 +138,8 @@ async def max_tokens_limit(probe: Probe) -> Result:
     if probe.room is None:
         return skipped(NO_LENGTH)
     result = await _refused(probe, list(named("add").messages), probe.room + 1, f"max_tokens {probe.room + 1}")
-    if result.status is Status.WARN:  # llama.cpp, Ollama: generation merely ends where the context does
-        return skipped("this server takes any max_tokens and ends where its context does")
+    if result.status is Status.WARN:  # llama.cpp, Ollama: generation just ends at the end of the context
+        return skipped("this server accepts any max_tokens and stops at the end of its context")
     return result
 
 
@@ -148,7 +150,7 @@ async def _refused(probe: Probe, messages: list[dict[str, str]], tokens: int, wh
     except Refused as refused:
         seen = f"HTTP {refused.status}: {one_line(refused.message, 100)}"
         return ok(seen, "HTTP 400") if refused.status in {400, 413, 422} else fail(seen, "HTTP 400")
-    seen = f"{what} was taken: {answer.timing.tokens} tokens of answer"
+    seen = f"{what} was accepted: an answer of {answer.timing.tokens} tokens"
     if probe.served.is_vllm:
-        return fail(seen, "HTTP 400", remedy="look for a proxy that cuts prompts or limits in silence")
-    return warn(f"{seen}; this server cuts in silence", "HTTP 400")
+        return fail(seen, "HTTP 400", remedy="look for a proxy that silently truncates prompts or lowers limits")
+    return warn(f"{seen}; this server truncates silently", "HTTP 400")

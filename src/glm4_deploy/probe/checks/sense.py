@@ -1,19 +1,19 @@
-"""Tool calls: well formed where they are configured, and said to be not configured where they are not."""
+"""Questions with known answers, structured output and tool calls."""
 
 import json
 import re
 from typing import Any
 
 from glm4_deploy.probe.client import Refused
-from glm4_deploy.probe.probe import GREEDY, CanaryPrompt, Probe, family, fault, fault_json
+from glm4_deploy.probe.probe import GREEDY, CanaryPrompt, Probe, answer_fault, family, json_fault
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn
 from glm4_deploy.text import quote
 
-# Questions with known answers: digits and operators first, because FP4 damage falls on them first.
+# Known answers: digits and operators first, because FP4 damage shows there first.
 
 WRONG = (
-    "the model does not think straight: verify the checkpoint (`glm4-deploy checkpoint verify`), the chat template and "
+    "the model gives wrong answers: verify the checkpoint (`glm4-deploy checkpoint verify`), the chat template and "
     "the NVFP4 kernel that the log names"
 )
 
@@ -32,7 +32,7 @@ async def arithmetic(probe: Probe) -> Result:
 @check(
     "counting",
     stage=CheckStage.SENSE,
-    proves="counts from 1 to 160 without a slip: the digits hold over hundreds of tokens",
+    proves="counts from 1 to 160 without a mistake: digits stay right over hundreds of tokens",
     suites=QUICK | SOAK,
     seconds=4,
     limit_s=600,
@@ -44,7 +44,7 @@ async def counting(probe: Probe) -> Result:
 @check(
     "recall",
     stage=CheckStage.SENSE,
-    proves="repeats a name that it was told, in the same turn and an earlier one",
+    proves="repeats a name from the same turn and from an earlier one",
     suites=QUICK,
     seconds=0.5,
 )
@@ -64,38 +64,38 @@ async def language(probe: Probe) -> Result:
 
 
 async def _ask_family(probe: Probe, name: str) -> Result:
-    asked = family(name)
+    canaries = family(name)
     wrong: list[str] = []
     evidence: list[tuple[str, str]] = []
-    for canary in asked:
+    for canary in canaries:
         answer = await probe.ask_canary(canary, extras=True, **GREEDY)
-        what = fault(canary, answer.text)
-        if what:
-            wrong.append(f"{canary.id}: {what}")
+        problem = answer_fault(canary, answer.text)
+        if problem:
+            wrong.append(f"{canary.id}: {problem}")
             evidence += [(f"{canary.id} prompt", canary.prompt), (f"{canary.id} answer", answer.text)]
-    expected = "; ".join(canary.expected for canary in asked)
+    expected = "; ".join(canary.expected for canary in canaries)
     if wrong:
-        return fail(f"{len(wrong)} of {len(asked)} wrong: {'; '.join(wrong)}", expected, *evidence, remedy=WRONG)
-    return ok(f"{len(asked)} of {len(asked)} right", expected)
+        return fail(f"{len(wrong)} of {len(canaries)} wrong: {'; '.join(wrong)}", expected, *evidence, remedy=WRONG)
+    return ok(f"{len(canaries)} of {len(canaries)} right", expected)
 
 
-# Guided decoding: an answer that must obey a JSON schema does, and is not padded with white space without end.
+# Structured output: the answer obeys the JSON schema and is not padded with endless white space.
 
 BLANK = re.compile(r"\s{24,}")
-REMEDY = "look at the structured-output backend in the engine's log; vllm#40080 for white space loops"
+REMEDY = "check the structured-output backend in the engine's log; see vllm#40080 for white space loops"
 
 
 @check(
     "structured",
     stage=CheckStage.PROTOCOL,
-    proves="an answer under a JSON schema obeys it and holds no run of white space",
+    proves="an answer under a JSON schema obeys it and contains no run of white space",
     suites=QUICK,
     seconds=1,
 )
 async def structured(probe: Probe) -> Result:
     for canary in family("structured"):
         try:
-            result = await _one(probe, canary)
+            result = await _ask_structured(probe, canary)
         except Refused as refused:
             if refused.not_offered:
                 return skipped(f"the server refuses response_format: {refused}")
@@ -103,7 +103,7 @@ async def structured(probe: Probe) -> Result:
     return result
 
 
-async def _one(probe: Probe, canary: CanaryPrompt) -> Result:
+async def _ask_structured(probe: Probe, canary: CanaryPrompt) -> Result:
     schema = canary.json_schema or {}
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     answer = await probe.ask_canary(canary, response_format=form)
@@ -113,13 +113,15 @@ async def _one(probe: Probe, canary: CanaryPrompt) -> Result:
         seen = f"{len(blank[0])} characters of white space at {blank.start()}, finish_reason {answer.finish_reason}"
         judge = fail if answer.finish_reason != "stop" else warn
         return judge(seen, "JSON without padding", evidence, remedy=REMEDY)
-    fault = fault_json(schema, answer.text)
-    if fault is None:
+    problem = json_fault(schema, answer.text)
+    if problem is None:
         return ok(quote(answer.text), "JSON that obeys the schema")
     if probe.served.is_vllm:
-        return fail(fault, "JSON that obeys the schema", evidence, remedy=REMEDY)
-    return warn(f"{fault}; this server may not offer response_format", "JSON that obeys the schema", evidence)
+        return fail(problem, "JSON that obeys the schema", evidence, remedy=REMEDY)
+    return warn(f"{problem}; this server may not support response_format", "JSON that obeys the schema", evidence)
 
+
+# Tool calls: well formed where they are configured, skipped where they are not.
 
 NAME = "get_weather"
 TOOL = {
@@ -131,7 +133,7 @@ TOOL = {
     },
 }
 QUESTION = {"role": "user", "content": "What is the weather in Paris now? Use the tool."}
-PARSER = "set --tool-call-parser to the parser of this model (glm4_moe and hermes differ), or leave tools off"
+USE_PARSER = "set --tool-call-parser to the parser of this model (glm4_moe and hermes differ), or leave tools off"
 
 
 @check(
@@ -152,21 +154,21 @@ async def tools(probe: Probe) -> Result:
         raise
     expected = f"a call of {NAME} with a city"
     if answer.tool_calls:
-        fault = _fault(answer.tool_calls[0])
+        problem = _call_fault(answer.tool_calls[0])
         seen = quote(json.dumps(answer.tool_calls[0], ensure_ascii=False), 100)
-        return fail(f"{fault}: {seen}", expected, remedy=PARSER) if fault else ok(seen, expected)
+        return fail(f"{problem}: {seen}", expected, remedy=USE_PARSER) if problem else ok(seen, expected)
     evidence = ("answer", answer.text)
     if NAME in answer.text:
-        return fail(f"the call leaked into the text: {quote(answer.text)}", expected, evidence, remedy=PARSER)
+        return fail(f"the call leaked into the text: {quote(answer.text)}", expected, evidence, remedy=USE_PARSER)
     return warn(f"the model called no tool: {quote(answer.text)}", expected, evidence)
 
 
-def _fault(call: Any) -> str | None:
+def _call_fault(call: Any) -> str | None:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or function.get("name") != NAME:
-        return "a call of no known tool"
+        return "a call of an unknown tool"
     try:
         arguments = json.loads(function.get("arguments") or "")
     except (ValueError, TypeError):
-        return "arguments that are no JSON"
+        return "arguments that are not JSON"
     return None if isinstance(arguments, dict) and "city" in arguments else "arguments without the city"

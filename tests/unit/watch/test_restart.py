@@ -13,7 +13,7 @@ from glm4_deploy.probe.client import ChatAnswer
 from glm4_deploy.report_model import Timing
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict
-from glm4_deploy.watch.loop import Schedule, fault_of, run_watch
+from glm4_deploy.watch.loop import Schedule, canary_fault, run_watch
 from glm4_deploy.watch.restart import Policy, Rules
 
 
@@ -85,7 +85,7 @@ def test_the_engines_new_start_is_asked_at_once_even_after_a_bad_hour() -> None:
     for second in range(3500):
         if schedule.take(second):
             schedule.hurry(second)
-    schedule.anew(3500)
+    schedule.restarted(3500)
     assert schedule.take(3500)
 
 
@@ -102,12 +102,12 @@ def test_what_an_answer_is_taken_for() -> None:
     asks = [ask for second in range(0, 40, 10) if (ask := Schedule(every_s=10, max_tokens=256).take(second))]
     free = asks[0]
     loop = ChatAnswer(text="I am here. " * 60, finish_reason="length", timing=Timing(total=1))
-    assert "EXACT_LOOP" in (fault_of(free, loop) or "")
+    assert "EXACT_LOOP" in (canary_fault(free, loop) or "")
     nan = ChatAnswer(text="!!!!", finish_reason="length", timing=Timing(total=1), logprobs=(None, None, None, None))
-    assert fault_of(free, nan)
-    assert fault_of(free, ChatAnswer(text="", finish_reason="stop", timing=Timing(total=1)))
+    assert canary_fault(free, nan)
+    assert canary_fault(free, ChatAnswer(text="", finish_reason="stop", timing=Timing(total=1)))
     good = "The keeper climbed the stair, lit the lamp and wrote of the wind in his book before the storm broke."
-    assert fault_of(free, ChatAnswer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
+    assert canary_fault(free, ChatAnswer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
 
 
 class Broken:
@@ -130,7 +130,7 @@ def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> Non
     exporter = Exporter(stale_s=60)
     policy = Policy(Rules(backoff_s=1000, grace_s=0))
     run = run_watch(
-        verdicts(), exporter=exporter, tell=lambda event, /, **fields: told.append((event, fields)),
+        verdicts(), exporter=exporter, emit=lambda event, /, **fields: told.append((event, fields)),
         policy=policy, keeper=Broken(),
     )  # fmt: skip
     asyncio.run(run)
