@@ -1,4 +1,4 @@
-"""Files: atomic writes, and safe reading of files that users supply. May import nothing but `errors`."""
+"""Files: atomic writes, and safe reading of files that users supply. May import nothing."""
 
 import errno
 import os

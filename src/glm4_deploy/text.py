@@ -1,4 +1,4 @@
-"""Untrusted text: make it safe to show, cut it to size, remove secrets from it. May import nothing but `errors`.
+"""Untrusted text: make it safe to show, cut it to size, remove secrets from it. May import nothing.
 
 A model's answer, a log line or a file name may contain characters that move the cursor, reverse the direction of text
 or hide a line; CONTROLS is the one definition of them. Text for people goes through `one_line`, `cap`, `clean_text`,

@@ -1,4 +1,4 @@
-"""The runner: dependencies, choice of checks, other servers, soak, and a verdict that always comes."""
+"""Running a suite: dependencies, choice of checks, other servers, soak, and a verdict that always comes."""
 
 import asyncio
 from contextlib import ExitStack
