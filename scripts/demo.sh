@@ -9,7 +9,7 @@ say() { printf '\n== %s\n' "$*" >&2; }
 say "The CPU engine (built once)"
 GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)
 export GLM4_CPU_PYTHON
-wish=(--profile cpu --model-dir demo/glm-4-tiny-chat --port "${PORT:-18080}"
+settings=(--profile cpu --model-dir demo/glm-4-tiny-chat --port "${PORT:-18080}"
   --set project=glm4-demo --set container_name=glm4-demo --set restart=no)
 
 if docker info >/dev/null 2>&1; then
@@ -21,10 +21,10 @@ else
   how=(--runner process)
 fi
 
-say "What will run: glm4-deploy render ${wish[*]}"
-glm4-deploy render "${wish[@]}" -o "$state/rendered.yaml"
+say "What will run: glm4-deploy render ${settings[*]}"
+glm4-deploy render "${settings[@]}" -o "$state/rendered.yaml"
 trap 'say "Stopping"; glm4-deploy down --state-dir "$state"' EXIT
 say "glm4-deploy up"
-glm4-deploy up "${wish[@]}" "${how[@]}" --state-dir "$state"
+glm4-deploy up "${settings[@]}" "${how[@]}" --state-dir "$state"
 say "glm4-deploy smoke --suite quick"
-glm4-deploy smoke --base-url "http://127.0.0.1:${PORT:-18080}" --model glm-4-9b-chat --suite quick
+glm4-deploy smoke --state-dir "$state" --suite quick

@@ -1,11 +1,11 @@
 """`glm4-deploy diagnose`: what an engine's log says."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
+from glm4_deploy.cli.params import STATE, Json, StateDir
 from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
 from glm4_deploy.errors import UsageError
 from glm4_deploy.logs.facts import EngineFacts, Phase
@@ -14,7 +14,6 @@ from glm4_deploy.logs.scan import read_file
 from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result, Status, ok, warn
 
-STATE = Path(".glm4")
 # Keys of --json; `progress` is for people alone.
 FACTS = (
     "version",
@@ -40,9 +39,9 @@ WIDTH = 400
 def diagnose(
     file: Annotated[str | None, typer.Argument(help="A log file, or - for standard input.", show_default=False)] = None,
     container: Annotated[str | None, typer.Option("--container", help="A container's name or id.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    json_: Json = False,
     junit: JUnit = None,
-    state_dir: Annotated[Path, typer.Option("--state-dir", help="Where `up` kept its record.")] = STATE,
+    state_dir: StateDir = STATE,
 ) -> None:
     """Read an engine's log: which path it took, how far it came, what went wrong and what to do, root cause first.
 

@@ -23,7 +23,17 @@ from glm4_deploy.catalog.rows import (
 from glm4_deploy.checkpoint.model import BadConfigError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
-from glm4_deploy.cli.params import NOTHING, STATE, Json, Requested, StateDir, profile_for, seed, with_settings
+from glm4_deploy.cli.params import (
+    NO_PROFILE,
+    NOTHING,
+    STATE,
+    Json,
+    Requested,
+    StateDir,
+    profile_for,
+    seed,
+    with_settings,
+)
 from glm4_deploy.deploy.candidates import holds_own_port, recorded_engine
 from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.deploy.state import expected_record
@@ -145,10 +155,6 @@ def _fit(plan: MemoryPlan) -> Result:
         return fail(plan.refusal, "an engine that starts", remedy=plan.remedy, check="memory-plan")
     requests = f"{plan.max_concurrency:.2f} requests of full length at once"
     return ok(f"{plan.kv_cache_tokens:,} tokens of KV cache, {requests}", "an engine that starts", check="memory-plan")
-
-
-# A GPU that is named without a profile: the settings' own defaults.
-NO_PROFILE = Profile(name="none", summary="no profile")
 
 
 def _of_load(load: RequestLoad) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Requested:
 
 
 NOTHING = Requested()
+# Under the settings of a GPU that is named without a profile: nothing but their own defaults.
+NO_PROFILE = Profile(name="none", summary="no profile")
 
 
 def with_settings(*more: str, profile: str = "seed") -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.catalog.rows import Profile, gpu_by_name, gpus
+from glm4_deploy.cli.params import NO_PROFILE, NOTHING, Json, Requested, with_settings
 from glm4_deploy.files import read_text
+from glm4_deploy.plan.spec import memory_request
 from glm4_deploy.probe.limits import read_slo
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.scale.answer import answer
@@ -25,9 +28,11 @@ from glm4_deploy.scale.request import (
     replicas_of,
     router_of,
 )
+from glm4_deploy.settings import Settings
 from glm4_deploy.text import seconds_of
 
 
+@with_settings("max_num_batched_tokens", profile="none")
 def scale(
     context: typer.Context,
     calibration: Annotated[
@@ -53,11 +58,11 @@ def scale(
     slo: Annotated[Path | None, typer.Option(help="Limits in a file, p50 and p99 too (docs/how-to/smoke.md).")] = None,
     prompt_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of a prompt, median.")] = 512,
     prompt_p95: Annotated[
-        float | None, typer.Option(min=1, max=10_000_000, help="And 95th percentile. [all alike]")
+        float | None, typer.Option(min=1, max=10_000_000, help="95th percentile of the same.", show_default="all alike")
     ] = None,
     output_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of an answer, median.")] = 128,
     output_p95: Annotated[
-        float | None, typer.Option(min=1, max=10_000_000, help="And 95th percentile. [all alike]")
+        float | None, typer.Option(min=1, max=10_000_000, help="95th percentile of the same.", show_default="all alike")
     ] = None,
     lengths: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead: lines of `prompt,answer` tokens to draw from.")
@@ -69,19 +74,15 @@ def scale(
     gpus: Annotated[
         str, typer.Option(help="Seek within 1..10000, or say what one number would do: 8.")
     ] = f"1..{MOST_GPUS}",
-    tensor_parallel_size: Annotated[
-        int, typer.Option(min=1, max=64, help="GPUs of one engine; the calibration must be of such an engine.")
-    ] = 1,
-    max_num_seqs: Annotated[
-        int | None, typer.Option(min=1, max=65536, help="Of each engine. [as calibrated, else 64]")
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(min=1, max=1_048_576, help="Of each engine. [as calibrated, else 2048]")
-    ] = None,
     kv_cache_tokens: Annotated[
-        int | None, typer.Option(min=64, help="KV cache as the engine logs it. [as calibrated, else --gpu]")
+        int | None,
+        typer.Option(
+            min=64,
+            help="KV cache of an engine, in tokens, as it logs it.",
+            show_default="as calibrated, else planned for the profile's GPU",
+        ),
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="Plan the KV cache of this GPU: h100, gb10 …")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan the KV cache for this GPU instead: h100, gb10 …")] = None,
     failures_per_gpu_year: Annotated[
         float | None, typer.Option(min=0, max=1000, help="Say how many spares keep the limits 99.9 % of the time.")
     ] = None,
@@ -89,7 +90,8 @@ def scale(
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions with other random numbers.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="The first of them; the same seed, the same answer.")] = 0,
     requests: Annotated[int, typer.Option(min=200, max=1_000_000, help="Requests counted a simulation.")] = 4000,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    requested: Requested = NOTHING,
+    as_json: Json = False,
 ) -> None:
     """Say how many GPUs so many users need under limits on TTFT and TPOT, by a simulation of what was measured.
 
@@ -109,20 +111,15 @@ def scale(
         cached_tokens=cached_tokens,
     )
     check_load(workload)
+    settings, profile = requested.load(lambda: NO_PROFILE)
     sources = {name: context.get_parameter_source(name) for name in context.params}
     check_options({name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
     request = ScaleRequest(
         workload=workload,
         slo=limits_of(ttft_p95, tpot_p95, read_slo(slo).model_dump(exclude_none=True) if slo is not None else {}),
         router=router_of(router),
-        replicas=replicas_of(gpus, tensor_parallel_size),
-        engine=EngineOptions(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            kv_cache_tokens=kv_cache_tokens,
-            gpu=gpu,
-            gpus_each=tensor_parallel_size,
-        ),
+        replicas=replicas_of(gpus, settings.tensor_parallel_size),
+        engine=_engine(settings, profile, gpu, kv_cache_tokens),
         requests=requests,
         seeds=seeds,
         seed=seed,
@@ -135,6 +132,21 @@ def scale(
     else:
         typer.echo(scale_text(found, color=sys.stdout.isatty()), nl=False)
     raise typer.Exit(1 if found.sizing.broken else 0)
+
+
+def _engine(settings: Settings, profile: Profile, gpu: str | None, cache: int | None) -> EngineOptions:
+    """The settings that a layer gives; what none gives is as measured."""
+    given = settings.model_fields_set
+    row = gpu_by_name(gpu, other="--kv-cache-tokens, from the engine's log") if gpu else gpus().get(profile.gpu or "")
+    return EngineOptions(
+        max_num_seqs=settings.max_num_seqs if "max_num_seqs" in given else None,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_tokens=cache,
+        memory=memory_request(settings, profile, row) if row else None,
+        gpu_named=gpu is not None,
+        solved=settings.gpu_memory_utilization == "auto",
+        gpus_each=settings.tensor_parallel_size,
+    )
 
 
 def read_calibrations(names: list[str]) -> MeasuredRun:

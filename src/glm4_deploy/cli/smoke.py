@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import SecretStr
 
 from glm4_deploy.cli.output import JUnit, Outputs
-from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.cli.params import NOTHING, STATE, JsonFile, Requested, StateDir, with_settings
 from glm4_deploy.deploy.state import Record, expected_record, load_record
 from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
 from glm4_deploy.files import read_text
@@ -30,10 +31,15 @@ from glm4_deploy.text import did_you_mean, seconds_of
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option(help="The endpoint. [what `up` started here, else the settings' own address]", metavar="URL"),
+    typer.Option(
+        help="The endpoint.", metavar="URL", show_default="what `up` started here, else the settings' own address"
+    ),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="The served name that must answer. [as for --base-url, else the only one]")
+    str | None,
+    typer.Option(
+        help="The served name that must answer.", show_default="that of the default endpoint, else the only one"
+    ),
 ]
 KeyFile = Annotated[
     Path | None, typer.Option(help="A file that holds the API key; it goes to the base URL alone and is never shown.")
@@ -43,6 +49,7 @@ Names = Annotated[
 ]
 
 
+@with_settings(profile="seed")
 def smoke(
     base_url: BaseUrl = None,
     model: Model = None,
@@ -52,20 +59,17 @@ def smoke(
     skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeat.")] = None,
     duration: Annotated[str, typer.Option("--for", help="How long to soak: 90s, 30m, 8h.")] = "30m",
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the first token of an answer.")] = 120.0,
-    max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Context in tokens, where the server does not tell.")
-    ] = None,
     slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Perplexities of a good day to compare with.")] = None,
     save_baseline: Annotated[Path | None, typer.Option(help="Store this run's perplexities, if it passes.")] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")
-    ] = None,
+    json_: JsonFile = None,
     junit: JUnit = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one self-contained page; - is stdout.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show every check and what it proves, and stop.")] = False,
+    requested: Requested = NOTHING,
+    state_dir: StateDir = STATE,
 ) -> None:
     """Ask a running engine, and judge what it answers.
 
@@ -81,7 +85,7 @@ def smoke(
     chosen = _choice(suite, [str(name) for name in Suite])
     outputs = Outputs(json=json_, junit=junit, html=html, other=save_baseline)
     outputs.check()
-    target = make_target(base_url, model, api_key_file, timeout, max_model_len)
+    target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
     options = _options(slo, baseline)
     report = _run(target, Suite(chosen), options, tuple(only or ()), tuple(skip or ()), duration)
     outputs.write(
@@ -98,6 +102,7 @@ def smoke(
     raise typer.Exit(report.exit_code)
 
 
+@with_settings(profile="seed")
 def bench(
     base_url: BaseUrl = None,
     model: Model = None,
@@ -108,14 +113,14 @@ def bench(
     container: Annotated[str | None, typer.Option(help="Run the generator inside this container.")] = None,
     python: Annotated[str | None, typer.Option(help="Run the generator by this Python, which has vLLM.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="The model's directory as the generator sees it. [as served]")
+        str | None, typer.Option(help="The model's directory as the generator sees it.", show_default="as served")
     ] = None,
     slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
-    ] = None,
+    json_: JsonFile = None,
     junit: JUnit = None,
     compare: Annotated[Path | None, typer.Option(metavar="FILE", help="An earlier --json to compare with.")] = None,
+    requested: Requested = NOTHING,
+    state_dir: StateDir = STATE,
 ) -> None:
     """Load a running engine through vLLM's own generator: TTFT, TPOT, throughput, goodput.
 
@@ -124,8 +129,8 @@ def bench(
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
     """
-    where = Where(container=container, python=python, tokenizer=tokenizer)
-    target = make_target(base_url, model, api_key_file, 120.0, None)
+    where = Where(container=container, python=python, tokenizer=tokenizer, state_dir=state_dir)
+    target = make_target(base_url, model, api_key_file, 120.0, requested=requested, state_dir=state_dir)
     levels = _levels(concurrency)
     outputs, lengths = Outputs(json=json_, junit=junit), (input_len, output_len)
     raise typer.Exit(run_bench(target, where, levels, lengths, slo=slo, outputs=outputs, compare=compare))
@@ -141,18 +146,26 @@ def _save_baseline(path: Path, report: SuiteReport) -> None:
 
 
 def make_target(
-    base_url: str | None, model: str | None, key_file: Path | None, timeout: float, max_model_len: int | None
-) -> "ProbeTarget":
+    base_url: str | None,
+    model: str | None,
+    key_file: Path | None,
+    timeout: float,
+    *,
+    requested: Requested = NOTHING,
+    state_dir: Path = STATE,
+) -> ProbeTarget:
     """Options → target; without --base-url, what `up` started from this directory, or what the settings name."""
-    from pydantic import SecretStr
-
+    if requested.given:
+        requested.load()  # a wrong setting is refused, needed or not
     started_at = None
+    named = requested.flags
+    model, context = model or named.get("served_model_name"), named.get("max_model_len")
     if base_url is None:
-        record = load_record() or expected_record(resolve_spec({}))
+        record = _record_of(requested, state_dir)
         endpoint = record.endpoint
         base_url, model = endpoint.base_url, model or endpoint.model
         started_at = record.started.started_at if record.started else None
-        max_model_len = max_model_len or endpoint.max_model_len
+        context = context or endpoint.max_model_len
         key_file = key_file or (Path(endpoint.api_key_file) if endpoint.api_key_file else None)
     key = SecretStr(read_text(key_file)) if key_file is not None else None
     return ProbeTarget(
@@ -160,9 +173,18 @@ def make_target(
         model=model,
         api_key=key,
         started_at=started_at,
-        max_model_len=max_model_len,
+        max_model_len=context,
         timeout_s=timeout,
     )
+
+
+def _record_of(requested: Requested, state_dir: Path) -> Record:
+    """What is on record; the settings' own where nothing is, or where the command line names another address."""
+    record = load_record(state_dir)
+    if record is not None and not requested.given:
+        return record
+    expected = expected_record(requested.plan().deployment)
+    return record if record is not None and record.endpoint.base_url == expected.endpoint.base_url else expected
 
 
 def _run(
@@ -236,6 +258,7 @@ class Where:
     container: str | None
     python: str | None
     tokenizer: str | None
+    state_dir: Path = STATE
 
 
 def run_bench(
@@ -300,7 +323,7 @@ def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
     if where.container is not None:
         return in_container(where.container), _inside()
     python = where.python or os.environ.get("GLM4_CPU_PYTHON")
-    record = _record()
+    record = load_record(where.state_dir)
     if where.python is None and record is not None and record.endpoint.in_container and record.started:
         return in_container(record.started.id), _inside()
     if python:
@@ -309,10 +332,6 @@ def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
         "no place to run the load generator: `up` started no container from here",
         hint="name one with --container NAME, or a Python that has vLLM with --python PATH",
     )
-
-
-def _record() -> "Record | None":
-    return load_record()
 
 
 def _inside() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
-from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.state import expected_record, load_record
 from glm4_deploy.errors import Judged, UsageError
@@ -50,15 +50,13 @@ def watch(
     backoff: Annotated[float, typer.Option(min=1, max=3600, help="Seconds until a second restart; doubles.")] = 60.0,
     max_restarts: Annotated[int, typer.Option(min=1, max=60, help="Restarts an hour; then it stops.")] = 3,
     container: Annotated[
-        str | None, typer.Option(help="Container to restart. [what `up` started from this directory]")
+        str | None, typer.Option(help="Container to restart.", show_default="what `up` started from this directory")
     ] = None,
     duration: Annotated[
         str | None, typer.Option("--for", help="How long: 90s, 30m, 8h; then exit 0 if it is well, else 1.")
     ] = None,
-    state_dir: Annotated[
-        Path, typer.Option("--state-dir", help="Where the logs of restarted engines are kept.")
-    ] = Path(".glm4"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    state_dir: StateDir = STATE,
+    json_: JsonLines = False,
 ) -> None:
     """Watch a running engine by its progress and by what it says, and publish the verdict. It changes nothing.
 
@@ -73,7 +71,7 @@ def watch(
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
     if base_url is None or restart:
         _one_engine(state_dir)
-    target = make_target(base_url, model, api_key_file, stall, None)
+    target = make_target(base_url, model, api_key_file, stall, state_dir=state_dir)
     _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
     policy, keeper = _restarter(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
     end = serve(exporter, listen, port)
@@ -168,7 +166,6 @@ def _teller(json_: bool) -> Callable[..., None]:
 
 File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/how-to/fleet.md).")]
 AtOnce = Annotated[int, typer.Option(min=1, max=256, help="Hosts asked at the same time.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 INVENTORY = Path("fleet.yaml")
 
 

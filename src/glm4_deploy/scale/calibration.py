@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from glm4_deploy.catalog.rows import default_tag, gpu_by_name, load_catalog, resolve_version
+from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.plan.engine_rules import glm4_9b
-from glm4_deploy.plan.memory import MemoryRequest
+from glm4_deploy.plan.memory import MemoryRequest, estimate
 from glm4_deploy.plan.sizing import solve
 from glm4_deploy.report_model import BenchReport
 from glm4_deploy.scale.request import EngineLimits, EngineOptions, Lengths, StepCost, Workload
@@ -234,10 +233,11 @@ def engine_of(measured: MeasuredRun, options: EngineOptions) -> tuple[EngineLimi
     if batched < seqs:
         raise UsageError(f"max_num_batched_tokens {batched} is below max_num_seqs {seqs}", hint="vLLM refuses this too")
     cache = options.kv_cache_tokens
-    if cache is None and options.gpu is not None:
-        cache = _planned_cache(options.gpu, seqs, batched, options.gpus_each)
+    if cache is None and options.memory is not None and (options.gpu_named or measured.kv_cache_tokens is None):
+        request = replace(options.memory, max_num_seqs=seqs, max_num_batched_tokens=batched)
+        cache = _planned_cache(request, solved=options.solved)
         assumed.append(
-            f"KV cache {cache:,} tokens: planned for {options.gpu} (docs/explanation/planner.md), not measured"
+            f"KV cache {cache:,} tokens: planned for {request.gpu.label} (docs/explanation/planner.md), not measured"
         )
     cache = cache or measured.kv_cache_tokens
     if cache is None:
@@ -255,15 +255,10 @@ def engine_of(measured: MeasuredRun, options: EngineOptions) -> tuple[EngineLimi
     return limits, tuple(assumed)
 
 
-def _planned_cache(gpu: str, seqs: int, batched: int, ranks: int) -> int:
-    row = gpu_by_name(gpu, other="--kv-cache-tokens, from the engine's log")
-    request = MemoryRequest(
-        gpu=row, model=glm4_9b(), vllm=resolve_version(default_tag()), gpu_memory_utilization=0.5,
-        max_num_seqs=seqs, max_num_batched_tokens=batched, tensor_parallel_size=ranks,
-    )  # fmt: skip
-    plan = solve(request).plan
+def _planned_cache(request: MemoryRequest, *, solved: bool) -> int:
+    plan = solve(request).plan if solved else estimate(request)
     if not plan.fits:
-        raise PlanRefused(f"an engine does not start on {gpu}: {plan.refusal}", hint=plan.remedy)
+        raise PlanRefused(f"an engine does not start on {request.gpu.label}: {plan.refusal}", hint=plan.remedy)
     return plan.kv_cache_tokens
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from glm4_deploy.errors import UsageError
+from glm4_deploy.plan.memory import MemoryRequest
 from glm4_deploy.text import seconds_of
 
 MOST_GPUS = 10_000
@@ -116,12 +117,18 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Limits of each engine as given on the command line. None: as measured, or planned for `gpu`."""
+    """Limits of each engine as the settings give them. None: as measured.
+
+    memory: the GPU and the engine that a KV cache is planned for. gpu_named: the plan replaces what was measured;
+    otherwise it only stands in where nothing was. solved: the memory fraction is solved for.
+    """
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
-    gpu: str | None = None
+    memory: MemoryRequest | None = None
+    gpu_named: bool = False
+    solved: bool = True
     gpus_each: int = 1
 
 
