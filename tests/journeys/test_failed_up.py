@@ -32,7 +32,7 @@ def test_a_first_engine_that_talks_in_loops_is_stopped_and_its_log_is_kept(kit: 
 def test_an_engine_that_dies_while_it_starts_is_noticed_with_its_cause(kit: Kit) -> None:
     up = kit.up(engine="dies")
     assert up.code == 11
-    assert "the engine stopped in the phase `compile`, exit code 1: the weights and the work space leave" in up.err
+    assert "the engine stopped in the phase `compile`, exit code 1: weights and workspace use up" in up.err
     assert "ValueError: No available memory for the cache blocks" in up.err
     assert kit.status()["up"] is False
     diagnosis = kit.run("diagnose")
