@@ -130,24 +130,16 @@ def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float
 def figures(outcome: CellResult) -> dict[str, float]:
     done = outcome.requests
     took = max(r.done for r in done) - min(r.sent for r in done)
-    named = of([1000 * r.ttft for r in done], [1000 * r.tpot for r in done], sum(r.answer for r in done) / took)
+    times = {"ttft": sorted(1000 * r.ttft for r in done), "tpot": sorted(1000 * r.tpot for r in done)}
+    named = {f"{metric} p{share}": quantile(found, share) for metric, found in times.items() for share in (50, 95)}
+    named["tokens/s"] = sum(r.answer for r in done) / took
     return named | {"preempted": float(sum(r.preempted for r in done))}
 
 
 def measured_figures(row: Row) -> dict[str, float]:
-    named = of(row["ttfts"], row["tpots"], row["output_tokens_per_s"])
+    named = {f"{metric} p{share}": row[metric][f"p{share}"] for metric in ("ttft", "tpot") for share in (50, 95)}
+    named["tokens/s"] = row["output_tokens_per_s"]
     return named | {"preempted": float(row["preemptions"])}
-
-
-def of(ttfts: list[float], tpots: list[float], tokens: float) -> dict[str, float]:
-    ttft, tpot = sorted(ttfts), sorted(tpots)
-    return {
-        "ttft p50": quantile(ttft, 50),
-        "ttft p95": quantile(ttft, 95),
-        "tpot p50": quantile(tpot, 50),
-        "tpot p95": quantile(tpot, 95),
-        "tokens/s": tokens,
-    }
 
 
 if __name__ == "__main__":

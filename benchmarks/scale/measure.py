@@ -1,4 +1,4 @@
-"""Measure a real vLLM on the CPU under the loads of loads.py, and keep what came of each request.
+"""Measure a real vLLM on the CPU under the loads of loads.py, and keep the figures of each.
 
 python -m benchmarks.scale.measure --rounds 3 --out benchmarks/scale/results/cpu.json
 """
@@ -24,7 +24,6 @@ from tests.e2e.engine import NAME, engine
 from glm4_deploy.probe.bench import LAUNCH, MARK
 
 ROOT = Path(__file__).parents[2]
-DETAILS = ("ttfts", "itls", "input_lens", "output_lens")
 DEMO = ROOT / "demo" / "glm-4-tiny-chat"
 # The demo model takes 2 ms a step, less than the API server and the generator take for its tokens: this one, with dummy
 # weights, is slow enough that the engine is what is measured.
@@ -127,12 +126,9 @@ def send(
 
 
 def read(load: loads.Load, raw: dict[str, Any]) -> dict[str, Any]:
-    """What the generator saw of each request: lengths in tokens, times in milliseconds, starts in seconds."""
+    """What the generator measured: times in milliseconds; the requests' lengths in tokens where they vary."""
     good = [i for i, error in enumerate(raw["errors"]) if not error]
-    raw = raw | {name: [raw[name][i] for i in good] for name in DETAILS}
-    tpots = [
-        1000 * sum(gaps) / max(1, tokens - 1) for gaps, tokens in zip(raw["itls"], raw["output_lens"], strict=True)
-    ]
+    lengths = {name: [raw[name][i] for i in good] if load.spread else [] for name in ("input_lens", "output_lens")}
     return {
         "part": load.part,
         "name": load.name,
@@ -143,15 +139,12 @@ def read(load: loads.Load, raw: dict[str, Any]) -> dict[str, Any]:
         "requests": raw["completed"],
         "failed": raw["failed"],
         "seconds": raw["duration"],
-        "ttft": {f"p{p}": raw[f"p{p}_ttft_ms"] for p in (50, 95, 99)},
-        "tpot": {f"p{p}": raw[f"p{p}_tpot_ms"] for p in (50, 95, 99)},
-        "output_tokens_per_s": raw["output_throughput"],
-        "requests_per_s": raw["request_throughput"],
+        "ttft": {f"p{p}": round(raw[f"p{p}_ttft_ms"], 3) for p in (50, 95, 99)},
+        "tpot": {f"p{p}": round(raw[f"p{p}_tpot_ms"], 3) for p in (50, 95, 99)},
+        "output_tokens_per_s": round(raw["output_throughput"], 3),
+        "requests_per_s": round(raw["request_throughput"], 3),
         "load_average": round(os.getloadavg()[0], 2),
-        "input_lens": raw["input_lens"] if load.spread else [],
-        "output_lens": raw["output_lens"] if load.spread else [],
-        "ttfts": [round(1000 * seconds, 1) for seconds in raw["ttfts"]],
-        "tpots": [round(value, 3) for value in tpots],
+        **lengths,
     }
 
 
@@ -180,7 +173,7 @@ def write(path: Path, engines: dict[str, Any], rows: list[dict[str, Any]]) -> No
         "engines": engines,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = ",\n".join(json.dumps(row) for row in rows)
+    body = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
     path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{body}\n]}}\n', encoding="utf-8")
 
 
