@@ -1,9 +1,9 @@
-"""Verify and repair as ratios to sha256sum and cp of the same bytes, in one run; peak memory.
+"""Time of verify and repair relative to sha256sum and cp of the same bytes, in one run, and their peak memory.
 
-.venv/bin/python benchmarks/checkpoint.py [--layers 8] [--runs 3] [--dir DIR]
+    .venv/bin/python -m benchmarks.checkpoint [--layers 8] [--runs 3] [--dir DIR]
 
-The whole 9B model has 40 layers (6.6 GiB); fewer layers are the same tensors with less of them. The figures are of
-files that are in the page cache. Nothing is kept.
+The 9B model has 40 layers (6.6 GiB); a smaller number leaves layers out. The files are in the page cache. Nothing is
+kept.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def config(layers: int) -> dict[str, object]:
 
 
 def tokenizer() -> dict[str, object]:
-    """As large as GLM-4's: 151,329 words and twice as many merges, about 20 MB of JSON."""
+    """One as large as GLM-4's: 151,329 words and twice as many merges, about 20 MB of JSON."""
     special = json.loads((DATA / "tokenizer.json").read_text())["added_tokens"]
     words = [f"Ġword{number:06}" for number in range(151_329)]
     merges = [[word[:5], word[5:]] for word in words] * 2
@@ -80,19 +80,19 @@ def pieces(layers: int) -> list[Piece]:
 
 
 def content(piece: Piece, count: int, rng: np.random.Generator) -> bytes:
-    """Sound random content: finite numbers, positive scales."""
+    """Valid random content: finite numbers, positive scales."""
     part = piece.name.rpartition(".")[2]
     if part in SCALES:
         return np.array([SCALES[part]], "<f4").tobytes()
     if piece.dtype == "BF16":
-        return (rng.integers(0, 1 << 16, count // 2, np.uint16) & 0xBFFF).tobytes()  # no exponent of all ones
+        return (rng.integers(0, 1 << 16, count // 2, np.uint16) & 0xBFFF).tobytes()  # not all ones in the exponent
     if piece.dtype == "F8_E4M3":
         return rng.integers(1, 0x7F, count, np.uint8).tobytes()
     return rng.bytes(count)
 
 
 def make(directory: Path, layers: int, *, sparse: bool) -> int:
-    """A checkpoint; `sparse` leaves all but the global scales as a hole. Returns the number of tensors."""
+    """Write a checkpoint; `sparse` leaves holes for all but the global scales. Returns the number of tensors."""
     directory.mkdir()
     for path in DATA.iterdir():
         if path.suffix != ".safetensors":
@@ -123,7 +123,7 @@ def make(directory: Path, layers: int, *, sparse: bool) -> int:
 
 
 def run(*words: str | Path) -> tuple[float, float]:
-    """Seconds and peak MiB of a command; 1 (a finding) is no failure of it."""
+    """Seconds and peak MiB of a command. Exit code 1 (it found something) is accepted."""
     begin = time.perf_counter()
     process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -138,44 +138,46 @@ def kit(*words: str | Path) -> tuple[float, float]:
 
 
 def median(cases: dict[str, Callable[[], tuple[float, float]]], runs: int) -> dict[str, tuple[float, float]]:
-    """Interleaved, so that whatever else the machine does falls on all alike."""
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    """Median seconds and highest peak of each; interleaved, so that other load on the machine affects all alike."""
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for _ in range(runs):
         for name, case in cases.items():
-            seen[name].append(case())
+            results[name].append(case())
     return {
-        name: (statistics.median(seconds for seconds, _ in found), max(peak for _, peak in found))
-        for name, found in seen.items()
+        name: (statistics.median(seconds for seconds, _ in rows), max(peak for _, peak in rows))
+        for name, rows in results.items()
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--dir", type=Path, help="where to work; twice the size of the model must be free")
+    parser.add_argument("--layers", type=int, default=8, help="of the model that is read in full (8)")
+    parser.add_argument("--runs", type=int, default=3, help="of each command (3)")
+    parser.add_argument("--dir", type=Path, help="where to work; needs free space of twice the model's size")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir) as name:
         work = Path(name)
         whole, part, out = work / "glm-4-whole", work / "glm-4-part", work / "glm-4-out"
-        with ProcessPoolExecutor(1) as pool:  # a command's peak counts from its parent's size: this one stays small
+        with ProcessPoolExecutor(
+            1
+        ) as pool:  # a child's peak starts at its parent's size, so this process must stay small
             tensors = pool.submit(make, whole, 40, sparse=True).result()
             pool.submit(make, part, args.layers, sparse=False).result()
         file = part / "model.safetensors"
         size = file.stat().st_size
 
         def copy() -> tuple[float, float]:
-            found = run("sh", "-c", f"mkdir {out} && cp {part}/* {out} && sync {out}/*")
+            taken = run("sh", "-c", f"mkdir {out} && cp {part}/* {out} && sync {out}/*")
             shutil.rmtree(out)
-            return found
+            return taken
 
         def repair() -> tuple[float, float]:
-            found = kit("repair", part, "--output", out)
+            taken = kit("repair", part, "--output", out)
             assert (out / "config.json").exists()
             shutil.rmtree(out)
-            return found
+            return taken
 
-        found = median(
+        figures = median(
             {
                 "start": lambda: run(sys.executable, "-m", "glm4_deploy", "version"),
                 "headers": lambda: kit("verify", whole),
@@ -187,12 +189,12 @@ def main() -> None:
             },
             args.runs,
         )
-    print(f"headers of {tensors} tensors, 6.59 GiB (sparse): {found['headers'][0]:.2f} s", end="")
-    print(f" (of these {found['start'][0]:.2f} s start of Python), peak {found['headers'][1]:.0f} MiB")
+    print(f"headers of {tensors} tensors, 6.59 GiB (sparse): {figures['headers'][0]:.2f} s", end="")
+    print(f" ({figures['start'][0]:.2f} s of it to start Python), peak {figures['headers'][1]:.0f} MiB")
     print(f"{args.layers} layers, {size / 2**30:.2f} GiB in the page cache, median of {args.runs}")
     for case, base in (("full", "sha256sum"), ("full, manifest", "sha256sum"), ("repair", "cp and sync")):
-        (seconds, peak), (other, _) = found[case], found[base]
-        print(f"{case}: {seconds:.2f} s, {seconds / other:.2f} of {base} ({other:.2f} s), peak {peak:.0f} MiB")
+        (seconds, peak), (other, _) = figures[case], figures[base]
+        print(f"{case}: {seconds:.2f} s, {seconds / other:.2f} × {base} ({other:.2f} s), peak {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

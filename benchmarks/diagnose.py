@@ -1,8 +1,9 @@
-"""How fast `glm4-deploy diagnose` goes through a large log, beside wc and grep on the same file in the same run.
+"""Throughput of `glm4-deploy diagnose` on a large log, compared with wc and grep on the same file in the same run.
 
 .venv/bin/python -m benchmarks.diagnose [MEGABYTES]
 """
 
+import argparse
 import json
 import os
 import random
@@ -21,7 +22,7 @@ MB = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """wall, cpu: seconds. rss: peak resident memory in MB."""
+    """What one command took. wall, cpu: seconds. rss: peak resident memory in MB."""
 
     wall: float
     cpu: float
@@ -30,7 +31,7 @@ class Run:
 
 
 def serving(dice: random.Random) -> bytes:
-    """Eleven requests and a line of statistics, as an engine with its access log on writes for days."""
+    """Eleven requests and one line of statistics: what an engine with its access log on writes for days."""
     lines = [
         b'(APIServer pid=3377) INFO:     10.%d.0.%d:%d - "POST /v1/chat/completions HTTP/1.1" 200 OK'
         % (dice.randrange(256), dice.randrange(256), dice.randrange(1024, 65536))
@@ -46,13 +47,13 @@ def serving(dice: random.Random) -> bytes:
 
 
 def stamped(dice: random.Random) -> bytes:
-    """The same with Docker's timestamps."""
+    """The same lines with Docker's timestamps."""
     lines = serving(dice).splitlines(keepends=True)
     return b"".join(b"2026-11-23T14:43:47.%09dZ " % dice.randrange(10**9) + line for line in lines)
 
 
 def prompts(dice: random.Random) -> bytes:
-    """Requests logged with their text: no two lines alike."""
+    """Requests logged with their prompts: no two lines are alike."""
     words = " ".join(dice.choice(WORDS) for _ in range(40)).encode()
     return b"(APIServer pid=3377) INFO 11-23 14:43:47 [logger.py:40] Received request cmpl-1: prompt: '%b'\n" % words
 
@@ -72,24 +73,24 @@ def tracebacks(dice: random.Random) -> bytes:
 WORDS = Path(__file__).read_text(encoding="utf-8").split()
 KINDS: dict[str, tuple[Callable[[random.Random], bytes], float]] = {
     "access log and statistics": (serving, 1.0),
-    "the same behind Docker's timestamps": (stamped, 1.0),
+    "the same with Docker's timestamps": (stamped, 1.0),
     "requests logged with their prompts": (prompts, 0.25),
     "nothing but tracebacks": (tracebacks, 0.1),
 }
 
 
 def write(path: Path, make: Callable[[random.Random], bytes], size: int) -> None:
-    """A real boot, then lines of that kind up to `size` bytes with one failure in the middle of them."""
+    """A real start-up log, then lines from `make` up to `size` bytes, with one failure in the middle."""
     dice = random.Random(1)
     pieces = [make(dice) for _ in range(4000)]
     with path.open("wb") as file:
         file.write(BOOT.read_bytes())
-        done = told = 0
+        done = failed = 0
         for piece in _forever(pieces):
             if done >= size:
                 return
-            if not told and done > size / 2:
-                told = file.write(NEEDLE)
+            if not failed and done > size / 2:
+                failed = file.write(NEEDLE)
             done += file.write(piece)
 
 
@@ -111,19 +112,21 @@ def run(words: list[str]) -> Run:
 
 
 def main() -> None:
-    size = int(sys.argv[1]) * MB if len(sys.argv) > 1 else 200 * MB
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("megabytes", type=int, nargs="?", default=200, help="size of the largest log (200)")
+    size = parser.parse_args().megabytes * MB
     kit = str(Path(sys.executable).parent / "glm4-deploy")
     print("| log | MB | diagnose, MB/s of CPU time | wall | × wc -l | × grep -c Error | peak RSS, MB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "engine.log"
-        for name, (make, share) in {"a tenth of it": (serving, 0.1), **KINDS}.items():
+        for name, (make, share) in {"a tenth of the next": (serving, 0.1), **KINDS}.items():
             write(path, make, int(size * share))
             megabytes = path.stat().st_size / MB
             wc, grep = run(["wc", "-l", str(path)]), run(["grep", "-c", "Error", str(path)])
             ours = run([kit, "diagnose", str(path), "--json"])
-            found = json.loads(ours.out)["findings"]
-            assert any(row["id"] == "illegal-access" for row in found), "the failure in the middle was not found"
+            findings = json.loads(ours.out)["findings"]
+            assert any(row["id"] == "illegal-access" for row in findings), "the failure in the middle was not found"
             print(
                 f"| {name} | {megabytes:.0f} | {megabytes / ours.cpu:.0f} | {megabytes / ours.wall:.0f} "
                 f"| {ours.cpu / wc.cpu:.0f} | {ours.cpu / grep.cpu:.1f} | {ours.rss:.0f} |",

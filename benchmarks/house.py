@@ -1,12 +1,11 @@
-"""Count the code: files, lines, short modules, names with two meanings, and what a reader of a journey must open.
+"""Measure the code: files, lines, short modules, duplicate names, and the files that a reader of a journey must open.
 
-    python benchmarks/house.py [--src DIR]
+    .venv/bin/python -m benchmarks.house [--src DIR]
 
 A journey is a command run under `sys.setprofile`. A file counts if one of its functions ran (class bodies and module
 code excluded); its room is the folder below the package; a hop is a call from one file to another. The third journey
 runs `up` twice against the stand-in engine of tests/journeys: a good release, then one that fails its gate and is
-rolled back; the second is counted. `--src` counts another checkout's `src`
-directory, with that checkout's test servers.
+rolled back; the second is counted. `--src` measures another checkout's `src` directory, with its test servers.
 """
 
 import argparse
@@ -50,7 +49,7 @@ main()
 
 
 def counts(package: Path) -> dict[str, object]:
-    """Files, lines, and class and public function names that are defined more than once."""
+    """Files, lines, and the class and public function names that are defined more than once."""
     lines: dict[Path, int] = {}
     classes: dict[str, int] = defaultdict(int)
     functions: dict[str, int] = defaultdict(int)
@@ -78,7 +77,7 @@ def counts(package: Path) -> dict[str, object]:
 
 
 def trace(source: Path, words: list[str], directory: Path, *, code: int = 0, **environment: str) -> dict[str, int]:
-    """One journey: files opened, lines in them, rooms, hops between files, and hops that cross rooms."""
+    """One journey: files executed, lines in them, rooms, hops between files, and hops that cross rooms."""
     out = directory / "trace.json"
     done = subprocess.run(
         [sys.executable, "-c", TRACER, str(source), str(out), *words],
@@ -108,7 +107,7 @@ def trace(source: Path, words: list[str], directory: Path, *, code: int = 0, **e
 
 
 def trace_rollback(source: Path, directory: Path) -> dict[str, int]:
-    """`up` of an engine that loops, after one that was good. The engines end with the lock on their lease."""
+    """`up` of an engine that loops, after a good release. The engines exit when the lock on their lease is released."""
     with socket.socket() as free, (directory / "lease").open("w") as lease:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -129,7 +128,7 @@ def trace_rollback(source: Path, directory: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--src", type=Path, default=ROOT / "src")
+    parser.add_argument("--src", type=Path, default=ROOT / "src", help="the `src` directory to measure (this one)")
     source = parser.parse_args().src.resolve()
     for name, value in counts(source / "glm4_deploy").items():
         print(f"{name:38} {value}")

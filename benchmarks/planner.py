@@ -1,9 +1,9 @@
 """How far the memory plan is from real engine logs, and how long `plan` and `doctor` take.
 
-    python benchmarks/planner.py LOG_OR_DIRECTORY… [--markdown] [--no-timing]
+    .venv/bin/python -m benchmarks.planner LOG_OR_DIRECTORY… [--markdown] [--no-timing]
 
-Every log is read for its settings (version, flags), planned from them alone, and held against what the engine then
-printed. Logs of other models than GLM-4-9B serve the block arithmetic only: tokens from the printed KV cache size.
+The settings of each log (version, flags) are planned, and the plan is compared with what the engine then printed. Logs
+of models other than GLM-4-9B are used for the block arithmetic only: tokens from the printed KV cache size.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One log: the wish that its settings make, and what was seen. None: not printed."""
+    """One log: the memory request in its settings, and what the engine printed. None: not printed."""
 
     name: str
-    wish: MemoryRequest
+    request: MemoryRequest
     weights_gib: float | None
     kv_cache_gib: float | None
     tokens: int | None
@@ -36,7 +36,7 @@ class Case:
 
 
 def read_case(path: Path, gpu: str) -> Case | None:
-    """The case in a log, None where it is no log of GLM-4-9B that came as far as its memory."""
+    """The case in a log; None unless it is a log of GLM-4-9B that got as far as its KV cache."""
     text = path.read_text(encoding="utf-8", errors="replace")
     args = _last(r"non-default args: (\{.*\})", text)
     version = _last(r"(?:Initializing a V1 LLM engine \(|API server version |version )v?(\d+\.\d+\.\d+)", text)
@@ -47,7 +47,7 @@ def read_case(path: Path, gpu: str) -> Case | None:
         return None
     device, vllm = gpu_by_name(gpu), parse_version(version)
     quantized = "quantization=compressed-tensors" in text or "NVFP4" in text
-    wish = MemoryRequest(
+    request = MemoryRequest(
         gpu=device,
         model=glm4_9b(WeightFormat.NVFP4 if quantized else WeightFormat.BF16),
         vllm=vllm,
@@ -62,7 +62,7 @@ def read_case(path: Path, gpu: str) -> Case | None:
     )
     return Case(
         name=f"{path.parent.name}/{path.stem}",
-        wish=wish,
+        request=request,
         weights_gib=_number(r"Model loading took ([\d.]+) GiB", text),
         kv_cache_gib=_number(r"Available KV cache memory: (-?[\d.]+) GiB", text),
         tokens=_whole(r"GPU KV cache size: ([\d,]+) tokens", text),
@@ -88,12 +88,12 @@ def rows(cases: list[Case]) -> Iterator[tuple[str, ...]]:
         "planned",
     )
     for case in cases:
-        plan = estimate(case.wish)
+        plan = estimate(case.request)
         yield (
             case.name,
-            ".".join(map(str, case.wish.vllm)),
-            f"{case.wish.gpu_memory_utilization:g}",
-            "first" if case.wish.first_start else "second",
+            ".".join(map(str, case.request.vllm)),
+            f"{case.request.gpu_memory_utilization:g}",
+            "first" if case.request.first_start else "second",
             f"{case.kv_cache_gib:.2f}",
             f"{plan.kv_cache_gib:.2f}",
             _off(plan.kv_cache_gib, case.kv_cache_gib) if case.tokens else _refusal(case, plan),
@@ -114,8 +114,8 @@ def _off(planned: float, seen: float | None) -> str:
 
 
 def block_rows(paths: list[Path]) -> Iterator[tuple[str, ...]]:
-    """Bytes a token by which the engine turned its GiB into its tokens: exact up to the digits that it prints."""
-    yield ("log", "KV GiB", "tokens", "bytes a token")
+    """Bytes per token with which the engine turned GiB into tokens: a range, since it prints rounded GiB."""
+    yield ("log", "KV GiB", "tokens", "bytes per token")
     for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")
         gib, tokens = (
@@ -128,7 +128,7 @@ def block_rows(paths: list[Path]) -> Iterator[tuple[str, ...]]:
 
 
 def timing() -> Iterator[tuple[str, ...]]:
-    """Median wall time of whole processes, beside that of an empty Python."""
+    """Median wall time of whole processes, and of an empty Python for comparison."""
     program = [sys.executable, "-m", "glm4_deploy"]
     yield ("command", "median of 5, s", "limit, s")
     for name, words, limit in (
@@ -171,10 +171,10 @@ def _whole(pattern: str, text: str) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", nargs="+", type=Path)
-    parser.add_argument("--gpu", help="which GPU wrote the logs; by default h100 or gb10, as the path says")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("logs", nargs="+", type=Path, help="engine logs, or directories of them")
+    parser.add_argument("--gpu", help="the GPU that wrote the logs; by default gb10 if the path says so, else h100")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("--no-timing", action="store_true", help="do not time `plan` and `doctor`")
     options = parser.parse_args()
     paths = [log for given in options.logs for log in (sorted(given.rglob("*.log")) if given.is_dir() else [given])]
     cases = [

@@ -1,9 +1,9 @@
-"""What is lost when an engine dies behind vLLM's router: its own values against those that the kit renders.
+"""Requests lost when an engine dies behind vLLM's router: the router's defaults against the options the kit renders.
 
-Two servers shaped after vLLM (tests/servers), the real router, one client that asks the same thing again and again, so
-that a cache-aware router sends it to the same engine. Each of the two is killed once, since either may be that one.
+    python -m benchmarks.router
 
-python -m benchmarks.router
+Two servers that imitate vLLM (tests/servers), the real router, and one client that repeats one request, so that a
+cache-aware router sends it to the same engine. Each server is killed in one run, since either may be that engine.
 """
 
 import argparse
@@ -27,27 +27,27 @@ ENGINE = (
 )
 BODY = {"model": "glm-4-9b-chat", "messages": [{"role": "user", "content": "What is 6 times 7? " * 20}]}
 REQUESTS = 15
-QUICK = ["--worker-startup-check-interval", "1"]  # the start is not what is measured
+QUICK = ["--worker-startup-check-interval", "1"]  # start-up time is not measured
 
 
 def rendered() -> list[str]:
-    """The options of the rendered file, from the policy to the last one before its addresses and ports."""
+    """The router options in the rendered file, without its addresses, ports and start-up times."""
     text = compose_file(resolve_spec({"profile": "cpu"}, sets=["replicas=2"]))
     words = [str(word) for word in yaml.safe_load(text)["services"]["router"]["command"]]
     return words[words.index("--policy") : words.index("--worker-startup-timeout-secs")]
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{'options':12} {'killed':7} {'sent':>5} {'lost':>5} {'seconds':>8}")
-    for name, options in (("its own", []), ("rendered", rendered())):
+    for name, options in (("defaults", []), ("rendered", rendered())):
         for victim in (0, 1):
-            lost, seconds = one(options, victim)
+            lost, seconds = kill_one(options, victim)
             print(f"{name:12} {'AB'[victim]:7} {REQUESTS:5} {lost:5} {seconds:8.1f}", flush=True)
 
 
-def one(options: list[str], victim: int) -> tuple[int, float]:
-    """Kill one of two engines, then ask: requests without an answer, seconds for all of them."""
+def kill_one(options: list[str], victim: int) -> tuple[int, float]:
+    """Kill one of two engines, then send requests: how many were not answered, and seconds for all of them."""
     ports = [free_port() for _ in range(4)]
     base_url = f"http://127.0.0.1:{ports[2]}"
     addresses = [f"http://127.0.0.1:{port}" for port in ports[:2]]
@@ -75,7 +75,7 @@ def start(stack: ExitStack, code: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def wait(url: str) -> None:
-    """Until it answers 200."""
+    """Wait until the URL answers 200."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

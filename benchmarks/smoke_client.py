@@ -1,11 +1,11 @@
-"""What the smoke client costs beside a bare httpx loop, on one machine in one run.
+"""What the smoke client costs compared with a bare httpx loop, on one machine in one run.
 
     python -m benchmarks.smoke_client [--base-url URL]
 
-A server in a process of its own sends tokens in vLLM's form, with logprobs and token ids. `bare` is httpx alone, `ours`
-is Client.ask_stream. TTFT: 300 single streams, one of each client in turn, so that whatever else the machine does falls
-on both alike; the median of each, and of the differences of the pairs. CPU time a token: 64 streams of 100 tokens a
-second at once, each client in a process of its own; medians over the rounds.
+A server in a separate process sends tokens in vLLM's format, with logprobs and token ids. `bare` is httpx alone, `ours`
+is Client.ask_stream. TTFT: 300 single streams of each client, in turn, so that other load on the machine affects both
+alike; the median of each, and of the differences of the pairs. CPU time per token: 64 concurrent streams of 100 tokens
+per second, each client in a separate process; medians over the rounds.
 
 With --base-url the server is a real engine that serves glm-4-9b-chat.
 """
@@ -40,7 +40,7 @@ def event(number: int) -> bytes:
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A bare server, so that the load is not the server's own slowness: many requests a connection."""
+    """A bare server, so that the client is the bottleneck: many requests per connection."""
     while head := await _head(reader):
         length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
         tokens = json.loads(await reader.readexactly(length))["max_tokens"]
@@ -92,7 +92,7 @@ async def bare(url: str) -> AsyncIterator[Ask]:
 
 @asynccontextmanager
 async def ours(url: str) -> AsyncIterator[Ask]:
-    """The smoke client: stamped, cut into events, parsed, assembled."""
+    """The smoke client: chunks timed, split into events, parsed, assembled."""
     from glm4_deploy.probe.client import Client, ProbeTarget
 
     async with Client(ProbeTarget(base_url=url)) as client:
@@ -102,7 +102,7 @@ async def ours(url: str) -> AsyncIterator[Ask]:
             sent = client.ask_stream("/v1/chat/completions", {**BODY, "max_tokens": tokens}, limit_s=60)
             answer = await sent
             assert 0 < len(answer.timing.arrivals) <= tokens  # an engine may send two tokens at once
-            # The clock of the answer starts inside the client; what comes before it counts too.
+            # The answer's clock starts inside the client; the time before that counts too.
             return time.perf_counter() - begin - (answer.timing.total - (answer.timing.ttft or 0.0))
 
         yield ask
@@ -110,15 +110,15 @@ async def ours(url: str) -> AsyncIterator[Ask]:
 
 async def pairs(url: str) -> tuple[float, float, float]:
     """Median TTFT of single streams, in seconds: bare, ours, and what ours adds."""
-    async with bare(url) as one, ours(url) as other:
-        await one(2), await other(2)
-        found = [(await one(2), await other(2)) for _ in range(SINGLE)]
-    added = statistics.median(mine - theirs for theirs, mine in found)
-    return statistics.median(theirs for theirs, _ in found), statistics.median(mine for _, mine in found), added
+    async with bare(url) as ask_bare, ours(url) as ask_ours:
+        await ask_bare(2), await ask_ours(2)
+        times = [(await ask_bare(2), await ask_ours(2)) for _ in range(SINGLE)]
+    added = statistics.median(mine - theirs for theirs, mine in times)
+    return statistics.median(theirs for theirs, _ in times), statistics.median(mine for _, mine in times), added
 
 
 async def cost(kind: str, url: str) -> float:
-    """CPU seconds a token of many streams at once."""
+    """CPU seconds per token over many concurrent streams."""
     async with {"bare": bare, "ours": ours}[kind](url) as ask:
         await ask(2)
         before = resource.getrusage(resource.RUSAGE_SELF)
@@ -133,18 +133,18 @@ def child(kind: str, url: str, out: "multiprocessing.Queue[float]") -> None:
 
 
 def run(kind: str, url: str) -> float:
-    """In a process of its own, so that no client pays for the other's garbage."""
+    """In a separate process, so that neither client pays for the other's garbage."""
     out: multiprocessing.Queue[float] = multiprocessing.Queue()
     process = multiprocessing.Process(target=child, args=(kind, url, out))
     process.start()
-    found = out.get(timeout=180)
+    seconds = out.get(timeout=180)
     process.join()
-    return found
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the CPU measurement (3)")
     parser.add_argument("--base-url", help="a real engine instead of the bare server")
     args = parser.parse_args()
     port: multiprocessing.Queue[int] = multiprocessing.Queue()
@@ -153,13 +153,13 @@ def main() -> None:
         server.start()
     url = args.base_url or f"http://127.0.0.1:{port.get(timeout=10)}"
     ttft = asyncio.run(pairs(url))
-    found: dict[str, list[float]] = {"bare": [], "ours": []}
+    costs: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(args.rounds):
-        for kind, values in found.items():
+        for kind, values in costs.items():
             values.append(run(kind, url))
-    tokens = [statistics.median(values) for values in found.values()]
+    tokens = [statistics.median(values) for values in costs.values()]
     tokens.append(tokens[1] - tokens[0])
-    print("| client | TTFT, ms | CPU a token, us | of one core at 64 x 100 tokens/s |\n|---|---|---|---|")
+    print("| client | TTFT, ms | CPU per token, us | share of one core at 64 x 100 tokens/s |\n|---|---|---|---|")
     for kind, first, token in zip(("bare httpx", "smoke", "added"), ttft, tokens, strict=True):
         print(f"| {kind} | {1e3 * first:.2f} | {1e6 * token:.1f} | {100 * token * STREAMS / TOKEN_S:.1f} % |")
     if server.is_alive():

@@ -1,8 +1,9 @@
-"""Wall time of the light commands as ratios to `python -c pass`, and what they must not import.
+"""Wall time of the light commands relative to `python -c pass`, and the heavy packages that they import, if any.
 
-.venv/bin/python benchmarks/startup.py
+.venv/bin/python -m benchmarks.startup
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def heavy_imports(words: list[str]) -> list[str]:
 
 
 def main() -> None:
-    # Interleaved, so that whatever else the machine does falls on all alike.
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    # Interleaved, so that other load on the machine affects all of them alike.
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(RUNS):
         for name, words in COMMANDS.items():

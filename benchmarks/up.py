@@ -1,10 +1,10 @@
-"""What `up` costs beyond the engine: wall time of `up` from the command to the verdict, beside the bare engine.
+"""What `up` costs beyond the engine: wall time of `up` from the command to the verdict, compared with the bare engine.
 
     GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh) .venv/bin/python -m benchmarks.up
 
-Both start the same vLLM on the CPU with the same words, environment and caches, in turn; `bare` ends when /health
-answers. The rest of `up` is its own start, its look at the host and the checkpoint, and the gate, which asks for about
-2,000 tokens.
+Both start the same vLLM on the CPU in turn, with the same arguments, environment and caches; `bare` ends when /health
+answers. The rest of `up` is its own start-up, its checks of the host and the checkpoint, and the gate, which requests
+about 2,000 tokens.
 """
 
 import argparse
@@ -35,18 +35,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wishes(port: int) -> dict[str, object]:
+def requested(port: int) -> dict[str, object]:
     return {"profile": "cpu", "model_dir": str(ROOT / "demo/glm-4-tiny-chat"), "port": port}
 
 
 def bare(directory: Path, python: str) -> float:
     """Seconds from the process to /health."""
     port = free_port()
-    deployment = resolve_spec(wishes(port))
+    spec = resolve_spec(requested(port))
     begin = time.perf_counter()
     process = subprocess.Popen(
-        command(deployment, python),
-        env=environment(deployment, directory),
+        command(spec, python),
+        env=environment(spec, directory),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -68,27 +68,26 @@ def bare(directory: Path, python: str) -> float:
 
 
 def up(directory: Path) -> tuple[float, float, float]:
-    """(wall seconds of `up`, of which until ready, of which the gate)."""
-    words = [sys.executable, "-m", "glm4_deploy"]
-    wish = wishes(free_port())
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in wish.items()]
+    """Seconds: wall time of `up`, the part until the engine is ready, the part of the gate."""
+    kit = [sys.executable, "-m", "glm4_deploy"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in requested(free_port()).items()]
     begin = time.perf_counter()
     done = subprocess.run(
-        [*words, "up", *flags, "--runner", "process", "--state-dir", str(directory), "--json"],
+        [*kit, "up", *flags, "--runner", "process", "--state-dir", str(directory), "--json"],
         capture_output=True,
         text=True,
         check=False,
     )
     wall = time.perf_counter() - begin
-    subprocess.run([*words, "down", "--state-dir", str(directory)], check=True, capture_output=True)
+    subprocess.run([*kit, "down", "--state-dir", str(directory)], check=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     return wall, report["ready_seconds"], report["gate_seconds"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each, interleaved (3)")
     rounds = parser.parse_args().rounds
     python = os.environ["GLM4_CPU_PYTHON"]
     with tempfile.TemporaryDirectory() as place:
@@ -105,7 +104,7 @@ def main() -> None:
     for name, seconds in (("bare engine, until /health", base), ("`up`, until its verdict", wall)):
         print(f"| {name} | {seconds:.1f} | {seconds / base:.2f} |")
     print(
-        f"\nBeyond the engine: {wall - base:.1f} s, of which the gate {gate:.1f} s. Until ready by `up`: {ready:.1f} s."
+        f"\nBeyond the engine: {wall - base:.1f} s, {gate:.1f} s of it the gate. `up` saw it ready after {ready:.1f} s."
     )
 
 

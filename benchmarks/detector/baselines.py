@@ -1,8 +1,8 @@
-"""What others do, re-implemented from their descriptions, to stand beside the detector on the same rows.
+"""Other projects' rules, re-implemented from their descriptions, to compare with the detector on the same rows.
 
-Each takes a text (or token ids) and says whether it would call it degenerate. None is the original's code, and each
-is run once at the end of the text or at every step, whichever the original does. Where an original works on tokens
-and a row has no token ids, the words, marks and spaces of the text stand in for tokens.
+Each takes a document and returns whether the rule would call it degenerate. None is the original's code. Each is run
+once at the end of the text or at every step, whichever the original does. Where the original works on tokens and a row
+has no token ids, the words, punctuation and spaces of the text stand in for tokens.
 """
 
 import re
@@ -21,7 +21,7 @@ def tokens(document: Document) -> Sequence[object]:
 
 
 def vllm_step(ids: Sequence[object], most: int, least: int, count: int) -> bool:
-    """vLLM >= 0.17 `repetition_detection`, after one token: for each length, are the last `count` blocks the same?"""
+    """vLLM >= 0.17 `repetition_detection`, after one token: whether the last `count` blocks of some length are equal."""
     for length in range(least, most + 1):
         if length * count > len(ids):
             return False
@@ -32,12 +32,12 @@ def vllm_step(ids: Sequence[object], most: int, least: int, count: int) -> bool:
 
 
 def repeats(ids: Sequence[object], most: int, least: int, count: int, every: int = 1) -> bool:
-    """Whether `count` blocks of one length come in a row and end at a multiple of `every` tokens (or at the end)."""
+    """Whether `count` equal blocks in a row end at a multiple of `every` tokens (or at the end)."""
     codes = np.array([hash(token) for token in ids], dtype=np.int64)
     size = len(codes)
     for length in range(least, min(most, size // count) + 1):
         same = codes[length:] == codes[:-length]
-        # How many equalities in a row end at each token.
+        # The run of equal pairs that ends at each token.
         at = np.arange(1, len(same) + 1)
         run = at - np.maximum.accumulate(np.where(same, 0, at))
         ends = np.flatnonzero(run >= (count - 1) * length) + length + 1
@@ -47,17 +47,17 @@ def repeats(ids: Sequence[object], most: int, least: int, count: int, every: int
 
 
 def vllm(most: int, least: int, count: int) -> Callable[[Document], bool]:
-    """vLLM's rule after every token of a document: the same as `vllm_step` at each, at once."""
+    """vLLM's rule after every token of a document: `vllm_step` at each of them, vectorized."""
     return lambda document: repeats(tokens(document), most, least, count)
 
 
 def llama_cpp(document: Document) -> bool:
-    """llama.cpp #26039: a tail of 16 to 1024 tokens that comes four times, looked for every 16 tokens."""
+    """llama.cpp #26039: a tail of 16 to 1024 tokens that repeats four times, checked every 16 tokens."""
     return repeats(tokens(document), 1024, 16, 4, every=16)
 
 
 def gemini_cli(document: Document) -> bool:
-    """gemini-cli: 50-character chunks, ten of one kind on average within 250 characters; off in code, reset at lists."""
+    """gemini-cli: ten equal 50-character chunks, at most 250 characters apart on average; off in code, reset at lists."""
     seen: dict[str, list[int]] = {}
     base = 0
     text = document.text
@@ -81,7 +81,7 @@ def gemini_cli(document: Document) -> bool:
 
 
 def whisper(document: Document) -> bool:
-    """Whisper: the whole text compresses by more than 2.4 with zlib."""
+    """Whisper: zlib compresses the text by a factor above 2.4."""
     raw = document.text.encode("utf-8", "surrogatepass")
     return len(raw) > 2.4 * len(zlib.compress(raw)) if raw else False
 
@@ -116,7 +116,7 @@ def gopher(document: Document) -> bool:
 
 
 def chandra(document: Document) -> bool:
-    """chandra OCR: a unit of the text's end that comes more than 4 (1 + 3 / length) times."""
+    """chandra OCR: the end of the text repeats a unit more than 4 (1 + 3 / length) times."""
     text = document.text.rstrip()
     for length in range(1, min(len(text) // 4, 500) + 1):
         unit, times, place = text[-length:], 1, len(text) - length

@@ -1,4 +1,4 @@
-"""Builds the corpus into the cache: every family, split into development and test."""
+"""Build the corpus in the cache: every family, split into development, test and confirmation."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from benchmarks.detector.legit_real import PACKAGES
 
 
 def build(*, install: bool = True) -> list[str]:
-    """Write development.jsonl and test.jsonl to the cache; returns what was skipped, by name, with the reason."""
+    """Write one file for each half to the cache. Returns the families that were skipped, with the reason."""
     if install:
         install_packages()
     skipped: list[str] = []
@@ -37,7 +37,7 @@ def _make(name: str, maker: Maker) -> list[Document]:
 
 
 def install_packages() -> None:
-    """Debian's packages that hold the texts, where this may install them; what is missing is skipped by name."""
+    """Install the Debian packages with the texts, as root; families whose package is missing are skipped."""
     dpkg = shutil.which("dpkg-query")
     if not dpkg or not shutil.which("apt-get") or os.geteuid() != 0:
         return

@@ -1,4 +1,4 @@
-"""What the evaluation judges: documents in families, each with what is true of it and where it came from."""
+"""The documents that the evaluation judges, in families, each with the right verdict and its source."""
 
 import json
 import os
@@ -11,21 +11,22 @@ from zlib import crc32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One row. `start`: where the damage begins (None: all of it, or clean); `period`: its unit in characters.
-
-    expected: the verdicts that are right for it ("CLEAN" for a legitimate text). source: package or generator.
-    """
+    """One row of the corpus."""
 
     family: str
     text: str
     expected: tuple[str, ...]
+    """The verdicts that are right for it; "CLEAN" for a legitimate text."""
     source: str
+    """The package or generator that it comes from."""
     prompt: str | None = None
     finish_reason: str | None = None
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float | None, ...] | None = None
     start: int | None = None
+    """Character at which the damage begins; None: unknown, or a clean text."""
     period: int | None = None
+    """Length of the repeated unit in characters."""
 
     @property
     def degenerate(self) -> bool:
@@ -33,7 +34,7 @@ class Document:
 
 
 class MissingError(Exception):
-    """A source is not on this machine; the report names the family as skipped."""
+    """A source is not on this machine; the report lists the family as skipped."""
 
 
 Maker = Callable[[random.Random], Iterable[Document]]
@@ -72,7 +73,7 @@ def legitimate_rows(name: str) -> Callable[[Maker], Maker]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A good text. prompt: what asked for it, where that matters; whole: it must not be cut short."""
+    """A good text. prompt: the request, where it matters. whole: it must not be cut short."""
 
     text: str
     prompt: str | None = None
@@ -80,7 +81,7 @@ class Text:
 
 
 def _frame(family: str, source: str, text: Text, rng: random.Random) -> Document:
-    """A good text as an engine would return it: mostly whole, one in four cut by the token limit, fields missing."""
+    """A good text as an engine would return it: one in four cut by the token limit, some without finish_reason."""
     body, finish = text.text, rng.choice(["stop", "stop", None])
     if not text.whole and rng.random() < 0.25:
         body = body[: max(int(len(body) * rng.uniform(0.5, 1)), 20)]
@@ -96,7 +97,7 @@ def _frame(family: str, source: str, text: Text, rng: random.Random) -> Document
 
 
 def is_test(family: str, families: Iterable[str]) -> bool:
-    """Half the families, by a checksum of their names: nobody chose which."""
+    """Whether a family belongs to the test half: chosen by a checksum of the names, not by hand."""
     ordered = sorted(families, key=lambda name: crc32(name.encode()))
     return ordered.index(family) % 2 == 1
 
@@ -114,7 +115,7 @@ def pieces(text: str, rng: random.Random, count: int, *, low: int = 500, high: i
 
 
 def cache() -> Path:
-    """Where corpora and tiny models lie, outside the tree."""
+    """The directory for corpora and tiny models, outside the tree."""
     root = os.environ.get("GLM4_CACHE") or Path("~/.cache/glm4-deploy").expanduser()
     path = Path(root) / "detector"
     path.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ def cache() -> Path:
 
 
 def write(path: Path, documents: Iterable[Document]) -> int:
-    """JSONL through a temporary file; returns how many."""
+    """Write JSONL through a temporary file; returns the number of documents."""
     count = 0
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as out:

@@ -1,4 +1,4 @@
-"""Judges the corpus and writes the tables of docs/lab/detector.md."""
+"""Judge the corpus and write the tables of docs/lab/detector.md."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ from glm4_deploy.detect import scan
 from glm4_deploy.detect.finding import LoopFinding
 from glm4_deploy.detect.stream import Stream
 
-# Families of the issue's targets, by the verdict that they are about.
+# Groups of families, by the damage that they are about.
 GROUPS = {
     "exact loops": ("loop-", "engine-greedy", "vllm-random-greedy"),
     "NaN": ("nan-", "engine-nan", "vllm-nan"),
@@ -32,12 +32,12 @@ GROUPS = {
 class Tally:
     total: int = 0
     flagged: int = 0
-    named: int = 0  # flagged with one of the verdicts expected
+    named: int = 0  # flagged with one of the expected verdicts
     sources: set[str] = field(default_factory=set)
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share."""
+    """95 % confidence interval of a share (Wilson)."""
     if not total:
         return 0.0, 1.0
     z, share = 1.96, hits / total
@@ -79,9 +79,9 @@ def share(hits: int, total: int) -> str:
 
 
 def latencies(documents: Sequence[Document]) -> list[tuple[str, float, float]]:
-    """For loops that began within the text: (family, tokens from begin to alarm, periods), fed 4 characters a time.
+    """For loops that begin within the text: (family, tokens from there to the alarm, periods), fed 4 characters at a time.
 
-    A token is taken as 4 characters, or 1.5 of Chinese, Japanese and Korean.
+    A token counts as 4 characters, or 1.5 of Chinese, Japanese and Korean.
     """
     out = []
     for document in documents:
@@ -170,7 +170,7 @@ def _percent(rows: Sequence[Tally]) -> str:
 
 
 def write_report(lines: Sequence[str], document: Path, command: str) -> None:
-    """Put the tables between this command's marks of docs/lab/detector.md."""
+    """Replace the tables between the marks of this command in the document."""
     begin, end = f"<!-- begin: {command} -->", "<!-- end -->"
     head, rest = document.read_text(encoding="utf-8").split(begin)
     tail = rest.split(end, 1)[1]

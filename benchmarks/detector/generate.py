@@ -1,11 +1,12 @@
-"""Runs with the CPU engine's Python: tiny GLMs (GlmForCausalLM) with random or broken weights, generating for real.
+"""Generate text with tiny GLMs (GlmForCausalLM) whose weights are random or broken. Needs the CPU engine's Python:
 
-    PYTHON generate.py OUT.jsonl
+    "$(scripts/cpu-engine.sh)" benchmarks/detector/generate.py OUT.jsonl
 
-The weights are random and the vocabulary is made up of words, so what comes is no language; how it loops, and the
-logprobs, are a real model's. Rows: kind (greedy, sampled, nan), text, token_ids, logprobs (null for NaN), pieces.
+The weights are random and the vocabulary is a list of words, so the text is not language; its loops and its logprobs
+are those of a real model. Rows: kind (greedy, sampled, nan), text, token_ids, logprobs (null for NaN), pieces.
 """
 
+import argparse
 import json
 import random
 import sys
@@ -57,7 +58,7 @@ def model(seed: int, scale: float) -> GlmForCausalLM:
 def generate(
     net: GlmForCausalLM, prompts: torch.Tensor, length: int, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their logprobs, [batch, length]; argmax of NaN logits is id 0, as in the engine."""
+    """Token ids and their logprobs, each [batch, length]; the argmax of NaN logits is id 0, as in the engine."""
     cache, step, ids, logs = None, prompts, [], []
     for _ in range(length):
         out = net(input_ids=step, past_key_values=cache, use_cache=True)
@@ -94,9 +95,11 @@ def rows(kind: str, seed: int, scale: float, temperature: float, length: int, ba
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
     rng = random.Random(4)
-    torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other cost more
-    with Path(sys.argv[1]).open("w", encoding="utf-8") as out:
+    torch.set_num_threads(1)  # the models are so small that more threads are slower
+    with parser.parse_args().out.open("w", encoding="utf-8") as out:
         for seed in range(12):
             for kind, temperature in (("greedy", 0.0), ("sampled", rng.choice([0.7, 1.0, 1.3])), ("nan", 0.0)):
                 length = rng.choice([128, 256, 512])

@@ -1,4 +1,5 @@
-"""Written after the limits for rows, tails and odd tokens were set, and judged once: asked-for repeats, hidden loops."""
+"""Families written after the limits for rows, tails and odd tokens were set, and judged once: requested repetition and
+hidden loops."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from benchmarks.detector.wordstock import ADJECTIVES, CITIES, NAMES, NOUNS, VERB
 
 
 def rows(rng: random.Random, stock: list[tuple[str, str, str]], *, most: int = 36) -> Iterator[Text]:
-    """A head, one line over and over as somebody asked for it, and an end."""
+    """A head, one line many times as somebody asked for it, and an end."""
     for _ in range(EACH):
         head, line, end = rng.choice(stock)
         lead = rng.choice(["", "Here it is:\n\n", "```\n", "Of course. "])
@@ -119,7 +120,7 @@ def _(rng: random.Random) -> Iterator[Text]:
 def _(rng: random.Random) -> Iterator[Text]:
     for _ in range(EACH):
         times, line = rng.choice([25, 40, 60, 108]), rng.choice(["I am enough.", "Om namah shivaya.", "Kyrie eleison."])
-        wish, one = rng.choice(
+        prompt, unit = rng.choice(
             [
                 (f"Please write '{line}' {times} times.", line + "\n"),
                 (f"Repeat the mantra {times} times: {line}", line + " "),
@@ -129,7 +130,7 @@ def _(rng: random.Random) -> Iterator[Text]:
                 (f"把“你好”写{times}遍", "你好\n"),
             ]
         )
-        yield Text(text=one * times, prompt=wish, whole=True)
+        yield Text(text=unit * times, prompt=prompt, whole=True)
 
 
 UNITS = (

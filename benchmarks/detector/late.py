@@ -100,7 +100,7 @@ def _(rng: random.Random) -> Iterator[Text]:
 
 @legitimate("late-essay-with-thesis", WRITTEN)
 def _(rng: random.Random) -> Iterator[Text]:
-    """Prose that comes back to one sentence at the end of each paragraph."""
+    """Prose with the same sentence at the end of each paragraph."""
     for _ in range(EACH):
         thesis = sentence(rng).strip()
         yield Text(text="\n\n".join(f"{paragraph(rng, rng.randint(3, 6))} {thesis}" for _ in range(rng.randint(3, 7))))
@@ -126,7 +126,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("late-loop-of-lines")
 def _(rng: random.Random) -> Iterator[Document]:
-    """A list or dialogue of a few lines that starts again."""
+    """A list of a few lines that starts again."""
     for _ in range(EACH):
         unit = "".join(f"- {sentence(rng).strip()}\n" for _ in range(rng.randint(2, 6)))
         yield filled("late-loop-of-lines", rng, opening(rng), (unit for _ in count()), len(unit), verdicts="EXACT_LOOP")
@@ -160,7 +160,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("late-near-drift")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Each copy changes a word of the one before, so that the paragraph drifts."""
+    """Each copy changes one word of the copy before it, so that the paragraph drifts."""
     for _ in range(EACH):
         words = paragraph(rng, rng.randint(3, 6)).split()
 
@@ -173,7 +173,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 
 def _answer(family: str, row: dict[str, Any], expected: str, rng: random.Random) -> Document:
-    """As a user sees it: always with the logprobs (salad cannot be told without), half the time with the ids."""
+    """As a user gets it: always with the logprobs, without which salad cannot be recognised; half with the ids."""
     return Document(
         family=family,
         expected=tuple(expected.split()),
@@ -188,7 +188,7 @@ def _answer(family: str, row: dict[str, Any], expected: str, rng: random.Random)
 
 @legitimate_rows("late-vllm-healthy")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Its answers that end by themselves; one that runs to the limit at a high temperature may truly be broken."""
+    """Only answers that end by themselves: one that runs to the limit at a high temperature may really be broken."""
     for row in vllm_rows.rows("healthy"):
         if row["finish_reason"] == "stop":
             yield _answer("late-vllm-healthy", row, "CLEAN", rng)

@@ -1,4 +1,4 @@
-"""Good texts made by rule: forms that repeat by their nature, filled with fresh content."""
+"""Good texts made by rule: forms that are repetitive by nature, filled with varying content."""
 
 import base64
 import json

@@ -56,7 +56,7 @@ def some(pattern: str, rng: random.Random, count: int, *, least: int = 400) -> I
             if len(text) >= least:
                 yield from pieces(text, rng, 1)
 
-    # A few rounds over the same files are enough; a family of short files is simply smaller.
+    # A few rounds over the same files are enough; a family of short files is smaller.
     return islice((piece for _ in range(20) for piece in one_round()), count)
 
 
@@ -157,7 +157,7 @@ def bible(passage: str) -> str:
     return done.stdout.strip()
 
 
-# Chapters that say the same again and again: offerings, genealogies, journeys, boundary lists, refrains.
+# The most repetitive chapters: offerings, genealogies, journeys, boundary lists, refrains.
 REPETITIVE = [
     "num7",
     "ps136",

@@ -1,6 +1,6 @@
-"""Loops that users described in public issue threads, a slice of its own. Each line names its thread.
+"""Loops that users quoted in public issue threads, a family by themselves. Each row names its thread.
 
-The unit is quoted; how often it came is as told there, or until the limit where no number was told.
+The repeated unit is quoted; the number of copies is the thread's, or large enough for the limit where it gives none.
 """
 
 import random

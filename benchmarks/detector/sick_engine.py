@@ -1,7 +1,7 @@
 """Bad texts from real models: tiny GLMs with random or NaN weights, run by the CPU engine's PyTorch and transformers.
 
-`generate.py` generates them once into the cache. What a row truly is, is settled here by brute force on its token
-ids, without the detector: a greedy row counts as a loop where its last quarter or more repeats one block of tokens.
+`generate.py` writes them to the cache once. The right verdict of a row is determined here by brute force on its token
+ids, without the detector: a greedy row is a loop if one block of tokens repeats over its last quarter or more.
 """
 
 import json
@@ -44,7 +44,7 @@ def _document(family: str, row: dict[str, Any], expected: tuple[str, ...], **mor
 
 
 def loop_of(ids: list[int]) -> tuple[int, int] | None:
-    """(first token, period in tokens) of the shortest block that the ids end in at least four times."""
+    """(first token, period in tokens) of the shortest block that the ids end with at least four times."""
     for period in range(1, len(ids) // 4 + 1):
         start = len(ids) - period
         while start and ids[start - 1] == ids[start - 1 + period]:
@@ -75,7 +75,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("engine-nan")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Seen as a user sees it: text alone, or with the ids, or with the logprobs."""
+    """As a user gets it: text only, or with the ids, or with the logprobs."""
     for row in rows("nan"):
         shown = rng.randrange(3)
         yield _document(

@@ -44,7 +44,7 @@ def opening(rng: random.Random) -> str:
 def filled(family: str, rng: random.Random, head: str, copies: Iterator[str], period: int | None, *, verdicts: str,
            least: int = 4, prompt: str | None = None, finish: tuple[str | None, ...] = ("length", "length", None),
            size: int = 0) -> Document:  # fmt: skip
-    """A head and then copies until the token limit, which cuts anywhere."""
+    """A head, then copies up to the token limit, which may cut anywhere."""
     size = size or rng.choice([1200, 2400, 4800, 8000])
     body = ""
     for made, copy in enumerate(copies, 1):
@@ -166,7 +166,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("counter-spelt")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Spelt numbers, Roman and Chinese numerals, letters."""
+    """Spelled-out numbers, Roman and Chinese numerals, letters."""
     han = "一二三四五六七八九十"
     chinese = [*han[:10], *(f"十{d}" for d in han[:9]), *(f"{t}十{d}" for t in han[1:9] for d in ["", *han[:9]])]
     ones = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
@@ -185,7 +185,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("counter-numbers")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Counting that nobody asked for, or that goes past what was asked."""
+    """Counting that nobody asked for, or beyond what was asked for."""
     for _ in range(EACH):
         between, asked = rng.choice([", ", "\n", " "]), rng.choice([20, 50, 100])
         prompt = rng.choice([None, f"Count from 1 to {asked}.", "What is the capital of France?"])
@@ -195,7 +195,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("counter-multi")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Two numbers, dates, versions, or lines that step together."""
+    """Two numbers, dates, versions or lines that increase together."""
     for _ in range(EACH):
         noun, adjective = rng.choice(NOUNS), rng.choice(ADJECTIVES)
         copies = rng.choice(
@@ -216,7 +216,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 
 def varied(words: list[str], rng: random.Random, changes: int, stock: list[str]) -> str:
-    """The same words with some put in place of others, some left out, some doubled."""
+    """The same words with some replaced, some left out, some doubled."""
     out = list(words)
     for _ in range(changes):
         place = rng.randrange(len(out))
@@ -241,7 +241,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("near-sentences")
 def _(rng: random.Random) -> Iterator[Document]:
-    """One sentence, its last words from a small stock."""
+    """One sentence with its last words from a small stock."""
     for _ in range(EACH):
         few = rng.sample(ADJECTIVES, rng.randint(3, 6))
         subject = f"The {rng.choice(NOUNS)} that we bought in {rng.choice(CITIES)} last year is very"
@@ -251,7 +251,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("near-slot")
 def _(rng: random.Random) -> Iterator[Document]:
-    """A sentence or paragraph with one slot that takes another word each time."""
+    """A sentence or paragraph with one slot whose word changes each time."""
     for _ in range(EACH):
         head, tail = paragraph(rng, rng.randint(1, 3)), paragraph(rng, rng.randint(1, 3))
         copies = (f"{head} It is like a {rng.choice(NOUNS)}. {tail}\n" for _ in count())
@@ -278,7 +278,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("nan-numbers")
 def _(rng: random.Random) -> Iterator[Document]:
-    """The numbers alone show it: null logprobs, or token id 0 again and again."""
+    """Only the numbers show it: null logprobs, or token id 0 over and over."""
     for _ in range(EACH):
         size = rng.randint(12, 256)
         nulls = rng.random() < 0.5
@@ -319,7 +319,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("salad-words")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Words in no order, with the low logprobs that a broken model gives them (drawn, not measured)."""
+    """Words in random order, with the low logprobs that a broken model gives them (drawn, not measured)."""
     stock = [word for name in ("fortunes", "code-python") if name in LEGITIMATE for text in islice(LEGITIMATE[name](rng), 20)
              for word in text.text.split()]  # fmt: skip
     for _ in range(EACH):

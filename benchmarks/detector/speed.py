@@ -1,9 +1,12 @@
-"""What the detector costs: beside zlib on the same text, and beside vLLM's rule at the same pattern reach.
+"""Cost of the detector, compared with zlib on the same text and with vLLM's rule for the same pattern length.
 
-Every figure is the best of several runs in one process; machines differ, so read the ratios.
+    python -m benchmarks.detector.speed
+
+Needs the corpus (python -m benchmarks.detector). Every figure is the best of several runs in one process; machines
+differ, so read the ratios.
 """
 
-import sys
+import argparse
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -46,7 +49,7 @@ def stream(text: str, step: int = CHARS_PER_TOKEN) -> Stream:
 
 
 def long_period(period_tokens: int, copies: float, text: str) -> str:
-    """A text that repeats after so many tokens, just short of an alarm: the worst case for whoever compares."""
+    """A text that repeats after so many tokens, just short of an alarm: the worst case for a comparison."""
     period = period_tokens * CHARS_PER_TOKEN
     return (text[:period] * 4)[: int(period * copies)]
 
@@ -81,7 +84,7 @@ def _cost(name: str, text: str) -> str:
 
 
 def _reach(reach: int, text: str) -> str:
-    """Both at the same reach: on a text of that period, short of an alarm, and at vLLM's min_count 3."""
+    """Both for the same pattern length, on a text of that period just short of an alarm; vLLM's min_count is 3."""
     sample = long_period(reach, 2.9, text)
     ids = [hash(sample[at : at + CHARS_PER_TOKEN]) for at in range(0, len(sample), CHARS_PER_TOKEN)]
     looks: Sequence[int] = range(len(ids) - min(64, len(ids) // 2), len(ids))
@@ -109,4 +112,5 @@ def _memory(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()), file=sys.stdout)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print("\n".join(lines()))

@@ -1,6 +1,7 @@
-"""Answers of a real vLLM on the CPU: the demo model and its sick twins (demo/twins.py), generated once into the cache.
+"""Answers of a real vLLM on the CPU: the demo model and its sick twins (demo/twins.py), written to the cache once.
 
-What a row truly is, is settled by how its model was made and by brute force on the token ids, not by the detector.
+The right verdict of a row follows from how its model was made and from brute force on the token ids, not from the
+detector.
 """
 
 import json
@@ -23,7 +24,7 @@ PROMPTS = 24
 
 @once
 def rows(kind: str) -> tuple[dict[str, Any], ...]:
-    """Every answer of this kind of model, over its seeds. Raises MissingError where there is no CPU engine."""
+    """Every answer of this kind of model, over its seeds. Raises MissingError if there is no CPU engine."""
     return tuple(row for seed in SEEDS[kind] for row in _rows(kind, seed))
 
 
@@ -56,16 +57,17 @@ def _generate(kind: str, seed: int, path: Path) -> None:
 
 
 def prompts(seed: int) -> list[str]:
-    """Questions of the demo model's curriculum (its last user turn, alone), drawn by a seed."""
+    """Single-turn questions drawn from the demo model's curriculum by a seed."""
     sys.path.insert(0, str(DEMO))
     try:
         from curriculum import sample
     finally:
         sys.path.remove(str(DEMO))
-    rng, found = random.Random(seed), []
-    while len(found) < PROMPTS:
+    rng = random.Random(seed)
+    chosen: list[str] = []
+    while len(chosen) < PROMPTS:
         turns = sample(rng)
-        asked = [words for role, words in turns if role == "user"]
-        if len(asked) == 1 and turns[0][0] == "user" and len(asked[0]) < 1200:
-            found.append(asked[0])
-    return found
+        questions = [content for role, content in turns if role == "user"]
+        if len(questions) == 1 and turns[0][0] == "user" and len(questions[0]) < 1200:
+            chosen.append(questions[0])
+    return chosen

@@ -1,4 +1,4 @@
-"""Words that the makers of texts draw from."""
+"""Words for the text makers to draw from."""
 
 NOUNS = [
     "lamp",

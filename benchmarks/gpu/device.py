@@ -1,11 +1,11 @@
-"""Run vLLM on an NVIDIA GPU and bring back what it logged, said and took, stage by stage.
+"""Run vLLM on an NVIDIA GPU and collect its logs, its answers and its timings, stage by stage.
 
-    python benchmarks/gpu/models.py --models DIR                        # once: what need not be carried is made there
+    python benchmarks/gpu/models.py --models DIR      # once: make the models that need not be copied to the machine
     python benchmarks/gpu/device.py --models DIR --out DIR --stages plan,tiny,verdicts,users [--gpu 0] [--seconds 560]
 
-Everything heavy is imported once; each engine is then a fork of this process, in a process group of its own, so a start
-costs seconds. A stage that no longer fits into --seconds is left out and named. Two GPUs are two processes with an
---out each. Logs go to OUT/logs.tar.xz, a line a finding to OUT/summary.jsonl.
+Everything heavy is imported once; each engine is then a fork of this process in its own process group, so a start takes
+seconds. A stage that no longer fits into --seconds is skipped and reported. For two GPUs, run two processes, each with
+its own --out. Logs go to OUT/logs.tar.xz, one line per result to OUT/summary.jsonl.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 def check_cuda(record: Record, logs: Path) -> bool:
-    """Whether a fork of this process can use the GPU, and what it sees of its memory."""
+    """Whether a fork of this process can use the GPU; records the memory that it sees."""
     log = logs / "cuda.log"
 
     def work() -> None:
@@ -47,7 +47,7 @@ def check_cuda(record: Record, logs: Path) -> bool:
 
 
 def prepare() -> None:
-    """Import all that an engine needs, without touching the GPU, and note the model class as known."""
+    """Import all that an engine needs, without touching the GPU, and cache vLLM's inspection of the model class."""
     import importlib
 
     for module in (
@@ -67,7 +67,7 @@ def prepare() -> None:
     ):
         try:
             importlib.import_module(module)
-        except Exception as error:  # noqa: BLE001 (told, and the engines tell more)
+        except Exception as error:  # noqa: BLE001 (reported here, and in more detail by the engines)
             say("import", module, repr(error)[:300])
     try:
         from vllm.model_executor.models import registry
@@ -76,7 +76,7 @@ def prepare() -> None:
         source = Path(registry.__file__).with_name("glm.py").read_bytes()
         digest = registry.safe_hash(source, usedforsecurity=False).hexdigest()
         lazy._save_modelinfo_to_cache(registry._ModelInfo.from_model_cls(lazy.load_model_cls()), digest)
-    except Exception as error:  # noqa: BLE001 (it only costs seconds)
+    except Exception as error:  # noqa: BLE001 (each engine then takes seconds longer)
         say("model info not cached:", repr(error)[:300])
 
 
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace, record: Record) -> None:
     from users import users_stage
     from verdicts import verdicts_stage
 
-    def chosen(words: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(words.split(",")) if words else otherwise
+    def chosen(names: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(names.split(",")) if names else default
 
     idle = used_mib()
     for stage in args.stages.split(","):
@@ -110,16 +110,16 @@ def run(args: argparse.Namespace, record: Record) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", required=True)
-    parser.add_argument("--seconds", type=float, default=560)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="what models.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the directory for logs and results")
+    parser.add_argument("--stages", required=True, help="plan, tiny, verdicts, users; separated by commas, in order")
+    parser.add_argument("--seconds", type=float, default=560, help="time for all of it (560)")
     parser.add_argument("--gpu", default="0", help="which GPUs: 0, or 0,1")
-    parser.add_argument("--card", default="h100", help="the planner's name of it")
-    parser.add_argument("--attention-backend", help="TRITON_ATTN where FlashAttention was not packed")
-    for name in ("tiny", "served", "settings", "cases"):
-        parser.add_argument(f"--{name}", default="", help="names, in order")
+    parser.add_argument("--card", default="h100", help="the planner's name for the GPU (h100)")
+    parser.add_argument("--attention-backend", help="for example TRITON_ATTN, if FlashAttention is not installed")
+    for name, stage in (("tiny", "tiny"), ("served", "verdicts"), ("settings", "users"), ("cases", "plan")):
+        parser.add_argument(f"--{name}", default="", help=f"names for the stage `{stage}`, in order; by default all")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = args.gpu
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
@@ -132,10 +132,10 @@ def main() -> None:
         prepare()
         say("imported")
         if not check_cuda(record, logs):
-            say("a fork cannot use the GPU here: every engine imports anew")
+            say("a fork cannot use the GPU here: every engine imports everything again")
             State.forks = False
         run(args, record)
-    except BaseException:  # noqa: BLE001 (what was seen so far must come back)
+    except BaseException:  # noqa: BLE001 (the results so far must be packed)
         say(traceback.format_exc()[-1500:])
     finally:
         record.pack()

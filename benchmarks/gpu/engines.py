@@ -1,4 +1,4 @@
-"""Engines as forks of one process that has imported vLLM: start, watch their logs, end them, keep what they said."""
+"""Engines as forks of one process that has imported vLLM: start, follow the log, stop, keep the results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def say(*words: object) -> None:
 
 
 class Record:
-    """What was seen, written as it comes: a run that is cut off still leaves what it had."""
+    """The results, written as they come, so that a run that is cut off leaves what it had."""
 
     def __init__(self, out: Path, logs: Path) -> None:
         self.out, self.logs = out, logs
@@ -60,16 +60,17 @@ class Record:
 
 
 class State:
-    """Whether a fork of this process can use the GPU; else each engine imports everything again."""
+    """What holds for all engines of this run."""
 
     forks = True
+    """Whether a fork of this process can use the GPU; if not, each engine imports everything again."""
 
 
 def fork(log: Path, work: Callable[[], object]) -> int:
-    """Run `work` in a child of its own process group that writes to `log`; its pid."""
+    """Run `work` in a child with its own process group, which writes to `log`; returns its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
-    log.unlink(missing_ok=True)  # a log of before would answer for this start
+    log.unlink(missing_ok=True)  # or an earlier log would be taken for this start's
     pid = os.fork()
     if pid:
         return pid
@@ -132,7 +133,7 @@ def used_mib() -> float:
 
 
 def settle(idle: float, patience: float = 15) -> float:
-    """Wait until the GPU is as empty as before, and say how empty it is (MiB used)."""
+    """Wait until the GPU is as empty as before; returns MiB used."""
     until = clock() + patience
     while (used := used_mib()) > idle + 20 and clock() < until:
         time.sleep(0.1)
@@ -163,7 +164,7 @@ def seen(text: str) -> dict[str, object]:
     for key, pattern in SEEN.items():
         if key == "refusal":
             all_ = re.findall(pattern, text)
-            causes = [one for one in all_ if "Engine core init" not in one]
+            causes = [cause for cause in all_ if "Engine core init" not in cause]
             if causes:
                 found[key] = causes[0]
         elif match := re.search(pattern, text):

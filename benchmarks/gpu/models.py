@@ -1,4 +1,5 @@
-"""Models that need no carrying: GLM-4-9B's shape without weights, the demo model, its sick twins."""
+"""Make the models that need not be copied to the GPU machine: GLM-4-9B's shape without weights, the demo model and its
+sick twins."""
 
 from __future__ import annotations
 
@@ -32,10 +33,10 @@ FIRST_SPECIAL = 151329
 
 
 def shape_only(directory: Path, like: Path) -> None:
-    """What vLLM asks of a model under --load-format dummy: config.json and a tokenizer with as many entries.
+    """What vLLM needs of a model under --load-format dummy: config.json and a tokenizer with as many entries.
 
     Args:
-        like: a small checkpoint of the same architecture; its quantization_config is taken over.
+        like: a small checkpoint of the same architecture, whose quantization_config is used.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config = {**json.loads((like / "config.json").read_text()), **GLM4_9B}
@@ -71,9 +72,9 @@ def make_models(models: Path) -> None:
 
 
 def damage(good: Path, bad: Path, layers: tuple[int, ...] | None) -> None:
-    """Copy a split checkpoint with one of two global scales (up_proj's) 64 times as large, in some layers or in all.
+    """Copy a split checkpoint with up_proj's global scale 64 times as large, in some layers or in all (None).
 
-    The larger of two is the one that vLLM takes: the slot that is spoiled is made larger, or nothing would show.
+    vLLM uses the larger of the two scales of gate_up: a smaller one would have no effect.
     """
     shutil.copytree(good, bad, dirs_exist_ok=True)
     path = bad / "model.safetensors"
@@ -89,7 +90,7 @@ def damage(good: Path, bad: Path, layers: tuple[int, ...] | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, required=True, help="holds nvfp4-raw, nvfp4-for-0.13, nvfp4-for-0.24")
     make_models(parser.parse_args().models)
 

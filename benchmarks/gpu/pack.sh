@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make the 50 MB that a machine without a network needs to run vLLM 0.24 on a Hopper GPU, beside Python 3.12, torch
-# 2.11+cu130 and Transformers 5.17, which it must have:   benchmarks/gpu/pack.sh OUT
-# What is left out: FlashAttention 2 (Hopper takes 3), the Rust server, MLA, DeepGEMM, code for other GPUs.
+# Pack vLLM 0.24 (50 MB) for a machine with a Hopper GPU and no network, which must have Python 3.12, torch 2.11+cu130
+# and Transformers 5.17:   benchmarks/gpu/pack.sh OUT
+# Left out: FlashAttention 2 (Hopper uses 3), the Rust server, MLA, DeepGEMM, code for other GPUs.
 set -euo pipefail
 out=$(realpath -m "$1")
 here=$(dirname "$(realpath "$0")")

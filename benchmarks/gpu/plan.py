@@ -1,4 +1,4 @@
-"""What the engine makes of memory, setting by setting: GLM-4-9B's shape with dummy weights."""
+"""The engine's memory use, setting by setting: GLM-4-9B's shape with dummy weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engines import Record, clock, end, fork, free_port, read, seen, serve, sett
 
 EAGER = {"enforce-eager": None}
 FP8 = {"kv-cache-dtype": "fp8"}
-# name, weights, flags, whether a refusal is expected. Eager starts first: they cost seconds, compiled ones a minute.
+# Name, weights, flags, whether a refusal is expected. All are eager: a compiled start takes a minute.
 PLAN_CASES: tuple[tuple[str, str, dict[str, object], bool], ...] = (
     (
         "eager-seed-0.5",

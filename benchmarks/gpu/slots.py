@@ -1,16 +1,17 @@
-"""What a vLLM before 0.20 makes of gate_up's two global scales, fused and split: its own loader, on any CPU.
+"""How vLLM before 0.20 loads gate_up's two global scales, fused and split: its own loader, on any CPU.
 
     pip download --no-deps vllm==0.19.1 && unzip -q vllm-0.19.1*.whl -d old
     pip install --no-deps --target old compressed-tensors==0.15.0.1 gguf diskcache depyf astor lark python-json-logger
     PYTHONPATH=old "$(scripts/cpu-engine.sh)" benchmarks/gpu/slots.py CHECKPOINT...
 
-The layer is vLLM's own, the tensors are the checkpoint's; nothing is calculated with them. `torch.empty` hands out
-memory as it was left, so what it held is chosen here: zero, as in fresh memory, or 1e6, which no global scale is.
+The layer is vLLM's own and the tensors are the checkpoint's; nothing is computed with them. `torch.empty` returns
+memory with whatever it held before, so that value is fixed here: zero, as in fresh memory, or 1e6, which no global
+scale has.
 """
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ SCALE = "weight_global_scale"
 
 @contextmanager
 def memory_holds(value: float) -> Iterator[None]:
-    """Small float tensors that are not initialised hold `value`."""
+    """Within the block, small float tensors that are not initialised hold `value`."""
     real = torch.empty
 
     def empty(*args: Any, **kwargs: Any) -> Any:
@@ -47,7 +48,7 @@ def memory_holds(value: float) -> Iterator[None]:
 
 
 def slots(checkpoint: Path, held: float) -> list[float]:
-    """The two global scales after loading, as the engine has them."""
+    """The two global scales as the engine has loaded them. held: what the memory held before."""
     config = json.loads((checkpoint / "config.json").read_text())
     tensors = load_file(checkpoint / "model.safetensors")
     scheme = CompressedTensorsConfig.from_config(config["quantization_config"])
@@ -70,15 +71,18 @@ def slots(checkpoint: Path, held: float) -> list[float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    checkpoints = parser.parse_args().checkpoints
     print(f"vLLM {vllm.__version__}")
     port = 20000 + os.getpid() % 20000
     with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))):
         parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
         parallel_state.initialize_model_parallel(1, 1)
-        for name in sys.argv[1:]:
+        for checkpoint in checkpoints:
             for held in (0.0, 1e6):
-                found = slots(Path(name), held)
-                print(f"{Path(name).name}: memory held {held:g}: slots {found}, the engine takes {max(found):g}")
+                scales = slots(checkpoint, held)
+                print(f"{checkpoint.name}: memory held {held:g}: slots {scales}, the engine uses {max(scales):g}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,41 @@
-"""Thin a CUDA library for one GPU: blank what that GPU never reads in its fat binaries.
-
-The headers stay, so the CUDA runtime still finds the entry of its own architecture at the same offset, and zeros
-compress to nothing. A kernel without machine code for the GPU keeps its PTX: vLLM builds Marlin so for Hopper.
+"""Thin a CUDA library for one GPU: zero the parts of its fat binaries that this GPU never reads.
 
     python benchmarks/gpu/thin.py 90 LIBRARY.so [LIBRARY.so ...]
+
+The headers stay, so the CUDA runtime still finds the entry of its own architecture at the same offset, and zeros
+compress to nothing. A kernel without machine code for the GPU keeps its PTX, as vLLM's Marlin does for Hopper.
 """
 
 from __future__ import annotations
 
+import argparse
 import struct
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FATBIN_MAGIC = struct.pack("<I", 0xBA55ED50)
-"""First word of a fat binary: then version u16, header size u16, size u64 of the entries that follow."""
+"""The first word of a fat binary; then version u16, header size u16, size u64 of the entries that follow."""
 PTX, ELF = 1, 2
-"""Kinds of entry: PTX, which the driver compiles, and machine code."""
+"""Kinds of entry: PTX, which the driver compiles, and ELF, machine code."""
 
 
 def thin(data: bytearray, arch: int) -> Counter[str]:
-    """Blank in place what sm_`arch` never reads of each fat binary; bytes by what became of them."""
-    seen: Counter[str] = Counter()
+    """Zero, in place, what sm_`arch` never reads of each fat binary. Returns the bytes kept and blanked, by kind."""
+    counts: Counter[str] = Counter()
     at = data.find(FATBIN_MAGIC)
     while at >= 0:
         _, header, size = struct.unpack_from("<HHQ", data, at + 4)
         entries = list(_entries(data, at + header, at + header + size))
         needed = _needed(entries, arch)
         for entry in entries:
-            kept = (entry.machine_code, entry.sm) == needed  # sm_90 and sm_90a bear the same number: both stay
-            seen[f"{'kept' if kept else 'blanked'} {entry.name}"] += entry.length
+            kept = (entry.machine_code, entry.sm) == needed  # sm_90 and sm_90a have the same number: both stay
+            counts[f"{'kept' if kept else 'blanked'} {entry.name}"] += entry.length
             if not kept:
                 data[entry.start : entry.start + entry.length] = bytes(entry.length)
         at = data.find(FATBIN_MAGIC, max(at + header + size, at + 4))
-    return seen
+    return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def _entries(data: bytearray, at: int, end: int) -> Iterator[Entry]:
     while at < end:
         kind, _, head, length = struct.unpack_from("<HHIQ", data, at)
         if head == 0 or at + head + length > len(data) or kind not in (PTX, ELF):
-            raise ValueError(f"no fat binary entry at {at:#x}: kind {kind}, header {head}, size {length}")
+            raise ValueError(f"not a fat binary entry at {at:#x}: kind {kind}, header {head}, size {length}")
         (sm,) = struct.unpack_from("<I", data, at + 28)
         yield Entry(machine_code=kind == ELF, sm=sm, start=at + head, length=length)
         at += head + length
@@ -71,13 +71,15 @@ def _needed(entries: list[Entry], arch: int) -> tuple[bool, int] | None:
 
 
 def main() -> None:
-    arch = int(sys.argv[1])
-    for name in sys.argv[2:]:
-        path = Path(name)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arch", type=int, help="compute capability without the dot: 90")
+    parser.add_argument("libraries", nargs="+", type=Path, help="rewritten in place")
+    options = parser.parse_args()
+    for path in options.libraries:
         data = bytearray(path.read_bytes())
-        seen = thin(data, arch)
+        counts = thin(data, options.arch)
         path.write_bytes(data)
-        print(path.name, dict(seen))
+        print(path.name, dict(counts))
 
 
 if __name__ == "__main__":

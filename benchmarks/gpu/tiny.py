@@ -14,11 +14,11 @@ from engines import Record, clock, end, ended, fork, read, seen
 TINY = ("nvfp4-raw", "nvfp4-for-0.13", "nvfp4-for-0.24", "nvfp4-damaged", "nvfp4-damaged-all", "bf16")
 PROMPTS = Path(__file__).with_name("texts.json")
 POISON = 1e6
-"""A value that a global scale of these checkpoints never has (they are some thousands)."""
+"""A value that no global scale of these checkpoints has (they are in the thousands)."""
 
 
 def poison() -> None:
-    """Leave POISON in the GPU memory that small tensors get next: what the last program left there, made repeatable."""
+    """Leave POISON in the GPU memory that small tensors get next: a repeatable form of another program's leftovers."""
     import torch
 
     held = [torch.full((2,), POISON, device="cuda") for _ in range(50_000)]
@@ -60,9 +60,9 @@ def tiny_work(model: Path, result: Path, *, backend: str | None, poisoned: bool)
 
 
 def tiny_stage(record: Record, models: Path, names: tuple[str, ...], backend: str | None) -> None:
-    """Every checkpoint at once; `NAME+poison` is NAME loaded where memory holds POISON.
+    """All checkpoints at once; `NAME+poison` is NAME loaded into memory that holds POISON.
 
-    Log-probabilities are compared with the first name's.
+    Log-probabilities are compared with those of the first name.
     """
     results = {name: record.logs / f"tiny-{name}.json" for name in names}
     pids = {}

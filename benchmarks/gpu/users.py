@@ -1,4 +1,4 @@
-"""The model card's settings against the planner's, by the kit's own bench: tokens a second, memory taken."""
+"""The model card's settings against the planner's, measured by the kit's own bench: tokens per second, memory used."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ CARD: dict[str, object] = {
     "gpu-memory-utilization": 0.75,
 }
 """From the publisher's compose example."""
-WISHES = {"plan-64x32k": "64 users, 32k context", "plan-256x2k": "256 users, 2k context"}
-"""The planner's settings for the card's own wish, and for 256 users whose requests are short."""
+LOADS = {"plan-64x32k": "64 users, 32k context", "plan-256x2k": "256 users, 2k context"}
+"""What the planner plans for: the model card's own load, and 256 users whose requests are short."""
 OTHER_LENGTHS = (("128", "256", "1,16,64"), ("1536", "64", "1,16,64"))
-"""Tokens in, tokens out, users: what a model of the engine's speed is fitted to, beside 512 in and 128 out."""
+"""Tokens in, tokens out, users: further measurements to fit a model of the engine's speed to."""
 
 
-def planned(record: Record, gpu: str, wish: str) -> dict[str, object]:
-    """What the kit's planner chooses on this card."""
-    words = ["plan", "--gpu", gpu, "--vllm", "0.24.0", "--for", wish, "--json"]
+def planned(record: Record, gpu: str, load: str) -> dict[str, object]:
+    """What the planner chooses on this GPU."""
+    words = ["plan", "--gpu", gpu, "--vllm", "0.24.0", "--for", load, "--json"]
     done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=True)
     plan = json.loads(done.stdout)
-    record.add("planned", wish, **{key: value for key, value in plan.items() if not isinstance(value, list | dict)})
+    record.add("planned", load, **{key: value for key, value in plan.items() if not isinstance(value, list | dict)})
     keys = ("kv_cache_dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization")
     return {key.replace("_", "-"): plan[key] for key in keys}
 
 
 def users_stage(record: Record, models: Path, gpu: str, names: tuple[str, ...], idle: float, seconds: float) -> None:
-    """Each setting by itself on the empty card, in the order of `names`."""
-    settings = {"model-card": CARD, **{name: planned(record, gpu, wish) for name, wish in WISHES.items()}}
+    """Each setting by itself on the empty GPU, in the order of `names`."""
+    settings = {"model-card": CARD, **{name: planned(record, gpu, load) for name, load in LOADS.items()}}
     for name in names:
         if clock() > seconds - 100:
             record.add("users", name, skipped="no time left")
@@ -89,7 +89,7 @@ def bench(
 
 
 def client(record: Record, port: int, seconds: float) -> None:
-    """What the smoke client costs beside a bare httpx loop, against this engine."""
+    """What the smoke client costs compared with a bare httpx loop, with this engine."""
     if clock() > seconds - 70:
         record.add("client", "64 streams", skipped="no time left")
         return

@@ -1,4 +1,4 @@
-"""What the kit says of small engines: smoke and verify on healthy and sick ones, the watch on a frozen one."""
+"""The kit's verdicts on small engines: smoke and verify on healthy and sick ones, the watch on a frozen one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WATCH = ("--interval", "1", "--stall", "10", "--canary-every", "15", "--canary-t
 
 
 def kit(*arguments: str, log: Path, patience: float) -> tuple[int, float]:
-    """Run the kit's own command; its exit code (-1: too slow) and seconds."""
+    """Run a command of the kit; its exit code (-1: too slow) and seconds."""
     began = clock()
     words = [sys.executable, "-m", "glm4_deploy", *arguments]
     with log.open("w") as file:
@@ -40,7 +40,7 @@ def kit(*arguments: str, log: Path, patience: float) -> tuple[int, float]:
 
 
 def verdicts_stage(record: Record, models: Path, names: tuple[str, ...], backend: str | None, seconds: float) -> None:
-    """The first name is the healthy one: it gets the full suite and the watch too."""
+    """The first name is the healthy model: it gets the full suite and the watch too."""
     extra = {"attention-backend": backend} if backend else {}
     engines = {}
     for name in names:
@@ -64,8 +64,8 @@ def verdicts_stage(record: Record, models: Path, names: tuple[str, ...], backend
     record.pack()
     if clock() < seconds - 75:
         freeze(record, port, pid)
-    for _, one in engines.values():
-        end(one)
+    for _, pid in engines.values():
+        end(pid)
 
 
 def _smoke(record: Record, name: str, port: int, suite: str, seconds: float) -> None:
@@ -78,7 +78,7 @@ def _smoke(record: Record, name: str, port: int, suite: str, seconds: float) -> 
 
 
 def freeze(record: Record, port: int, pid: int) -> None:
-    """Stop the engine core under load: seconds until the watch says so, what /health says, and whether it recovers."""
+    """Stop the engine core under load: seconds until the watch reports it, /health meanwhile, whether it recovers."""
     base, log = f"http://127.0.0.1:{port}", record.logs / "watch.jsonl"
     words = [sys.executable, "-m", "glm4_deploy", "watch", "--json", "--base-url", base, *WATCH, str(free_port())]
     going = threading.Event()
@@ -87,7 +87,7 @@ def freeze(record: Record, port: int, pid: int) -> None:
         watch = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
     for number in range(8):
         threading.Thread(target=_load, args=(base, number, going), daemon=True).start()
-    time.sleep(18)  # a canary is asked and answered
+    time.sleep(18)  # until a canary has been sent and answered
     before, cores = _states(log), _cores(pid)
     stopped = time.monotonic()
     for core in cores:
@@ -129,7 +129,7 @@ def _until(log: Path, before: list[str], patience: float, state: str) -> str | N
 
 
 def _cores(pid: int) -> list[int]:
-    """The engine cores below an API server."""
+    """The engine cores of an API server."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The simulation against the engine that measure.py measured: fitted to one set of loads, held against another.
+"""Compare the simulation with the engine that measure.py measured: fitted to some loads, evaluated on the others.
 
 python -m benchmarks.scale.evaluate benchmarks/scale/results/cpu.json
 """
@@ -15,16 +15,16 @@ from glm4_deploy.scale.request import EngineLimits, Lengths, StepCost, Workload
 from glm4_deploy.scale.simulator import Cell, CellResult, quantile
 
 SEEDS = 5
-STALL_S = 0.5  # as measure.py's own clock saw it
+STALL_S = 0.5  # by measure.py's own clock
 FIGURES = ("ttft p50", "ttft p95", "tpot p50", "tpot p95", "tokens/s")
 Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="what benchmarks.scale.measure wrote")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the output of benchmarks.scale.measure")
     data, stalled = load(parser.parse_args().file)
-    print(f"{stalled} loads left out: the machine stood still for {STALL_S} s or more")
+    print(f"{stalled} loads left out: the machine stalled for {STALL_S} s or more")
     fitted = calibrate(data)
     print(f"fitted: {fitted.cost}\nslower: {fitted.slower:.2f}\n")
     print("| load | part | " + " | ".join(FIGURES) + " | preempted |")
@@ -35,14 +35,11 @@ def main() -> None:
         pairs = compared(rows, fitted.cost, engine(data, part))
         cells = []
         for figure in FIGURES:
-            ratios = [said[figure] / seen[figure] for said, seen in pairs]
+            ratios = [predicted[figure] / measured[figure] for predicted, measured in pairs]
             misses.setdefault(part, {}).setdefault(figure, []).append(statistics.median(ratios))
-            said, seen = (statistics.median(pair[i][figure] for pair in pairs) for i in (0, 1))
-            cells.append(
-                f"{said:,.0f} / {seen:,.0f} = {spread(ratios)}"
-                if said > 99
-                else f"{said:.1f} / {seen:.1f} = {spread(ratios)}"
-            )
+            both = [statistics.median(pair[i][figure] for pair in pairs) for i in (0, 1)]
+            digits = 0 if both[0] > 99 else 1
+            cells.append(f"{both[0]:,.{digits}f} / {both[1]:,.{digits}f} = {spread(ratios)}")
         counts = (statistics.median(pair[i]["preempted"] for pair in pairs) for i in (0, 1))
         print(f"| {name} | {part} | {' | '.join(cells)} | {' / '.join(f'{count:.0f}' for count in counts)} |")
     print()
@@ -51,17 +48,17 @@ def main() -> None:
 
 
 def load(path: Path) -> tuple[Row, int]:
-    """The measurements, and how many loads of them are left out because the machine stood still."""
+    """The measurements, and how many loads are left out because the machine stalled."""
     data: Row = json.loads(path.read_text(encoding="utf-8"))
-    whole = len(data["rows"])
+    total = len(data["rows"])
     data["rows"] = [row for row in data["rows"] if row.get("stall_s", 0.0) < STALL_S]
-    return data, whole - len(data["rows"])
+    return data, total - len(data["rows"])
 
 
 def compared(rows: list[Row], cost: StepCost, limits: EngineLimits) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """(predicted, measured) for each round; the rate of an open loop is another one in each."""
-    said = {rate: predicted(row, cost, limits) for rate, row in {row["rate"]: row for row in rows}.items()}
-    return [(said[row["rate"]], measured_figures(row)) for row in rows]
+    """(predicted, measured) for each round; the rate of an open loop differs between rounds."""
+    at_rate = {rate: predict(row, cost, limits) for rate, row in {row["rate"]: row for row in rows}.items()}
+    return [(at_rate[row["rate"]], measured_figures(row)) for row in rows]
 
 
 def spread(ratios: Iterable[float]) -> str:
@@ -71,7 +68,7 @@ def spread(ratios: Iterable[float]) -> str:
 
 
 def calibration_file(data: Row) -> Row:
-    """The fit's part of the measurements in the form of a calibration file: the median of the rounds for each load."""
+    """The loads to fit as a calibration file: the median of the rounds for each load."""
     runs: dict[tuple[int, int], list[Row]] = {}
     for name in dict.fromkeys(row["name"] for row in data["rows"] if row["part"] == "fit"):
         rows = [row for row in data["rows"] if row["name"] == name]
@@ -111,8 +108,8 @@ def engine(data: Row, part: str) -> EngineLimits:
     )
 
 
-def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float]:
-    """The figures of a load that the simulation was not told: mean over seeds of other arrivals and lengths."""
+def predict(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float]:
+    """The simulated figures of a load: means over seeds, each with its own arrivals and lengths."""
     load = Workload(
         users=row["concurrency"],
         rate=row["rate"],
@@ -120,18 +117,18 @@ def predicted(row: Row, cost: StepCost, limits: EngineLimits) -> dict[str, float
         answer=Lengths(median=row["output_len"]),
         pairs=tuple(zip(row["input_lens"], row["output_lens"], strict=True)),
     )
-    seen = [
-        figures(Cell(cost, limits, load, replicas=1, seed=seed).run(row["requests"], drain=True))
+    runs = [
+        simulated_figures(Cell(cost, limits, load, replicas=1, seed=seed).run(row["requests"], drain=True))
         for seed in range(SEEDS)
     ]
-    return {name: statistics.mean(one[name] for one in seen) for name in seen[0]}
+    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
 
 
-def figures(outcome: CellResult) -> dict[str, float]:
-    done = outcome.requests
+def simulated_figures(result: CellResult) -> dict[str, float]:
+    done = result.requests
     took = max(r.done for r in done) - min(r.sent for r in done)
     times = {"ttft": sorted(1000 * r.ttft for r in done), "tpot": sorted(1000 * r.tpot for r in done)}
-    named = {f"{metric} p{share}": quantile(found, share) for metric, found in times.items() for share in (50, 95)}
+    named = {f"{metric} p{share}": quantile(ms, share) for metric, ms in times.items() for share in (50, 95)}
     named["tokens/s"] = sum(r.answer for r in done) / took
     return named | {"preempted": float(sum(r.preempted for r in done))}
 

@@ -1,8 +1,9 @@
-"""Make src/glm4_deploy/catalog/calibrations.yaml from the measurements in this repository, on stdout.
+"""Write src/glm4_deploy/catalog/calibrations.yaml, from the measurements in this repository, to stdout.
 
 python -m benchmarks.scale.example > src/glm4_deploy/catalog/calibrations.yaml
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ H100 = ("512-128", "128-256", "1536-64")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = {"h100-marlin": h100(), "cpu-26m": cpu()}
     print(HEAD)
     print(yaml.safe_dump({"calibrations": rows}, sort_keys=False, default_flow_style=None, width=160), end="")

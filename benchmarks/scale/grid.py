@@ -1,4 +1,4 @@
-"""From 1 to 10,000 GPUs under one SLO: users held, the time it took, where the knee is, and what the shortcut misses.
+"""From 1 to 10,000 GPUs under one SLO: users served, time to simulate, the knee, and the error of simulating one cell.
 
 python -m benchmarks.scale.grid CALIBRATION [--ttft-p95 1000] [--tpot-p95 50]
 """
@@ -21,11 +21,11 @@ REPAIR_HOURS = 24.0  # an assumption
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("calibration", nargs="+")
-    parser.add_argument("--ttft-p95", type=float, default=1000)
-    parser.add_argument("--tpot-p95", type=float, default=50)
-    parser.add_argument("--kv-cache-tokens", type=int)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calibration", nargs="+", help="calibration files or results of `bench --json`")
+    parser.add_argument("--ttft-p95", type=float, default=1000, help="limit in ms")
+    parser.add_argument("--tpot-p95", type=float, default=50, help="limit in ms")
+    parser.add_argument("--kv-cache-tokens", type=int, help="of one engine; by default as calibrated")
     parser.add_argument("--prompt", type=float, nargs=2, default=(512, 1500), help="tokens, median and p95")
     parser.add_argument("--answer", type=float, nargs=2, default=(128, 400), help="tokens, median and p95")
     options = parser.parse_args()
@@ -47,8 +47,8 @@ def main() -> None:
 
 
 def table(setting: Setting) -> int:
-    """Users that so many GPUs hold; those of one GPU."""
-    print("| GPUs | users held | a GPU | tokens/s | spares for 99.9 % | seconds |\n|---|---|---|---|---|---|")
+    """Print the users that each number of GPUs serves; returns those of one GPU."""
+    print("| GPUs | users served | per GPU | tokens/s | spares for 99.9 % | seconds |\n|---|---|---|---|---|---|")
     one = 0
     down = down_share(FAILURES_A_YEAR, REPAIR_HOURS)
     for gpus in GPUS:
@@ -76,7 +76,7 @@ def most_users(setting: Setting, gpus: int, seed: int, start: int) -> int:
 
 
 def knee(setting: Setting, one: int) -> None:
-    print("\n| users on one GPU | TTFT p95 ms | TPOT p95 ms | tokens/s | at once |\n|---|---|---|---|---|")
+    print("\n| users on one GPU | TTFT p95 ms | TPOT p95 ms | tokens/s | running |\n|---|---|---|---|---|")
     for share in (0.25, 0.5, 0.75, 0.9, 1.0, 1.05, 1.1, 1.2, 1.5):
         view = simulate_load(setting.with_size(max(1, round(share * one))), 1, 0)
         times = f"{view.times['ttft p95']:.0f} | {view.times['tpot p95']:.1f}"
@@ -84,21 +84,21 @@ def knee(setting: Setting, one: int) -> None:
 
 
 def shortcut(setting: Setting, one: int) -> None:
-    """A cell of 16 in place of all: its figures as multiples of the whole's, and the answers of both."""
-    print("\n| router | GPUs | TTFT p95, cell/whole | TPOT p95 | tokens/s | users held: cell / whole |")
+    """A cell of 16 engines instead of all of them: the ratios of its figures, and the answers of both."""
+    print("\n| router | GPUs | TTFT p95, cell/all | TPOT p95 | tokens/s | users served: cell / all |")
     print("|---|---|---|---|---|---|")
     for router in RouterPolicy:
         for gpus in (32,) if router is RouterPolicy.CACHE_AWARE else (32, 64):
             cell = replace(setting, router=router, requests=150 * gpus)
-            whole, load = replace(cell, cell=gpus), round(0.95 * one * gpus)
-            pairs = zip(at(cell, load, gpus), at(whole, load, gpus), strict=True)
-            ratios = " | ".join(f"{ours / theirs:.2f}" for ours, theirs in pairs)
-            held = [most_users(kind, gpus, 0, one * gpus) for kind in (cell, whole)]
+            everything, load = replace(cell, cell=gpus), round(0.95 * one * gpus)
+            pairs = zip(at(cell, load, gpus), at(everything, load, gpus), strict=True)
+            ratios = " | ".join(f"{of_cell / of_all:.2f}" for of_cell, of_all in pairs)
+            held = [most_users(kind, gpus, 0, one * gpus) for kind in (cell, everything)]
             print(f"| {router} | {gpus} | {ratios} | {held[0]:,} / {held[1]:,} |", flush=True)
 
 
 def at(setting: Setting, users: int, gpus: int) -> tuple[float, float, float]:
-    """TTFT p95, TPOT p95 and tokens a second, means over the seeds."""
+    """TTFT p95, TPOT p95 and tokens per second, means over the seeds."""
     views = [simulate_load(setting.with_size(users), gpus, seed) for seed in range(SEEDS)]
     times = [sum(view.times[name] for view in views) / SEEDS for name in ("ttft p95", "tpot p95")]
     return times[0], times[1], sum(view.output_tokens_per_s for view in views) / SEEDS

@@ -1,4 +1,4 @@
-"""Fit to some results of `bench --json` of an engine, and hold the simulation against others of the same engine.
+"""Fit the simulation to some results of `bench --json`, and compare it with others of the same engine.
 
 python -m benchmarks.scale.holdout --fit a.json b.json --held c.json --max-num-seqs 256 --kv-cache-tokens 1642640
 """
@@ -12,15 +12,13 @@ from glm4_deploy.scale.request import EngineLimits
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fit", nargs="+", type=Path, required=True)
-    parser.add_argument("--held", nargs="+", type=Path, required=True)
-    parser.add_argument("--max-num-seqs", type=int, required=True)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
-    parser.add_argument("--kv-cache-tokens", type=int, required=True)
-    parser.add_argument(
-        "--held-max-num-seqs", type=int, help="where the other loads were of an engine with other limits"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", nargs="+", type=Path, required=True, help="results to fit to")
+    parser.add_argument("--held", nargs="+", type=Path, required=True, help="results to compare with")
+    parser.add_argument("--max-num-seqs", type=int, required=True, help="of the engine")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=8192, help="of the engine (8192)")
+    parser.add_argument("--kv-cache-tokens", type=int, required=True, help="as the engine's log says")
+    parser.add_argument("--held-max-num-seqs", type=int, help="of the engine of --held, where it differs")
     options = parser.parse_args()
     limits = EngineLimits(
         max_num_seqs=options.max_num_seqs,
@@ -42,8 +40,8 @@ def row(miss: Miss, part: str) -> str:
     """predicted / measured = ratio."""
     level, cells = miss.level, []
     for name in ("ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95", "tokens_per_s"):
-        seen, ratio = getattr(level, name), getattr(miss, name)
-        cells.append(f"{ratio * seen:.3g} / {seen:.3g} = {ratio:.2f}")
+        measured, ratio = getattr(level, name), getattr(miss, name)
+        cells.append(f"{ratio * measured:.3g} / {measured:.3g} = {ratio:.2f}")
     return f"| {level.input_len}/{level.output_len} @{level.concurrency} | {part} | {' | '.join(cells)} |"
 
 

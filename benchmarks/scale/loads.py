@@ -1,12 +1,12 @@
-"""The loads that a real engine is measured under: one set to fit the simulation to, another that it has not seen."""
+"""The loads that a real engine is measured under: some to fit the simulation to, the others held out."""
 
 import json
 from dataclasses import dataclass
 
-# Small limits, so that a small machine reaches them: prompts that take two steps, a queue from 17 requests on.
+# Small limits, so that a small machine reaches them: some prompts take two steps, and the 17th request queues.
 MAX_NUM_SEQS = 16
 MAX_NUM_BATCHED_TOKENS = 256
-# The second engine: 24 blocks for 16 requests of two to three blocks, so that it has to preempt.
+# The second engine: 24 usable blocks for 16 requests of two to three blocks each, so that it has to preempt.
 TIGHT_BLOCKS = 25
 BLOCK_TOKENS = 128
 LETTERS = list(range(64, 90))  # a to z in the demo model's vocabulary
@@ -14,24 +14,24 @@ LETTERS = list(range(64, 90))  # a to z in the demo model's vocabulary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One call of `vllm bench serve`.
-
-    concurrency: users without think time; None: open loop at `rate` requests a second (Poisson).
-    spread: lengths are uniform within ± this share of input_len and output_len.
-    """
+    """One call of `vllm bench serve`."""
 
     name: str
     part: str
+    """fit, held-out, tight or warm-up."""
     input_len: int
     output_len: int
     requests: int
     concurrency: int | None = None
+    """Users without think time; None: an open loop at `rate`."""
     rate: float = float("inf")
+    """Requests per second (Poisson)."""
     spread: float = 0.0
+    """Lengths are uniform within ± this share of input_len and output_len."""
 
     def words(self, base_url: str, model: str, tokenizer: str, seed: int) -> list[str]:
-        # Letters alone: after random words the demo model says special tokens and halves of characters, which a stream
-        # does not show until they make sense, and the first token would seem to come with the last.
+        # Letters only: after random words the demo model emits special tokens and partial characters, which a stream
+        # withholds until they are complete, so that the first token would seem to arrive with the last.
         words = ["--backend", "openai", "--endpoint", "/v1/completions", "--base-url", base_url]
         words += ["--extra-body", json.dumps({"allowed_token_ids": LETTERS})]
         words += ["--model", model, "--tokenizer", tokenizer, "--dataset-name", "random", "--ignore-eos"]
@@ -64,7 +64,7 @@ def fit() -> list[Load]:
 
 
 def held_out() -> list[Load]:
-    """Other numbers of users, other lengths, a queue; then what an open loop can carry at most."""
+    """Other numbers of users, other lengths, a queue; then the highest throughput, as the base of the open loops."""
     closed = [(64, 48, 3), (64, 48, 12), (64, 48, 24), (192, 96, 6), (192, 96, 12), (512, 24, 8)]
     rows = [
         Load(
@@ -84,7 +84,7 @@ def held_out() -> list[Load]:
 
 
 def open_loop(capacity: float) -> list[Load]:
-    """Poisson arrivals at 30, 60 and 90 % of `capacity` (requests a second), lengths ± 50 %."""
+    """Poisson arrivals at 30, 60 and 90 % of `capacity` (requests per second), lengths ± 50 %."""
     return [
         Load(
             name=f"open {share:.0%}",

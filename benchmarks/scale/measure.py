@@ -1,4 +1,4 @@
-"""Measure a real vLLM on the CPU under the loads of loads.py, and keep the figures of each.
+"""Measure a real vLLM on the CPU under the loads of loads.py, and record the figures of each.
 
 python -m benchmarks.scale.measure --rounds 3 --out benchmarks/scale/results/cpu.json
 """
@@ -25,20 +25,22 @@ from glm4_deploy.probe.bench import LAUNCH, MARK
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "demo" / "glm-4-tiny-chat"
-# The demo model takes 2 ms a step, less than the API server and the generator take for its tokens: this one, with dummy
-# weights, is slow enough that the engine is what is measured.
+# The demo model takes 2 ms per step, less than the API server and the generator need for its tokens. This one, with
+# dummy weights, is slow enough for the engine to be the bottleneck.
 SLOW = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 16}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="of all loads (3)")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args()
     python = os.environ["GLM4_CPU_PYTHON"]
-    os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "120"  # else the server closes what the generator is about to reuse
-    # One core computes, the other is left to the API server and the generator. On both, the engine is done with an
-    # answer before the server comes to send its first token.
+    os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = (
+        "120"  # or the server closes connections that the generator is about to reuse
+    )
+    # One core computes; the other is left to the API server and the generator. With both, the engine would finish an
+    # answer before the server gets to send its first token.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0"
     rows: list[dict[str, Any]] = []
     engines: dict[str, Any] = {}
@@ -58,15 +60,14 @@ def main() -> None:
             for number in range(options.rounds):
                 seed = 1000 * (number + 1)
                 rows += send(python, running.base_url, model, [loads.WARM_UP, *loads.fit()], number, seed)
-                seen = send(python, running.base_url, model, [loads.WARM_UP, *loads.held_out()], number, seed + 500)
-                capacity = next(row for row in seen if row["name"] == "capacity")["requests_per_s"]
-                rows += seen
+                rows += send(python, running.base_url, model, [loads.WARM_UP, *loads.held_out()], number, seed + 500)
+                capacity = next(row for row in reversed(rows) if row["name"] == "capacity")["requests_per_s"]
                 rows += send(python, running.base_url, model, loads.open_loop(capacity), number, seed + 700)
                 write(options.out, engines, rows)
 
 
 class Stalls(threading.Thread):
-    """How long this process was kept from running although it wanted to: what the machine's other work does to us all.
+    """How long this process was kept from running by other work on the machine.
 
     Independent of the engine, so a load that met a stall may be left out without looking at its figures.
     """
@@ -92,7 +93,7 @@ STALLS = Stalls()
 
 
 def slow_model(directory: Path) -> Path:
-    """The demo model's tokenizer beside a larger shape."""
+    """The demo model's tokenizer with a larger shape."""
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
     (directory / "config.json").write_text(json.dumps(config | SLOW), encoding="utf-8")
@@ -102,7 +103,7 @@ def slow_model(directory: Path) -> Path:
 def send(
     python: str, base_url: str, model: Path, wanted: Sequence[loads.Load], number: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows of all but warm-ups, in order."""
+    """Run the loads; the rows of all but warm-ups, in order."""
     words = [load.words(base_url, NAME, str(model), seed + i) for i, load in enumerate(wanted)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [python, "-c", LAUNCH, json.dumps(words)]
