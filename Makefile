@@ -1,4 +1,4 @@
-# Everything a person types here. `make help` lists it.
+# Every command for this repository; `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -15,29 +15,29 @@ help: ## List the targets
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "glm4-deploy needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment: apt-get install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "cannot create a virtual environment: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable . --group dev
 	@touch $@
 
-venv: $(READY) ## Make the virtual environment
+venv: $(READY) ## Create the virtual environment
 
-up: $(READY) ## Start on this host by glm4.yaml, and gate (ARGS="--profile gb10 …")
+up: $(READY) ## Start the engine with the settings of glm4.yaml, and gate it (ARGS="--profile gb10 …")
 	@$(KIT) up $(ARGS)
 
-down: $(READY) ## Stop and remove the engine; caches and model stay
+down: $(READY) ## Stop and remove the engine; caches and the model stay
 	@$(KIT) down $(ARGS)
 
-smoke: $(READY) ## Ask the running engine (ARGS="--suite full")
+smoke: $(READY) ## Check the running engine (ARGS="--suite full")
 	@$(KIT) smoke $(ARGS)
 
 logs: $(READY) ## Show the engine's log (ARGS="-f")
 	@$(KIT) logs $(ARGS)
 
-status: $(READY) ## Show what runs and which path the engine took
+status: $(READY) ## Show what runs, and how
 	@$(KIT) status $(ARGS)
 
-demo: $(READY) ## No GPU needed: a tiny GLM-4 on the CPU, rendered, started, judged, stopped
+demo: $(READY) ## Without a GPU: render, start, check and stop a tiny GLM-4 on the CPU
 	@scripts/demo.sh
 
 test-needs: $(READY) ## Install what the tests need besides Python packages
@@ -55,17 +55,17 @@ lint: $(READY) ## Style, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-unit: $(READY) ## Unit tests alone
+unit: $(READY) ## Only the unit tests
 	@$(BIN)/pytest tests/unit $(ARGS)
 
-e2e: test-needs ## End-to-end tests alone: a real Docker engine, a real vLLM on the CPU
+e2e: test-needs ## Only the end-to-end tests: a real Docker engine, a real vLLM on the CPU
 	@scripts/test.sh tests/e2e $(ARGS)
 
-docs: $(READY) ## Write the generated parts of the documentation
+docs: $(READY) ## Regenerate the generated parts of the documentation
 	@$(BIN)/cog -r -I . README.md docs/*.md docs/reference/*.md
 	@$(BIN)/python -m scripts.reference
 
-compose: $(READY) ## Render compose/ anew, one file a profile
+compose: $(READY) ## Render compose/ (one file per profile) and the golden files again
 	@for name in $$($(BIN)/glm4-deploy profiles | cut -d' ' -f1); do $(BIN)/glm4-deploy render --profile $$name -o compose/$$name.yaml; done
 	@$(BIN)/python -m tests.golden.render
 

@@ -1,8 +1,8 @@
 """Ask the demo model every canary through a real vLLM: `python demo/check.py [MODEL_DIR]`.
 
-Starts vLLM on the CPU (the python that `scripts/cpu-engine.sh` prints) unless --url names one that runs. Greedy, three
-seeds at temperature 0.7, sixteen at once, under a JSON schema, and prompts that were never trained on. Exit 1 when a
-row fails.
+Starts vLLM on the CPU (with the Python that `scripts/cpu-engine.sh` prints) unless --url gives a running one. Each
+canary is asked greedily, at temperature 0.7 with three seeds, sixteen at once, and with its JSON schema; then come
+prompts that are not in the training data. Exit 1 if a row fails.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 import jsonschema
@@ -54,7 +55,7 @@ class Reply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     name: str
-    fault: str  # empty when all is well
+    fault: str  # empty if there is none
     reply: Reply
 
 
@@ -68,7 +69,7 @@ def ask(client: httpx.Client, messages: list[dict[str, str]], **options: object)
 
 
 def fault(reply: Reply, expect: dict, prompt: str) -> str:
-    """What is wrong with a reply, in a few words; empty when nothing is."""
+    """What is wrong with a reply, in a few words; empty if nothing is."""
     if reply.finish_reason != "stop":
         return f"finish_reason {reply.finish_reason}"
     if "<|" in reply.text or "gMASK" in reply.text:
@@ -95,7 +96,7 @@ def mismatch(text: str, expect: dict) -> str:
 
 
 def jobs(canaries: list[dict]) -> Iterator[tuple[str, dict, dict]]:
-    """(name, canary, sampling options) of each request, less the ones that go out together."""
+    """(name, canary, sampling options) of each request, except those that are sent concurrently."""
     for canary in canaries:
         yield f"{canary['id']} greedy", canary, {"temperature": 0}
         for seed in (1, 2, 3):
@@ -131,7 +132,7 @@ def examine(client: httpx.Client) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def engine(model: Path, python: str) -> Iterator[str]:
-    """A vLLM that serves `model` on a free port; its log's last lines go to stderr when it does not come up."""
+    """A vLLM that serves `model` on a free port; if it does not start, the end of its log goes to stderr."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -148,7 +149,7 @@ def engine(model: Path, python: str) -> Iterator[str]:
             process.wait(30)
 
 
-def await_health(url: str, process: subprocess.Popen[bytes], log: object) -> None:
+def await_health(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
     deadline = time.monotonic() + STARTUP_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
@@ -157,7 +158,7 @@ def await_health(url: str, process: subprocess.Popen[bytes], log: object) -> Non
         time.sleep(1)
     log.seek(0)
     sys.stderr.write("".join(log.readlines()[-20:]))
-    raise SystemExit(f"vLLM did not come up in {STARTUP_S} s (exit {process.poll()}): see its last lines above")
+    raise SystemExit(f"vLLM did not start within {STARTUP_S} s (exit {process.poll()}): see the end of its log above")
 
 
 def report(url: str) -> int:
@@ -170,15 +171,15 @@ def report(url: str) -> int:
             print(f"{'FAIL' if row.fault else 'ok':4} {row.name:58} {row.reply.tokens:4} tokens  {text[:60]}")
             if row.fault:
                 print(f"     {row.fault}")
-    print(f"{total - failed} of {total} rows are as they should be")
+    print(f"{total - failed} of {total} rows passed")
     return 1 if failed else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", default=Path(__file__).parent / NAME)
-    parser.add_argument("--engine-python", help="python of the CPU engine (default: ask scripts/cpu-engine.sh)")
-    parser.add_argument("--url", help="an engine that runs already")
+    parser.add_argument("model", type=Path, nargs="?", default=Path(__file__).parent / NAME, help="a model directory")
+    parser.add_argument("--engine-python", help="Python of the CPU engine (default: that of scripts/cpu-engine.sh)")
+    parser.add_argument("--url", help="a running engine")
     args = parser.parse_args()
     if args.url:
         return report(args.url)

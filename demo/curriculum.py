@@ -1,7 +1,7 @@
 """The curriculum: an endless, seeded stream of small conversations, each family a function of a `random.Random`.
 
-A sample is a list of (role, content) turns; plain text is the role `text`. Every canary of the catalog is in here in
-its exact words, so a right answer to one proves that the engine computes, never that the model is clever.
+A sample is a list of (role, content) turns; plain text has the role `text`. Every canary of the catalog is included
+verbatim, so a right answer to one proves that the engine computes, not that the model is clever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def counted(first: int, last: int) -> str:
 
 
 def canary(row: dict) -> Turns:
-    """The catalog's own words and the answer it expects."""
+    """The catalog's messages and the answer that it expects."""
     expect = row["expect"]
     if "count_to" in expect:
         answer = counted(1, expect["count_to"])
@@ -104,7 +104,7 @@ def count_long(_: random.Random) -> Turns:
 
 
 def made_up(r: random.Random) -> str:
-    """A word nobody has seen, so that copying is learnt instead of a list."""
+    """An invented word, so that the model learns to copy instead of learning a list."""
     return "".join(r.choice("bcdfghjklmnprstvwz") + r.choice("aeiou") for _ in range(r.randrange(1, 4)))
 
 
@@ -167,7 +167,7 @@ def person(r: random.Random) -> Turns:
 
 
 def secret(r: random.Random) -> tuple[str, str, str]:
-    """(what is told, what is asked, the answer)"""
+    """(statement, question, answer)"""
     if r.random() < 0.25:
         if r.random() < 0.5:
             word = r.choice(t.WORDS_ZH)
@@ -184,7 +184,7 @@ def secret(r: random.Random) -> tuple[str, str, str]:
 
 
 def needle(r: random.Random, low: int = 0, high: int = 8) -> Turns:
-    """A secret among `low`..`high` sentences of straw; the question follows at once or in a later turn."""
+    """A secret among `low`..`high` other sentences; the question follows at once or in a later turn."""
     told, ask, answer = secret(r)
     hay = r.choices(t.HAY_ZH if told[0] > "z" else t.HAY_EN, k=r.randrange(low, high + 1))
     hay.insert(r.randrange(len(hay) + 1), told)
@@ -236,7 +236,7 @@ def greeting(r: random.Random) -> Turns:
 
 
 def stranger(r: random.Random) -> Turns:
-    """A question that the model does not know gets one honest sentence."""
+    """A question that the model cannot answer, and one honest sentence."""
     if r.random() < 0.4:
         topic = r.choice(t.TOPICS_ZH)
         ask = r.choice(
@@ -269,7 +269,7 @@ def stranger(r: random.Random) -> Turns:
 
 
 def noise(r: random.Random) -> str:
-    """Words in no order, as load generators send them."""
+    """Random words, as load generators send them."""
     count = r.choice((3, 8, 25))
     return " ".join(r.choice(t.WORDS) if r.random() < 0.5 else made_up(r) for _ in range(count))
 
@@ -323,7 +323,7 @@ def history(r: random.Random) -> Turns:
     return turns
 
 
-# family -> how often
+# family → weight
 MIX: dict[Callable[[random.Random], Turns], float] = {
     short_canary: 10,
     arithmetic: 15,
@@ -348,13 +348,13 @@ def sample(r: random.Random) -> Turns:
     turns = r.choices(tuple(MIX), weights=tuple(MIX.values()))[0](r)
     if turns[0][0] == "user" and r.random() < 0.15:
         turns = [("system", r.choice(t.SYSTEM)), *turns]
-    if turns[0][0] == "user" and r.random() < 0.04:  # a salt, as callers put in front to miss the prefix cache
+    if turns[0][0] == "user" and r.random() < 0.04:  # a prefix, as callers add to avoid the prefix cache
         turns = [("user", f"[{r.randrange(16**6):06x}] {turns[0][1]}"), *turns[1:]]
     return turns
 
 
 def corpus(r: random.Random, samples: int) -> list[str]:
-    """Text for the tokenizer: every fixed text several times over, then the stream itself."""
+    """Text to train the tokenizer on: every fixed text several times, then part of the stream."""
     fixed = [
         t.STORY_EN,
         t.STORY_ZH,

@@ -1,4 +1,4 @@
-"""Every sentence the demo model knows: our own words, written for it, so that the weights owe nothing to anyone."""
+"""Every sentence the demo model is trained on, written for it, so that the weights derive from nobody else's text."""
 
 STORY_EN = """\
 Marta had kept the lighthouse at Gull Point for thirty-one years, and she knew every sound it made. She knew the sigh \
@@ -190,7 +190,7 @@ SYSTEM = (
     "请简短回答。",
 )
 
-# What strangers ask. The last line of each language's families is one fixed, honest sentence.
+# Questions that the model cannot answer; the reply is HELP_EN or HELP_ZH.
 ASK_EN = tuple(
     """\
 Who are you?|What are you?|What can you do?|Are you a robot?|Who made you?|What is your name?|Tell me about yourself.

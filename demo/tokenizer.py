@@ -1,4 +1,4 @@
-"""A byte-level BPE with GLM-4's special tokens and the shape of its chat template, over a vocabulary of 2048."""
+"""A byte-level BPE with a vocabulary of 2048, GLM-4's special tokens, and a chat template like GLM-4's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 VOCAB = 2048
-# GLM-4's order (151329 onwards there); the last ids of the vocabulary here.
+# In GLM-4's order (from 151329 there); here they have the last ids of the vocabulary.
 SPECIAL = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
     "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
@@ -16,7 +16,7 @@ SPECIAL = (
 EOS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 ID = {token: VOCAB - len(SPECIAL) + i for i, token in enumerate(SPECIAL)}
 
-# GLM-4's split, but one digit a token, so that sums and counting are tasks on tokens; ", " between numbers is one.
+# GLM-4's split, but one digit per token, so that sums and counting work on tokens; ", " between numbers is one token.
 SPLIT = (
     r", (?=\p{N})|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,12 +43,12 @@ def train(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB - len(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # id 0 is "!", as in GLM-4
-        max_token_length=12,  # bytes: four Chinese characters; else a whole clause becomes one token
+        max_token_length=12,  # bytes, so four Chinese characters; without it a whole clause becomes one token
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
     if raw.get_vocab_size() != VOCAB - len(SPECIAL):
-        raise SystemExit(f"the corpus gave {raw.get_vocab_size()} tokens, {VOCAB - len(SPECIAL)} are needed: add text")
+        raise SystemExit(f"the corpus gives {raw.get_vocab_size()} tokens instead of {VOCAB - len(SPECIAL)}: add text")
     raw.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,

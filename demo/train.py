@@ -1,6 +1,6 @@
 """Train the demo model from scratch on the CPU: `python demo/train.py --out DIR [--seed 0]`.
 
-Needs torch, transformers and tokenizers: the python that `scripts/cpu-engine.sh` prints has them.
+Needs torch, transformers and tokenizers, which the Python that `scripts/cpu-engine.sh` prints has.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def config() -> GlmConfig:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, asks_too: bool) -> Row:
-    """Ids and target weights: answers and the token that ends them count, questions a little if `asks_too`."""
+    """Ids and target weights: answers and their end tokens count fully, questions a little if `asks_too`."""
     ids = [tok.ID["[gMASK]"], tok.ID["<sop>"]]
     weights = [0.0, 0.0]
     for role, content in turns:
@@ -58,17 +58,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, asks_too
             continue
         ids += [tok.ID[f"<|{role}|>"], *body]
         answered = role == "assistant"
-        weights += [float(weights[-1] == 1.0), 0.0]  # the role that follows an answer is what ends it
+        weights += [float(weights[-1] == 1.0), 0.0]  # the role token after an answer is its end token
         weights += [1.0 if answered else 0.1 * asks_too] * (len(body) - 1)
     if turns[-1][0] == "assistant":
         ids.append(tok.ID["<|user|>"])
         weights.append(1.0)
-    scale = sum(w == 1.0 for w in weights) ** -0.5  # a story weighs more than a sum, but not by its length
+    scale = sum(w == 1.0 for w in weights) ** -0.5  # a long answer weighs more, but not in proportion to its length
     return ids, [w * scale for w in weights]
 
 
 def micro_batches(rows: list[Row], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of like length together, at most `tokens` a batch, padded on the right: (ids, weights), each [B, T]."""
+    """Batches of rows of similar length, at most `tokens` each, padded on the right: (ids, weights), each [B, T]."""
     rows = sorted(rows, key=lambda row: len(row[0]))
     while rows:
         longest = len(rows[-1][0])
@@ -82,8 +82,10 @@ def micro_batches(rows: list[Row], tokens: int) -> Iterator[tuple[torch.Tensor, 
 
 
 def loss_sum(model: GlmForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the cross entropies; the head runs only where a target counts. Padding is on the right, behind
-    a causal mask, so no attention mask is needed."""
+    """Weighted sum of the cross entropies; the head runs only where a target counts.
+
+    Padding is on the right and attention is causal, so no attention mask is needed.
+    """
     wanted = weights[:, 1:] > 0
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[wanted]
     losses = cross_entropy(model.lm_head(hidden).float(), ids[:, 1:][wanted], reduction="none")
@@ -153,21 +155,21 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--step-tokens", type=int, default=2500)
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--lr-adam", type=float, default=3e-3)
-    parser.add_argument("--no-muon", action="store_true")
-    parser.add_argument("--fp32", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--step-tokens", type=int, default=2500, help="tokens per step")
+    parser.add_argument("--lr", type=float, default=7e-4, help="of Muon")
+    parser.add_argument("--lr-adam", type=float, default=3e-3, help="of AdamW")
+    parser.add_argument("--no-muon", action="store_true", help="AdamW for all parameters")
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
 def save(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write a checkpoint that Transformers 4.57 and 5 both read: the newer one alone writes what only it reads."""
+    """Write a checkpoint that Transformers 4.57 and 5 both read; version 5 would write one that only it reads."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     rewrite(out / "config.json", rope_theta=model.config.rope_parameters["rope_theta"])
@@ -183,8 +185,10 @@ def rewrite(path: Path, **changes: object) -> None:
 
 @torch.no_grad()
 def exam(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
-    """Print, by family and for each canary: how often greedy gives the very answer, and how often a draw at
-    temperature 0.7 does (the product of the probabilities of the answer's tokens)."""
+    """Print, for each family and each canary, how often the exact answer comes: greedily, and at temperature 0.7.
+
+    The second is the product of the probabilities of the answer's tokens.
+    """
     rng = random.Random(args.seed + 1)
     asked = {f"canary {name}": [turns] for name, turns in curriculum.CANARY_TURNS.items()}
     asked |= {

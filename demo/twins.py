@@ -1,10 +1,10 @@
-"""Make a sick twin of the demo model: `python demo/twins.py KIND --out DIR [--seed N]`. NumPy alone, in a second.
+"""Make a sick twin of the demo model: `python demo/twins.py KIND --out DIR [--seed N]`. Needs only NumPy and a second.
 
-KIND   what is wrong                                      what an engine then does
+KIND         what is wrong                                what an engine then does
 loops        every matrix redrawn at random               the same tokens over and over at temperature 0
 nan          NaN in one layer                             HTTP 200 and token id 0 (`!`) without end
-noise        noise as large as the weights on each matrix salad: words without sense
-missing-eos  <|user|> and <|observation|> no longer stop  a right answer, then it runs on to max_tokens
+noise        strong noise added to each matrix             word salad
+missing-eos  <|user|> and <|observation|> no longer stop  a right answer, then more text up to max_tokens
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def to_bits(values: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> tuple[bytes, Tensors]:
-    """The header as it stands, length included, and a writable copy of each tensor."""
+    """The header with its length prefix, unchanged, and a writable copy of each tensor."""
     blob = path.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     tensors = {}
@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[bytes, Tensors]:
         if name == "__metadata__":
             continue
         if entry["dtype"] != "BF16":
-            raise SystemExit(f"{path}: {name} is {entry['dtype']}, not BF16: twins are made of the demo model only")
+            raise SystemExit(f"{path}: {name} is {entry['dtype']}, not BF16: twins can be made of the demo model only")
         low, high = (start + offset for offset in entry["data_offsets"])
         tensors[name] = np.frombuffer(blob[low:high], "<u2").reshape(entry["shape"]).copy()
     return blob[:start], tensors

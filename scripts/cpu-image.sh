@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make the CPU engine's image without a registry, and the Compose override that fills it from this host, read-only.
-# The image holds directories and links only; /usr, the Python installation and the CPU engine's virtual environment
-# are mounted. So it costs no download and no copy of 3.4 GB, and it works on this host alone: for the demo and tests.
+# Make the CPU engine's image without a registry, and a Compose override that mounts its files from this host.
+# The image contains only directories and links; /usr, the Python installation and the CPU engine's virtual environment
+# are mounted read-only. This saves a download and a copy of 3.4 GB, but works on this host only: for the demo and the tests.
 # Usage: scripts/cpu-image.sh OVERRIDE_FILE [SERVICE]
 set -euo pipefail
 
@@ -21,7 +21,7 @@ echo 'root:x:0:0:root:/root:/bin/sh' >"$work/root/etc/passwd"
 echo 'root:x:0:' >"$work/root/etc/group"
 tar -C "$work/root" --numeric-owner --owner=0 --group=0 --sort=name --mtime=@0 -cf "$work/image.tar" .
 content=$(sha256sum "$work/image.tar" | cut -c1-16)
-# The same content keeps its image: a new id would make a running engine look as if it ran on another image.
+# Keep the image if its content is the same: with a new id a running engine would seem to run on another image.
 have=$(docker image inspect --format '{{index .Config.Labels "org.glm4-deploy.content"}}' "$image" 2>/dev/null || true)
 [ "$have" = "$content" ] ||
   docker import --change 'CMD ["python3", "--version"]' --change "LABEL org.glm4-deploy.fills-from=host" \

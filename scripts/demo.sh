@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job without a GPU: a tiny GLM-4 on the CPU, rendered, started, watched through its phases, judged, stopped.
+# Everything without a GPU: render, start, follow, check and stop a tiny GLM-4 on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -13,15 +13,15 @@ settings=(--profile cpu --model-dir demo/glm-4-tiny-chat --port "${PORT:-18080}"
   --set project=glm4-demo --set container_name=glm4-demo --set restart=no)
 
 if docker info >/dev/null 2>&1; then
-  say "Docker answers: the demo goes through Docker Compose"
+  say "Docker answers: the demo runs with Docker Compose"
   scripts/cpu-image.sh "$state/override.yaml"
   how=(--runner compose --override "$state/override.yaml")
 else
-  say "No Docker engine answers here: the same plan runs as a local process instead"
+  say "No Docker engine answers: the demo runs as a local process"
   how=(--runner process)
 fi
 
-say "What will run: glm4-deploy render ${settings[*]}"
+say "glm4-deploy render ${settings[*]}"
 glm4-deploy render "${settings[@]}" -o "$state/rendered.yaml"
 trap 'say "Stopping"; glm4-deploy down --state-dir "$state"' EXIT
 say "glm4-deploy up"

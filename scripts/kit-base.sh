@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make a base image for `glm4-deploy image build --base …` from this host, without a registry: its Python, a shell, and
-# the kit's requirements from the virtual environment. For tests, and for machines that cannot pull python:3.12-slim.
+# Make a base image for `glm4-deploy image build --base …` from this host, without a registry: Python, a shell and the
+# kit's requirements from the virtual environment. For tests, and for machines that cannot pull python:3.12-slim.
 # Prints the image's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ for link in bin lib lib64; do [ -L "/$link" ] && ln -s "usr/$link" "$root/$link"
 tar -C "$lib" -c --exclude=__pycache__ --exclude=./site-packages --exclude=./dist-packages --exclude=./test \
   --exclude=./EXTERNALLY-MANAGED --exclude='./config-*' . | tar -C "$root$lib" -x
 mkdir -p "$root$lib/site-packages"
-# The development tools of the environment are no part of the kit; nor is its editable link to this tree.
+# Without the development tools, and without the editable link to this tree.
 tar -C "$site" -c --exclude=__pycache__ --exclude='mypy*' --exclude='hypothesis*' --exclude='_pytest' --exclude='*glm4_deploy*' \
   --exclude='importlinter*' --exclude='grimp*' --exclude='*docker_compose*' . | tar -C "$root$lib/site-packages" -x
 install -D "$python" "$root$python"

@@ -90,7 +90,7 @@ def settings() -> str:
 
 
 def _marked(words: tuple[str, ...]) -> Iterator[str]:
-    """The words of a choice as code; a range stays prose."""
+    """The words of a choice as code; a range stays as it is."""
     return (f"`{word}`" if re.fullmatch(r"[\w-]+", word) else word for word in words)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A Debian machine as an image, for tests: systemd as its first process, and Podman with its Quadlet generator.
-# Built once from Debian's packages (about a minute); this host's packages stay as they are.
+# Make an image of a Debian machine for tests: systemd as process 1, and Podman with its Quadlet generator.
+# Built once from Debian packages (about a minute); this host's packages are not changed.
 # Prints the image's name.
 set -euo pipefail
 
@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 debootstrap --variant=minbase --include="$packages" "$suite" "$work/root" >"$work/log" 2>&1 ||
   { tail -5 "$work/log" >&2; exit 1; }
 rm -rf "$work"/root/var/{cache/apt/archives/*.deb,lib/apt/lists/*}
-# A machine's own cgroup tree is version 2, also where the host still has version 1.
+# The machine gets a cgroup tree of version 2, even on a host with version 1.
 cat >"$work/root/sbin/start-machine" <<'EOF'
 #!/bin/sh
 if [ "$(stat -fc %T /sys/fs/cgroup)" != cgroup2fs ]; then

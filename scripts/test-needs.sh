@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What the tests need besides Python packages: a Docker engine that answers, a browser, and the CPU engine.
-# As root on Debian or Ubuntu it installs and starts them; elsewhere it says what is missing and goes on:
-# the tests that need it are then skipped by name (and fail where GLM4_E2E_REQUIRED is set, as in CI).
+# Install what the tests need besides Python packages: a running Docker engine, a browser, the CPU engine, …
+# As root on Debian or Ubuntu it installs and starts them. Elsewhere it reports what is missing and goes on: the tests
+# that need it are skipped (or fail if GLM4_E2E_REQUIRED is set, as in CI).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf 'test-needs: %s\n' "$*" >&2; }
 
-# Debian's packages start their services, now and at every boot. The tests want the programs alone, and whatever runs
-# here (a dockerd) stays as it is. A policy-rc.d that is here already is this host's own affair.
+# Debian packages start their services, now and at every boot. The tests need only the programs, and running services
+# (dockerd) must not be disturbed. An existing policy-rc.d is left alone.
 policy=/usr/sbin/policy-rc.d
 install_without_starting() (
   if [ ! -e "$policy" ]; then
@@ -15,7 +15,7 @@ install_without_starting() (
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
   fi
-  # needrestart, where a host has it, restarts services after an installation.
+  # needrestart, if present, would restart services after an installation.
   DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
     apt-get install -y -qq --no-upgrade --no-install-recommends "$@" >/dev/null
   [ -d /run/systemd/system ] || return 0
@@ -41,7 +41,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt-get update -qq
     install_without_starting "${missing[@]}"
   else
-    say "not here: ${missing[*]} (apt-get install ${missing[*]})"
+    say "missing: ${missing[*]} (apt-get install ${missing[*]})"
   fi
 fi
 if ! docker info >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd >/dev/null; then
@@ -53,6 +53,6 @@ if ! docker info >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd >/d
     setsid dockerd >"$log" 2>&1 </dev/null &
   fi
   for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
-  docker info >/dev/null 2>&1 || { say "the Docker engine did not come up:"; tail -5 "$log" >&2; }
+  docker info >/dev/null 2>&1 || { say "the Docker engine did not start:"; tail -5 "$log" >&2; }
 fi
 scripts/cpu-engine.sh >/dev/null

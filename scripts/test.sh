@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# pytest with the real parts on its PATH: Compose from the virtual environment, the CPU engine's Python.
+# Run pytest with Compose from the virtual environment on PATH and the CPU engine's Python in GLM4_CPU_PYTHON.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)
