@@ -22,7 +22,9 @@ def create(
     wheels: Annotated[bool, typer.Option(help="Take this kit and what it needs, for this Python.")] = True,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="An SSH private key that signs it.")] = None,
 ) -> None:
-    """Put images, wheels, compose files and a checkpoint into one directory, with checksums.
+    """Put a deployment into one directory, with checksums.
+
+    It holds images, wheels, Compose files and the checkpoint.
 
     A call that was cut off goes on where it stopped.
 
@@ -45,7 +47,9 @@ def create(
 
 
 def verify(directory: Directory, signers: Signers = None) -> None:
-    """Hold every file against its checksum, and the signature against the signers. Exit 1 where one differs.
+    """Compare every file with its checksum.
+
+    With --signers, the signature is checked too. Exit 1 if anything differs.
 
     Example: glm4-deploy bundle verify bundle --signers allowed_signers
     """

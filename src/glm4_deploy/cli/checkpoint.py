@@ -37,7 +37,9 @@ def verify(
     as_json: AsJson = False,
     junit: JUnit = None,
 ) -> None:
-    """Say what in a checkpoint would not load, or would load but produce garbage, on the engine that is to run it.
+    """Find what would not load, or would produce garbage.
+
+    The checkpoint is judged for the engine that is to run it.
 
     Exit code 0: nothing failed; 1: something failed or could not be judged; 9: there is no checkpoint.
 
@@ -59,7 +61,9 @@ def repair(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a copy that the engine loads, without loss; the original is not touched. Then verify the copy.
+    """Write a copy that the engine loads, and verify it.
+
+    Nothing is lost, and the original is not touched.
 
     Exit code 0: nothing fails any more; 1: with --only, something else still fails; 10: it cannot be repaired;
     18: it could not be written (nothing is left behind).
@@ -78,8 +82,8 @@ def quantize(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Local .jsonl, .json, .txt or .parquet of chats or texts, or hub:NAME[:SPLIT]; may be given again. "
-            "[ultrachat_200k and LongAlign-10k of the hub]"
+            help="Local .jsonl, .json, .txt or .parquet of chats or texts, or hub:NAME[:SPLIT]; may be given again.",
+            show_default="ultrachat_200k and LongAlign-10k of the hub",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Calibration samples.")] = 512,
@@ -88,7 +92,9 @@ def quantize(
     raw: Annotated[bool, typer.Option("--raw", help="Leave what llm-compressor wrote, unrepaired.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantise GLM-4 to NVFP4 by the model card's recipe, and write what the default image loads.
+    """Quantize GLM-4 to NVFP4 for the default image.
+
+    It follows the model card's recipe.
 
     Needs the extra: pip install 'glm4-deploy[quantize]'. The base is loaded whole: 19 GB for 9B in bf16.
 
@@ -148,9 +154,7 @@ def _changes_text(outcome: RepairResult) -> str:
     return "".join(f"{one_line(line, 600)}\n" for line in lines)
 
 
-checkpoint = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Verify a checkpoint for an engine, repair it, or make one."
-)
+checkpoint = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Verify, repair or quantize a checkpoint.")
 checkpoint.command("verify")(verify)
 checkpoint.command("repair")(repair)
 checkpoint.command("quantize")(quantize)

@@ -123,7 +123,9 @@ def up(
     override: Annotated[
         list[Path] | None, typer.Option("--override", help="A Compose file laid over the rendered one.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [start_period]")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds a start may take.", show_default="start_period")
+    ] = None,
     no_rollback: Annotated[
         bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
     ] = False,
@@ -131,9 +133,10 @@ def up(
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Render, start, wait through the phases, and gate: green only when this container serves this model sanely.
+    """Start the engine and gate it: green only if it answers sanely.
 
-    What passes is recorded as a release. What fails is stopped, and the last good release is put back and gated too.
+    Renders, starts, waits through the phases, then checks that this very container serves this model. What passes is
+    recorded as a release. What fails is stopped, and the last good release is put back and gated too.
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
@@ -192,7 +195,9 @@ def down(
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Stop the engine and remove its container and network; volumes and the model stay.
+    """Stop the engine and remove its container and network.
+
+    Volumes and the model stay.
 
     Example: glm4-deploy down
     """
@@ -211,7 +216,9 @@ def down(
 
 
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
-    """Show what runs, since when, how healthy, and what its log says of the path it took. Exit 1 unless it is up.
+    """Show what runs, since when, and how healthy it is.
+
+    The engine's log says which path it took. Exit 1 unless it is up.
 
     Example: glm4-deploy status --json
     """

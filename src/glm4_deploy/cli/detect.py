@@ -36,7 +36,9 @@ def detect(
     ] = InputFormat.AUTO,
     junit: JUnit = None,
 ) -> None:
-    """Find loops and garbage in generated text: a plain text (one document) or JSONL (one a row).
+    """Find loops and garbage in generated text.
+
+    The input is plain text (one document) or JSONL (one document per row).
 
     A JSONL row is {"text": …} and, where known, "prompt", "finish_reason", "token_ids" and "logprobs": each one
     sharpens the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read, or holds no rows.

@@ -43,7 +43,9 @@ def diagnose(
     junit: JUnit = None,
     state_dir: StateDir = STATE,
 ) -> None:
-    """Read an engine's log: which path it took, how far it came, what went wrong and what to do, root cause first.
+    """Find what went wrong in an engine's log, and how to fix it.
+
+    Shows which path the engine took, how far it got, and the findings, root cause first.
 
     Without an argument: this deployment's engine if it runs, else the log of its last failed start. Any log of vLLM
     0.9 or newer will do, with or without Docker's timestamps. Exit 0: no failure found. 1: one found.

@@ -91,7 +91,7 @@ def plan(
     as_json: Json = False,
     junit: JUnit = None,
 ) -> None:
-    """Show what a GPU's memory will hold, before anything is started.
+    """Show what a GPU's memory will hold.
 
     The settings are those of `render` and `up`, and so is the plan. On a host with the profile's GPU it is refined by
     that GPU's own memory and by earlier starts. With --gpu or --gpu-total-mib and no profile named, none applies.
@@ -239,9 +239,10 @@ def doctor(
     as_json: Json = False,
     junit: JUnit = None,
 ) -> None:
-    """Say what this host is and whether it can run the deployment. Read-only, and done within 3 s.
+    """Check whether this host can run the deployment.
 
-    Verdicts: ready, slow (no FP4 arithmetic), blocked, unknown. Exit code 0 for ready and slow, 1 otherwise.
+    Read-only, and done within 3 s. Verdicts: ready, slow (no FP4 arithmetic), blocked, unknown. Exit code 0 for ready
+    and slow, 1 otherwise.
 
     Example: glm4-deploy doctor --profile gb10 --json
     """
@@ -274,7 +275,9 @@ def audit(
     json_: Json = False,
     junit: JUnit = None,
 ) -> None:
-    """Find what is risky in a vLLM Compose file, ours or anybody's, with severity and fix.
+    """Find risks in a vLLM Compose file, with severity and fix.
+
+    Any Compose file will do, not only a rendered one.
 
     Rules named CL-… are those of compose-lint; what could not be judged is `unknown` and fails too.
 

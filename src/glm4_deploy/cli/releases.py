@@ -23,7 +23,9 @@ from glm4_deploy.text import clean_text, one_line
 
 
 def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
-    """List what was deployed from here, oldest first. `*` marks the one that was last in service.
+    """List the recorded releases, oldest first.
+
+    `*` marks the one that was last in service.
 
     Example: glm4-deploy releases
     """
@@ -46,9 +48,12 @@ def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
 
 def rollback(
     release: Annotated[
-        str | None, typer.Argument(help="Id, its number, or its beginning. [the last good one that differs]")
+        str | None,
+        typer.Argument(help="Id, number, or beginning of an id.", show_default="the last good one that differs"),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a start may take. [start_period]")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds a start may take.", show_default="start_period")
+    ] = None,
     no_rollback: Annotated[
         bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
     ] = False,
@@ -58,7 +63,9 @@ def rollback(
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Put a recorded release back and gate it; it becomes a new release.
+    """Put a recorded release back and gate it.
+
+    It becomes a new release.
 
     Example: glm4-deploy rollback 12
     """
@@ -74,12 +81,14 @@ def rollback(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A release: id, number, or beginning.")],
-    b: Annotated[str, typer.Argument(help="Another.")],
+    a: Annotated[str, typer.Argument(help="A release: id, number, or beginning of an id.")],
+    b: Annotated[str, typer.Argument(help="The release to compare with.")],
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Show what differs between two releases: settings, files, image, checkpoint, engine, verdict. Secrets are masked.
+    """Show what differs between two releases.
+
+    Compares settings, files, image, checkpoint, engine and verdict. Secrets are masked.
 
     Example: glm4-deploy diff 11 12
     """
@@ -117,9 +126,10 @@ def _shown(value: object) -> str:
 
 @with_settings()
 def lock(requested: Requested) -> None:
-    """Pin the images by the digests that this Docker engine pulled: into glm4.yaml, and so into what is rendered.
+    """Pin the images to the digests that were pulled.
 
-    Another tag is another entry: a pin never holds an image back that you asked for. Exit 1 where one has no digest.
+    The digests go into glm4.yaml, and so into what is rendered. Each tag has its own entry: a pin never keeps back an
+    image that you ask for. Exit 1 if an image has no digest.
 
     Example: docker compose -f compose.yaml pull && glm4-deploy lock
     """
@@ -144,9 +154,7 @@ def lock(requested: Requested) -> None:
 
 # `glm4-deploy key add | list | revoke`.
 
-Directory = Annotated[
-    Path, typer.Option("--dir", help="The `keys` directory beside the rendered file. [.glm4/keys, which `up` uses]")
-]
+Directory = Annotated[Path, typer.Option("--dir", help="The `keys` directory beside the rendered file.")]
 KEYS = STATE / "keys"
 
 
@@ -177,7 +185,9 @@ def key_list(
         typer.echo(f"{row.name:24} {row.rate:>7}/min  {row.created}")
 
 
-def key_revoke(name: Annotated[str, typer.Argument()], directory: Directory = KEYS) -> None:
+def key_revoke(
+    name: Annotated[str, typer.Argument(help="Name of the key's owner.")], directory: Directory = KEYS
+) -> None:
     """End a key. A running gateway refuses it at once."""
     revoke_key(directory, name)
     typer.echo(f"key {name}: revoked", err=True)
@@ -188,15 +198,15 @@ def image_group() -> None:
 
 
 def image_build(
-    base: Annotated[
-        str, typer.Option(help="Image to image_build on: Python 3.11 or newer with pip.")
-    ] = "python:3.12-slim",
-    tag: Annotated[str | None, typer.Option("--tag", help="Name of the image_group. [glm4-deploy/kit:VERSION]")] = None,
-    network: Annotated[
-        str | None, typer.Option(help="Network of the image_build, as docker image_build --network.")
+    base: Annotated[str, typer.Option(help="Image to build on: Python 3.11 or newer with pip.")] = "python:3.12-slim",
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="Name of the image.", show_default="glm4-deploy/kit:VERSION")
     ] = None,
+    network: Annotated[str | None, typer.Option(help="Network of the build, as for docker build --network.")] = None,
 ) -> None:
-    """Build the image that `--with watch` runs: this installation, a non-root user, no shell scripts.
+    """Build the image that `--with watch` runs.
+
+    It holds this installation, a non-root user and no shell scripts.
 
     Example: glm4-deploy image build
     """
@@ -205,14 +215,16 @@ def image_build(
     typer.echo(name)
 
 
-key = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The gateway's named keys; they are stored hashed.")
+key = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Manage the gateway's named keys. Only their hashes are stored."
+)
 key.command("add")(key_add)
 key.command("list")(key_list)
 key.command("revoke")(key_revoke)
 
 
 image = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="The kit's own image, for the services that `--with` adds."
+    no_args_is_help=True, rich_markup_mode=None, help="Build the kit's own image, for the services that `--with` adds."
 )
 image.command("build")(image_build)
 image.callback()(image_group)

@@ -27,7 +27,9 @@ def render(
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
 ) -> None:
-    """Print the Compose file (or another target's): same input, same bytes. It runs without this tool.
+    """Print the Compose file, or another target's.
+
+    The same input gives the same bytes, and the file runs without this tool.
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """

@@ -93,9 +93,10 @@ def scale(
     requested: Requested = NOTHING,
     as_json: Json = False,
 ) -> None:
-    """Say how many GPUs so many users need under limits on TTFT and TPOT, by a simulation of what was measured.
+    """Estimate how many GPUs a number of users needs.
 
-    It rests on a measured load of your engine and says so; without one it does not answer. Exit codes: 0 an answer,
+    It simulates the engine from a measured load under limits on TTFT and TPOT; without a measured load it does not
+    answer. Exit codes: 0 an answer,
     1 the one number that --gpus names does not hold, 2 usage or no calibration, 13 no number of GPUs holds the limits.
 
     Example: glm4-deploy scale --users 2000 --calibration bench.json --ttft-p95 1s --tpot-p95 50ms

@@ -71,7 +71,7 @@ def smoke(
     requested: Requested = NOTHING,
     state_dir: StateDir = STATE,
 ) -> None:
-    """Ask a running engine, and judge what it answers.
+    """Ask a running engine and judge its answers.
 
     A pass means that no failure was seen in what was asked. Exit codes: 0 passed, 1 failed or could not be judged,
     2 usage, 3 not reachable, 4 reachable but not the engine or model expected.
@@ -122,10 +122,11 @@ def bench(
     requested: Requested = NOTHING,
     state_dir: StateDir = STATE,
 ) -> None:
-    """Load a running engine through vLLM's own generator: TTFT, TPOT, throughput, goodput.
+    """Measure a running engine under load: TTFT, TPOT, throughput, goodput.
 
-    Without --container and --python the generator runs beside the engine that `up` started here. Exit codes: 0 all
-    limits kept (or none given), 1 a limit broken or a request failed, 2 usage, 3 not reachable, 4 not the engine.
+    The load comes from vLLM's own generator. Without --container and --python it runs beside the engine that `up`
+    started here. Exit codes: 0 all limits kept (or none given), 1 a limit broken or a request failed, 2 usage,
+    3 not reachable, 4 not the engine.
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
     """

@@ -58,7 +58,9 @@ def watch(
     state_dir: StateDir = STATE,
     json_: JsonLines = False,
 ) -> None:
-    """Watch a running engine by its progress and by what it says, and publish the verdict. It changes nothing.
+    """Watch a running engine and publish its verdict.
+
+    It judges progress and answers. Without --restart it changes nothing.
 
     Example: glm4-deploy watch --json
     """
@@ -176,7 +178,9 @@ def fleet_smoke(
     json_: Json = False,
     junit: JUnit = None,
 ) -> None:
-    """Run the smoke suite against every host of an inventory; one table. Exit 1 unless all pass.
+    """Run the smoke suite against every host.
+
+    One table. Exit 1 unless all pass.
 
     Example: glm4-deploy fleet smoke -i fleet.yaml --suite full
     """
@@ -186,7 +190,9 @@ def fleet_smoke(
 
 
 def fleet_status(inventory: File = INVENTORY, at_once: AtOnce = 8, json_: Json = False, junit: JUnit = None) -> None:
-    """Say for every host of an inventory whether the engine and model expected answer. Exit 1 unless all do.
+    """Check that every host serves the expected model.
+
+    Exit 1 unless all do.
 
     Example: glm4-deploy fleet status -i fleet.yaml
     """
@@ -224,7 +230,7 @@ def _ask(
 
 
 fleet = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Ask many engines at once, by address or through SSH."
+    no_args_is_help=True, rich_markup_mode=None, help="Check many engines at once, by address or through SSH."
 )
 fleet.command("smoke")(fleet_smoke)
 fleet.command("status")(fleet_status)
