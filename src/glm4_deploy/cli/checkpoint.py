@@ -9,7 +9,8 @@ from glm4_deploy.catalog.rows import Version, parse_version, resolve_version
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
 from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
-from glm4_deploy.cli.output import BytesProgress, JUnit, Outputs, stdout_if
+from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
+from glm4_deploy.cli.progress import BytesProgress
 from glm4_deploy.errors import UsageError
 from glm4_deploy.report.terminal import findings_text
 from glm4_deploy.report_model import make_report

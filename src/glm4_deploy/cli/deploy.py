@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from glm4_deploy.cli.output import Progress
 from glm4_deploy.cli.params import (
     STATE,
     Json,
@@ -21,6 +20,7 @@ from glm4_deploy.cli.params import (
     resolve_spec,
     with_settings,
 )
+from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.candidates import (
     Candidate,
     check_model_directory,

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.cli.deploy import exclusive, report_result
-from glm4_deploy.cli.output import Progress
 from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
+from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
 from glm4_deploy.deploy.docker import build_kit_image, image_digests, keep_pins
 from glm4_deploy.deploy.docker import tag as default

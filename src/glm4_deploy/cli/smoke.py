@@ -20,7 +20,7 @@ from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.limits import read_baseline, read_slo, write_baseline
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.suite import CHECKS, MODEL_PATH, NOT_KNOWN, run_suite, soak
+from glm4_deploy.probe.suite import MODEL_PATH, NOT_KNOWN, checks, run_suite, soak
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
 from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
@@ -79,7 +79,7 @@ def smoke(
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """
     if list_:
-        rows = ((check.id, _suites(check.suites), check.seconds, check.proves) for check in CHECKS.values())
+        rows = ((check.id, _suites(check.suites), check.seconds, check.proves) for check in checks().values())
         typer.echo(checks_text(rows), nl=False)
         return
     chosen = _choice(suite, [str(name) for name in Suite])

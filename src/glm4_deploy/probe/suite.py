@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -57,7 +58,7 @@ class Check:
     run: Run
 
 
-CHECKS: dict[str, Check] = {}
+_REGISTERED: dict[str, Check] = {}
 
 GATE = frozenset({Suite.GATE, Suite.QUICK, Suite.FULL})
 QUICK = frozenset({Suite.QUICK, Suite.FULL})
@@ -82,9 +83,9 @@ def check(
     """
 
     def register(run: Run) -> Run:
-        if name in CHECKS:
+        if name in _REGISTERED:
             raise ValueError(f"two checks are named {name}")
-        CHECKS[name] = Check(
+        _REGISTERED[name] = Check(
             id=name,
             stage=stage,
             proves=proves,
@@ -99,16 +100,14 @@ def check(
     return register
 
 
-def load_checks() -> dict[str, Check]:
-    """Import all files of `checks/`; CHECKS is then in the order in which checks run."""
-    from glm4_deploy.probe import checks
+@cache
+def checks() -> Mapping[str, Check]:
+    """Every check by name, in the order in which they run. The first call imports all files of `checks/`."""
+    from glm4_deploy.probe import checks as room
 
-    for module in iter_modules(checks.__path__):
-        import_module(f"{checks.__name__}.{module.name}")
-    ordered = sorted(CHECKS.values(), key=lambda entry: entry.stage)
-    CHECKS.clear()
-    CHECKS.update({entry.id: entry for entry in ordered})
-    return CHECKS
+    for module in iter_modules(room.__path__):
+        import_module(f"{room.__name__}.{module.name}")
+    return {entry.id: entry for entry in sorted(_REGISTERED.values(), key=lambda entry: entry.stage)}
 
 
 # The facts around a verdict: what was checked and what was not, of which engine, with which settings.
@@ -213,7 +212,7 @@ async def run_suite(
         results=results,
         verdict=verdict(results),
         exit_code=run.exit_code(),
-        covered=covered(results, CHECKS),
+        covered=covered(results, checks()),
         samples=tuple(run.probe.samples),
         engine=engine_facts(run.probe),
         settings=setting_facts(run.probe, only, skip),
@@ -224,18 +223,18 @@ async def run_suite(
 
 def choose_checks(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[Check]:
     """The checks to run, in order. Raises UsageError for a name that no check has, or if none is left."""
-    wanted = {entry.id for entry in CHECKS.values() if suite in entry.suites}
+    wanted = {entry.id for entry in checks().values() if suite in entry.suites}
     if only:
         wanted = _match(only)
         pending = list(wanted)
         while pending:
-            needs = set(CHECKS[pending.pop()].needs) - wanted
+            needs = set(checks()[pending.pop()].needs) - wanted
             wanted |= needs
             pending += needs
     wanted -= _match(skip)
     if not wanted:
         raise UsageError("no check is left to run", hint="see `glm4-deploy smoke --list`")
-    return [entry for entry in CHECKS.values() if entry.id in wanted]
+    return [entry for entry in checks().values() if entry.id in wanted]
 
 
 def _match(patterns: Sequence[str]) -> set[str]:
@@ -244,9 +243,9 @@ def _match(patterns: Sequence[str]) -> set[str]:
 
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in CHECKS if fnmatchcase(name, pattern)}
+        hits = {name for name in checks() if fnmatchcase(name, pattern)}
         if not hits:
-            hint = did_you_mean(pattern, CHECKS) or "see `glm4-deploy smoke --list`"
+            hint = did_you_mean(pattern, checks()) or "see `glm4-deploy smoke --list`"
             raise UsageError(f"no check is named {pattern[:60]!r}", hint=hint)
         matched |= hits
     return matched
@@ -456,7 +455,7 @@ def _merge(
         results=results,
         verdict=worst,
         exit_code=max(judged, latest.exit_code, before.exit_code if before else 0),
-        covered=covered(results, CHECKS),
+        covered=covered(results, checks()),
         samples=(*degenerate, *(sample for sample in latest.samples if sample not in degenerate)),
     )
 
