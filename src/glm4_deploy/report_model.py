@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from glm4_deploy import __version__
-from glm4_deploy.detect.finding import LoopFinding
 from glm4_deploy.result import Result, Status, exit_code, verdict
+
+if TYPE_CHECKING:  # a name alone: commands that print a report need none of the detector's rules
+    from glm4_deploy.detect.finding import LoopFinding
 
 SCHEMA = 1  # of every --json with results; higher where a key that was there is gone or means something else
 
@@ -80,7 +83,7 @@ class AnswerSample:
     prompt: str
     answer: str
     finish_reason: str | None = None
-    finding: LoopFinding | None = None
+    finding: "LoopFinding | None" = None
     timing: Timing | None = None
 
 
