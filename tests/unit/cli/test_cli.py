@@ -193,6 +193,7 @@ def test_the_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
         )  # fmt: skip
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert not imported & {"torch", "vllm", "docker", "httpx", "numpy", "transformers"}, words
+        assert "glm4_deploy.report_model" not in imported, words
 
 
 def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from glm4_deploy.cli.params import NO_PROFILE, Requested
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.state import Record, save_record
 from glm4_deploy.errors import UsageError
+from glm4_deploy.host.gpu import GpuFacts, GpuReport
 from glm4_deploy.settings import load_settings
 
 FILE = {"max_num_seqs": 32, "max_model_len": 8192, "kv_cache_dtype": "auto"}
@@ -37,8 +38,9 @@ REQUESTS: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of this machine, and no GPU tool: this host may have one."""
+    """No settings of this machine, and no GPU, though this machine may have one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(host, "read_gpus", lambda: GpuReport(trouble="none"))
     for name in [name for name in os.environ if name.startswith("GLM4_")]:
         monkeypatch.delenv(name)
 
@@ -59,7 +61,6 @@ def test_plan_shows_what_render_renders(name: str, tmp_path: Path, monkeypatch: 
     command = [str(word) for word in services["glm4-9b-nvfp4"]["command"]]
     rendered = dict(itertools.pairwise(command))
     planned = json.loads(run("plan", *words, "--json"))
-    planned = planned.get("details", planned)
     assert f"{planned['gpu_memory_utilization']:g}" == rendered["--gpu-memory-utilization"]
     assert str(planned["max_num_seqs"]) == rendered["--max-num-seqs"]
     assert str(planned["max_model_len"]) == rendered["--max-model-len"]
@@ -75,6 +76,18 @@ def test_a_named_gpu_without_a_profile_takes_the_file_and_no_profile(tmp_path: P
     filed = json.loads(run("plan", "--gpu", "gb10", "--json"))
     as_rendered = json.loads(run("plan", "--profile", "gb10", "--json"))
     assert filed["gpu_memory_utilization"] == as_rendered["gpu_memory_utilization"] < plain["gpu_memory_utilization"]
+
+
+CARD = GpuFacts(index=0, name="NVIDIA GeForce RTX 5090", total_mib=32607.0, used_mib=0.0, free_mib=32607.0, mig=False)
+
+
+def test_a_host_with_a_gpu_is_planned_by_its_profile_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "read_gpus", lambda: GpuReport(gpus=(CARD,)))
+    for words in ([], ["--profile", "rtx-5090"]):
+        settings, profile, gpu, here = host._target(Requested(flags={"profile": words[-1] if words else None}), None)
+        assert (profile.name, settings.max_num_seqs, gpu.name, here) == ("rtx-5090", 32, "rtx-5090", True)
+    _, profile, gpu, here = host._target(Requested(flags={"profile": "gb10"}), None)
+    assert (profile.name, gpu.name, here) == ("gb10", "gb10", False)
 
 
 def test_a_load_stands_above_the_flags_and_the_file(tmp_path: Path) -> None:
