@@ -1,12 +1,12 @@
 """`glm4-deploy diagnose`: what an engine's log says."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, StateDir
-from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
 from glm4_deploy.errors import UsageError
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogFinding, LogReader
@@ -57,12 +57,7 @@ def diagnose(
     outputs.check()
     if file is not None and container is not None:
         raise UsageError("both a file and --container", hint="name one of them")
-    if file is None and container is None:
-        source, reader = diagnose_deployment(state_dir)
-    elif container is not None:
-        source, reader = diagnose_container(container)
-    else:
-        source, reader = read_file(file or "-")
+    source, reader = read_file(file) if file is not None else _read_engine(container, state_dir)
     if not reader.recognised:
         said = "it is empty" if not reader.lines else f"none of its {reader.lines} lines looks like one of a log"
         raise UsageError(
@@ -73,6 +68,13 @@ def diagnose(
     outputs.write(report, lambda: "\n".join(_text(source, reader)) + "\n", details=wire(reader))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def _read_engine(container: str | None, state_dir: Path) -> tuple[str, LogReader]:
+    # Not at the top: the Docker SDK takes longer than reading a file, which needs none.
+    from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
+
+    return diagnose_deployment(state_dir) if container is None else diagnose_container(container)
 
 
 def wire(reader: LogReader) -> dict[str, object]:

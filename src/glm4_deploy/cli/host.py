@@ -1,235 +1,30 @@
-"""`glm4-deploy plan | doctor | audit`: what can be known before anything is started."""
+"""`glm4-deploy doctor | audit`: whether this host, and what would run on it, is fit."""
 
-import sys
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from glm4_deploy.audit import audit_file
-from glm4_deploy.catalog.rows import (
-    Gpu,
-    Profile,
-    default_tag,
-    gpu_by_name,
-    gpu_by_size,
-    gpus,
-    parse_capability,
-    resolve_version,
-)
-from glm4_deploy.checkpoint.model import BadConfigError, stored_model
-from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import (
-    NO_PROFILE,
-    NOTHING,
     STATE,
     Json,
     Requested,
     StateDir,
-    profile_for,
-    seed,
     with_settings,
 )
 from glm4_deploy.deploy.candidates import holds_own_port, recorded_engine
-from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.deploy.state import expected_record
 from glm4_deploy.doctor import Needs, doctor_results, gather_host, readiness
-from glm4_deploy.errors import DeployError, Judged, PlanRefused, UsageError
-from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
-from glm4_deploy.host.system import read_host
-from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b, kernel_path
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
-from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
-from glm4_deploy.plan.spec import Fraction, engine_version, memory_request, plan_deployment
+from glm4_deploy.errors import DeployError, Judged, UsageError
+from glm4_deploy.plan.spec import Fraction, plan_deployment
 from glm4_deploy.render.compose import COMPOSE
-from glm4_deploy.report.terminal import findings_text, plan_text, results_text
-from glm4_deploy.report.wire import to_wire
+from glm4_deploy.report.terminal import findings_text, results_text
 from glm4_deploy.report_model import Report, make_report
-from glm4_deploy.result import Result, Severity, Status, fail, ok
-from glm4_deploy.settings import Settings
-
-
-@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of the GPU here, else seed; none with --gpu")
-def plan(
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="GPU by name: gb10, rtx-5090, h100 …", show_default="the profile's, or the one that is here"),
-    ] = None,
-    gpu_total_mib: Annotated[
-        float | None,
-        typer.Option(min=2048, max=10_000_000, help="GPU memory in MiB, as nvidia-smi or cudaMemGetInfo reports it."),
-    ] = None,
-    compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
-    unified: Annotated[
-        bool, typer.Option("--unified", help="With --gpu-total-mib: one memory for CPU and GPU.")
-    ] = False,
-    gpu_free_mib: Annotated[
-        float | None, typer.Option(min=0, max=10_000_000, help="GPU memory that is free now, in MiB.")
-    ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Take the model's shape from this directory.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="nvfp4 or bf16, without --checkpoint.", show_default="as the settings' quantization"),
-    ] = None,
-    vllm: Annotated[
-        str | None, typer.Option(help="vLLM version, for example 0.24.0.", show_default="that of the image")
-    ] = None,
-    host_reserve_gib: Annotated[
-        float, typer.Option(min=0, max=1000, help="Unified memory: what stays for the host.")
-    ] = 8.0,
-    first_start: Annotated[
-        bool,
-        typer.Option("--first-start/--later-start", help="Compiling takes KV cache away once; a later start has more."),
-    ] = True,
-    load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
-    requested: Requested = NOTHING,
-    state_dir: StateDir = STATE,
-    as_json: Json = False,
-    junit: JUnit = None,
-) -> None:
-    """Show what a GPU's memory will hold.
-
-    The settings are those of `render` and `up`, and so is the plan. On a host with the profile's GPU it is refined by
-    that GPU's own memory and by earlier starts. With --gpu or --gpu-total-mib and no profile named, none applies.
-
-    Example: glm4-deploy plan --gpu gb10 --for "64 users, 8k context"
-    """
-    outputs = Outputs(json=stdout_if(as_json), junit=junit)
-    outputs.check()
-    named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified)
-    if load is not None:
-        requested = requested.with_flags(_of_load(parse_load(load)))
-    settings, profile, target, here = _target(requested, named)
-    request = replace(
-        memory_request(settings, profile, target),
-        free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
-        first_start=first_start,
-    )
-    if checkpoint is not None or weights is not None:
-        request = replace(request, model=_model(checkpoint, weights or "nvfp4"))
-    request = replace(request, vllm=_version(vllm, requested, settings, profile) or request.vllm)
-    if here:
-        request = sharpen(request, load_observations(state_dir))
-    solved = ""
-    if settings.gpu_memory_utilization == "auto":
-        solution = solve(request, host_reserve_gib=host_reserve_gib)
-        request, solved = replace(request, gpu_memory_utilization=solution.fraction), solution.reason
-        answer = solution.plan
-    else:
-        answer = estimate(request)
-    _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), outputs)
-    if not answer.fits:
-        why = "" if outputs.text else f": {answer.refusal}"  # the text above has said it
-        raise PlanRefused(f"this cannot start on {request.gpu.label}{why}", hint=answer.remedy)
-
-
-def _show_plan(
-    request: MemoryRequest, answer: MemoryPlan, solved: str, hints: tuple[str, ...], outputs: Outputs
-) -> None:
-    kernel = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm)
-    settings = {
-        "gpu": request.gpu.label,
-        "vllm": ".".join(map(str, request.vllm)),
-        "gpu_memory_utilization": request.gpu_memory_utilization,
-        "solved": solved or None,
-        "max_model_len": request.max_model_len,
-        "max_num_seqs": request.max_num_seqs,
-        "kv_cache_dtype": request.kv_cache_dtype,
-        "tensor_parallel_size": request.tensor_parallel_size,
-    }
-    color = sys.stdout.isatty()
-    outputs.write(
-        make_report("plan", [_fit(answer)], code=0 if answer.fits else PlanRefused.exit_code),
-        lambda: plan_text(request, answer, kernel=kernel, advice=hints, solved=solved, color=color),
-        details={**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints},
-    )
-
-
-def _fit(plan: MemoryPlan) -> Result:
-    """The plan as one row."""
-    if not plan.fits:
-        return fail(plan.refusal, "an engine that starts", remedy=plan.remedy, check="memory-plan")
-    requests = f"{plan.max_concurrency:.2f} requests of full length at once"
-    return ok(f"{plan.kv_cache_tokens:,} tokens of KV cache, {requests}", "an engine that starts", check="memory-plan")
-
-
-def _of_load(load: RequestLoad) -> dict[str, Any]:
-    return {"max_model_len": load.context, "max_num_seqs": load.requests}
-
-
-def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile, Gpu, bool]:
-    """The settings, their profile, the GPU to plan for, and whether that GPU is here.
-
-    Raises:
-        UsageError: no GPU to plan for.
-    """
-    if named is not None:
-        return *requested.load(lambda: NO_PROFILE), named, False
-    report = read_gpus()
-    here = gpu_row(report, read_host())
-    settings, profile = requested.load(lambda: _profile_here(report))
-    if report.gpus and here is None:
-        raise UsageError(
-            f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
-            hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
-        )
-    if here is not None and (profile is NO_PROFILE or here.name in (profile.gpu, *profile.also)):
-        return settings, profile, here, True
-    if profile.gpu is None:
-        raise UsageError(f"profile {profile.name} has no GPU to plan for", hint="name one with --gpu, for example gb10")
-    return settings, profile, gpus()[profile.gpu], False
-
-
-def _profile_here(report: GpuReport) -> Profile:
-    if report.gpus:
-        return profile_for(report.gpus[0].name) or NO_PROFILE
-    typer.echo("no GPU here and none named: planned for the profile seed, as `render` is", err=True)
-    return seed()
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    """MiB are the finest that a plan can tell."""
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
-
-
-def _named_gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> Gpu | None:
-    """The GPU that the command line names or gives by its figures."""
-    if total_mib is not None:
-        if capability is None:
-            raise UsageError("--gpu-total-mib needs --compute-capability", hint="for example --compute-capability 12.0")
-        return gpu_by_size(total_mib, parse_capability(capability), unified=unified, label=name or "")
-    if name is not None:
-        return gpu_by_name(name)
-    if capability is not None or unified:
-        raise UsageError("--compute-capability and --unified need --gpu-total-mib", hint="or name the GPU with --gpu")
-    return None
-
-
-def _model(checkpoint: Path | None, weights: str) -> StoredModel:
-    if checkpoint is not None:
-        try:
-            return stored_model(checkpoint.resolve().name, read_checkpoint(checkpoint))
-        except BadConfigError as error:
-            hint = f"see what it lacks: glm4-deploy checkpoint verify {checkpoint}"
-            raise UsageError(f"{checkpoint}: {error}", hint=hint) from None
-    try:
-        return glm4_9b(WeightFormat(weights))
-    except ValueError:
-        raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16") from None
-
-
-def _version(vllm: str | None, requested: Requested, settings: Settings, profile: Profile) -> tuple[int, ...] | None:
-    """The vLLM that was named; None: that of the settings' image."""
-    if vllm and requested.flags.get("image_tag"):
-        raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
-    if vllm is None and engine_version(settings, profile) is None:
-        image = f"{settings.image_repository}:{settings.image_tag}"
-        typer.echo(f"warning: image {image} is not in the catalog: planned as {default_tag()}", err=True)
-    return resolve_version(vllm) if vllm else None
+from glm4_deploy.result import Severity, Status
 
 
 @with_settings()
