@@ -110,8 +110,8 @@ def test_what_was_changed_on_the_way_is_found(kit: Kit, key: Path) -> None:
     assert "differs" in refused("content")
     assert "not listed" in refused("more")
     assert "missing" in refused("less")
-    assert "does not fit" in refused("sums")
+    assert "does not match" in refused("sums")
     assert "not signed" in refused("unsigned")
-    assert "none of ours" in refused("outside")
-    assert "nobody" in refused("signer")
+    assert "invalid line" in refused("outside")
+    assert "not signed by anybody" in refused("signer")
     assert json.loads((bundle / "bundle.json").read_text())["images"] == []

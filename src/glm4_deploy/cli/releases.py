@@ -9,9 +9,9 @@ from glm4_deploy.cli.deploy import exclusive, report_result
 from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
 from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
-from glm4_deploy.deploy.docker import build_kit_image, image_digests, keep_pins
-from glm4_deploy.deploy.docker import tag as default
+from glm4_deploy.deploy.docker import image_digests, write_pins
 from glm4_deploy.deploy.keys import add_key, load_keys, revoke_key
+from glm4_deploy.deploy.kit_image import build_kit_image, kit_tag
 from glm4_deploy.deploy.releases import Damaged, Release, Store, compare_releases
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.deploy.transaction import Transaction
@@ -141,7 +141,7 @@ def lock(requested: Requested) -> None:
     pins = {reference: digest for reference, digest in found.items() if digest}
     file = requested.config or FILE
     if pins:
-        keep_pins(file, pins)
+        write_pins(file, pins)
         for reference, digest in pins.items():
             typer.echo(f"{reference}@{digest}")
         typer.echo(f"wrote {file}", err=True)
@@ -210,7 +210,7 @@ def image_build(
 
     Example: glm4-deploy image build
     """
-    name = default() if tag is None else tag
+    name = kit_tag() if tag is None else tag
     build_kit_image(base=base, name=name, network=network)
     typer.echo(name)
 

@@ -1,8 +1,8 @@
-"""All that a host without a network needs, in one directory of plain files: images, wheels, compose files, checkpoint.
+"""Everything that an offline host needs, in one directory of plain files: images, wheels, Compose files, checkpoint.
 
-SHA256SUMS is coreutils' own format and bundle.json says what the files are, so a bundle can be checked and loaded by
-hand (`sha256sum -c SHA256SUMS`, `docker load -i images/…`). A file counts only once its line is in SHA256SUMS.part: a
-`create` that was cut off goes on where it stopped, file by file.
+SHA256SUMS is in coreutils' format and bundle.json describes the files, so a bundle can also be checked and loaded
+without this kit (`sha256sum -c SHA256SUMS`, `docker load -i images/…`). A file counts once its line is in
+SHA256SUMS.part: an interrupted `create` continues where it stopped, file by file.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledImage:
-    """An image of a bundle. id: the engine's own digest of it, which `docker load` must give back."""
+    """An image in a bundle. id: the engine's digest of it, which must be the same after `docker load`."""
 
     reference: str
     id: str
@@ -53,17 +53,17 @@ def create_bundle(
     key: Path | None,
     note: Note,
 ) -> None:
-    """Write the bundle, or the rest of one that was begun.
+    """Write a bundle, or complete one that was interrupted.
 
     Args:
-        files: compose files and what lies beside them.
-        images: references that the local Docker engine has.
-        checkpoint: a directory to copy; hard links where both lie on one disk.
-        wheels: this kit and all it needs, for this Python and processor.
-        key: an SSH private key that signs SHA256SUMS.
+        files: Compose files and the files beside them.
+        images: references of images in the local Docker engine.
+        checkpoint: a directory to copy; hard-linked if it is on the same disk.
+        wheels: include this kit and its dependencies, for this Python and processor.
+        key: an SSH private key to sign SHA256SUMS with.
 
     Raises:
-        UsageError: the directory holds a whole bundle already, or something else.
+        UsageError: the directory contains a complete bundle already, or something else.
         ImageMissing, StorageError, ExtraMissing
     """
     _fresh(directory)
@@ -71,13 +71,13 @@ def create_bundle(
         writer = _Writer(directory, note)
         for file in files:
             writer.copy(file, f"compose/{file.name}")
-        saved = [writer.image(reference) for reference in images]
+        bundled = [writer.image(reference) for reference in images]
         if wheels:
             writer.wheels()
         if checkpoint is not None:
             for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
                 writer.copy(file, f"checkpoint/{checkpoint.name}/{file.relative_to(checkpoint)}")
-        meta = {"schema": SCHEMA, "glm4_deploy": __version__, "images": [_plain(image) for image in saved]}
+        meta = {"schema": SCHEMA, "glm4_deploy": __version__, "images": [asdict(image) for image in bundled]}
         write_text(directory / META, json.dumps(meta, indent=2) + "\n")
         writer.add(META)
         writer.finish()
@@ -86,43 +86,43 @@ def create_bundle(
 
 
 def verify_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[BundledImage, ...]:
-    """Every file against SHA256SUMS, nothing missing and nothing more; with `signers` the signature too.
+    """Compare all files with SHA256SUMS: none missing, none extra. With `signers`, check the signature too.
 
     Args:
         signers: an allowed_signers file of OpenSSH.
 
     Raises:
-        UsageError: no whole bundle there.
+        UsageError: no complete bundle there.
         Judged: a file that differs, is missing or is not listed; a signature that is missing or not by a signer.
     """
     if not directory.is_dir():
-        raise UsageError(f"there is no directory {directory}", hint="check the path")
+        raise UsageError(f"directory {directory} does not exist", hint="check the path")
     if not (directory / PART).exists() and not (directory / SUMS).exists():
-        raise UsageError(f"{directory} holds no bundle: it has no {SUMS}", hint="check the path, or copy it again")
+        raise UsageError(
+            f"{directory} does not contain a bundle: it has no {SUMS}", hint="check the path, or copy it again"
+        )
     if (directory / PART).exists() or not (directory / SUMS).is_file():
-        raise UsageError(f"{directory} holds no whole bundle", hint="run `bundle create` again: it goes on")
+        raise UsageError(f"the bundle in {directory} is not complete", hint="run `bundle create` again: it continues")
     if signers is not None:
         _check_signature(directory, signers)
-    told = dict(_lines(read_text(directory / SUMS)))
-    here = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() or path.is_symlink()}
-    wrong = [f"{name}: missing" for name in sorted(told.keys() - here)]
-    wrong += [f"{name}: not listed" for name in sorted(here - told.keys() - {SUMS, SIGNATURE})]
-    for name in sorted(told.keys() & here):
+    listed = dict(_lines(read_text(directory / SUMS)))
+    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() or path.is_symlink()}
+    wrong = [f"{name}: missing" for name in sorted(listed.keys() - present)]
+    wrong += [f"{name}: not listed" for name in sorted(present - listed.keys() - {SUMS, SIGNATURE})]
+    for name in sorted(listed.keys() & present):
         note(f"checking {name}")
-        if (directory / name).is_symlink() or _digest(directory / name) != told[name]:
+        if (directory / name).is_symlink() or _digest(directory / name) != listed[name]:
             wrong.append(f"{name}: differs from {SUMS}")
     if wrong:
-        raise Judged(
-            f"{len(wrong)} file(s) of the bundle are not as they were made", details=wrong[:8], hint="copy it again"
-        )
+        raise Judged(f"{len(wrong)} file(s) of the bundle are not as created", details=wrong[:8], hint="copy it again")
     return _images(directory)
 
 
 def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[BundledImage, ...]:
-    """Verify, then load each image that this Docker engine does not have; no network is used.
+    """Verify, then load the images that this Docker engine lacks, without any network.
 
     Raises:
-        as `verify`; Judged: an image came out with another id.
+        as `verify_bundle`; Judged: an image has another id after loading.
     """
     images = verify_bundle(directory, signers=signers, note=note)
     client = connect(timeout=3600)
@@ -137,12 +137,12 @@ def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[B
             except DockerException as error:
                 raise Judged(f"{image.file} cannot be loaded: {error}", hint="copy the bundle again") from error
         if not _present(client, image):
-            raise Judged(f"{image.reference} came out with another id than {image.id[:19]}", hint="copy it again")
+            raise Judged(f"{image.reference} does not have the id {image.id[:19]} after loading", hint="copy it again")
     return images
 
 
 class _Writer:
-    """Writes files of a bundle, each whole or not at all, and remembers which are done."""
+    """Writes the files of a bundle, each completely or not at all, and records which are done."""
 
     def __init__(self, directory: Path, note: Note) -> None:
         self._directory = directory
@@ -153,48 +153,48 @@ class _Writer:
         self._part = part.open("a", encoding="utf-8")
 
     def copy(self, source: Path, name: str) -> None:
-        if self._kept(name):
+        if self._is_done(name):
             return
         self._note(f"copying {name}")
-        target = self._place(name)
+        target = self._temporary(name)
         try:
             os.link(source.resolve(), target)
         except OSError:
             shutil.copyfile(source, target)
-        self._land(target, name)
+        self._publish(target, name)
 
     def image(self, reference: str) -> BundledImage:
         client = connect(timeout=3600)
         try:
-            found = client.images.get(reference)
+            saved = client.images.get(reference)
         except ImageNotFound:
             raise ImageMissing(f"the image {reference} is not here", hint=f"docker pull {reference}") from None
         name = f"images/{''.join(c if c.isalnum() or c in '.-' else '_' for c in reference)}.tar"
-        image = BundledImage(reference=reference, id=str(found.id), file=name)
-        if not self._kept(name):
+        image = BundledImage(reference=reference, id=str(saved.id), file=name)
+        if not self._is_done(name):
             self._note(f"saving {reference}")
-            target = self._place(name)
+            target = self._temporary(name)
             with target.open("wb") as stream:
-                for chunk in found.save(chunk_size=CHUNK, named=reference):
+                for chunk in saved.save(chunk_size=CHUNK, named=reference):
                     stream.write(chunk)
-            self._land(target, name)
+            self._publish(target, name)
         return image
 
     def wheels(self) -> None:
-        """This kit as a wheel, and the wheels of all that it depends on."""
+        """The wheels of this kit and of its dependencies."""
         if any(name.startswith("wheels/") for name in self._done):
             return
         self._note("collecting wheels")
-        folder = self._place("wheels")
+        folder = self._temporary("wheels")
         shutil.rmtree(folder, ignore_errors=True)
         root = Path(__file__).parents[3]
-        what = str(root) if (root / "pyproject.toml").is_file() else f"glm4-deploy=={__version__}"
-        words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
-        done = run_program(*words, str(folder), what, timeout=WHEELS_SECONDS)
+        kit = str(root) if (root / "pyproject.toml").is_file() else f"glm4-deploy=={__version__}"
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
+        done = run_program(*command, str(folder), kit, timeout=WHEELS_SECONDS)
         if not done.ok:
             raise ExtraMissing(
-                f"the wheels could not be collected: {done.last_line or 'pip failed'}",
-                hint="it needs pip and a package index; --no-wheels leaves them out",
+                f"cannot collect the wheels: {done.last_line or 'pip failed'}",
+                hint="pip and a package index are needed; --no-wheels leaves the wheels out",
             )
         for wheel in sorted(folder.iterdir()):
             target = self._directory / "wheels" / wheel.name
@@ -205,7 +205,7 @@ class _Writer:
             self.add(f"wheels/{wheel.name}")
 
     def add(self, name: str) -> None:
-        """Write the line that makes a file count."""
+        """Record a file as done."""
         self._done[name] = _digest(self._directory / name)
         self._part.write(f"{self._done[name]}  {name}\n")
         self._part.flush()
@@ -217,35 +217,39 @@ class _Writer:
         write_text(self._directory / SUMS, text)
         (self._directory / PART).unlink()
 
-    def _kept(self, name: str) -> bool:
+    def _is_done(self, name: str) -> bool:
         return name in self._done and (self._directory / name).is_file()
 
-    def _place(self, name: str) -> Path:
-        """Where a file is made before it gets its name."""
+    def _temporary(self, name: str) -> Path:
+        """An unused path beside the target, for a file that is not complete yet."""
         target = self._directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        place = target.with_name(f".{target.name}.tmp")
-        place.unlink(missing_ok=True) if not place.is_dir() else shutil.rmtree(place)
-        return place
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.unlink(missing_ok=True) if not temporary.is_dir() else shutil.rmtree(temporary)
+        return temporary
 
-    def _land(self, place: Path, name: str) -> None:
-        place.replace(self._directory / name)
+    def _publish(self, temporary: Path, name: str) -> None:
+        temporary.replace(self._directory / name)
         self.add(name)
 
 
 def _fresh(directory: Path) -> None:
     if (directory / SUMS).exists():
-        raise UsageError(f"{directory} holds a whole bundle already", hint="give another --output, or remove it")
+        raise UsageError(
+            f"{directory} contains a complete bundle already", hint="choose another --output, or remove it"
+        )
     if directory.exists() and any(directory.iterdir()) and not (directory / PART).exists():
-        raise UsageError(f"{directory} is not empty and holds no bundle", hint="give an --output of its own")
+        raise UsageError(
+            f"{directory} is not empty and does not contain a bundle", hint="choose a new directory with --output"
+        )
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """(name, digest) of each whole line; names that would leave the directory are refused."""
+    """(name, digest) of each line. Raises UsageError for a name that would leave the directory."""
     for line in text.splitlines():
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64 or name.startswith("/") or ".." in Path(name).parts:
-            raise UsageError(f"{SUMS} holds a line that is none of ours: {line[:60]!r}", hint="copy the bundle again")
+            raise UsageError(f"{SUMS} contains an invalid line: {line[:60]!r}", hint="copy the bundle again")
         yield name, digest
 
 
@@ -257,10 +261,6 @@ def _images(directory: Path) -> tuple[BundledImage, ...]:
         return tuple(BundledImage(**row) for row in meta["images"])
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{META} is damaged: {error}", hint="copy the bundle again") from None
-
-
-def _plain(image: BundledImage) -> dict[str, str]:
-    return {"reference": image.reference, "id": image.id, "file": image.file}
 
 
 def _digest(path: Path) -> str:
@@ -276,8 +276,7 @@ def _present(client: Any, image: BundledImage) -> bool:
 
 def _sign(directory: Path, key: Path) -> None:
     (directory / SIGNATURE).unlink(missing_ok=True)
-    words = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(directory / SUMS)]
-    done = _ssh_keygen(*words)
+    done = _ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(directory / SUMS))
     if not done.ok:
         raise UsageError(
             f"cannot sign with {key}: {done.last_line}",
@@ -288,35 +287,31 @@ def _sign(directory: Path, key: Path) -> None:
 def _check_signature(directory: Path, signers: Path) -> None:
     signature = directory / SIGNATURE
     if not signature.is_file():
-        raise Judged("the bundle is not signed", hint="make it with `bundle create --sign KEY`")
-    found = _ssh_keygen("ssh-keygen", "-Y", "find-principals", "-s", str(signature), "-f", str(signers))
-    who = found.stdout.split("\n")[0].split(",")[0].strip()
-    if not found.ok or not who:
-        raise Judged(f"the bundle is signed by nobody of {signers}", hint="do not load it; ask who made it")
-    words = ["ssh-keygen", "-Y", "verify", "-n", NAMESPACE, "-f", str(signers), "-I", who, "-s", str(signature)]
-    done = _ssh_keygen(*words, stdin=(directory / SUMS).read_text())
+        raise Judged("the bundle is not signed", hint="create it with `bundle create --sign KEY`")
+    found = _ssh_keygen("-Y", "find-principals", "-s", str(signature), "-f", str(signers))
+    signer = found.stdout.split("\n")[0].split(",")[0].strip()
+    if not found.ok or not signer:
+        raise Judged(f"the bundle is not signed by anybody in {signers}", hint="do not load it; ask who created it")
+    arguments = ["-Y", "verify", "-n", NAMESPACE, "-f", str(signers), "-I", signer, "-s", str(signature)]
+    done = _ssh_keygen(*arguments, stdin=(directory / SUMS).read_text())
     if not done.ok:
-        raise Judged(f"the signature does not fit {SUMS}: {done.last_line}", hint="do not load it; copy it again")
+        raise Judged(f"the signature does not match {SUMS}: {done.last_line}", hint="do not load it; copy it again")
 
 
-def _ssh_keygen(*words: str, stdin: str = "") -> Output:
-    done = run_program(*words, timeout=KEYGEN_SECONDS, stdin=stdin, terminal=True)
+def _ssh_keygen(*arguments: str, stdin: str = "") -> Output:
+    done = run_program("ssh-keygen", *arguments, timeout=KEYGEN_SECONDS, stdin=stdin, terminal=True)
     if done.failure in {RunFailure.MISSING, RunFailure.REFUSED}:
         raise ExtraMissing("ssh-keygen is not installed", hint="install an OpenSSH client, or do not sign")
     return done
 
 
-class _storage:  # noqa: N801 (reads as a statement)
-    """Turn the file system's refusals into one error; what was written stays, and `create` goes on from it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, OSError):
-            raise StorageError(
-                f"cannot write {self._directory}: {error.strerror or error}",
-                hint="make room and run it again: it goes on where it stopped",
-            ) from error
+@contextmanager
+def _storage(directory: Path) -> Iterator[None]:
+    """Turn OSError into StorageError. What was written stays, and `create` continues from it."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {directory}: {error.strerror or error}",
+            hint="free space and run it again: it continues where it stopped",
+        ) from error

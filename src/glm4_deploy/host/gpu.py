@@ -1,4 +1,4 @@
-"""From what a host tells of its GPU to the row that the planner works with. Pure."""
+"""The GPUs of this host and the processes on them, from NVML or nvidia-smi. A value not reported is None, never 0."""
 
 import csv
 import io
@@ -9,12 +9,10 @@ from glm4_deploy.catalog.rows import Gpu, gpu_by_size, recognise
 from glm4_deploy.host.system import HostFacts
 from glm4_deploy.run import Output, RunFailure, run_program
 
-# What is known of a GPU and of who holds its memory. What the driver does not tell is None, never 0.
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
-    """A process that holds GPU memory. `used_mib` is None where the driver does not tell."""
+    """A process that holds GPU memory. used_mib: None if the driver does not report it."""
 
     pid: int
     name: str
@@ -23,9 +21,10 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """One GPU as the driver describes it. Sizes in MiB; None: not told (a GB10 tells no memory).
+    """One GPU as reported by the driver. None: not reported (a GB10 reports no memory).
 
-    mig: whether MIG mode is on; None where the product has none.
+    Attributes:
+        mig: whether MIG mode is on; None if the product has no MIG.
     """
 
     index: int
@@ -41,9 +40,12 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReport:
-    """All of it. `trouble` says, in words for a person, why nothing or not everything could be read.
+    """All GPUs and processes.
 
-    answered: False where the driver's tool hung: then no GPU listed does not mean that there is none.
+    Attributes:
+        source: NVML or nvidia-smi.
+        trouble: why nothing or not everything could be read; '' if all went well.
+        answered: False if the driver's tool hung: then an empty list does not mean that there is no GPU.
     """
 
     gpus: tuple[GpuFacts, ...] = ()
@@ -54,16 +56,14 @@ class GpuReport:
     answered: bool = True
 
 
-# GPUs of this host, asked of NVML and of nvidia-smi. What they do not tell stays None, never 0.
-
 QUERY = "index,name,driver_version,compute_cap,memory.total,memory.used,memory.free,mig.mode.current,temperature.gpu"
 APPS = "pid,process_name,used_gpu_memory"
-# What nvidia-smi prints where it does not know.
+# What nvidia-smi prints for an unknown value.
 UNKNOWN = frozenset({"", "[n/a]", "n/a", "[not supported]", "not supported", "[unknown error]", "[gpu requires reset]"})
 
 
 def read_gpus(*, timeout: float = 1.8) -> GpuReport:
-    """Ask NVML, and nvidia-smi where NVML cannot be loaded. Does not raise."""
+    """Ask NVML, or nvidia-smi if NVML cannot be loaded. Does not raise."""
     report = _from_nvml()
     if report.gpus:
         return report
@@ -78,42 +78,41 @@ def read_gpus(*, timeout: float = 1.8) -> GpuReport:
 
 
 def from_nvidia_smi(gpus: Output, apps: Output) -> GpuReport:
-    """What the two queries (csv with its header line) say. Pure."""
+    """The report of the two queries (csv with a header line)."""
     if not gpus.ok:
         return GpuReport(source="nvidia-smi", trouble=_trouble(gpus), answered=gpus.failure is not RunFailure.TIMEOUT)
     rows = parse_gpus(gpus.stdout)
     if not rows:
         return GpuReport(source="nvidia-smi", trouble=_trouble(gpus) or "nvidia-smi lists no GPU")
     driver = next((row.driver for row in rows if row.driver), None)
-    return GpuReport(
-        gpus=rows, processes=parse_apps(apps.stdout) if apps.ok else (), driver=driver, source="nvidia-smi"
-    )
+    processes = parse_apps(apps.stdout) if apps.ok else ()
+    return GpuReport(gpus=rows, processes=processes, driver=driver, source="nvidia-smi")
 
 
 def _trouble(output: Output) -> str:
-    """The first line of what it complained about."""
+    """The first line of the error."""
     text = output.trouble or output.stdout.strip() or output.stderr.strip()
     return text.splitlines()[0][:200] if text else ""
 
 
 def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
-    """The csv of `nvidia-smi --query-gpu`, whatever its columns, with or without units."""
+    """The csv of `nvidia-smi --query-gpu`, with any columns, with or without units."""
     return tuple(_gpu(number, row) for number, row in enumerate(_rows(text)) if row.get("name"))
 
 
 def parse_apps(text: str) -> tuple[GpuProcess, ...]:
     """The csv of `nvidia-smi --query-compute-apps`."""
-    found = []
+    processes = []
     for row in _rows(text):
         pid = _number(row.get("pid"))
         if pid is not None:
             used = _number(row.get("used_gpu_memory") or row.get("used_memory"))
-            found.append(GpuProcess(pid=int(pid), name=row.get("process_name") or "", used_mib=used))
-    return tuple(found)
+            processes.append(GpuProcess(pid=int(pid), name=row.get("process_name") or "", used_mib=used))
+    return tuple(processes)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    """Rows by column name, units taken off the names; unknown values dropped."""
+    """Rows by column name without its unit; unknown values are left out."""
     lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text)) if line]
     header = next((line for line in lines if "name" in line or any(cell.startswith("pid") for cell in line)), None)
     if header is None:
@@ -157,7 +156,7 @@ def _capability(text: str | None) -> tuple[int, int] | None:
 
 
 def _from_nvml() -> GpuReport:
-    """NVML through nvidia-ml-py. Each figure is asked for by itself: one that is not supported is None."""
+    """NVML through nvidia-ml-py. Each value is queried separately: one that is not supported is None."""
     import pynvml
 
     try:
@@ -177,7 +176,7 @@ def _from_nvml() -> GpuReport:
 
 
 def _ask(function: Any, *arguments: Any) -> Any:
-    """An NVML answer, None where this product or driver does not give it."""
+    """An NVML value; None if this product or driver does not support it."""
     import pynvml
 
     try:
@@ -219,14 +218,14 @@ def _nvml_processes(handle: Any) -> list[GpuProcess]:
 
 
 def _text(value: Any) -> str | None:
-    """Older NVML bindings give bytes."""
+    """Text; older NVML bindings return bytes."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return None if value is None else str(value)
 
 
 def gpu_row(report: GpuReport, host: HostFacts | None) -> Gpu | None:
-    """The first GPU; None where its size or compute capability is not known (no GPU, MIG is on)."""
+    """The planner's row for the first GPU; None if its size or compute capability is unknown (no GPU, MIG on)."""
     if not report.gpus:
         return None
     facts = report.gpus[0]

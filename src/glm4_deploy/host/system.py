@@ -1,4 +1,4 @@
-"""Ask many things at once, none of them for long: one hanging driver must not hang the report."""
+"""Memory, disk, ports, Docker and Compose of this host. Read-only; what cannot be read is None."""
 
 import errno
 import json
@@ -17,13 +17,11 @@ from typing import Any
 
 from glm4_deploy.run import RunFailure, run_program
 
-# This host: memory, disk, addresses, security modules, clock. Read-only; what cannot be read is None.
-
 GIB = 2**30
 
 
 class PortState(StrEnum):
-    """What binding an address would meet. DENIED: this user may not try (a port below 1024)."""
+    """The result of binding an address. DENIED: this user may not bind it (a port below 1024)."""
 
     FREE = "free"
     TAKEN = "taken"
@@ -34,7 +32,7 @@ class PortState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The file system that a path lies on, or will lie on. Sizes in bytes."""
+    """The file system of a path that may not exist yet. Sizes in bytes."""
 
     path: str
     free: int
@@ -44,10 +42,13 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """Sizes in bytes, times in seconds since 1970; None: not known.
+    """The machine and its kernel. Sizes in bytes; None: unknown.
 
-    machine: x86_64, aarch64. selinux: enforcing, permissive, or None where there is none. apparmor: on or off.
-    cgroup: 1 or 2.
+    Attributes:
+        machine: x86_64, aarch64.
+        cgroup: version 1 or 2.
+        selinux: enforcing, permissive, or None without SELinux.
+        clock: epoch seconds.
     """
 
     machine: str
@@ -62,7 +63,7 @@ class HostFacts:
 
 
 def read_host(*, proc: Path = Path("/proc"), sys: Path = Path("/sys"), shm: Path = Path("/dev/shm")) -> HostFacts:  # noqa: S108
-    """Read the host. The directories are given only to read a recorded tree."""
+    """Read the host. The arguments serve only to read a recorded tree instead."""
     memory = parse_meminfo(_text(proc / "meminfo") or "")
     return HostFacts(
         machine=platform.machine(),
@@ -81,27 +82,27 @@ def parse_meminfo(text: str) -> dict[str, int]:
     """/proc/meminfo in bytes: `MemTotal:  127600748 kB` → {"MemTotal": 130663165952}."""
     sizes = {}
     for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            sizes[name.strip()] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+        name, _, value = line.partition(":")
+        size, *unit = value.split() or [""]
+        if size.isdigit():
+            sizes[name.strip()] = int(size) * (1024 if unit == ["kB"] else 1)
     return sizes
 
 
 def read_disk(path: Path) -> Disk | None:
-    """The nearest existing parent's file system; None where it cannot be asked."""
-    there = next((parent for parent in (path, *path.parents) if _exists(parent)), None)
-    if there is None:
+    """The file system of the path or its nearest existing parent; None if it cannot be read."""
+    existing = next((parent for parent in (path, *path.parents) if _exists(parent)), None)
+    if existing is None:
         return None
     try:
-        usage = shutil.disk_usage(there)
+        usage = shutil.disk_usage(existing)
     except OSError:
         return None
-    return Disk(path=str(path), free=usage.free, total=usage.total, exists=there == path)
+    return Disk(path=str(path), free=usage.free, total=usage.total, exists=existing == path)
 
 
 def read_port(address: str, port: int) -> PortState:
-    """Try to bind, and let go at once."""
+    """Try to bind, and release the port at once."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -151,15 +152,21 @@ def _text(path: Path) -> str | None:
         return None
 
 
-# What the Docker engine and Compose say of themselves: read-only, with a short limit, and never raising.
+# Docker and Compose: read-only, with a short time limit, never raising.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerFacts:
-    """The engine's own words. `trouble` is empty where it answered; `denied` tells a missing permission from the rest.
+    """The Docker engine as reported by itself.
 
-    runtimes: names (runc, nvidia). arch: x86_64, aarch64.
-    digest: of the image wanted, None where it is not here.
+    Attributes:
+        trouble: why it did not answer; '' if it did.
+        denied: whether the trouble is a missing permission.
+        arch: x86_64, aarch64.
+        root: its data directory.
+        runtimes: names (runc, nvidia).
+        image_here: whether it has the image in question; None: unknown.
+        image_digest: of that image; None if it is not here.
     """
 
     trouble: str = ""
@@ -176,12 +183,12 @@ class DockerFacts:
 
     @property
     def nvidia(self) -> bool:
-        """Whether it can hand a GPU to a container, as far as it says."""
+        """Whether it reports a way to give a container a GPU."""
         return "nvidia" in self.runtimes or any(device.startswith("nvidia.com/gpu") for device in self.cdi_devices)
 
 
 def read_docker(image: str, *, timeout: float = 1.8) -> DockerFacts:
-    """Ask the engine, and for the image. Does not raise."""
+    """Ask the engine about itself and about one image. Does not raise."""
     import docker
     from docker.errors import DockerException, ImageNotFound
 
@@ -194,8 +201,8 @@ def read_docker(image: str, *, timeout: float = 1.8) -> DockerFacts:
             trouble="no permission on the Docker socket" if denied else "no engine answers", denied=denied
         )
     try:
-        found = client.images.get(image)
-        digests = found.attrs.get("RepoDigests") or [found.id or ""]
+        local = client.images.get(image)
+        digests = local.attrs.get("RepoDigests") or [local.id or ""]
         return parse_info(info, image_here=True, image_digest=str(digests[0]).rpartition("@")[2])
     except ImageNotFound:
         return parse_info(info, image_here=False)
@@ -208,7 +215,7 @@ def read_docker(image: str, *, timeout: float = 1.8) -> DockerFacts:
 def parse_info(
     info: Mapping[str, Any], *, image_here: bool | None = None, image_digest: str | None = None
 ) -> DockerFacts:
-    """`docker info` as JSON, of any age: what an older engine does not say is empty. Pure."""
+    """The facts in `docker info` as JSON; what an older engine does not report is empty."""
     options = [str(option) for option in info.get("SecurityOptions") or ()]
     devices = [str(row.get("ID", "")) for row in info.get("DiscoveredDevices") or () if isinstance(row, dict)]
     return DockerFacts(
@@ -229,10 +236,13 @@ COMPOSE_MINIMUM = (2, 20)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComposeFacts:
-    """Which Compose `up` would run.
+    """The Compose that `up` would run.
 
-    command: the words that call it. version: None where there is none; `trouble` says why.
-    client: whether a Docker client is on PATH at all. hangs: whether it did not answer in time.
+    Attributes:
+        command: the program and its first argument.
+        version: None if there is none; `trouble` is the reason.
+        client: whether there is a Docker client on PATH at all.
+        hangs: whether it did not answer in time.
     """
 
     command: tuple[str, ...] = ()
@@ -247,11 +257,11 @@ class ComposeFacts:
 
 
 def read_compose(*, timeout: float = 1.8) -> ComposeFacts:
-    """Docker's Compose plugin, else a `docker-compose` on PATH: the first that is recent, else the first that answers.
+    """Docker's Compose plugin, or a `docker-compose` on PATH: the first that is recent, or else the first that answers.
 
-    `doctor` and `up` both look here. Does not raise.
+    Used by both `doctor` and `up`. Does not raise.
     """
-    commands = [words for words in (("docker", "compose"), ("docker-compose",)) if shutil.which(words[0])]
+    commands = [command for command in (("docker", "compose"), ("docker-compose",)) if shutil.which(command[0])]
     if not commands:
         return ComposeFacts(client=False, trouble="no Docker client is on PATH")
     answers = []
@@ -262,33 +272,37 @@ def read_compose(*, timeout: float = 1.8) -> ComposeFacts:
         if facts.recent:
             return answers[-1]
     missing = ComposeFacts(trouble="docker compose is not installed")
-    return next((row for row in answers if row.version or row.hangs), missing)
+    return next((facts for facts in answers if facts.version or facts.hangs), missing)
 
 
 def parse_compose(text: str) -> ComposeFacts:
-    """`{"version":"v2.40.3"}` or words with a version in them. Pure."""
+    """The version in `{"version":"v2.40.3"}` or in plain text."""
     try:
         content = json.loads(text)
-        said = str(content.get("version", "")) if isinstance(content, dict) else text
+        version = str(content.get("version", "")) if isinstance(content, dict) else text
     except ValueError:
-        said = text
-    match = re.search(r"v?(\d+)\.(\d+)(?:\.(\d+))?", said)
+        version = text
+    match = re.search(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
     if match is None:
-        return ComposeFacts(trouble=f"not a version: {said.strip()[:40]!r}")
+        return ComposeFacts(trouble=f"not a version: {version.strip()[:40]!r}")
     return ComposeFacts(version=tuple(int(part) for part in match.groups(default="0")))
 
 
-def gather(probes: Mapping[str, Callable[[], Any]], *, timeout: float) -> dict[str, Any]:
-    """Run every probe in a thread of its own; what did not answer within `timeout` seconds is left out.
+# Many facts at once.
 
-    A probe that raises is left out too. Threads are daemons: a hanging one does not keep the program alive.
+
+def gather(probes: Mapping[str, Callable[[], Any]], *, timeout: float) -> dict[str, Any]:
+    """Run every probe in its own thread, so that a hanging driver cannot hang the report; the results by name.
+
+    A probe that raises or takes more than `timeout` seconds is left out. The threads are daemons: a hanging one does
+    not keep the program alive.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ask(name: str, probe: Callable[[], Any]) -> None:
         try:
-            found[name] = probe()
-        except Exception:  # noqa: BLE001 (whatever a probe dies of, its fact is unknown and the others count)
+            results[name] = probe()
+        except Exception:  # noqa: BLE001 (however a probe fails, its fact is unknown and the others count)
             return
 
     threads = [threading.Thread(target=ask, args=item, daemon=True) for item in probes.items()]
@@ -297,4 +311,4 @@ def gather(probes: Mapping[str, Callable[[], Any]], *, timeout: float) -> dict[s
     end = monotonic() + timeout
     for thread in threads:
         thread.join(max(0.0, end - monotonic()))
-    return dict(found)
+    return dict(results)

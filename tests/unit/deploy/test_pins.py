@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.docker import keep_pins
+from glm4_deploy.deploy.docker import write_pins
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.services import references
 from glm4_deploy.render.compose import rendered
@@ -25,7 +25,7 @@ def test_the_block_is_written_and_the_rest_stays(tmp_path: Path, before: str) ->
     file = tmp_path / "glm4.yaml"
     if before:
         file.write_text(before)
-    keep_pins(file, {IMAGE: A})
+    write_pins(file, {IMAGE: A})
     content = yaml.safe_load(file.read_text())
     assert content.pop("digests") == {IMAGE: A}
     assert content == ({"port": 9000} if before else {})
@@ -37,7 +37,7 @@ def test_a_file_that_would_not_be_read_back_is_left_alone(tmp_path: Path) -> Non
     file = tmp_path / "glm4.yaml"
     file.write_text("prot: 1\n")
     with pytest.raises(UsageError):
-        keep_pins(file, {IMAGE: A})
+        write_pins(file, {IMAGE: A})
     assert file.read_text() == "prot: 1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["glm4.yaml"]
 

@@ -1,6 +1,9 @@
 """The engine's pull stream, as a real engine 20.10 sent it for two layers from a local registry, read into progress."""
 
-from glm4_deploy.deploy.docker import pulled
+import pytest
+
+from glm4_deploy.deploy.docker import pull_states
+from glm4_deploy.errors import ImageMissing, StorageError
 
 EVENTS = [
     {"status": "Pulling from demo", "id": "1"},
@@ -17,11 +20,20 @@ EVENTS = [
 
 
 def test_layers_add_up() -> None:
-    state = pulled(iter(EVENTS))
+    *_, state = pull_states("demo", EVENTS)
     assert {layer.id for layer in state.layers} == {"aa", "bb", "cc"}
     assert (state.fetched, state.total, state.done) == (110, 150, 2)
 
 
-def test_the_last_words_tell_of_no_layer() -> None:
+def test_the_last_events_are_not_about_a_layer() -> None:
     ends = [{"status": "Digest: sha256:00"}, {"status": "Status: Downloaded newer image for demo:1"}, {}]
-    assert pulled(iter([*EVENTS, *ends])) == pulled(iter(EVENTS))
+    states = list(pull_states("demo", [*EVENTS, *ends]))
+    assert len(states) == len(list(pull_states("demo", EVENTS)))
+    assert states[-1].done == 2
+
+
+def test_an_error_event_ends_the_pull() -> None:
+    with pytest.raises(StorageError, match="the disk is full"):
+        list(pull_states("demo", [*EVENTS, {"error": "write /x: no space left on device"}]))
+    with pytest.raises(ImageMissing, match="manifest unknown"):
+        list(pull_states("demo", [{"error": "manifest unknown"}]))

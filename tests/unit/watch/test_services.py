@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.docker import context, requirements, tag
+from glm4_deploy.deploy.kit_image import kit_tag, requirements, write_context
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
 
@@ -24,7 +24,7 @@ def services(tmp_path: Path, compose: list[str]) -> dict[str, Any]:
 
 def test_the_watch_can_change_nothing(services: dict[str, Any]) -> None:
     watch = services["watch"]
-    assert watch["image"] == tag()
+    assert watch["image"] == kit_tag()
     assert watch["user"] == "65532:65532"
     assert watch["read_only"] is True
     assert watch["cap_drop"] == ["ALL"]
@@ -43,7 +43,7 @@ def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
 
 
 def test_the_images_context_holds_this_kit_and_nothing_else(tmp_path: Path) -> None:
-    context(tmp_path)
+    write_context(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"Dockerfile", "requirements.txt", "glm4_deploy"}
     assert (tmp_path / "glm4_deploy/templates/compose.yaml.j2").is_file()
     assert not list(tmp_path.rglob("__pycache__"))
