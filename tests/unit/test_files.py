@@ -1,4 +1,4 @@
-"""What a user's YAML may not do, and what it may; and what writing a file leaves as it is."""
+"""What a user's YAML may and may not do, and what writing a file leaves unchanged."""
 
 import os
 import stat
@@ -38,7 +38,7 @@ def test_a_hostile_file_is_one_error(text: str, said: str) -> None:
     assert caught.value.hint
 
 
-def test_aliases_that_only_repeat_are_welcome() -> None:
+def test_aliases_that_only_repeat_are_accepted() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}", "f") == {
         "a": {"x": 1},
         "b": {"x": 1},

@@ -1,4 +1,4 @@
-"""`run.py`, with real programs, and that nothing else starts one."""
+"""`run.py` with real programs; no other module starts one."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ PROCESS_OBJECTS = {"deploy/engines.py", "probe/fleet.py"}  # the engine itself; 
 STARTS = {"subprocess.", "os.system", "os.popen", "os.spawn", "os.exec", "os.posix_spawn", "pty.", "asyncio.subprocess"}
 
 
-def test_the_output_is_kept_apart_and_invalid_bytes_are_replaced() -> None:
+def test_stdout_and_stderr_are_separate_and_invalid_bytes_are_replaced() -> None:
     done = run_program("sh", "-c", "printf 'a\\377b'; echo one >&2; echo two >&2; exit 3", timeout=20)
     assert (done.code, done.ok, done.stdout, done.stderr, done.failure) == (3, False, "a\ufffdb", "one\ntwo\n", None)
     assert done.last_line == "two"
@@ -26,7 +26,7 @@ def test_text_goes_in_and_the_environment_is_added_to() -> None:
     assert done.stdout == f"ä\nw:{os.environ['PATH']}\n"
 
 
-def test_nothing_can_be_asked() -> None:
+def test_a_program_cannot_prompt() -> None:
     assert run_program("cat", timeout=20).stdout == ""
     assert run_program("sh", "-c", "exec 2>/dev/null; read answer </dev/tty && echo asked", timeout=20).stdout == ""
 
@@ -58,7 +58,7 @@ def test_the_time_limit_ends_what_the_program_started(lines: bool, tmp_path: Pat
     assert not _runs(int((tmp_path / "pid").read_text()))
 
 
-def test_a_program_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done"
     assert run_program("sh", "-c", script, timeout=0.3).failure is RunFailure.TIMEOUT
     assert not _runs(int((tmp_path / "pid").read_text()))
@@ -96,7 +96,7 @@ def test_no_other_module_starts_a_program() -> None:
 
 
 def _names(tree: ast.AST) -> set[str]:
-    """Dotted names of what a module imports and reads an attribute of."""
+    """Dotted names of the attributes that a module reads from its imports."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

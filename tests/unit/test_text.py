@@ -1,4 +1,4 @@
-"""What is shown holds no control character; what is kept holds no secret, and the rest stays readable."""
+"""Shown text contains no control character, stored text no secret; everything else stays readable."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_a_secret_is_masked(line: str) -> None:
         "Loading safetensors checkpoint shards: 50% Completed | 1/2 [00:01<00:01, 1.2it/s]",
     ],
 )
-def test_what_is_no_secret_stays(line: str) -> None:
+def test_what_is_not_a_secret_stays(line: str) -> None:
     assert redact(line) == line
 
 
@@ -137,12 +137,12 @@ def test_names_of_secrets(name: str) -> None:
         "key_value",
     ],
 )
-def test_names_of_no_secrets(name: str) -> None:
+def test_names_of_other_values(name: str) -> None:
     assert not secret_name(name)
 
 
 def test_no_setting_is_taken_for_a_secret() -> None:
-    """A release whose settings hold a mask cannot be rebuilt."""
+    """A release with a masked setting could not be rebuilt."""
     assert [name for name in Settings.model_fields if secret_name(name)] == []
 
 
@@ -150,7 +150,7 @@ def test_no_setting_is_taken_for_a_secret() -> None:
     "unit", ["a-", "a_", "a.", "-eyJaaaaa", "--a-", "authorization: ", "api_key=[", "'", "//x:", "token"]
 )
 def test_a_long_line_takes_no_longer_than_its_length(unit: str) -> None:
-    """No clock: a quadratic rule takes hours over this."""
+    """Without a clock: a quadratic rule would take hours."""
     assert redact(unit * (1_000_000 // len(unit)))
 
 
@@ -187,7 +187,7 @@ STEERING = "".join(filter(steers, EVERY))
 
 
 @pytest.mark.parametrize("show", SHOWN)
-def test_no_character_of_all_that_steer_is_shown(show: Callable[[str], str]) -> None:
+def test_no_control_character_is_shown(show: Callable[[str], str]) -> None:
     assert len(STEERING) > 2200
     seen = "".join(show(char) + show(f"a{char}b") for char in STEERING)
     assert not set(seen) & set(STEERING)
@@ -195,7 +195,7 @@ def test_no_character_of_all_that_steer_is_shown(show: Callable[[str], str]) -> 
 
 @pytest.mark.parametrize("show", SHOWN)
 @given(st.text(st.one_of(st.characters(), st.sampled_from(STEERING), st.sampled_from("ab \n"))))
-def test_no_text_steers(show: Callable[[str], str], text: str) -> None:
+def test_no_text_controls_the_terminal(show: Callable[[str], str], text: str) -> None:
     assert not set(show(text)) & set(STEERING)
 
 

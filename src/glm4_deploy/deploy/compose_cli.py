@@ -133,7 +133,7 @@ def _hint(text: str) -> str:
         "docker-buildx-plugin, or build the image yourself (docs/how-to/replicas.md)",
         r"could not select device driver": "install the NVIDIA Container Toolkit and restart the Docker engine",
         r"is already in use by container": "another container has this name: remove it, or set container_name",
-        r"invalid mount config for type \"bind\"|bind source path does not exist": "check --model-dir: it does not exist",
+        r"invalid mount config for type \"bind\"|bind source path does not exist": "--model-dir does not exist",
         r"pull access denied|manifest unknown|not found": "check the image and its tag, and that you are logged in",
         r"no space left on device": "free some disk space: docker system df shows what uses it",
     }

@@ -38,13 +38,13 @@ def test_a_key_is_shown_once_and_kept_hashed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "x" * 64, "é", "a\nb"])
-def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="is not a valid key name"):
         add_key(tmp_path, name, rate=1)
     assert not (tmp_path / "keys.json").exists()
 
 
-def test_a_name_is_given_once_and_ended_once(tmp_path: Path) -> None:
+def test_a_name_is_taken_once_and_revoked_once(tmp_path: Path) -> None:
     add_key(tmp_path, "ada", rate=1)
     with pytest.raises(UsageError, match="exists already"):
         add_key(tmp_path, "ada", rate=1)
@@ -59,7 +59,7 @@ NAMELESS = '{"schema": 1, "keys": [{"name": "x"}]}'
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"schema": 1, "keys": [1]}', NAMELESS, '{"schema": 9, "keys": []}', "[" * 100_000]
 )
-def test_a_damaged_file_is_told_and_not_overwritten(tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_is_reported_and_not_overwritten(tmp_path: Path, content: str) -> None:
     file = tmp_path / "keys.json"
     file.write_text(content)
     with pytest.raises(UsageError):

@@ -33,7 +33,7 @@ def test_the_block_is_written_and_the_rest_stays(tmp_path: Path, before: str) ->
     assert [path.name for path in tmp_path.iterdir()] == ["glm4.yaml"]
 
 
-def test_a_file_that_would_not_be_read_back_is_left_alone(tmp_path: Path) -> None:
+def test_an_invalid_settings_file_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text("prot: 1\n")
     with pytest.raises(UsageError):
@@ -54,7 +54,7 @@ def test_a_pin_holds_for_its_tag_alone(tmp_path: Path) -> None:
     assert other.vllm == (0, 17, 1)
 
 
-def test_every_image_of_a_deployment_is_asked_for() -> None:
+def test_every_image_of_a_deployment_is_pinned() -> None:
     deployment = resolve_spec({"extras": ["gateway", "monitoring", "ui"]})
     images = {service["image"] for service in yaml.safe_load(rendered(deployment)["compose.yaml"])["services"].values()}
     assert set(references(deployment.image, deployment.extras)) == images

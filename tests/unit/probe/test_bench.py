@@ -1,4 +1,4 @@
-"""`bench`: the words for vLLM's generator, and its result read back (a recorded one: tests/data/bench)."""
+"""`bench`: the arguments for vLLM's generator, and its result (a recorded one: tests/data/bench)."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_limits_are_judged(raw: Any) -> None:
         assert words in said
 
 
-def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
+def test_one_level_each_after_a_warm_up(raw: Any) -> None:
     words = LOAD.arguments(Slo(goodput=Goodput(ttft_ms=500, tpot_ms=50)))
     pairs = [(level[level.index("--max-concurrency") + 1], level[level.index("--num-prompts") + 1]) for level in words]
     assert pairs == [("16", "16"), ("1", "8"), ("16", "64")]
@@ -62,7 +62,7 @@ def test_a_level_each_and_a_warm_up_before(raw: Any) -> None:
 
 
 def test_no_level_sends_the_prompts_of_another() -> None:
-    """The generator makes its prompts from the seed: the same one twice would be answered from the prefix cache."""
+    """The generator derives its prompts from the seed: a repeated seed would be served from the prefix cache."""
     levels = replace(LOAD, concurrency=(1, 16, 64, 256)).arguments(None)
     seeds = [level[level.index("--seed") + 1] for level in levels]
     assert len(set(seeds)) == len(seeds) == 5
@@ -102,7 +102,7 @@ def test_a_report_of_another_kind_or_a_newer_schema_is_refused(raw: Any, tmp_pat
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"form": 1}', "\x00"])
-def test_a_file_that_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     path.write_text(text)
     with pytest.raises(UsageError):

@@ -62,7 +62,7 @@ def test_a_healthy_run_says_what_it_covered(healthy: SuiteReport) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """check must say `status` with all of `words` on `app`; settings go to the target."""
+    """On `app`, `check` must give `status` with all of `words`. settings: of the target."""
 
     check: str
     app: type[Reference]
@@ -151,13 +151,13 @@ def test_fails_on_a_twin_for_the_right_reason(case: Case) -> None:
     app = case.app(max_model_len=case.context, tools=True, key=key)
     options = Options(slo=Slo(tpot_p95_ms=4), baseline={"passage-en": 1.6, "passage-zh": 1.5})
     report = ask(app, only=[case.check], options=options, **settings)
-    found = row(report, case.check)
-    assert found.status is case.status, found
-    said = found.observed + found.reason
-    assert [word for word in case.words if word not in said] == [], said
+    result = row(report, case.check)
+    assert result.status is case.status, result
+    text = result.observed + result.reason
+    assert [word for word in case.words if word not in text] == [], text
     assert report.exit_code == case.code
     if case.status in {Status.FAIL, Status.UNKNOWN}:
-        assert found.remedy, "a failure says what to do"
+        assert result.remedy, "a failure says what to do"
 
 
 def test_every_check_has_a_twin_that_fails_it() -> None:

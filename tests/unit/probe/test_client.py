@@ -1,4 +1,4 @@
-"""The client against real sockets: nothing hangs, no key goes astray, every break has its own words."""
+"""The client against real sockets: nothing hangs, no key leaks, every failure has its own message."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ def reset(connection: socket.socket) -> None:
 
 
 def silent(connection: socket.socket) -> None:
-    """Accepts and never says a word."""
+    """Accepts connections and never answers."""
     time.sleep(3)
 
 
@@ -81,7 +81,7 @@ def test_a_gate_over_a_silent_server_is_unreachable_or_failed_and_quick() -> Non
     assert time.monotonic() - begin < 5
 
 
-def test_the_key_goes_to_the_base_url_alone() -> None:
+def test_the_key_goes_only_to_the_base_url() -> None:
     elsewhere = Reference()
     with mounted(elsewhere) as other:
         moved = broken.Redirects()
@@ -93,7 +93,7 @@ def test_the_key_goes_to_the_base_url_alone() -> None:
     assert set(moved.seen_keys) == {f"Bearer {KEY}"}
 
 
-def test_a_proxy_of_the_environment_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_from_the_environment_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with mounted(Reference(token_s=0.001)) as url:
@@ -118,7 +118,7 @@ def test_the_key_is_in_no_report() -> None:
     assert "[redacted]" in dumps(report)
 
 
-def test_connections_are_used_again() -> None:
+def test_connections_are_reused() -> None:
     async def main(url: str) -> None:
         async with Client(ProbeTarget(base_url=url)) as client:
             for _ in range(5):
@@ -172,7 +172,7 @@ def test_events_survive_any_cut(size: int, end: bytes) -> None:
 
 
 class SaysDone(Reference):
-    """A model that says the stream's own end mark."""
+    """A model whose text contains the stream's end mark."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return "data: [DONE] and on"

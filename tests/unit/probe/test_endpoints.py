@@ -1,4 +1,4 @@
-"""/metrics and /v1/models of real sockets, whatever comes from them."""
+"""/metrics and /v1/models over real sockets, whatever they contain."""
 
 import threading
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_a_page_beyond_the_limit_is_cut() -> None:
 
 @contextmanager
 def server(body: bytes, *, repeat: int = 1, headers: tuple[tuple[str, str], ...] = ()) -> Iterator[str]:
-    """Its address. `$KEY` in the body becomes what the request was authorized with."""
+    """The address of a server. `$KEY` in the body is replaced by the key of the request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -108,7 +108,7 @@ def server(body: bytes, *, repeat: int = 1, headers: tuple[tuple[str, str], ...]
             thread.join()
 
 
-def test_metrics_and_models_are_asked_of_a_server() -> None:
+def test_metrics_and_models_of_a_server_are_read() -> None:
     with server(page().encode()) as url:
         metrics = read_metrics(url)
         assert metrics is not None

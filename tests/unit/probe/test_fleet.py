@@ -52,7 +52,7 @@ def test_one_table_for_the_healthy_the_wrong_and_the_absent(tmp_path: Path) -> N
 
 @pytest.fixture
 def ssh_host(tmp_path: Path) -> Iterator[str]:
-    """A directory with an `ssh` that knows the host `spark`: a real sshd of this user on a port of its own."""
+    """A directory with an `ssh` that knows the host `spark`: a real sshd of this user on its own port."""
     if SSHD is None:
         pytest.skip("openssh-server is not installed (scripts/test-needs.sh)")
     for name in ("host", "user"):
@@ -89,7 +89,7 @@ def ssh_host(tmp_path: Path) -> Iterator[str]:
     process.wait(10)
 
 
-def test_a_host_behind_ssh_is_asked_through_a_tunnel_that_is_closed_after(ssh_host: str, tmp_path: Path) -> None:
+def test_a_host_behind_ssh_is_checked_through_a_tunnel_that_is_closed_afterwards(ssh_host: str, tmp_path: Path) -> None:
     with mounted(Reference(token_s=0.001)) as url:
         inventory = f"hosts:\n  one: {{ssh: spark, base_url: {url}}}\n  none: {{ssh: nobody.invalid}}\n"
         (tmp_path / "fleet.yaml").write_text(inventory)

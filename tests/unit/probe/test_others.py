@@ -66,7 +66,7 @@ def test_another_server_passes_and_what_it_lacks_is_skipped(server: Any) -> None
     assert {rows(report)[check].status for check in judged} == {Status.OK}
 
 
-def test_a_context_that_is_given_by_hand_is_used() -> None:
+def test_a_configured_context_length_is_used() -> None:
     found = rows(run(LlamaCpp(tools=True), max_model_len=2048))
     assert "exceeds the available context" in found["overflow"].observed
     assert "any max_tokens" in found["max-tokens-limit"].reason
@@ -81,13 +81,13 @@ def test_llama_cpp_guards_chats_and_not_its_list_of_models() -> None:
     assert (found.status, "HTTP 401, with a wrong one HTTP 401" in found.observed) == (Status.OK, True)
 
 
-def test_ollama_with_several_models_asks_which() -> None:
+def test_several_models_require_a_choice() -> None:
     report = run(Ollama(), model=None, suite={"only": ["identity"]})
     assert report.exit_code == 4
     assert "--model" in rows(report)["identity"].remedy
 
 
-def test_an_error_in_a_stream_of_http_200_keeps_its_words() -> None:
+def test_an_error_in_a_stream_of_http_200_keeps_its_message() -> None:
     found = rows(run(SGLangRefusesInStream(), suite={"only": ["stream"]}))["stream"]
     assert found.status is Status.FAIL
     assert "Requested token count" in found.observed

@@ -28,7 +28,7 @@ def statuses(report: SuiteReport) -> dict[str, Status]:
     return {result.check: result.status for result in report.results}
 
 
-def test_what_rests_on_a_failed_check_is_skipped_and_names_the_root() -> None:
+def test_what_needs_a_failed_check_is_skipped_and_names_the_root() -> None:
     report = run(broken.WrongUsage(), suite=Suite.QUICK)
     found = {result.check: result for result in report.results}
     assert found["chat"].status is Status.FAIL
@@ -37,7 +37,7 @@ def test_what_rests_on_a_failed_check_is_skipped_and_names_the_root() -> None:
     assert found["numbers"].status is Status.OK, "it does not rest on chat"
 
 
-def test_only_brings_what_it_needs_along() -> None:
+def test_only_includes_what_it_needs() -> None:
     names = [check.id for check in choose_checks(Suite.QUICK, ["concurrency-*"], [])]
     assert names[:3] == ["alive", "identity", "chat"]
     assert names[-1] == "concurrency-64"
@@ -107,14 +107,14 @@ def test_a_server_without_health_is_alive() -> None:
     assert statuses(run(NoHealth(), only=["identity"]))["alive"] is Status.OK
 
 
-def test_an_unknown_verdict_is_no_pass() -> None:
+def test_an_unknown_verdict_is_not_a_pass() -> None:
     with mounted(broken.Busy()) as url:
         target = ProbeTarget(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
         report = asyncio.run(run_suite(target, only=["chat"]))
     assert (report.verdict, report.exit_code) == (Status.UNKNOWN, 1)
 
 
-def test_after_a_hang_nothing_more_is_asked() -> None:
+def test_after_a_hang_no_further_check_runs() -> None:
     app = broken.HangsAmidStream()
     with mounted(app) as url:
         target = ProbeTarget(base_url=url, model="glm-4-9b-chat", timeout_s=0.3)
@@ -123,7 +123,7 @@ def test_after_a_hang_nothing_more_is_asked() -> None:
     assert statuses(report)["counting"] is Status.SKIPPED
 
 
-def test_an_engine_that_goes_away_is_told_once() -> None:
+def test_an_engine_that_goes_away_is_reported_once() -> None:
     with ExitStack() as house:
         url = house.enter_context(serving(Reference()))
         stop = {"chat": house.close}
@@ -137,7 +137,7 @@ def test_an_engine_that_goes_away_is_told_once() -> None:
 
 
 class Floods(Reference):
-    """Passes over max_tokens: two million characters."""
+    """Ignores max_tokens: two million characters."""
 
     def generate(self, body: dict[str, Any]) -> Generated:
         made = super().generate(body)
@@ -177,7 +177,7 @@ def test_a_soak_counts_only_the_rounds_that_were_judged() -> None:
 
 
 class GoesBad(Reference):
-    """Sound for a while, in a loop for ever after."""
+    """Sound for a while, then in a loop forever."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""The judge: recorded counters of a real engine, and what no recording can hold still."""
+"""The judge: recorded counters of a real engine, and cases that cannot be recorded."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ STUCK = replace(IDLE, running=3)
 def feed(
     judge: Judge, start: float, seconds: float, found: Counters | None, look: Scrape = Scrape.ANSWERED
 ) -> Iterator:
-    """The same thing every interval."""
+    """The same sample at every interval."""
     at = start
     while at < start + seconds:
         at += LIMITS.interval_s
@@ -74,7 +74,7 @@ def test_requests_that_stand_still_are_hung_within_the_promised_time() -> None:
 
 @pytest.mark.parametrize("name", [*WORK_COUNTERS, "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"])
 def test_any_counter_that_moves_is_work(name: str) -> None:
-    """A long prefill makes no token for minutes; something else moves."""
+    """A long prefill generates no token for minutes, but another counter moves."""
     one = judge()
     for step in range(60):
         page = f"vllm:num_requests_running 3\n{name} {step}\n"
@@ -85,14 +85,14 @@ def test_any_counter_that_moves_is_work(name: str) -> None:
     assert state is (State.OK if name == "vllm:generation_tokens_total" else State.BUSY)
 
 
-def test_an_idle_engine_may_stand_still_for_ever() -> None:
+def test_an_idle_engine_may_stand_still_forever() -> None:
     one = judge()
     assert set(feed(one, 0, 7200, IDLE)) == {State.OK}
     assert State.HUNG not in feed(one, 7200, 50, STUCK), "its first request after hours has its time, too"
     assert list(feed(one, 7250, 40, STUCK))[-1] is State.HUNG
 
 
-def test_clients_that_give_up_are_no_sign_of_work() -> None:
+def test_clients_that_give_up_are_not_progress() -> None:
     one = judge()
     for step in range(12):
         state = one.sample(
@@ -172,22 +172,22 @@ def test_silence_is_busy_first_and_hung_in_the_end() -> None:
     assert found.index(State.HUNG) >= 5
 
 
-def test_silence_is_counted_as_long_as_it_was_waited_for() -> None:
-    """A look every second that waits 8 s for nothing: two of them are over 10 s of silence."""
+def test_silence_counts_for_as_long_as_the_request_waited() -> None:
+    """A scrape every second that waits 8 s in vain: two of them are more than 10 s of silence."""
     one = Judge(Limits(interval_s=1, stall_s=10, canaries=False), at=0.0)
     one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=IDLE))
     found = [one.sample(MetricsSample(at=at, outcome=Scrape.SILENT, waited=8)).state for at in (10.0, 19.0)]
     assert found == [State.BUSY, State.HUNG]
 
 
-def test_a_new_start_is_judged_anew() -> None:
+def test_a_restarted_engine_is_judged_from_scratch() -> None:
     one = judge()
     list(feed(one, 0, 90, STUCK))
     assert one.verdict.state is State.HUNG
     assert list(feed(one, 90, 20, replace(IDLE, generation_tokens=0, started=2.0)))[-1] is State.OK
 
 
-def test_a_canary_asked_of_the_engine_before_says_nothing_of_this_one() -> None:
+def test_a_canary_sent_before_a_restart_does_not_count() -> None:
     one = judge()
     list(feed(one, 0, 20, IDLE))
     list(feed(one, 20, 20, replace(IDLE, started=2.0)))

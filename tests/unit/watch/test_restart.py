@@ -1,4 +1,4 @@
-"""When the engine is restarted and when it is left alone; what canaries cost; what an answer is taken for."""
+"""When the engine is restarted and when it is left alone; what canaries cost; how an answer is judged."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ def why_not(policy: Policy, state: State, at: float, up_s: float | None = 5000, 
 
 
 @pytest.mark.parametrize("state", State)
-def test_only_what_a_restart_may_mend_is_restarted(state: State) -> None:
+def test_only_states_that_a_restart_can_fix_are_restarted(state: State) -> None:
     restarted = why_not(Policy(Rules()), state, 0) is None
     assert restarted == (state in (State.HUNG, State.BABBLING, State.UNREACHABLE))
 
@@ -80,7 +80,7 @@ def test_canaries_stay_within_their_budget_however_sick_the_engine_is() -> None:
     assert asked <= schedule.budget == 2 * 12 * 256
 
 
-def test_the_engines_new_start_is_asked_at_once_even_after_a_bad_hour() -> None:
+def test_a_restarted_engine_gets_a_canary_at_once_even_after_a_bad_hour() -> None:
     schedule = Schedule(every_s=300, max_tokens=256)
     for second in range(3500):
         if schedule.take(second):
@@ -98,7 +98,7 @@ def test_canaries_take_turns() -> None:
     assert not any(ask.sampled for ask in asks[1::2])
 
 
-def test_what_an_answer_is_taken_for() -> None:
+def test_how_an_answer_is_judged() -> None:
     asks = [ask for second in range(0, 40, 10) if (ask := Schedule(every_s=10, max_tokens=256).take(second))]
     free = asks[0]
     loop = ChatAnswer(text="I am here. " * 60, finish_reason="length", timing=Timing(total=1))
@@ -120,8 +120,8 @@ class Broken:
         raise DeployError("cannot write: disk full")
 
 
-def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> None:
-    told: list[tuple[str, dict[str, Any]]] = []
+def test_a_failed_restart_is_reported_and_the_watch_continues() -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
 
     async def verdicts() -> AsyncIterator[WatchVerdict]:
         for _ in range(5):
@@ -130,17 +130,17 @@ def test_a_restart_that_fails_is_told_and_counted_and_the_watch_goes_on() -> Non
     exporter = Exporter(stale_s=60)
     policy = Policy(Rules(backoff_s=1000, grace_s=0))
     run = run_watch(
-        verdicts(), exporter=exporter, emit=lambda event, /, **fields: told.append((event, fields)),
+        verdicts(), exporter=exporter, emit=lambda event, /, **fields: events.append((event, fields)),
         policy=policy, keeper=Broken(),
     )  # fmt: skip
     asyncio.run(run)
-    events = [event for event, _ in told]
-    assert events.count("restarting") == 1
-    assert events.count("restart-failed") == 1
+    names = [event for event, _ in events]
+    assert names.count("restarting") == 1
+    assert names.count("restart-failed") == 1
     assert exporter.registry.get_sample_value("glm4_watch_restarts_total") == 0
 
 
-def test_healthz_is_green_for_what_is_known_to_be_well_only() -> None:
+def test_healthz_is_green_only_for_an_engine_known_to_be_well() -> None:
     exporter = Exporter(stale_s=60)
     assert exporter.health()[0] == 503
     judge = Judge(Limits(), at=0.0)

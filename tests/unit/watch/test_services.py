@@ -1,4 +1,4 @@
-"""The service `watch` as Compose reads it: what it may do; the image's context."""
+"""The service `watch` as Compose reads it, and the build context of its image."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
     assert "watch" not in rendered(resolve_spec({"profile": "gb10"}))[COMPOSE]
 
 
-def test_the_images_context_holds_this_kit_and_nothing_else(tmp_path: Path) -> None:
+def test_the_images_context_contains_this_kit_and_nothing_else(tmp_path: Path) -> None:
     write_context(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"Dockerfile", "requirements.txt", "glm4_deploy"}
     assert (tmp_path / "glm4_deploy/templates/compose.yaml.j2").is_file()

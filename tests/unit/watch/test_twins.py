@@ -1,4 +1,4 @@
-"""The watch against servers that are sick in one way each, over a real socket: the state that it comes to."""
+"""The watch against servers with one fault each, over a real socket: the state that it reports."""
 
 import asyncio
 from typing import Any
@@ -27,7 +27,7 @@ SICK = [
 
 
 def states(server: Any, wanted: State | None, seconds: float) -> list[State]:
-    """All states seen until the wanted one, or for so many seconds."""
+    """All states seen until the wanted one, or for a number of seconds."""
     seen: list[State] = []
 
     async def run(url: str) -> None:
@@ -65,7 +65,7 @@ def test_one_that_works_for_others_is_never_hung() -> None:
 
 
 @pytest.mark.parametrize(("sick", "wanted"), SICK, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_each_sickness_has_its_state(sick: Any, wanted: State) -> None:
+def test_each_fault_has_its_state(sick: Any, wanted: State) -> None:
     seen = states(sick(), wanted, 20)
     assert seen[-1] is wanted
     assert bad(seen) == {wanted}

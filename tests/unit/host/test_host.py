@@ -1,4 +1,4 @@
-"""Facts from what real hosts printed (tests/data/hosts names each source), and from this very host."""
+"""Facts from the output of real hosts (tests/data/hosts names each source), and from this host."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def printed(text: str, code: int = 0) -> Output:
     return Output(code=code, stdout=text)
 
 
-def test_a_spark_tells_no_memory_and_that_stays_unknown() -> None:
+def test_a_spark_reports_no_memory_and_it_stays_unknown() -> None:
     report = from_nvidia_smi(printed(recorded("gb10-query.csv")), printed(""))
 
     assert [gpu.name for gpu in report.gpus] == ["NVIDIA GB10"]
@@ -65,14 +65,14 @@ def test_processes_without_a_size_stay_unknown() -> None:
     assert [(process.pid, process.used_mib) for process in apps] == [(12, None)]
 
 
-def test_no_driver_is_told_in_the_tools_own_words() -> None:
+def test_a_missing_driver_is_reported_with_the_tools_message() -> None:
     report = from_nvidia_smi(printed(recorded("no-driver.txt"), code=9), printed("", code=9))
 
     assert report.gpus == ()
     assert report.trouble.startswith("NVIDIA-SMI has failed")
 
 
-def test_no_tool_at_all_is_told_plainly() -> None:
+def test_a_missing_tool_is_reported() -> None:
     missing = run_program("nvidia-smi-that-nobody-has", timeout=2)
 
     assert missing.code is None
@@ -80,7 +80,7 @@ def test_no_tool_at_all_is_told_plainly() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "No devices were found\n", "a,b\n1,2,3\n", "index, name\n0\n"])
-def test_nonsense_is_no_gpu(text: str) -> None:
+def test_nonsense_is_not_a_gpu(text: str) -> None:
     assert from_nvidia_smi(printed(text), printed(text)).gpus == ()
 
 
