@@ -14,7 +14,7 @@ from e2e.kit import MODEL, ROOT, Kit
 
 @pytest.fixture(scope="session")
 def cpu_python() -> str:
-    """The Python of the CPU engine."""
+    """The CPU engine's Python."""
     python = os.environ.get("GLM4_CPU_PYTHON")
     if not python:
         pytest.skip("no CPU engine: run through `make e2e`")
@@ -23,7 +23,7 @@ def cpu_python() -> str:
 
 @pytest.fixture(scope="session")
 def override(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image of the cpu profile, made from this host, and the Compose file that fills it."""
+    """The Compose override that fills the cpu profile's image from this host; the image is made first."""
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no Docker engine answers")
     file = tmp_path_factory.mktemp("image") / "override.yaml"
@@ -33,7 +33,7 @@ def override(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def healthy(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One real engine with the demo model, for every test that only asks it things: leave it as you found it."""
+    """One real engine with the demo model, shared by all tests that only send it requests."""
     with engine(cpu_python, MODEL, tmp_path_factory.mktemp("healthy") / "engine.log") as running:
         yield running
 
@@ -53,8 +53,8 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def kit(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Kit]:
-    one = Kit(directory=tmp_path, project=f"glm4-test-{os.getpid()}-{abs(hash(request.node.name)) % 10_000}")
-    yield one
-    one.run("down", "--volumes", "--yes")
+    kit = Kit(directory=tmp_path, project=f"glm4-test-{os.getpid()}-{abs(hash(request.node.name)) % 10_000}")
+    yield kit
+    kit.run("down", "--volumes", "--yes")
     compose = str(Path(sys.executable).parent / "docker-compose")
-    subprocess.run([compose, "-p", one.project, "down", "--volumes"], capture_output=True, check=False)
+    subprocess.run([compose, "-p", kit.project, "down", "--volumes"], capture_output=True, check=False)

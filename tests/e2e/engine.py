@@ -18,19 +18,21 @@ START_S = 420.0  # two at once on two busy cores take over two minutes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """base_url: where it answers. started: epoch seconds just before the process. log: all it wrote."""
+    """A running engine."""
 
     base_url: str
     started: float
+    """Epoch seconds, just before its process was started."""
     log: Path
+    """Everything it writes."""
 
 
 @contextmanager
 def engine(python: str, model: Path, log: Path, *extra: str) -> Iterator[Engine]:
-    """Start vLLM on `model` at a free port, wait until it is healthy, and end its whole process group after.
+    """Start vLLM with `model` on a free port, wait until it is healthy, and stop its process group at the end.
 
     Raises:
-        AssertionError: it died or was not ready in time; the message ends with its log.
+        AssertionError: it died or was not ready in time; the message holds the end of its log.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,7 +69,7 @@ def _tail(log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL to whatever of the group is left: the engine core may outlive the API server."""
+    """SIGTERM, then SIGKILL for what is left of the group: the engine core may outlive the API server."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)

@@ -1,4 +1,4 @@
-"""The rendered gateway as two local processes: the real Caddy of the pinned release, and the authoriser."""
+"""The rendered gateway as two local processes: the real Caddy in the pinned release, and the authoriser."""
 
 import os
 import socket
@@ -22,13 +22,16 @@ CADDY = str(Path(sys.executable).parent / "caddy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """url: where it answers. root: the certificate of its own authority. log: Caddy's. keys: the key directory."""
+    """A running gateway."""
 
     url: str
     port: int
     root: Path
+    """The certificate of its own authority."""
     log: Path
+    """Caddy's."""
     keys: Path
+    """The key directory."""
 
     def client(self, key: str | None = None, *, timeout: float = 60) -> httpx.Client:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -38,7 +41,7 @@ class Gateway:
 
 @contextmanager
 def gateway(engine: str, directory: Path, *, engine_key: str = "", sets: tuple[str, ...] = ()) -> Iterator[Gateway]:
-    """Run it in front of `engine` (host:port) with the files that `render --with gateway` writes."""
+    """Run the gateway in front of `engine` (host:port), from the files that `render --with gateway` writes."""
     files = rendered(resolve_spec({"profile": "cpu", "extras": ["gateway"]}, sets=sets))
     for name in ("gateway/Caddyfile", "gateway/authorise.py"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +63,9 @@ def gateway(engine: str, directory: Path, *, engine_key: str = "", sets: tuple[s
         for waited in (port, inner):
             _wait(waited, processes, directory / "caddy.log")
         root = data / "caddy/pki/authorities/local/root.crt"
-        found = Gateway(url=f"https://localhost:{port}", port=port, root=root, log=directory / "caddy.log", keys=keys)
-        _wait_certificate(found)
-        yield found
+        front = Gateway(url=f"https://localhost:{port}", port=port, root=root, log=directory / "caddy.log", keys=keys)
+        _wait_certificate(front)
+        yield front
     finally:
         for process in processes:
             process.terminate()
@@ -83,7 +86,7 @@ def _wait(port: int, processes: list[subprocess.Popen[bytes]], log: Path) -> Non
 
 
 def _wait_certificate(front: Gateway) -> None:
-    """Caddy listens before its certificate is made."""
+    """Caddy listens before it has made its certificate."""
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The kit as its users call it: a subprocess in a directory of its own."""
+"""The command line as a user calls it, in a separate directory."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ class Done:
 
 @dataclass(kw_only=True)
 class Kit:
-    """The command line in a directory of its own, with a project name and a port of its own."""
+    """The command line with its own directory, project name and port."""
 
     directory: Path
     project: str
@@ -52,9 +52,9 @@ class Kit:
         return Done(code=done.returncode, out=done.stdout, err=done.stderr)
 
     def up(self, *words: str | Path, model: Path = MODEL, timeout: float = 400) -> Done:
-        return self.run("up", *self.wish(model), *words, timeout=timeout)
+        return self.run("up", *self.settings(model), *words, timeout=timeout)
 
-    def wish(self, model: Path) -> tuple[str, ...]:
+    def settings(self, model: Path) -> tuple[str, ...]:
         sets = (f"project={self.project}", f"container_name={self.project}")
         options = ("--profile", "cpu", "--model-dir", str(model), "--port", str(self.port))
         return (*options, *(word for item in sets for word in ("--set", item)))

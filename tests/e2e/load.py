@@ -1,4 +1,4 @@
-"""Requests that do not end: what was sent, what was lost, and how long the worst one took."""
+"""A continuous load: how many requests were sent, which were lost, and how long the slowest took."""
 
 import threading
 import time
@@ -11,16 +11,18 @@ import httpx
 
 from e2e.engine import NAME
 
-PAUSE_S = 0.5  # between two requests of a client: an engine that starts beside them needs the cores too
+PAUSE_S = 0.5  # between two requests of a client: an engine that starts meanwhile needs the cores too
 
 
 @dataclass(kw_only=True)
 class Load:
-    """worst: seconds of the slowest request. lost: a line each, with what came instead of an answer."""
+    """What became of the requests."""
 
     sent: int = 0
     lost: list[str] = field(default_factory=list)
+    """One line each, with what came instead of an answer."""
     worst: float = 0.0
+    """Seconds of the slowest request."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, took: float, lost: str) -> None:
@@ -35,20 +37,20 @@ class Load:
 
 @contextmanager
 def load(base_url: str, key: str, *, clients: int = 2) -> Iterator[Load]:
-    """`clients` threads that ask one thing after another, not streamed; at the end each waits its last answer out."""
-    found, stop = Load(), threading.Event()
-    threads = [threading.Thread(target=_ask, args=(base_url, key, number, found, stop)) for number in range(clients)]
+    """`clients` threads that send one unstreamed request after another; at the end each waits for its last answer."""
+    result, stop = Load(), threading.Event()
+    threads = [threading.Thread(target=_ask, args=(base_url, key, number, result, stop)) for number in range(clients)]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield result
     finally:
         stop.set()
         for thread in threads:
             thread.join()
 
 
-def _ask(base_url: str, key: str, number: int, found: Load, stop: threading.Event) -> None:
+def _ask(base_url: str, key: str, number: int, result: Load, stop: threading.Event) -> None:
     with httpx.Client(
         base_url=base_url, timeout=180, trust_env=False, headers={"authorization": f"Bearer {key}"}
     ) as client:
@@ -57,7 +59,7 @@ def _ask(base_url: str, key: str, number: int, found: Load, stop: threading.Even
             turn += 1
             began = time.monotonic()
             lost = _lost(client, f"{number} {turn} Count from 1 to 30")
-            found.count(time.monotonic() - began, lost)
+            result.count(time.monotonic() - began, lost)
             stop.wait(PAUSE_S)
 
 

@@ -1,5 +1,5 @@
-"""A bundle made here, and loaded where there is no network at all: a real Docker engine, a network namespace without
-routes, wheels installed from the bundle alone."""
+"""A bundle loaded without any network: a real Docker engine, a network namespace without routes, and wheels that are
+installed from the bundle only."""
 
 import json
 import shutil
@@ -24,16 +24,16 @@ def image_id(reference: str) -> str:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """An SSH key, and beside it the allowed_signers file that knows it."""
+    """An SSH key, and in the same directory an allowed_signers file that lists it."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     (tmp_path / "signers").write_text(f"ops@example {(tmp_path / 'key.pub').read_text()}")
     return tmp_path / "key"
 
 
-def test_a_deployment_travels_to_a_host_without_a_network(kit: Kit, override: Path, key: Path) -> None:
+def test_a_bundle_deploys_on_a_host_without_a_network(kit: Kit, override: Path, key: Path) -> None:
     bundle, compose = kit.directory / "bundle", kit.directory / "compose.yaml"
     other = f"glm4-deploy/bundle-test:{kit.project}"
-    kit.run("render", *kit.wish(MODEL), "-o", compose)
+    kit.run("render", *kit.settings(MODEL), "-o", compose)
     reference = "glm4-deploy/vllm-cpu:0.32.0"
     subprocess.run(["docker", "tag", reference, other], check=True)
     compose.write_text(compose.read_text().replace(reference, other))
@@ -42,24 +42,24 @@ def test_a_deployment_travels_to_a_host_without_a_network(kit: Kit, override: Pa
     subprocess.run(["docker", "rmi", other], check=True, capture_output=True)
     cut_off = kit.run(*words)
     assert cut_off.code == 19, cut_off.err
-    assert kit.run("bundle", "verify", bundle).code == 2, "half a bundle is none"
+    assert kit.run("bundle", "verify", bundle).code == 2, "an unfinished bundle is not a bundle"
     subprocess.run(["docker", "tag", reference, other], check=True)
     made = kit.run(*words)
     assert made.code == 0, made.err
-    assert "copying compose/compose.yaml" not in made.err, "what was done is not done again"
+    assert "copying compose/compose.yaml" not in made.err, "files that were copied are not copied again"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle, check=True)
     assert {path.parts[0] for path in (p.relative_to(bundle) for p in bundle.rglob("*"))} >= {
         "compose", "images", "wheels", "checkpoint",
     }  # fmt: skip
 
-    had = image_id(other)
+    before = image_id(other)
     subprocess.run(["docker", "rmi", other], check=True, capture_output=True)
-    there = subprocess.run(
+    loaded = subprocess.run(
         [*NO_NETWORK, *KIT, "bundle", "load", bundle, "--signers", key.parent / "signers"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert there.returncode == 0, there.stderr
-    assert image_id(other) == had
+    assert loaded.returncode == 0, loaded.stderr
+    assert image_id(other) == before
     subprocess.run(["docker", "rmi", other], check=True, capture_output=True)
 
     venv = kit.directory / "venv"
@@ -69,10 +69,10 @@ def test_a_deployment_travels_to_a_host_without_a_network(kit: Kit, override: Pa
     rendered = subprocess.run(
         [*NO_NETWORK, venv / "bin/glm4-deploy", "render"], capture_output=True, text=True, check=True
     )
-    assert "nvcr.io/nvidia/vllm" in rendered.stdout, "the wheel carries its templates"
+    assert "nvcr.io/nvidia/vllm" in rendered.stdout, "the wheel contains its templates"
 
 
-def test_what_was_changed_on_the_way_is_found(kit: Kit, key: Path) -> None:
+def test_a_changed_bundle_is_refused(kit: Kit, key: Path) -> None:
     bundle, compose = kit.directory / "bundle", kit.directory / "compose.yaml"
     compose.write_text("services: {}\n")
     made = kit.run("bundle", "create", compose, "--no-wheels", "--sign", key, "-o", bundle)

@@ -1,4 +1,4 @@
-"""A real vLLM loads what repair writes: plain weights here, for NVFP4 has no kernel on the CPU."""
+"""A real vLLM loads what repair writes: plain weights, since NVFP4 has no kernel on the CPU."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ ENGINE = (0, 32, 0)  # scripts/cpu-engine.sh
 
 
 def broken(directory: Path) -> Path:
-    """The demo model as this engine cannot use it: gate and up apart, and nothing says when to stop."""
+    """The demo model in a form that this engine cannot use: gate and up split, and no end tokens."""
     shutil.copytree(MODEL, directory)
     (directory / "generation_config.json").unlink()
     made.change(directory / "config.json", eos_token_id=None)

@@ -1,4 +1,5 @@
-"""A Docker engine that is killed in mid-deploy: a second one, with its own root and socket, so no other suffers."""
+"""A Docker engine that is killed during a deployment: a second one with its own root and socket, so that no other is
+affected."""
 
 import os
 import shutil
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 
 class Daemon:
-    """A dockerd of our own, with a bridge of its own: `--bridge none` would take the host's docker0 away."""
+    """A separate dockerd with its own bridge: `--bridge none` would remove the host's docker0."""
 
     def __init__(self, root: Path) -> None:
         self.host = f"unix://{root}/docker.sock"
@@ -26,7 +27,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, tries: int = 3) -> None:
-        """Until it answers. It waits 15 s for its containerd and then ends, which a busy machine can take."""
+        """Start it and wait until it answers. On a busy machine it may give up on its containerd: try again."""
         words = ["--data-root", self._root / "data", "--exec-root", self._root / "exec", "-H", self.host]
         words += ["--pidfile", self._root / "pid", "--bridge", self._bridge, "--iptables=false"]
         words += ["--ip-masq=false", "--ip-forward=false"]
@@ -57,24 +58,24 @@ class Daemon:
 @pytest.fixture
 def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("a second dockerd takes root and the program")
-    root = Path("/tmp") / f"glm4-dockerd-{os.getpid()}"  # a socket's path is short
+        pytest.skip("a second dockerd needs root and the program")
+    root = Path("/tmp") / f"glm4-dockerd-{os.getpid()}"  # the path of a socket must be short
     root.mkdir()
-    one = Daemon(root)
+    second = Daemon(root)
     try:
-        one.start()
-        yield one
-        one.end(signal.SIGTERM)
+        second.start()
+        yield second
+        second.end(signal.SIGTERM)
     finally:
-        one.remove_bridge()
+        second.remove_bridge()
         # A daemon that was killed leaves its mounts.
         points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for point in sorted((one for one in points if one.startswith(f"{root}/")), reverse=True):
+        for point in sorted((point for point in points if point.startswith(f"{root}/")), reverse=True):
             subprocess.run(["umount", "--lazy", point], check=False)
         shutil.rmtree(root, ignore_errors=True)
 
 
-def test_a_docker_engine_killed_in_mid_deploy_is_an_error_and_no_hang(
+def test_a_docker_engine_killed_during_a_deployment_is_an_error_and_not_a_hang(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", daemon.host)
@@ -82,14 +83,14 @@ def test_a_docker_engine_killed_in_mid_deploy_is_an_error_and_no_hang(
     subprocess.run([ROOT / "scripts/cpu-image.sh", override], check=True, capture_output=True)
     network.write_text("services: {glm4-9b-nvfp4: {network_mode: host, ports: !reset []}}\n")
     kit = Kit(directory=tmp_path, project=f"glm4-daemon-{os.getpid()}")
-    words = [*KIT, "up", *kit.wish(MODEL), "--override", str(override), "--override", str(network)]
+    words = [*KIT, "up", *kit.settings(MODEL), "--override", str(override), "--override", str(network)]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: bool(containers(kit.project)) and inspect(kit.project)["State"]["Running"], process)
         time.sleep(2)
         daemon.end(signal.SIGKILL)
         killed = time.monotonic()
         _, err = process.communicate(timeout=60)
-        print(f"\nFIGURE Docker engine killed in mid-deploy, until told: {time.monotonic() - killed:.1f} s")  # noqa: T201
+        print(f"\nFIGURE Docker engine killed during a deployment, until reported: {time.monotonic() - killed:.1f} s")  # noqa: T201
     assert process.returncode == 5, err
     assert "Docker engine" in err
     assert kit.run("status").code == 5

@@ -1,4 +1,4 @@
-"""`diagnose` on containers of a real Docker engine: their logs, and how Docker says that they ended."""
+"""`diagnose` on containers of a real Docker engine: their logs, and Docker's record of how they ended."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ import pytest
 
 from e2e.kit import Kit
 
+pytestmark = pytest.mark.e2e
 LOGS = Path(__file__).parents[1] / "data/logs"
 IMAGE = f"glm4-diagnose-test:{os.getpid()}"
 Start = Callable[..., str]
@@ -25,7 +26,7 @@ def docker(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Directories and links alone: this host's /usr is mounted into its containers."""
+    """An image of directories and links only: this host's /usr is mounted into its containers."""
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no Docker engine answers")
     archive = tmp_path_factory.mktemp("image") / "root.tar"
@@ -46,7 +47,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def start(image: str) -> Iterator[Start]:
-    names = []
+    names: list[str] = []
 
     def run(script: str, *options: str) -> str:
         name = f"glm4-diagnose-{os.getpid()}-{len(names)}-{time.monotonic_ns()}"
@@ -69,7 +70,7 @@ def ids(report: Any) -> list[str]:
     return [row["id"] for row in report["findings"]]
 
 
-def test_a_container_that_failed_tells_its_cause_first_and_its_exit_last(kit: Kit, start: Start) -> None:
+def test_for_a_failed_container_the_cause_comes_first_and_the_exit_last(kit: Kit, start: Start) -> None:
     name = start("cat /logs/h100-0.24-no-room.log; exit 1")
     docker("wait", name)
     code, report = diagnose(kit, name)
@@ -79,7 +80,7 @@ def test_a_container_that_failed_tells_its_cause_first_and_its_exit_last(kit: Ki
     assert ids(report)[-2:] == ["container-ended", "engine-core-failed"]
 
 
-def test_a_healthy_container_is_read_while_it_runs(kit: Kit, start: Start) -> None:
+def test_a_healthy_container_can_be_diagnosed_while_it_runs(kit: Kit, start: Start) -> None:
     name = start("cat /logs/v1-0.13-native-tp2.log; sleep 600")
     limit = time.monotonic() + 20
     while "startup complete" not in docker("logs", name) and time.monotonic() < limit:
@@ -93,7 +94,7 @@ def test_a_healthy_container_is_read_while_it_runs(kit: Kit, start: Start) -> No
     assert ids(report)[0] == "container-killed"
 
 
-def test_a_restart_loop_shows(kit: Kit, start: Start) -> None:
+def test_a_restart_loop_is_reported(kit: Kit, start: Start) -> None:
     name = start("cat /logs/h100-0.24-bad-path.log; exit 1", "--restart", "on-failure:2")
     limit = time.monotonic() + 30
     while docker("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", name) != "exited 2":
@@ -106,7 +107,7 @@ def test_a_restart_loop_shows(kit: Kit, start: Start) -> None:
     assert "container-restarts" in counts
 
 
-def test_what_is_not_there_is_said_in_a_sentence(kit: Kit, image: str) -> None:
+def test_an_unknown_container_is_reported_in_one_sentence(kit: Kit, image: str) -> None:
     done = kit.run("diagnose", "--container", "no-such-container")
     assert (done.code, done.out) == (2, "")
     assert "no container is called no-such-container" in done.err

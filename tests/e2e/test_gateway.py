@@ -1,5 +1,6 @@
 """The gateway as rendered: the real Caddy and the authoriser in front of a real vLLM."""
 
+import http.server
 import json
 import socket
 import ssl
@@ -36,7 +37,7 @@ def chat(words: str, *, max_tokens: int = 16, stream: bool = False) -> dict[str,
     return {"model": NAME, "messages": [message], "max_tokens": max_tokens, "stream": stream, "ignore_eos": stream}
 
 
-def test_a_known_key_is_answered_over_tls_of_its_own_authority(front: Gateway, ada: str) -> None:
+def test_a_known_key_is_answered_over_tls_with_the_gateways_own_authority(front: Gateway, ada: str) -> None:
     with front.client(ada) as client:
         answer = client.post("/v1/chat/completions", json=chat("What is 17 + 25? Answer with the number only."))
     assert answer.status_code == 200, answer.text
@@ -47,7 +48,7 @@ def test_a_known_key_is_answered_over_tls_of_its_own_authority(front: Gateway, a
 
 
 @pytest.mark.parametrize("key", [None, "glm4-wrong", "ada", "x" * 5000, "é"])
-def test_without_a_known_key_nothing_of_v1_answers(front: Gateway, ada: str, key: str | None) -> None:
+def test_v1_requires_a_known_key(front: Gateway, ada: str, key: str | None) -> None:
     headers = {} if key is None else {"authorization": f"Bearer {key}".encode()}
     with front.client() as client:
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("OPTIONS", "/v1/models")):
@@ -62,7 +63,7 @@ def test_without_a_known_key_nothing_of_v1_answers(front: Gateway, ada: str, key
      "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics", "//metrics", "/V1/models", "/health/../metrics"],
 )  # fmt: skip
 def test_other_paths_are_404_even_with_a_key(front: Gateway, ada: str, path: str) -> None:
-    # A raw request: a client library would tidy the path up.
+    # A raw request: a client library would normalise the path.
     context = ssl.create_default_context(cafile=str(front.root))
     with (
         socket.create_connection(("localhost", front.port), timeout=20) as plain,
@@ -76,7 +77,7 @@ def test_other_paths_are_404_even_with_a_key(front: Gateway, ada: str, path: str
     assert b"openapi" not in answer
 
 
-def test_health_needs_no_key_and_takes_nothing(front: Gateway) -> None:
+def test_health_needs_no_key_and_accepts_only_get(front: Gateway) -> None:
     with front.client() as client:
         assert client.get("/health").status_code == 200
         assert client.post("/health").status_code == 405
@@ -95,8 +96,8 @@ def test_a_big_body_is_413_however_it_is_sent(front: Gateway, ada: str) -> None:
         assert client.post("/v1/chat/completions", content=chunks(), headers=headers).status_code == 413
 
 
-def test_tokens_come_as_they_are_made(front: Gateway, ada: str) -> None:
-    # Buffered, all would come in one moment at the end, each time; a busy machine can only do so by bad luck.
+def test_tokens_are_streamed_as_they_are_generated(front: Gateway, ada: str) -> None:
+    # With a buffer all would arrive at once at the end, every time; on a busy machine that happens only by bad luck.
     spreads = []
     for _ in range(3):
         arrivals = _arrivals(front, ada)
@@ -118,7 +119,7 @@ def _arrivals(front: Gateway, key: str) -> list[float]:
     return arrivals
 
 
-def test_a_key_that_is_revoked_ends_at_once(front: Gateway, ada: str) -> None:
+def test_a_revoked_key_stops_working_at_once(front: Gateway, ada: str) -> None:
     token = add_key(front.keys, "bob", rate=1000)
     with front.client(token) as client:
         assert client.get("/v1/models").status_code == 200
@@ -128,7 +129,7 @@ def test_a_key_that_is_revoked_ends_at_once(front: Gateway, ada: str) -> None:
         assert client.get("/v1/models").status_code == 200
 
 
-def test_too_many_requests_are_429_for_that_key_alone(front: Gateway, ada: str) -> None:
+def test_too_many_requests_are_429_for_that_key_only(front: Gateway, ada: str) -> None:
     token = add_key(front.keys, "eager", rate=3)
     with front.client(token) as client:
         answers = [client.get("/v1/models") for _ in range(5)]
@@ -139,8 +140,8 @@ def test_too_many_requests_are_429_for_that_key_alone(front: Gateway, ada: str) 
         assert client.get("/v1/models").status_code == 200
 
 
-def test_slow_clients_do_not_hold_the_engine(front: Gateway, ada: str) -> None:
-    """Twenty that send a byte a second, and twenty that ask for a stream and never read: others are served."""
+def test_slow_clients_do_not_block_the_engine(front: Gateway, ada: str) -> None:
+    """Twenty that send one byte per second, and twenty that request a stream and never read: others are served."""
     context = ssl.create_default_context(cafile=str(front.root))
     body = json.dumps(chat("Count.", max_tokens=400, stream=True)).encode()
     head = (
@@ -175,7 +176,7 @@ def test_slow_clients_do_not_hold_the_engine(front: Gateway, ada: str) -> None:
             wire.close()
 
 
-def test_no_key_is_in_the_gateways_log_or_files(front: Gateway, ada: str) -> None:
+def test_the_gateways_log_and_files_contain_no_key(front: Gateway, ada: str) -> None:
     with front.client(ada) as client:
         assert client.get("/v1/models").status_code == 200
     log = front.log.read_text()
@@ -186,12 +187,10 @@ def test_no_key_is_in_the_gateways_log_or_files(front: Gateway, ada: str) -> Non
 
 
 def test_the_engine_sees_its_own_key_and_never_the_clients(tmp_path: Path) -> None:
-    """A server that shows what reaches the engine: the one thing that vLLM cannot tell."""
-    import http.server
-
+    """A server that records the headers that reach the engine, which vLLM cannot show."""
     seen: list[dict[str, str]] = []
 
-    class Show(http.server.BaseHTTPRequestHandler):
+    class Record(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append(dict(self.headers))
             self.send_response(204)
@@ -200,7 +199,7 @@ def test_the_engine_sees_its_own_key_and_never_the_clients(tmp_path: Path) -> No
         def log_message(self, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Show)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Record)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         for index, engine_key in enumerate(("engine-s3cret", "")):

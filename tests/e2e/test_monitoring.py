@@ -20,7 +20,7 @@ from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.render.compose import rendered
 
 pytestmark = pytest.mark.e2e
-# Figures of an exporter that needs an NVIDIA GPU: their queries are run, and give nothing here.
+# Metrics of an exporter that needs an NVIDIA GPU: their queries are run, but return nothing.
 WITHOUT_GPU = ("DCGM_",)
 
 
@@ -35,9 +35,9 @@ def running(words: list[str], log: Path) -> Iterator[None]:
         process.wait(20)
 
 
-def until(seen: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not seen():
+    while not true():
         assert time.monotonic() < deadline
         time.sleep(0.3)
 
@@ -51,7 +51,7 @@ def ask(healthy: Engine, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[object]]]:
-    """Ask a Prometheus that runs the rendered configuration, with this host's addresses and a second between looks."""
+    """Queries a Prometheus with the rendered configuration, but this host's addresses and a scrape every second."""
     programs = [shutil.which(name) for name in ("prometheus", "prometheus-node-exporter")]
     if None in programs:
         pytest.skip("no Prometheus: apt-get install prometheus prometheus-node-exporter")
@@ -100,24 +100,24 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield query
 
 
-def test_every_query_of_the_dashboard_finds_what_this_engine_counts(prometheus: Callable[[str], list[object]]) -> None:
+def test_every_query_of_the_dashboard_returns_data_of_this_engine(prometheus: Callable[[str], list[object]]) -> None:
     files = rendered(resolve_spec({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     panels = json.loads(files["monitoring/engine.json"])["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
     assert len(queries) > 20
     empty = [query for query in queries if not prometheus(query.replace("$__rate_interval", "30s"))]
     assert [query for query in empty if not query.startswith(WITHOUT_GPU)] == []
-    assert empty, "the queries for a GPU give nothing on this machine"
+    assert empty, "the queries for a GPU return nothing on this machine"
 
 
-def test_every_figure_that_a_rule_reads_is_there_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
+def test_every_metric_that_a_rule_reads_exists_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
     files = rendered(resolve_spec({"profile": "cpu", "extras": ["monitoring", "watch"]}))
     rules = [rule for group in yaml.safe_load(files["monitoring/rules.yml"])["groups"] for rule in group["rules"]]
     for rule in rules:
         prometheus(rule["expr"])
-        for figure in re.findall(r"\b(?:vllm:|node_|process_|DCGM_|glm4_watch_)\w+", rule["expr"]):
-            if not figure.startswith(WITHOUT_GPU):
-                assert prometheus(figure), (rule["alert"], figure)
-    firing = [row for row in prometheus('ALERTS{alertstate="firing"}') if "DiskAlmostFull" not in str(row)]
+        for metric in re.findall(r"\b(?:vllm:|node_|process_|DCGM_|glm4_watch_)\w+", rule["expr"]):
+            if not metric.startswith(WITHOUT_GPU):
+                assert prometheus(metric), (rule["alert"], metric)
     assert len([rule for rule in rules if "watch" in rule["expr"]]) == 5
-    assert firing == [], "a full disk of the machine that runs this test is its own affair"
+    # The disk of the machine that runs this test may be full.
+    assert [row for row in prometheus('ALERTS{alertstate="firing"}') if "DiskAlmostFull" not in str(row)] == []

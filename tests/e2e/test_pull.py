@@ -1,4 +1,4 @@
-"""A pull by a real Docker engine from a real registry (of this test): progress by layer, refusals in its words."""
+"""A pull by a real Docker engine from the test registry: progress by layer, and the registry's own error messages."""
 
 import subprocess
 from collections.abc import Iterator
@@ -16,27 +16,27 @@ pytestmark = pytest.mark.e2e
 def served() -> Iterator[Registry]:
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no Docker engine answers")
-    with registry() as one:
-        yield one
-        for reference in (f"{one.image}:1", f"{one.image}@{one.digest}"):
+    with registry() as running:
+        yield running
+        for reference in (f"{running.image}:1", f"{running.image}@{running.digest}"):
             subprocess.run(["docker", "image", "rm", "-f", reference], capture_output=True, check=False)
 
 
-def test_a_pull_shows_each_layer_and_ends_whole(served: Registry) -> None:
+def test_a_pull_shows_each_layer_and_completes(served: Registry) -> None:
     served.slow = 1.0
     states: list[PullState] = []
     pull(f"{served.image}:1", states.append)
     last = states[-1]
     assert len(last.layers) == last.done == 3
     assert last.fetched == last.total
-    assert any(0 < state.fetched < last.total for state in states), "progress is shown on the way"
+    assert any(0 < state.fetched < last.total for state in states), "there is progress before the end"
     assert all(0 <= layer.current <= layer.total or not layer.total for state in states for layer in state.layers)
     image = find_image(connect(), f"{served.image}:1")
     assert image is not None
     assert image.digest == f"{served.image}@{served.digest}"
 
 
-def test_an_image_that_is_gone_comes_back_by_its_digest(served: Registry) -> None:
+def test_a_removed_image_can_be_pulled_by_its_digest(served: Registry) -> None:
     pull(f"{served.image}:1", lambda _: None)
     first = find_image(connect(), f"{served.image}:1")
     assert first is not None
@@ -47,11 +47,11 @@ def test_an_image_that_is_gone_comes_back_by_its_digest(served: Registry) -> Non
     assert find_image(connect(), first.id) is not None
 
 
-def test_a_tag_that_is_not_there_is_refused_in_the_registry_s_words(served: Registry) -> None:
+def test_an_unknown_tag_is_refused_with_the_registrys_message(served: Registry) -> None:
     with pytest.raises(ImageMissing, match="manifest unknown"):
         pull(f"{served.image}:nosuch", lambda _: None)
 
 
-def test_no_registry_is_one_error(served: Registry) -> None:
+def test_an_unreachable_registry_is_an_error(served: Registry) -> None:
     with pytest.raises(ImageMissing, match="could not be pulled"):
         pull("127.0.0.1:1/nobody:1", lambda _: None)

@@ -27,31 +27,31 @@ def debian(cpu_python: str) -> Iterator[Machine]:
 
 
 def generated(debian: Machine, files: dict[str, str]) -> list[str]:
-    """The words of `podman run` as systemd gives them to it. The generator must have had no complaint."""
+    """The arguments of `podman run` as systemd passes them. The generator must not have complained."""
     debian.run("rm", "-rf", "/tmp/units")
     for name, text in files.items():
         debian.write(f"/tmp/units/{name}", text)
-    made = debian.shell("QUADLET_UNIT_DIRS=/tmp/units /usr/libexec/podman/quadlet -dryrun 2>/tmp/said")
-    said = [line for line in debian.run("cat", "/tmp/said").splitlines() if "Loading source unit" not in line]
-    # A name without its registry is told, and taken.
-    assert [line for line in said if "fully qualified image name" not in line] == []
+    made = debian.shell("QUADLET_UNIT_DIRS=/tmp/units /usr/libexec/podman/quadlet -dryrun 2>/tmp/stderr")
+    complaints = [line for line in debian.run("cat", "/tmp/stderr").splitlines() if "Loading source unit" not in line]
+    # It warns about an image name without a registry, and accepts it.
+    assert [line for line in complaints if "fully qualified image name" not in line] == []
     verified(debian, made)
     (command,) = re.findall(r"^ExecStart=(.* run .*)$", made, re.MULTILINE)
-    # The rules of systemd: words as a shell takes them, %% and $$ for the signs themselves.
+    # systemd splits like a shell, and %% and $$ stand for % and $.
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(command)]
 
 
 def verified(debian: Machine, made: str) -> None:
-    """systemd takes each generated unit as it is, without a warning about one of its lines."""
+    """systemd accepts each generated unit without a warning about any of its lines."""
     debian.run("rm", "-rf", "/tmp/generated")
     parts = re.split(r"^---(.+)---$", made, flags=re.MULTILINE)[1:]
     names = [f"/tmp/generated/{name}" for name in parts[::2]]
     for name, text in zip(names, parts[1::2], strict=True):
         debian.write(name, text)
-    said = debian.run("systemd-analyze", "verify", *names, check=False).splitlines()
-    # The generator does not quote a space there: that path is not waited for, and the mount itself is right.
-    said = [line for line in said if "RequiresMountsFor= path is not absolute" not in line]
-    assert [line for line in said if "/tmp/generated" in line] == []
+    lines = debian.run("systemd-analyze", "verify", *names, check=False).splitlines()
+    # The generator does not quote a space there: systemd does not wait for that path, but the mount itself is right.
+    lines = [line for line in lines if "RequiresMountsFor= path is not absolute" not in line]
+    assert [line for line in lines if "/tmp/generated" in line] == []
 
 
 def option(words: list[str], name: str) -> list[str]:
@@ -59,10 +59,10 @@ def option(words: list[str], name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("quadlet")])
-def test_the_generator_and_systemd_take_the_units_as_they_were_meant(debian: Machine, name: str) -> None:
+def test_the_generator_and_systemd_read_the_units_as_they_are_meant(debian: Machine, name: str) -> None:
     files = {path.name: text for path, text in render_case(name).items()}
     words = generated(debian, files)
-    assert json.loads(option(words, "--health-cmd")[0])[0] == "python3", "a JSON list, so no shell is asked for"
+    assert json.loads(option(words, "--health-cmd")[0])[0] == "python3", "a JSON list, so no shell is needed"
     assert option(words, "--sdnotify") == [] and "--sdnotify=healthy" in words
     if name == "quadlet-cpu":
         assert option(words, "--publish") == ["[::1]:8080:8080"]
@@ -77,7 +77,7 @@ def test_the_generator_and_systemd_take_the_units_as_they_were_meant(debian: Mac
         assert option(words, "--device") == ["nvidia.com/gpu=0"]
 
 
-def test_a_started_unit_is_a_healthy_engine_and_comes_back_with_the_machine(
+def test_a_started_unit_is_a_healthy_engine_and_starts_again_with_the_machine(
     debian: Machine, cpu_python: str, tmp_path: Path
 ) -> None:
     debian.shell(BARE + "podman import --quiet /tmp/bare.tar glm4-deploy/vllm-cpu:0.32.0")
@@ -85,9 +85,8 @@ def test_a_started_unit_is_a_healthy_engine_and_comes_back_with_the_machine(
     sets = ["--set", "bind=0.0.0.0", "--set", "restart=always"]
     if not debian.limits:
         sets += ["--set", "mem_limit=null", "--set", "pids_limit=null"]
-    wish = kit.wish(MODEL)
-    wish = tuple("/demo/glm-4-tiny-chat" if word == str(MODEL) else word for word in wish)
-    done = kit.run("render", "--target", "quadlet", *wish, *sets, "-o", tmp_path / "units")
+    settings = tuple("/demo/glm-4-tiny-chat" if word == str(MODEL) else word for word in kit.settings(MODEL))
+    done = kit.run("render", "--target", "quadlet", *settings, *sets, "-o", tmp_path / "units")
     assert done.code == 0, done.err
     for path in (tmp_path / "units").iterdir():
         debian.write(f"{UNITS}/{path.name}", path.read_text())
@@ -103,7 +102,9 @@ def test_a_started_unit_is_a_healthy_engine_and_comes_back_with_the_machine(
     wait_until(
         lambda: running(debian) not in ("", first), 90, lambda: debian.run("journalctl", "-u", "glm4q", "-n", "20")
     )
-    assert debian.run("systemctl", "is-active", "glm4q", check=False).strip() == "activating", "started is not healthy"
+    assert debian.run("systemctl", "is-active", "glm4q", check=False).strip() == "activating", (
+        "a started unit is not active before it is healthy"
+    )
     debian.run("systemctl", "stop", "glm4q")
     assert running(debian) == ""
 
@@ -118,7 +119,7 @@ def engine_of_this_host(debian: Machine, cpu_python: str) -> str:
     for name in ("/etc/ld.so.cache", "/etc/alternatives"):
         if Path(name).exists():
             mounts[f"/host{name}"] = name
-    lines = [f"Volume={here}:{there}:ro" for here, there in mounts.items()]
+    lines = [f"Volume={source}:{target}:ro" for source, target in mounts.items()]
     lines += [f"Environment=PATH={Path(cpu_python).parent}:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1"]
     if not debian.limits:
         lines += ["PodmanArgs=--cgroups=disabled"]

@@ -1,7 +1,7 @@
-"""Releases on a real Docker engine with a real vLLM: what fails is replaced by the last good one, whatever is killed.
+"""Releases on a real Docker engine with a real vLLM: a failed release is replaced by the last good one.
 
-The tests of `served` run in order on one deployment, since each start takes a minute; each leaves it serving. What
-they measure is printed (`-s`), for docs/lab/releases.md.
+The tests of `served` run in order on one deployment, since each start takes a minute; each leaves it serving. Their
+measurements are printed (`-s`), for docs/lab/releases.md.
 """
 
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 
 class Served:
-    """A deployment that has one good release at least."""
+    """A deployment with at least one good release."""
 
     def __init__(self, kit: Kit, override: Path) -> None:
         self.kit = kit
@@ -35,16 +35,16 @@ class Served:
         return self.kit.up(*self.words, *words, "--json", model=model)
 
     def popen(self, *words: str) -> "subprocess.Popen[str]":
-        argv = [*KIT, "up", *self.kit.wish(MODEL), *map(str, self.words), *words, "--json"]
+        argv = [*KIT, "up", *self.kit.settings(MODEL), *map(str, self.words), *words, "--json"]
         return subprocess.Popen(
             argv, cwd=self.kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
         )
 
     @property
     def releases(self) -> list[dict[str, Any]]:
-        found = self.kit.run("releases", "--json")
-        assert found.code == 0, found.err
-        rows: list[dict[str, Any]] = found.json["releases"]
+        done = self.kit.run("releases", "--json")
+        assert done.code == 0, done.err
+        rows: list[dict[str, Any]] = done.json["releases"]
         return rows
 
     @property
@@ -64,22 +64,22 @@ def figure(name: str, seconds: float) -> None:
 @pytest.fixture(scope="module")
 def served(override: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     kit = Kit(directory=tmp_path_factory.mktemp("served"), project=f"glm4-served-{os.getpid()}")
-    one = Served(kit, override)
+    deployment = Served(kit, override)
     try:
-        with one.popen("--set", "env.HF_TOKEN=hf_notToBeSeen12345") as first:
+        with deployment.popen("--set", "env.HF_TOKEN=hf_notToBeSeen12345") as first:
             wait_for(lambda: bool(containers(kit.project)), first)
-            second = kit.up(*one.words)  # two at once
+            second = kit.up(*deployment.words)  # while the first is at work
             assert second.code == 14, second.err
             assert f"pid {first.pid}" in second.err
             out, err = first.communicate(timeout=400)
         assert first.returncode == 0, err
         assert json.loads(out)["release"].startswith("0001-")
-        yield one
+        yield deployment
     finally:
         kit.run("down", "--volumes", "--yes")
 
 
-def test_a_release_keeps_what_it_takes_to_put_it_back_and_no_secret(served: Served) -> None:
+def test_a_release_keeps_what_is_needed_to_restore_it_and_no_secret(served: Served) -> None:
     (only,) = served.releases
     assert only["good"]
     assert only["in_service"]
@@ -92,13 +92,13 @@ def test_a_release_keeps_what_it_takes_to_put_it_back_and_no_secret(served: Serv
     assert {row["check"] for row in json.loads((directory / "smoke.json").read_text())["results"]} > {"chat", "alive"}
     assert (directory / "compose.yaml").read_text() == (served.kit.directory / ".glm4/compose.yaml").read_text()
     for path in directory.iterdir():
-        if path.name != "compose.yaml":  # which is started again as it is, and is readable by its owner alone
+        if path.name != "compose.yaml":  # it is started again unchanged, and only its owner can read it
             assert "notToBeSeen" not in path.read_text(), path.name
         assert path.stat().st_mode & 0o077 == 0
     served.assert_serves()
 
 
-def test_a_kit_killed_in_mid_deploy_leaves_no_riddle(served: Served) -> None:
+def test_a_deployment_whose_kit_was_killed_can_be_diagnosed_and_resumed(served: Served) -> None:
     half = served.kit.directory / ".glm4/releases/0009-20260101T000000Z"
     half.mkdir()
     (half / "compose.yaml").write_text("half-writ")
@@ -117,9 +117,9 @@ def test_a_kit_killed_in_mid_deploy_leaves_no_riddle(served: Served) -> None:
     started = served.id
     again = served.up("--set", "max_num_seqs=8")
     assert again.code == 0, again.err
-    figure("kit killed in mid-deploy, `up` again until gated", time.monotonic() - killed)
+    figure("kit killed during a deployment, `up` again until gated", time.monotonic() - killed)
     assert "was cut off" in again.err
-    assert served.id == started, "it goes on with the engine that is starting"
+    assert served.id == started, "it continues with the engine that is starting"
     assert again.json["release"].startswith("0002-")
     assert not half.exists()
     assert [row["good"] for row in served.releases] == [True, True]
@@ -130,7 +130,7 @@ def running(served: Served) -> bool:
     return bool(inspect(served.kit.project)["State"]["Running"])
 
 
-def test_the_same_wish_is_gated_again_without_a_restart_and_is_no_new_release(served: Served) -> None:
+def test_the_same_settings_are_gated_again_without_a_restart_or_a_new_release(served: Served) -> None:
     before, known = served.id, served.releases
     done = served.up("--set", "max_num_seqs=8")
     assert done.code == 0, done.err
@@ -140,7 +140,7 @@ def test_the_same_wish_is_gated_again_without_a_restart_and_is_no_new_release(se
     assert served.releases == known
 
 
-def test_a_sick_model_fails_its_gate_and_the_good_one_is_back_and_gated(
+def test_a_sick_model_fails_its_gate_and_the_good_one_is_restored_and_gated(
     served: Served, twin: Callable[[str], Path]
 ) -> None:
     good = served.releases[-1]
@@ -166,7 +166,7 @@ def test_a_sick_model_fails_its_gate_and_the_good_one_is_back_and_gated(
     assert "never passed its gate" in refused.err
 
 
-def test_an_engine_killed_while_it_serves_is_seen_and_gated_again(served: Served) -> None:
+def test_an_engine_killed_while_serving_is_noticed_and_gated_again(served: Served) -> None:
     pid = inspect(served.kit.project)["State"]["Pid"]
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -182,7 +182,7 @@ def test_an_engine_killed_while_it_serves_is_seen_and_gated_again(served: Served
 
 
 class Thief(threading.Thread):
-    """Takes a port the moment that it is free."""
+    """Takes a port as soon as it is free."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -208,14 +208,14 @@ class Thief(threading.Thread):
             self.held.close()
 
 
-def test_a_port_stolen_between_stop_and_start_is_told_of_and_nothing_is_lost(served: Served) -> None:
+def test_a_port_stolen_between_stop_and_start_is_reported_and_nothing_is_lost(served: Served) -> None:
     known = served.releases
     thief = Thief(served.kit.port)
     thief.start()
     try:
         begin = time.monotonic()
         done = served.up("--set", "max_num_seqs=4")
-        figure("port stolen between stop and start, until told", time.monotonic() - begin)
+        figure("port stolen between stop and start, until reported", time.monotonic() - begin)
         assert thief.held is not None, "the port was never free"
         assert done.code == 16, done.err
         assert "port" in done.err
@@ -234,12 +234,12 @@ def test_a_port_stolen_between_stop_and_start_is_told_of_and_nothing_is_lost(ser
     served.assert_serves()
 
 
-def test_a_rollback_onto_another_checkpoint_or_image_says_so(served: Served, tmp_path: Path) -> None:
+def test_a_rollback_to_a_changed_checkpoint_or_image_is_refused(served: Served, tmp_path: Path) -> None:
     record = served.kit.directory / ".glm4/releases" / served.releases[0]["id"] / "release.json"
-    whole = record.read_text()
+    original = record.read_text()
     before = served.id
     try:
-        content = json.loads(whole)
+        content = json.loads(original)
         record.write_text(json.dumps(content | {"fingerprint": "0" * 12}))
         other = served.kit.run("rollback", "1")
         assert other.code == 10, other.err
@@ -252,13 +252,13 @@ def test_a_rollback_onto_another_checkpoint_or_image_says_so(served: Served, tmp
         record.write_text(json.dumps(content | {"endpoint": moved}))
         assert served.kit.run("rollback", "1").code == 9
     finally:
-        record.write_text(whole)
-    assert served.id == before, "what runs was not touched"
+        record.write_text(original)
+    assert served.id == before, "the running engine was not touched"
     served.assert_serves()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system takes root to mount")
-def test_a_full_disk_is_told_of_before_anything_is_touched(kit: Kit, override: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_reported_before_anything_is_touched(kit: Kit, override: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
@@ -273,7 +273,7 @@ def test_a_full_disk_is_told_of_before_anything_is_touched(kit: Kit, override: P
         subprocess.run(["umount", small], check=True)
 
 
-def test_an_engine_short_of_memory_ends_the_wait_at_once(kit: Kit, override: Path, tmp_path: Path) -> None:
+def test_an_engine_out_of_memory_ends_the_wait_at_once(kit: Kit, override: Path, tmp_path: Path) -> None:
     tight = tmp_path / "tight.yaml"
     tight.write_text("services: {glm4-9b-nvfp4: {mem_limit: 300m, memswap_limit: 300m}}\n")
     done = kit.up("--override", override, "--override", tight)

@@ -1,4 +1,4 @@
-"""Two real engines behind the real router, under load: one is killed, both are replaced, a bad one is not taken."""
+"""Two real engines behind the real router, under load: one is killed, both are replaced, a bad update is rejected."""
 
 import json
 import os
@@ -22,13 +22,13 @@ SHARE = ("env.VLLM_CPU_OMP_THREADS_BIND=nobind", "env.OMP_NUM_THREADS=1", "start
 KEY = "sk-canary-0c1f5b7e"
 
 
-def tell(figure: str) -> None:
+def show(figure: str) -> None:
     print(f"\nFIGURE {figure}")  # noqa: T201
 
 
 @pytest.fixture(scope="module")
 def fills(override: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The override that fills three empty images from this host: the engine's files twice, the router's wheel."""
+    """The override that fills the images of two engines and the router from this host."""
     engine = yaml.safe_load(override.read_text())["services"]["glm4-9b-nvfp4"]
     python = Path(sys.prefix)
     places = {"/usr", str(python), sys.base_prefix, "/etc/ld.so.cache"}
@@ -48,7 +48,7 @@ def fills(override: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Pair(Kit):
-    """The kit, with two replicas wished for."""
+    """The kit with a deployment of two replicas."""
 
     fills: Path
 
@@ -61,12 +61,12 @@ class Pair(Kit):
         return f"http://127.0.0.1:{self.port}"
 
     def routed(self) -> dict[str, bool]:
-        """Engine → whether the router holds it for healthy."""
+        """Engine → whether the router considers it healthy."""
         rows = httpx.get(f"{self.url}/workers", timeout=10, trust_env=False).json()["workers"]
         return {row["url"].removeprefix("http://").partition(":")[0]: row["is_healthy"] for row in rows}
 
     def running(self, service: str) -> bool:
-        """Whether the engine has a request in hand."""
+        """Whether the engine is working on a request."""
         address = next(iter(self.inspect(service)["NetworkSettings"]["Networks"].values()))["IPAddress"]
         text = httpx.get(f"http://{address}:8080/metrics", timeout=10, trust_env=False).text
         rows = (line.rpartition(" ") for line in text.splitlines() if line.startswith("vllm:num_requests_running{"))
@@ -94,16 +94,16 @@ def pair(fills: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair
 
 
 def rolled(pair: Pair, what: str, change: str) -> tuple[Any, Load]:
-    """`up` with a change while requests come: how it ended, and what became of them."""
-    with load(pair.url, KEY) as found:
+    """`up` with a change under load: how it ended, and what became of the requests."""
+    with load(pair.url, KEY) as requests:
         began = time.monotonic()
         up = pair.roll(change)
         took = time.monotonic() - began
-    tell(f"{what}: {found}; {took:.1f} s")
-    return up, found
+    show(f"{what}: {requests}; {took:.1f} s")
+    return up, requests
 
 
-def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
+def test_both_are_gated_and_only_the_router_can_be_reached(pair: Pair) -> None:
     report = json.loads((pair.directory / ".glm4/up.json").read_text())
     assert report["verdict"] == "ok"
     assert report["endpoint"]["replicas"] == list(SERVICES)
@@ -112,11 +112,11 @@ def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
     assert {f"{name}/loop-greedy" for name in SERVICES} | {"router/chat", "router/stream"} <= checks
     assert pair.routed() == dict.fromkeys(SERVICES, True)
     for service in (*SERVICES, "router"):
-        seen = pair.inspect(service)
-        assert KEY not in json.dumps(seen)
-        assert seen["HostConfig"]["ReadonlyRootfs"] is True
-        assert seen["HostConfig"]["CapDrop"] == ["ALL"]
-        ports = [binding for bindings in seen["NetworkSettings"]["Ports"].values() for binding in bindings or ()]
+        container = pair.inspect(service)
+        assert KEY not in json.dumps(container)
+        assert container["HostConfig"]["ReadonlyRootfs"] is True
+        assert container["HostConfig"]["CapDrop"] == ["ALL"]
+        ports = [binding for bindings in container["NetworkSettings"]["Ports"].values() for binding in bindings or ()]
         assert len({binding["HostPort"] for binding in ports}) == (service == "router")
     assert httpx.post(f"{pair.url}/v1/chat/completions", json={}, trust_env=False).status_code in (400, 401, 422)
     status = pair.run("status")
@@ -127,34 +127,34 @@ def test_both_are_gated_and_the_router_alone_is_reached(pair: Pair) -> None:
 
 def test_both_are_replaced_and_no_request_is_lost(pair: Pair) -> None:
     before = [pair.inspect(service)["Id"] for service in (*SERVICES, "router")]
-    up, found = rolled(pair, "rolling update", "args.seed=7")
+    up, requests = rolled(pair, "rolling update", "args.seed=7")
     assert up.code == 0, up.err
-    assert found.lost == []
+    assert requests.lost == []
     after = [pair.inspect(service)["Id"] for service in (*SERVICES, "router")]
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, True]
     assert pair.routed() == dict.fromkeys(SERVICES, True)
 
 
-def test_the_first_that_fails_ends_the_roll_and_the_old_one_is_put_back(pair: Pair) -> None:
+def test_a_failed_replica_ends_the_update_and_the_old_one_is_restored(pair: Pair) -> None:
     other = pair.inspect(SERVICES[1])["Id"]
-    up, found = rolled(pair, "a bad update", "args.no-such-flag=1")
+    up, requests = rolled(pair, "a bad update", "args.no-such-flag=1")
     assert up.code == 15, up.err
-    assert found.lost == []
-    assert pair.inspect(SERVICES[1])["Id"] == other, "it never stopped"
+    assert requests.lost == []
+    assert pair.inspect(SERVICES[1])["Id"] == other, "the second replica never stopped"
     assert "--seed" in pair.inspect(SERVICES[0])["Config"]["Cmd"]
     assert pair.routed() == dict.fromkeys(SERVICES, True)
     assert pair.run("status").code == 0
 
 
-def test_a_killed_engine_costs_no_request_and_comes_back(pair: Pair) -> None:
-    with load(pair.url, KEY) as found:
+def test_a_killed_engine_loses_no_request_and_comes_back(pair: Pair) -> None:
+    with load(pair.url, KEY) as requests:
         pid = pair.inspect(SERVICES[0])["State"]["Pid"]
         while not pair.running(SERVICES[0]):
             time.sleep(0.01)
         os.kill(pid, 9)
         killed = time.monotonic()
         while pair.routed()[SERVICES[0]]:
-            assert time.monotonic() - killed < 60, "the router never noticed"
+            assert time.monotonic() - killed < 60, "the router did not notice"
             time.sleep(0.2)
         noticed = time.monotonic() - killed
         down = pair.run("status")
@@ -162,9 +162,9 @@ def test_a_killed_engine_costs_no_request_and_comes_back(pair: Pair) -> None:
             assert time.monotonic() - killed < 400, "it did not come back"
             time.sleep(0.5)
         back = time.monotonic() - killed
-    tell(f"kill -9: {found}; left out after {noticed:.1f} s, back after {back:.1f} s")
-    assert found.lost == []
-    assert found.sent > 20
+    show(f"kill -9: {requests}; left out after {noticed:.1f} s, back after {back:.1f} s")
+    assert requests.lost == []
+    assert requests.sent > 20
     assert down.code == 1
     assert SERVICES[0] in down.err
     assert pair.run("status").code == 0

@@ -1,4 +1,4 @@
-"""Whether a start would keep what runs: asked of a real Docker engine, with a container that only sleeps."""
+"""Whether a start keeps the running container: on a real Docker engine, with a container that only sleeps."""
 
 import os
 import subprocess
@@ -36,22 +36,23 @@ def project(tmp_path: Path) -> Iterator[str]:
     subprocess.run(["docker", "network", "rm", f"{name}_default"], capture_output=True, check=False)
 
 
-def test_the_same_files_keep_what_runs_and_others_do_not(files: Files, project: str, tmp_path: Path) -> None:
+def test_the_same_files_keep_the_running_container_and_others_do_not(
+    files: Files, project: str, tmp_path: Path
+) -> None:
     endpoint = Endpoint.of(resolve_spec({"profile": "cpu"}, sets=[f"project={project}"]), EngineKind.COMPOSE)
 
     def engine(**texts: str) -> Engine:
         return compose_engine(endpoint, replace(files, texts={**files.texts, **texts}), tmp_path)
 
-    one = engine()
-    assert not one.keeps(), "nothing runs yet"
-    first = one.start()
+    assert not engine().keeps(), "nothing runs yet"
+    first = engine().start()
     assert engine().keeps()
     assert engine().start() == first, "it is kept"
     assert not engine(**{"compose.yaml": files.texts["compose.yaml"].replace("600", "601")}).keeps()
 
     fresh = engine()
     second = fresh.start(fresh=True)
-    assert second.id != first.id, "it was to be made again"
+    assert second.id != first.id, "it should have been created again"
     fresh.stop()
-    assert not fresh.keeps(), "what does not run is not kept"
-    assert fresh.start().id != second.id, "a log holds one start alone"
+    assert not fresh.keeps(), "a stopped container is not kept"
+    assert fresh.start().id != second.id, "a new container, so that its log holds only one start"

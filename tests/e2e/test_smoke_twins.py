@@ -1,4 +1,4 @@
-"""The suite against a real vLLM: the healthy demo model passes, and each sick twin fails for its own reason."""
+"""The suite on a real vLLM: the healthy demo model passes, and each sick twin fails for its own reason."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status
 
 pytestmark = pytest.mark.e2e
-# Each twin, the check that must fail with these words, and words of what to do; others may fail too.
+# For each twin the check that must fail, with words of its observation and of its remedy; others may fail too.
 SICK = {
     "loops": ("loop-greedy", "EXACT_LOOP", "do not serve it"),
     "nan": ("numbers", "null", "NaN"),
@@ -47,7 +47,7 @@ def report(healthy: Engine) -> SuiteReport:
 def runs(
     report: SuiteReport, cpu_python: str, twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Runs:
-    """All sick engines, two at a time (starting one keeps about one core busy), held against the healthy baseline."""
+    """The reports of all sick engines, two at a time (a start keeps about one core busy), with the healthy baseline."""
     logs = tmp_path_factory.mktemp("logs")
     baseline = {measure.name: measure.value for measure in report.perplexity}
 
@@ -70,7 +70,7 @@ def test_the_healthy_model_passes(report: SuiteReport) -> None:
     assert "started" in row(report, "identity").observed
 
 
-def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(report: SuiteReport) -> None:
+def test_what_the_healthy_engine_does_not_offer_is_skipped_with_a_reason(report: SuiteReport) -> None:
     skipped = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
     assert "not configured" in skipped.pop("tools")
     assert "no key" in skipped.pop("key")
@@ -81,7 +81,7 @@ def test_what_the_healthy_engine_does_not_offer_is_skipped_with_its_reason(repor
     }
 
 
-def test_a_soak_tells_a_rolling_verdict(healthy: Engine, report: SuiteReport, tmp_path: Path) -> None:
+def test_a_soak_reports_a_rolling_verdict(healthy: Engine, report: SuiteReport, tmp_path: Path) -> None:
     done = kit("smoke", "--base-url", healthy.base_url, "--suite", "soak", "--for", "10s", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "round 1, " in done.stderr
@@ -101,26 +101,26 @@ def test_bench_drives_the_real_generator(healthy: Engine, report: SuiteReport, c
 @pytest.mark.parametrize("kind", SICK)
 def test_a_sick_twin_fails_for_its_own_reason(runs: Runs, kind: str) -> None:
     report = runs[kind].result()
-    check, words, todo = SICK[kind]
-    found = row(report, check)
-    assert found.status is Status.FAIL, found
-    assert words in found.observed
-    assert todo in found.remedy
+    check, observed, remedy = SICK[kind]
+    result = row(report, check)
+    assert result.status is Status.FAIL, result
+    assert observed in result.observed
+    assert remedy in result.remedy
     assert (report.verdict, report.exit_code) == (Status.FAIL, 1)
-    assert row(report, "alive").status is Status.OK, "the sick engine is alive: that is the point"
+    assert row(report, "alive").status is Status.OK, "a sick engine is alive, and still fails"
 
 
-def test_perplexity_tells_noise_from_health(runs: Runs) -> None:
+def test_perplexity_distinguishes_noise_from_healthy_weights(runs: Runs) -> None:
     assert row(runs["noise"].result(), "perplexity").status is Status.FAIL
-    assert row(runs["missing-eos"].result(), "perplexity").status is Status.OK, "its weights are the healthy ones"
+    assert row(runs["missing-eos"].result(), "perplexity").status is Status.OK, "its weights are the healthy model's"
 
 
-def test_nothing_answers_after_the_engine_is_gone(runs: Runs, tmp_path: Path) -> None:
+def test_an_engine_that_is_gone_is_not_reachable(runs: Runs, tmp_path: Path) -> None:
     report = runs["noise"].result()
     done = kit("smoke", "--base-url", report.base_url, "--json", "r.json", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["exit_code"] == 3
 
 
-def test_the_demo_model_is_the_one_that_is_served(report: SuiteReport) -> None:
+def test_the_report_names_the_demo_model(report: SuiteReport) -> None:
     assert {fact.value for fact in report.engine} >= {NAME, str(MODEL)}

@@ -1,4 +1,4 @@
-"""Engine, gateway and monitoring in real containers under their limits, looked at from another network namespace."""
+"""Engine, gateway and monitoring in real containers with their limits, seen from another network namespace."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from e2e.kit import Kit, free_port
 pytestmark = pytest.mark.e2e
 CANARY = "canary-5t4ck-k3y"
 NAMESPACE, OUTSIDE, INSIDE = f"glm4-{os.getpid()}", "10.231.7.1", "10.231.7.2"
-# Run in the other namespace: every TCP port of an address that accepts a connection.
+# Run in the other namespace: prints every TCP port of an address that accepts a connection.
 SCAN = """
 import socket, sys
 for port in map(int, sys.argv[2:]) if sys.argv[2:] else range(1, 65536):
@@ -34,7 +34,7 @@ for port in map(int, sys.argv[2:]) if sys.argv[2:] else range(1, 65536):
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """A network namespace beside this host's, as another machine on the same cable."""
+    """A network namespace linked to this host's, like another machine on the same network."""
     if os.getuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and `ip` to make a network namespace")
     link = f"g{os.getpid()}"
@@ -54,16 +54,16 @@ def neighbour() -> Iterator[None]:
 
 
 def scan(address: str, *ports: int) -> set[int]:
-    """The ports, of these or of all, that take a connection from the other namespace."""
+    """The ports (of these, or of all) that accept a connection from the other namespace."""
     words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", SCAN, address, *map(str, ports)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
     return set(map(int, done.stdout.split()))
 
 
 def fill(engine_override: Path, target: Path) -> Path:
-    """The override that fills the other services' images from this host, as the engine's is filled.
+    """Write the override that fills the other services' images from this host, like the engine's.
 
-    Grafana and the node exporter are left out: there is no Grafana to be had here.
+    Grafana and the node exporter are left out: the host has no Grafana to mount.
     """
     (engine,) = yaml.safe_load(engine_override.read_text())["services"].values()
     image = "glm4-deploy/vllm-cpu:0.32.0"
@@ -78,7 +78,7 @@ def fill(engine_override: Path, target: Path) -> Path:
         }
     services["gateway"]["command"] = ["gateway", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]
     services["gateway"]["environment"] |= {"XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "/config"}
-    # A program in place of the image's entrypoint, and the volume that the image would give to `nobody`.
+    # The program itself, since the image has no entrypoint.
     services["prometheus"]["entrypoint"] = ["prometheus"]
     text = yaml.safe_dump({"services": services})
     target.write_text(text + "  grafana: !reset null\n  node-exporter: !reset null\n")
@@ -103,7 +103,7 @@ def published(project: str) -> set[int]:
     return {int(binding["HostPort"]) for binding in ports}
 
 
-def test_the_running_stack_opens_what_was_asked_for_and_keeps_its_secrets(kit: Kit, override: Path) -> None:
+def test_the_running_stack_opens_only_the_requested_ports_and_leaks_no_secret(kit: Kit, override: Path) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("no Prometheus: apt-get install prometheus")
     (kit.directory / "secrets").mkdir(mode=0o700)
@@ -124,16 +124,16 @@ def test_the_running_stack_opens_what_was_asked_for_and_keeps_its_secrets(kit: K
         through_the_gateway(kit, port, token)
         scraped(prometheus)
         limits(kit)
-        everywhere = places(kit)
-        assert {name for name, content in everywhere.items() if CANARY.encode() in content} == set()
-        assert {name for name, content in everywhere.items() if token.encode() in content} == set()
+        contents = places(kit)
+        assert {name for name, content in contents.items() if CANARY.encode() in content} == set()
+        assert {name for name, content in contents.items() if token.encode() in content} == set()
         assert kit.run("down", "--volumes", "--yes").code == 0
 
 
 def routed_to_the_containers(kit: Kit) -> None:
-    """A neighbour that sends packets for the containers' own addresses to this host.
+    """A neighbour that sends packets to the containers' own addresses through this host.
 
-    Docker before 28 lets it reach ports that are published on loopback (moby#49325); the engine's key still counts.
+    Docker before 28 lets it reach ports that are published on loopback (moby#49325); the engine still requires its key.
     """
     inside = {"glm4-9b-nvfp4": 8080, "prometheus": 9090, "gateway-auth": 9180}
     for name, row in containers(kit.project).items():
@@ -150,7 +150,7 @@ def routed_to_the_containers(kit: Kit) -> None:
 
 
 def through_the_gateway(kit: Kit, port: int, token: str) -> None:
-    """From the other machine: the gateway's own certificate is checked, the key is asked for, a chat is answered."""
+    """A client of the gateway: its certificate is verified, a key is required, a chat is answered."""
     gateway = str(containers(kit.project)["gateway"]["Name"]).lstrip("/")
     root = kit.directory / "root.crt"
     source = f"{gateway}:/data/caddy/pki/authorities/local/root.crt"
@@ -195,12 +195,12 @@ def limits(kit: Kit) -> None:
 
 
 def places(kit: Kit) -> dict[str, bytes]:
-    """Where a key could be seen: logs, `docker inspect`, the process list, every file that the kit wrote."""
-    found = {}
+    """Where a key could leak: logs, `docker inspect`, the process list, every file that the kit wrote."""
+    contents = {}
     for name, row in containers(kit.project).items():
         logs = subprocess.run(["docker", "logs", str(row["Id"])], capture_output=True, check=True)
-        found[f"log of {name}"] = logs.stdout + logs.stderr
-        found[f"inspect {name}"] = json.dumps(row).encode()
-    found["process list"] = subprocess.run(["ps", "axww"], capture_output=True, check=True).stdout
+        contents[f"log of {name}"] = logs.stdout + logs.stderr
+        contents[f"inspect {name}"] = json.dumps(row).encode()
+    contents["process list"] = subprocess.run(["ps", "axww"], capture_output=True, check=True).stdout
     files = (path for path in kit.directory.rglob("*") if path.is_file() and path.parent.name != "secrets")
-    return found | {str(path): path.read_bytes() for path in files}
+    return contents | {str(path): path.read_bytes() for path in files}

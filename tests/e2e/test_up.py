@@ -1,4 +1,4 @@
-"""render → up → smoke → down: the very file that `render` writes, a real Docker engine, a real vLLM."""
+"""render → up → smoke → down: the file that `render` writes, a real Docker engine, a real vLLM."""
 
 import http.server
 import json
@@ -41,17 +41,17 @@ def networks(project: str) -> list[str]:
     return done.stdout.split()
 
 
-def wait_for(seen: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Until it is seen; a process that ends first, or a minute, is a failure."""
+def wait_for(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait up to a minute until the condition holds; it is a failure if the process ends first."""
     deadline = time.monotonic() + 60
-    while not seen():
+    while not true():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 class Stale(http.server.BaseHTTPRequestHandler):
-    """A server of another model that was left on the port: healthy, and not the one that was started."""
+    """A server of another model that was left on the port: healthy, but not the engine that was started."""
 
     def do_GET(self) -> None:
         body = json.dumps({"object": "list", "data": [{"id": "old-model", "object": "model"}]}).encode()
@@ -78,8 +78,8 @@ def stale_server(port: int) -> Iterator[None]:
 CANARY = "canary-5up3r-53cr3t-k3y"
 
 
-def where_the_canary_sings(kit: Kit) -> set[str]:
-    """Every place that others can look into and that shows the key: nothing should."""
+def places_with_the_key(kit: Kit) -> set[str]:
+    """The places that others can look into and that contain the key: there should be none."""
     logs = subprocess.run(["docker", "logs", kit.project], capture_output=True, check=True)
     image = subprocess.run(["docker", "save", inspect(kit.project)["Image"]], capture_output=True, check=True)
     places = {
@@ -95,11 +95,11 @@ def where_the_canary_sings(kit: Kit) -> set[str]:
     return {place for place, content in places.items() if CANARY.encode() in content}
 
 
-def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path) -> None:
+def test_a_healthy_model_is_started_kept_and_stopped(kit: Kit, override: Path) -> None:
     (kit.directory / "secrets").mkdir(mode=0o700)
     (kit.directory / "secrets/key").write_text(CANARY + "\n")
     (kit.directory / "glm4.yaml").write_text(f"api_key_file: {kit.directory}/secrets/key\n")
-    rendered = kit.run("render", *kit.wish(MODEL))
+    rendered = kit.run("render", *kit.settings(MODEL))
     first = kit.up("--override", override, "--json")
     assert first.code == 0, first.err
     report = first.json
@@ -126,15 +126,14 @@ def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path
 
     again = kit.up("--override", override, "--json")
     assert again.code == 0, again.err
-    assert inspect(kit.project)["Id"] == container["Id"], "the same wish keeps the running engine"
+    assert inspect(kit.project)["Id"] == container["Id"], "the same settings keep the running engine"
 
     smoke = kit.run("smoke", "--suite", "quick", "--json", "smoke.json", "--junit", "smoke.xml", "--html", "smoke.html")
     assert smoke.code == 0, smoke.out + smoke.err
     checks = {row["check"]: row for row in json.loads((kit.directory / "smoke.json").read_text())["results"]}
     assert (checks["key"]["status"], "401" in checks["key"]["observed"]) == ("ok", True)
-    said = first.out + first.err + again.out + again.err + status.out + status.err + smoke.out + smoke.err
-    assert CANARY not in said
-    assert where_the_canary_sings(kit) == set()
+    assert all(CANARY not in done.out + done.err for done in (first, again, status, smoke))
+    assert places_with_the_key(kit) == set()
 
     assert kit.run("down").code == 0
     assert containers(kit.project) == []
@@ -142,7 +141,7 @@ def test_a_healthy_model_goes_up_is_kept_and_comes_down(kit: Kit, override: Path
     assert kit.run("status").code == 1
 
 
-def test_a_model_that_loops_never_goes_green(kit: Kit, override: Path, twin: Callable[[str], Path]) -> None:
+def test_a_model_that_loops_never_passes(kit: Kit, override: Path, twin: Callable[[str], Path]) -> None:
     done = kit.up("--override", override, "--json", model=twin("loops"))
     assert done.code == 1, done.err
     assert "did not pass" in done.err
@@ -152,7 +151,9 @@ def test_a_model_that_loops_never_goes_green(kit: Kit, override: Path, twin: Cal
     assert (kit.directory / ".glm4/failed.log").stat().st_size > 1000
 
 
-def test_an_engine_that_cannot_start_says_why_and_early(kit: Kit, override: Path, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_start_is_reported_early_with_the_reason(
+    kit: Kit, override: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "glm-4-broken"
     shutil.copytree(MODEL, broken)
     config = json.loads((broken / "config.json").read_text())
@@ -173,7 +174,7 @@ def test_an_engine_that_cannot_start_says_why_and_early(kit: Kit, override: Path
 
 
 def test_an_engine_killed_while_it_starts_is_noticed_at_once(kit: Kit, override: Path) -> None:
-    words = [*KIT, "up", *kit.wish(MODEL), "--override", str(override), "--set", "restart=no"]
+    words = [*KIT, "up", *kit.settings(MODEL), "--override", str(override), "--set", "restart=no"]
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -204,8 +205,8 @@ def test_without_docker_the_same_plan_runs_as_a_process(kit: Kit, cpu_python: st
     assert kit.run("status").code == 1
 
 
-def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(kit: Kit, cpu_python: str) -> None:
-    words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
+def test_a_stale_server_that_takes_the_port_later_is_not_mistaken_for_the_engine(kit: Kit, cpu_python: str) -> None:
+    words = [*KIT, "up", *kit.settings(MODEL), "--runner", "process"]
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -216,8 +217,8 @@ def test_a_stale_server_that_takes_the_port_later_is_not_taken_for_the_engine(ki
     assert "never reached the engine" in err
 
 
-def test_an_interrupted_up_says_what_it_leaves(kit: Kit, cpu_python: str) -> None:
-    words = [*KIT, "up", *kit.wish(MODEL), "--runner", "process"]
+def test_an_interrupted_up_reports_what_it_leaves(kit: Kit, cpu_python: str) -> None:
+    words = [*KIT, "up", *kit.settings(MODEL), "--runner", "process"]
     with subprocess.Popen(
         words, cwd=kit.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

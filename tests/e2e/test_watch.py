@@ -1,4 +1,4 @@
-"""The watch against a real vLLM: under load, frozen, killed, babbling; in its container, and restarting on the host."""
+"""The watch on a real vLLM: under load, frozen, killed, babbling; in its container, and restarting from the host."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from e2e.kit import KIT, ROOT, Kit, free_port
 pytestmark = pytest.mark.e2e
 STALL_S, INTERVAL_S = 10, 1
 FAST = ("--interval", str(INTERVAL_S), "--stall", str(STALL_S), "--canary-every", "15", "--canary-tokens", "128")
-# The times that docs/lab/watch.md promises are measured, not tested: a starved machine stretches all of them.
+# Reaction times are measured (docs/lab/watch.md), not tested: a busy machine stretches all of them.
 PATIENCE_S = 120.0
 
 
 class Lines:
-    """The watch's JSON lines as they come."""
+    """The watch's JSON lines, as they arrive."""
 
     open: ClassVar[list["Lines"]] = []
 
@@ -43,14 +43,14 @@ class Lines:
         for line in self.process.stdout:
             self.rows.append(json.loads(line) if line.startswith("{") else {"event": "text", "text": line})
 
-    def wait(self, seen: Callable[[dict[str, Any]], bool], seconds: float, *, after: int = 0) -> float:
-        """Seconds until a line after the first `after` fits."""
+    def wait(self, matches: Callable[[dict[str, Any]], bool], seconds: float, *, after: int = 0) -> float:
+        """Seconds until a line after the first `after` matches."""
         begin = time.monotonic()
         while time.monotonic() - begin < seconds:
-            if any(seen(row) for row in self.rows[after:]):
+            if any(matches(row) for row in self.rows[after:]):
                 return time.monotonic() - begin
             time.sleep(0.1)
-        raise AssertionError(f"not seen within {seconds:.0f} s; the last lines: {self.rows[-12:]}")
+        raise AssertionError(f"no matching line within {seconds:.0f} s; the last ones: {self.rows[-12:]}")
 
     def state(self, *names: str, seconds: float, after: int = 0) -> float:
         return self.wait(lambda row: row["event"] == "state" and row["state"] in names, seconds, after=after)
@@ -65,7 +65,7 @@ class Lines:
 
 @pytest.fixture(autouse=True)
 def nothing_left_open() -> Iterator[None]:
-    """A test that fails must not leave its readers to the next one."""
+    """A failed test must not leave its readers to the next one."""
     yield
     while Lines.open:
         Lines.open.pop().end()
@@ -83,12 +83,12 @@ def ask(base_url: str, words: int) -> None:
     try:
         httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=120, trust_env=False)
     except httpx.HTTPError:
-        time.sleep(0.5)  # it is frozen or killed on purpose
+        time.sleep(0.5)  # the engine is frozen or killed on purpose
 
 
 @contextmanager
 def load(base_url: str) -> Iterator[None]:
-    """Six requests at once, again and again: long prompts and long answers."""
+    """Six concurrent clients, one request after another: long prompts and long answers."""
     going = True
 
     def client(number: int) -> None:
@@ -105,8 +105,8 @@ def load(base_url: str) -> Iterator[None]:
 
 
 def cores(parent: int) -> list[int]:
-    """The engine cores below an API server."""
-    found = []
+    """The engine cores of an API server."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
@@ -114,20 +114,20 @@ def cores(parent: int) -> list[int]:
         except OSError:
             continue
         if int(fields[1]) == parent and "Engine" in name:
-            found.append(int(path.name))
-    return found
+            pids.append(int(path.name))
+    return pids
 
 
 @pytest.fixture(scope="session")
 def kit_image() -> str:
-    """The kit's image, on a base made from this host: no registry is reached."""
+    """The kit's image, on a base made from this host, without a registry."""
     base = subprocess.run([ROOT / "scripts/kit-base.sh"], check=True, capture_output=True, text=True).stdout.strip()
     build = [*KIT, "image", "build", "--base", base, "--network", "none"]
     return subprocess.run(build, check=True, capture_output=True, text=True).stdout.split()[-1]
 
 
 def fast_service(file: Path) -> Path:
-    """The watch in its container as rendered, with shorter times."""
+    """An override for the rendered watch container, with shorter times."""
     engine_url = "http://glm4-9b-nvfp4:8080"
     command = ["watch", "--json", "--base-url", engine_url, "--model", NAME, "--listen", "0.0.0.0", *FAST]
     file.write_text(json.dumps({"services": {"watch": {"command": command}}}))
@@ -139,7 +139,7 @@ def inspect(container: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout)[0])
 
 
-def test_a_frozen_and_a_killed_engine_are_found_and_restarted(
+def test_a_frozen_and_a_killed_engine_are_detected_and_restarted(
     kit: Kit, override: Path, kit_image: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     fast = fast_service(tmp_path / "fast.yaml")
@@ -167,15 +167,15 @@ def test_a_frozen_and_a_killed_engine_are_found_and_restarted(
         for core in stopped:
             os.kill(core, signal.SIGSTOP)
         seen, contained_seen = len(watch.rows), len(contained.rows)
-        assert httpx.get(f"{base_url}/health", trust_env=False).status_code == 200, "that is the point"
+        assert httpx.get(f"{base_url}/health", trust_env=False).status_code == 200, "/health does not notice"
         record_property("core stopped, hung after", watch.state("hung", seconds=PATIENCE_S, after=seen))
-        hung = len(watch.rows)  # what was well before that (busy, for a moment) is not the recovery
-        # It may come too late for `hung`: the restart is under way.
+        hung = len(watch.rows)  # an `ok` before that is not the recovery
+        # It may be too late to see `hung`: the restart is already under way.
         contained.state("hung", "unreachable", seconds=PATIENCE_S, after=contained_seen)
     watch.wait(lambda row: row["event"] == "restarted", 240)
     watch.state("ok", seconds=240, after=hung)
     times = {row.get("state", row["event"]): datetime.fromisoformat(row["time"]) for row in watch.rows}
-    for event in ("hung", "restarting"):  # in between, the engine may still be younger than --grace
+    for event in ("hung", "restarting"):  # the restart waits until the engine is older than --grace
         record_property(f"{event} until ok", (times["ok"] - times[event]).total_seconds())
 
     seen = len(watch.rows)
@@ -184,14 +184,14 @@ def test_a_frozen_and_a_killed_engine_are_found_and_restarted(
     gone = len(watch.rows)
     watch.wait(lambda row: row["event"] == "restarted", 240, after=seen)
     watch.state("ok", seconds=240, after=gone)
-    watch.end()  # before `down`, which it could take for a fault
+    watch.end()  # before `down`, which it might take for a fault
     logs = sorted((kit.directory / ".glm4/watch").glob("restart-*.log"))
     reasons = " ".join(json.loads(log.read_text().splitlines()[0])["why"] for log in logs)
     assert "no counter moved" in reasons
     assert "GET /metrics" in reasons
 
 
-def test_a_babbling_engine_is_found_and_one_whose_api_stands_still(
+def test_a_babbling_engine_and_one_with_a_frozen_api_server_are_detected(
     cpu_python: str, twin: Callable[[str], Path], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with engine(cpu_python, twin("loops"), tmp_path / "engine.log") as running:
@@ -199,7 +199,7 @@ def test_a_babbling_engine_is_found_and_one_whose_api_stands_still(
         words = [*KIT, "watch", "--base-url", running.base_url, "--port", str(port), "--json", *FAST]
         watch = Lines(words)
         record_property("loops, babbling after", watch.state("babbling", seconds=PATIENCE_S))
-        # On a starved machine the first one may come back too late to be judged.
+        # On a busy machine the first canary may return too late to be judged.
         watch.wait(lambda row: "LOOP" in row.get("why", ""), PATIENCE_S)
         answer = httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
         assert (answer.status_code, answer.json()["state"]) == (503, "babbling")

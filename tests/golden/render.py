@@ -1,4 +1,4 @@
-"""Settings whose rendered files are compared with a committed copy (GOLDEN), or checked by a program alone.
+"""Settings whose rendered files are compared with committed copies (GOLDEN), or only checked by the target's program.
 
 python -m tests.golden.render        # write the copies again (make compose)
 """
@@ -43,12 +43,12 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-# One for each target, to read. The others are checked by the target's own program alone.
+# One for each target, for people to read. The others are only checked by the target's own program.
 GOLDEN = ("kubernetes-three", "compose-two-b200", "quadlet-gb10")
 
 
 def render(target: str, *sets: str, **values: Any) -> dict[str, str]:
-    """File name → text, of settings as `--set` has them (sets) or as glm4.yaml has them (values)."""
+    """File name → text. sets: settings as for `--set`; values: settings as in glm4.yaml."""
     settings, profile = load_settings(values, environ={}, sets=sets)
     spec = plan_deployment(settings, profile, choose_fraction(settings, profile))
     return dict(render_target(target, spec, settings, profile))

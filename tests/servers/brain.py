@@ -1,4 +1,4 @@
-"""What the reference endpoint knows: enough to answer the suite sanely without a model."""
+"""The reference endpoint's answers: enough to pass the suite without a model."""
 
 import re
 import zlib
@@ -32,7 +32,7 @@ _BY_PROMPT = {canary.messages[-1]["content"]: canary for canary in canaries()}
 
 
 def reply(messages: list[dict[str, str]]) -> str:
-    """The answer to a chat."""
+    """The answer to the last message of a chat."""
     prompt = messages[-1]["content"]
     needle = re.search(r"code word of the (\w+) is ([\w-]+)", prompt)
     if needle:
@@ -48,7 +48,7 @@ def reply(messages: list[dict[str, str]]) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """Pieces of at most four characters, a space leading; their concatenation is the text."""
+    """Pieces of at most four characters after an optional space; their concatenation is the text."""
     return re.findall(r"\s?[^\s]{1,4}|\s", text)
 
 

@@ -16,28 +16,28 @@ SOUP = ["quart", " zeb", " moil", "ing ", "thex", " poru", " 9 kj", " ald", "ome
 
 # --- reach ------------------------------------------------------------------------------------------------------------
 class Sick(Reference):
-    """/health says 500, as vLLM's does once its engine process is dead."""
+    """/health is 500, as vLLM's is once its engine process is dead."""
 
     async def health(self, send: Send) -> None:
         await self.send_bytes(send, b"", status=500)
 
 
 class ProxyPage(Reference):
-    """A proxy's HTML error page, whatever is asked."""
+    """A proxy's HTML error page for every request."""
 
     async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
         await self.send_bytes(send, PROXY_PAGE, status=502, content_type="text/html")
 
 
 class OtherProgram(Reference):
-    """Another program: 200 and HTML, whatever is asked."""
+    """Another program: 200 and HTML for every request."""
 
     async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
         await self.send_bytes(send, b"<html>It works!</html>", content_type="text/html")
 
 
 class Redirects(Reference):
-    """Sends everyone elsewhere."""
+    """Redirects every request to another address."""
 
     elsewhere = "http://127.0.0.1:9/"
 
@@ -46,14 +46,14 @@ class Redirects(Reference):
 
 
 class Stale(Reference):
-    """A server that was there before the container that is asked for."""
+    """A server that is older than the container under test."""
 
     def __post_init__(self) -> None:
         self.started -= 3600
 
 
 class StaleCreated(Reference):
-    """As Stale, told by `created` alone: a server without /metrics."""
+    """Like Stale, but without /metrics: only `created` shows it."""
 
     def __post_init__(self) -> None:
         self.version = None
@@ -73,7 +73,7 @@ class AnyModel(Reference):
 
 
 class OpenDoor(Reference):
-    """Has a key and lets everyone in."""
+    """Has an API key and accepts every request."""
 
     async def route(self, method: str, path: str, headers: dict[str, str], body: bytes, send: Send) -> None:
         await super().route(method, path, {**headers, "authorization": f"Bearer {self.key}"}, body, send)
@@ -116,7 +116,7 @@ class ProxyGaveUp(Reference):
 
 
 class TruncatedStream(Reference):
-    """The stream ends in good order after five events, without finish_reason and [DONE]."""
+    """The stream ends regularly after five events, without finish_reason and [DONE]."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         sent = 0
@@ -128,7 +128,7 @@ class TruncatedStream(Reference):
 
 
 class CutStream(Reference):
-    """The connection ends amid the stream, without the last chunk of the transfer encoding."""
+    """The connection ends in the middle of the stream, without the last chunk of the transfer encoding."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         sent = 0
@@ -140,7 +140,7 @@ class CutStream(Reference):
 
 
 class ErrorAmidStream(Reference):
-    """A 500 in the midst of a stream, in vLLM's form."""
+    """An error in the middle of a stream, in vLLM's format."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         sent = 0
@@ -155,7 +155,7 @@ class ErrorAmidStream(Reference):
 
 
 class OtherWords(Reference):
-    """Says one thing streamed and another thing whole."""
+    """Answers differently with and without streaming."""
 
     def events(self, made: Generated) -> list[dict[str, Any]]:
         made.pieces = [*made.pieces[:-1], " indeed"]
@@ -163,7 +163,7 @@ class OtherWords(Reference):
 
 
 class AfterTheEnd(Reference):
-    """Goes on talking after finish_reason."""
+    """Sends more tokens after finish_reason."""
 
     def events(self, made: Generated) -> list[dict[str, Any]]:
         events = super().events(made)
@@ -171,7 +171,7 @@ class AfterTheEnd(Reference):
 
 
 class Gzipped(Reference):
-    """Compresses everything, and so holds each stream back until it is whole."""
+    """Compresses everything, and so withholds each stream until it is complete."""
 
     async def send_bytes(
         self, send: Send, body: bytes, status: int = 200, content_type: str = "application/json", **more: str
@@ -184,14 +184,14 @@ class Gzipped(Reference):
 
 
 class SaysGzip(Reference):
-    """Claims gzip for bodies that are not."""
+    """Declares gzip for bodies that are not compressed."""
 
     async def send_json(self, send: Send, body: dict[str, Any], status: int = 200) -> None:
         await self.send_bytes(send, json.dumps(body).encode(), status, content_encoding="gzip")
 
 
 class Hangs(Reference):
-    """Takes a chat and never answers; /health and /metrics stay fine, the token counter stands still."""
+    """Accepts a chat and never answers; /health and /metrics stay fine, the token counter stands still."""
 
     async def chat(self, body: dict[str, Any], send: Send) -> None:
         self.counts["num_requests_running"] += 1
@@ -199,7 +199,7 @@ class Hangs(Reference):
 
 
 class HangsAmidStream(Reference):
-    """Falls silent after five events."""
+    """Sends nothing after five events."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         sent = 0
@@ -211,7 +211,7 @@ class HangsAmidStream(Reference):
 
 
 class Drips(Reference):
-    """A byte every 20 ms, for ever."""
+    """Sends one byte every 20 ms, forever."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         while True:
@@ -220,7 +220,7 @@ class Drips(Reference):
 
 
 class Busy(Hangs):
-    """Never gets to our chat, and visibly works for others."""
+    """Never answers our chat, but its counters show that it works for others."""
 
     def metrics(self) -> str:
         self.counts["generation_tokens_total"] += 100
@@ -228,14 +228,14 @@ class Busy(Hangs):
 
 
 class Endless(Reference):
-    """Does not obey max_tokens."""
+    """Ignores max_tokens."""
 
     def generate(self, body: dict[str, Any]) -> Generated:
         return super().generate({**body, "max_tokens": body["max_tokens"] + 20})
 
 
 class CutsInSilence(Reference):
-    """Takes what is too long without a word."""
+    """Accepts prompts that are too long without an error."""
 
     def validate(self, body: dict[str, Any]) -> None:
         if body["model"] != self.model:
@@ -243,14 +243,14 @@ class CutsInSilence(Reference):
 
 
 class NullLogprobs(Reference):
-    """NaN logits, as vLLM 0.32 shows them in a stream: id 0 and a null logprob."""
+    """NaN logits, as vLLM 0.32 shows them in a stream: null logprobs."""
 
     def logprob(self, piece: str) -> dict[str, Any]:
         return {**super().logprob(piece), "logprob": None}
 
 
 class Nan400(Reference):
-    """NaN logits, as vLLM 0.32 shows them in an answer that is not streamed."""
+    """NaN logits, as vLLM 0.32 shows them without streaming: HTTP 400."""
 
     def chat_body(self, made: Generated) -> dict[str, Any]:
         if made.logprobs:
@@ -267,14 +267,14 @@ class Corrupts(Reference):
 
 
 class Leaks(Reference):
-    """Lets a template token into the text."""
+    """Leaves a template token in the text."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return super().reply(body) + "<|user|>"
 
 
 class RunsOn(Reference):
-    """Does not know its end tokens: every answer goes on until max_tokens."""
+    """Does not know its end tokens: every answer continues until max_tokens."""
 
     def reply(self, body: dict[str, Any]) -> str:
         story = " ".join(f"{brain.STORY_EN} Part {part}." for part in range(20))
@@ -282,7 +282,7 @@ class RunsOn(Reference):
 
 
 class RunsPastHidden(Reference):
-    """Runs past its end token, which is seen only with special tokens shown."""
+    """Runs past its end token, which only shows with special tokens."""
 
     def reply(self, body: dict[str, Any]) -> str:
         text = super().reply(body)
@@ -290,28 +290,28 @@ class RunsPastHidden(Reference):
 
 
 class NoStopStrings(Reference):
-    """Passes over the field `stop`."""
+    """Ignores the field `stop`."""
 
     def generate(self, body: dict[str, Any]) -> Generated:
         return super().generate({key: value for key, value in body.items() if key != "stop"})
 
 
 class BlankJson(Reference):
-    """White space without end under a schema (vllm#40080)."""
+    """Endless white space under a JSON schema (vllm#40080)."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return '{"name":' + "\n" * 400 if body.get("response_format") else super().reply(body)
 
 
 class ProseJson(Reference):
-    """Prose where JSON was asked for."""
+    """Prose where JSON was requested."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return "Her name is Li Na." if body.get("response_format") else super().reply(body)
 
 
 class LeakyTools(Reference):
-    """A tool parser that does not match the model: the call comes as text."""
+    """A tool parser that does not match the model: the call arrives as text."""
 
     def tool_call(self) -> dict[str, Any]:
         body = super().tool_call()
@@ -320,7 +320,7 @@ class LeakyTools(Reference):
 
 
 class BadArguments(Reference):
-    """A tool call whose arguments are no JSON."""
+    """A tool call whose arguments are not JSON."""
 
     def tool_call(self) -> dict[str, Any]:
         body = super().tool_call()
@@ -337,35 +337,35 @@ class FrozenCounters(Reference):
 
 # --- sense ------------------------------------------------------------------------------------------------------------
 class WrongDigits(Reference):
-    """FP4 damage as it shows first: digits."""
+    """Wrong digits, the first symptom of FP4 damage."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return super().reply(body).translate(str.maketrans("2468", "7391"))
 
 
 class Slips(Reference):
-    """Counts with a slip at 97."""
+    """Makes a mistake at 97 when counting."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return super().reply(body).replace("97, 98", "98, 98")
 
 
 class Forgets(Reference):
-    """Recalls no name."""
+    """Does not remember names."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return super().reply(body).replace("Ada Lovelace", "Grace Hopper").replace("Bo", "Rex")
 
 
 class EnglishOnly(Reference):
-    """No word of Chinese."""
+    """Knows no Chinese."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return super().reply(body).replace("北京", "I do not understand.")
 
 
 class Perplexed(Reference):
-    """A model that got worse: its texts are far less likely than they were."""
+    """A model that got worse: its texts are far less likely than before."""
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         made = super().completion(body)
@@ -376,7 +376,7 @@ class Perplexed(Reference):
 
 
 class PerplexedNan(Reference):
-    """A prompt logprob that is no number."""
+    """A prompt logprob that is not a finite number."""
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         made = super().completion(body)
@@ -389,7 +389,7 @@ class PerplexedNan(Reference):
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 class LoopsGreedy(Reference):
-    """Falls into a loop at temperature 0."""
+    """Loops at temperature 0."""
 
     def reply(self, body: dict[str, Any]) -> str:
         text = super().reply(body)
@@ -397,7 +397,7 @@ class LoopsGreedy(Reference):
 
 
 class LoopsSampled(Reference):
-    """Sound at temperature 0 and in a loop when sampled."""
+    """Sane at temperature 0, loops when sampled."""
 
     def reply(self, body: dict[str, Any]) -> str:
         text = super().reply(body)
@@ -405,7 +405,7 @@ class LoopsSampled(Reference):
 
 
 class LoopsLate(Reference):
-    """Sound for 512 tokens, in a loop after."""
+    """Sane for 512 tokens, then loops."""
 
     def reply(self, body: dict[str, Any]) -> str:
         text = super().reply(body)
@@ -423,7 +423,7 @@ class ShortSighted(Reference):
 
 
 class LoopsBehindLongPrompt(Reference):
-    """Loops once the prompt is long."""
+    """Loops after a long prompt."""
 
     def reply(self, body: dict[str, Any]) -> str:
         text = super().reply(body)
@@ -442,14 +442,14 @@ class SpoiltCache(Reference):
 
 
 class NoHits(Reference):
-    """Counts no hit in a cache that is on."""
+    """Counts no hits although prefix caching is on."""
 
     def cache(self, made: Generated) -> int:
         return 0
 
 
 class CracksUnderLoad(Reference):
-    """Sums go wrong while more than one request is in the house."""
+    """Gets sums wrong while more than one request is being served."""
 
     inside = 0
 
@@ -467,7 +467,7 @@ class CracksUnderLoad(Reference):
 
 
 class Tires(Reference):
-    """Sums go wrong from the third on: output that goes bad with time."""
+    """Gets sums wrong from the third on: output that degrades over time."""
 
     sums = 0
 
@@ -478,7 +478,7 @@ class Tires(Reference):
 
 
 class Slow(Reference):
-    """200 tokens a second at the most."""
+    """At most 200 tokens per second."""
 
     def __post_init__(self) -> None:
         self.token_s = 0.005

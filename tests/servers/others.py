@@ -1,4 +1,4 @@
-"""Other OpenAI-compatible servers, each shaped after what its own source answers; nothing of them was run here.
+"""Imitations of other OpenAI-compatible servers, written from their sources; the servers themselves were not run.
 
 llama.cpp: tools/server (README.md, server-common.cpp). Ollama: openai/openai.go, middleware/openai.go. SGLang:
 srt/entrypoints/openai/protocol.py, serving_base.py.
@@ -14,9 +14,9 @@ from servers.reference import Generated, HttpError, Reference, Send
 
 
 class LlamaCpp(Reference):
-    """llama-server with one model: any model name is answered and repeated, the list of models is open to everyone.
+    """llama-server with one model: it accepts and repeats any model name, and lists its model without a key.
 
-    /metrics is 501 until asked for by a flag; errors are {"error": {"code", "message", "type"}}; no token ids.
+    /metrics is 501 unless enabled by a flag; errors are {"error": {"code", "message", "type"}}; no token ids.
     """
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class LlamaCpp(Reference):
         return made
 
     def events(self, made: Generated) -> list[dict[str, Any]]:
-        """The first delta's content is null; the end comes as an empty delta; the usage chunk carries timings."""
+        """The first delta's content is null, the last delta is empty, and the usage chunk has timings."""
         made.ids = False
         role, *tokens, usage = super().events(made)
         role["choices"][0]["delta"]["content"] = None
@@ -71,7 +71,7 @@ class LlamaCpp(Reference):
 
 
 class Ollama(Reference):
-    """No /health, no context length told, long prompts cut in silence, logprobs passed over, two models at hand."""
+    """No /health, no context length, long prompts cut silently, logprobs ignored, two models listed."""
 
     def __post_init__(self) -> None:
         self.version = None
@@ -107,7 +107,7 @@ class Ollama(Reference):
         return made
 
     def events(self, made: Generated) -> list[dict[str, Any]]:
-        """No chunk for the role: each delta names it. The end is a delta with empty content."""
+        """No chunk for the role, which is in each delta; the last delta has empty content."""
         role, *tokens, usage = super().events(made)
         finish, tokens[-1]["choices"][0]["finish_reason"] = tokens[-1]["choices"][0]["finish_reason"], None
         for event in tokens:
@@ -118,9 +118,9 @@ class Ollama(Reference):
 
 
 class SGLang(Reference):
-    """Tells its context, answers for any model name, errors without an `error` field, `usage: null` in each chunk.
+    """Reports its context, accepts any model name; errors have no `error` field, chunks have `usage: null`.
 
-    A stream that cannot begin says so in an event of HTTP 200.
+    A stream that cannot begin ends with an error event and HTTP 200.
     """
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class SGLang(Reference):
 
 
 class SGLangRefusesInStream(SGLang):
-    """SGLang's way to refuse amid a stream: an event with an error, HTTP 200."""
+    """As SGLang refuses a stream: an error event with HTTP 200."""
 
     async def stream(self, made: Generated) -> AsyncIterator[bytes]:
         yield b"data: " + json.dumps({"error": self.error("Requested token count exceeds the limit.")}).encode()

@@ -1,4 +1,4 @@
-"""An endpoint that answers as vLLM 0.32.0 answered the same requests.
+"""An endpoint that answers as vLLM 0.32.0 answers the same requests.
 
 Plain ASGI. Each step is a method, so that a twin can break exactly one of them (broken.py).
 """
@@ -19,7 +19,7 @@ BLOCK = 16  # tokens of one prefix cache block
 
 @dataclass(kw_only=True)
 class Generated:
-    """One answer on its way out: its tokens, why it ended, and what its prompt cost."""
+    """One answer before it is sent: its tokens, why it ended, and its prompt."""
 
     prompt: list[str]
     pieces: list[str]
@@ -34,7 +34,7 @@ class Generated:
 
 
 class HttpError(Exception):
-    """An answer with an error status, in vLLM's form."""
+    """An answer with an error status, in vLLM's format."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
         super().__init__(message)
@@ -45,14 +45,18 @@ class HttpError(Exception):
 
 @dataclass(kw_only=True)
 class Reference:
-    """vLLM as it should be. key: the API key that /v1 asks for. token_s: seconds between two tokens."""
+    """vLLM as it should be."""
 
     model: str = "glm-4-9b-chat"
     key: str | None = None
+    """The API key that /v1 requires."""
     max_model_len: int = 2048
     version: str | None = "0.32.0"
+    """None: no /version and no /metrics."""
     token_s: float = 0.0
+    """Seconds between two tokens."""
     tools: bool = False
+    """Whether tool calls are enabled."""
     started: float = field(default_factory=time.time)
     counts: Counter[str] = field(default_factory=Counter)
     cached: set[int] = field(default_factory=set)
@@ -60,7 +64,7 @@ class Reference:
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """For twins that start out otherwise."""
+        """For twins that change a field."""
 
     # --- ASGI -------------------------------------------------------------------------------------------------------
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
@@ -225,7 +229,7 @@ class Reference:
         self.counts["prefix_cache_hits_total"] += self.cache(made)
 
     def cache(self, made: Generated) -> int:
-        """Tokens of the prompt that earlier prompts left in the cache, whole blocks only."""
+        """Prompt tokens that are in the cache from earlier prompts, whole blocks only."""
         hit = prefix = 0
         for end in range(BLOCK, len(made.prompt), BLOCK):
             prefix = hash((prefix, *made.prompt[end - BLOCK : end]))
@@ -254,7 +258,7 @@ class Reference:
         return head | {"choices": [choice], "usage": self.usage(made)}
 
     def events(self, made: Generated) -> list[dict[str, Any]]:
-        """The chunks of a stream, in vLLM's order: role, one a token, usage with no choices."""
+        """The chunks of a stream, in vLLM's order: role, one per token, usage without choices."""
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": int(time.time()), "model": self.model}
         role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         out = [head | {"choices": [role]}]

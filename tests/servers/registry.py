@@ -18,12 +18,15 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 @dataclass(kw_only=True)
 class Registry:
-    """slow: seconds that a layer takes."""
+    """A running registry; Docker trusts one on loopback."""
 
     port: int = 0
     digest: str = ""
+    """Of the image's manifest."""
     slow: float = 0.0
+    """Seconds that each layer takes."""
     blobs: dict[str, bytes] = field(default_factory=dict)
+    """By digest: the manifest, the config and the layers."""
 
     @property
     def image(self) -> str:
@@ -68,10 +71,10 @@ def _fill(registry: Registry, layers: int, size: int) -> None:
 
 
 @contextmanager
-def registry(*, layers: int = 3, size: int = 2 << 20) -> Iterator[Registry]:
-    """Serve until the block ends."""
-    one = Registry()
-    _fill(one, layers, size)
+def registry(tag: str = "1", *, layers: int = 3, size: int = 2 << 20) -> Iterator[Registry]:
+    """Serve one image under `tag` until the block ends. size: bytes of each layer."""
+    served = Registry()
+    _fill(served, layers, size)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -81,12 +84,12 @@ def registry(*, layers: int = 3, size: int = 2 << 20) -> Iterator[Registry]:
 
         def do_GET(self) -> None:
             kind, _, name = self.path.rpartition("/")
-            known = name if name.startswith("sha256:") else one.digest if name == "1" else ""
+            known = name if name.startswith("sha256:") else served.digest if name == tag else ""
             if self.path == "/v2/":
                 self._send(b"{}", "application/json")
-            elif known in one.blobs:
+            elif known in served.blobs:
                 is_manifest = kind.endswith("manifests")
-                self._send(one.blobs[known], MANIFEST if is_manifest else "application/octet-stream", known)
+                self._send(served.blobs[known], MANIFEST if is_manifest else "application/octet-stream", known)
             else:
                 unknown = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
                 self._send(json.dumps(unknown).encode(), "application/json", status=404)
@@ -103,17 +106,17 @@ def registry(*, layers: int = 3, size: int = 2 << 20) -> Iterator[Registry]:
             parts = 10 if layer else 1
             step = len(data) // parts + 1
             for start in range(0, len(data), step):
-                time.sleep(one.slow / parts if layer else 0)
+                time.sleep(served.slow / parts if layer else 0)
                 self.wfile.write(data[start : start + step])
 
         def log_message(self, *args: object) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    one.port = server.server_address[1]
+    served.port = server.server_address[1]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield one
+        yield served
     finally:
         server.shutdown()
         server.server_close()

@@ -1,4 +1,4 @@
-"""Serves an ASGI app with uvicorn on a real socket, in a thread, for as long as a `with` block lasts."""
+"""Serve an ASGI app with uvicorn on a real socket, in a thread, for as long as a `with` block lasts."""
 
 import atexit
 import logging
@@ -15,8 +15,8 @@ import uvicorn
 
 @contextmanager
 def serving(app: Any, port: int = 0) -> Iterator[str]:
-    """Yields the base URL. port: 0 for any that is free."""
-    # With the protocol named, asyncio sets TCP_NODELAY; without it each small write would wait 40 ms for an ACK.
+    """Yields the base URL. port: 0 for any free one."""
+    # With an explicit protocol asyncio sets TCP_NODELAY; otherwise each small write would wait 40 ms for an ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -39,12 +39,12 @@ def serving(app: Any, port: int = 0) -> Iterator[str]:
         listener.close()
 
 
-# Twins break off answers on purpose; what uvicorn says of that would only hide the failures that matter.
+# Twins break off answers on purpose; uvicorn's messages about that would hide the failures that matter.
 logging.getLogger("uvicorn.error").disabled = True
 
 
-class _House:
-    """Many apps behind one server, each under a prefix of its own: starting a server a test would cost 0.2 s each."""
+class _Mounts:
+    """Many apps behind one server, each under its own prefix: a server for each test would cost 0.2 s."""
 
     def __init__(self) -> None:
         self.apps: dict[str, Any] = {}
@@ -54,27 +54,27 @@ class _House:
         await self.apps[prefix]({**scope, "path": f"/{path}"}, receive, send)
 
 
-_house = _House()
+_mounts = _Mounts()
 
 
 @cache
-def _house_url() -> str:
+def _shared_url() -> str:
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(serving(_house))
+    return stack.enter_context(serving(_mounts))
 
 
 @contextmanager
 def mounted(app: Any) -> Iterator[str]:
-    """As `serving`, on a server that all tests of a run share: the base URL has a path."""
-    prefix = f"app{len(_house.apps)}"
-    _house.apps[prefix] = app
-    yield f"{_house_url()}/{prefix}"
+    """Like `serving`, on a server that all tests of a run share: the base URL has a path."""
+    prefix = f"app{len(_mounts.apps)}"
+    _mounts.apps[prefix] = app
+    yield f"{_shared_url()}/{prefix}"
 
 
 @contextmanager
 def raw_server(handle: Any) -> Iterator[str]:
-    """A plain TCP server: `handle(connection)` in a thread of its own for each connection."""
+    """A plain TCP server: `handle(connection)` runs in its own thread for each connection."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop = threading.Event()
 
