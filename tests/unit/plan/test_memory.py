@@ -66,7 +66,7 @@ def test_real_logs_are_predicted_within_two_percent_from_their_settings_alone(pa
     """Nine settings on an H100: batch sizes, sequences, cache types, weights, eager and compiled, two refused."""
     case = read_case(path, "h100")
     assert case is not None
-    plan = estimate(case.wish)
+    plan = estimate(case.request)
 
     assert plan.weights_gib == pytest.approx(case.weights_gib, rel=0.01)
     assert plan.kv_cache_gib == pytest.approx(case.kv_cache_gib, rel=0.02)
@@ -86,7 +86,7 @@ def test_the_longest_context_is_the_engines_own() -> None:
 
     assert case is not None
     assert named is not None
-    assert estimate(case.wish).longest_context == pytest.approx(int(named[1]), rel=0.01)
+    assert estimate(case.request).longest_context == pytest.approx(int(named[1]), rel=0.01)
 
 
 def test_a_later_start_has_more_and_an_eager_one_knows_no_difference() -> None:
