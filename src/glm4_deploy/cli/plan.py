@@ -39,7 +39,7 @@ from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b, ke
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
 from glm4_deploy.plan.spec import engine_version, memory_request
-from glm4_deploy.report.terminal import plan_text
+from glm4_deploy.report.memory_plan import plan_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result, fail, ok
