@@ -31,6 +31,7 @@ from glm4_deploy.deploy.candidates import (
 )
 from glm4_deploy.deploy.endpoint import EngineKind
 from glm4_deploy.deploy.engines import Engine
+from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
 from glm4_deploy.deploy.plan_check import gpu_here, hold_plan
 from glm4_deploy.deploy.state import (
     Record,
@@ -42,7 +43,7 @@ from glm4_deploy.deploy.state import (
     load_record,
 )
 from glm4_deploy.deploy.status import log_tail, read_status
-from glm4_deploy.deploy.transaction import DeploymentResult, StartResult, Transaction
+from glm4_deploy.deploy.transaction import Transaction
 from glm4_deploy.errors import ComposeMissing, DockerMissing, Judged, UsageError
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps, report_json

@@ -32,7 +32,7 @@ class RunState:
     exit_code: int | None = None
     oom_killed: bool = False
     restarts: int = 0
-    """Made by Docker itself since the container was created."""
+    """By Docker itself, since the container was created."""
     health: str | None = None
     """The container's own health check; None: it has none."""
     detail: str = ""
@@ -42,27 +42,27 @@ class RunState:
 
 
 class Steps(Protocol):
-    """What an engine may ask of the transaction that brings it up. Each raises DeployError where it fails."""
+    """What an engine may ask of the transaction that brings it up. Each step raises DeployError if it fails."""
 
     @property
     def fresh(self) -> bool:
-        """Start again even what already runs from these files, because it is put back after a failure."""
+        """Whether to restart even what already runs from these files, because it is being restored after a failure."""
 
     @property
     def rolling(self) -> bool:
-        """Whether other engines serve meanwhile."""
+        """Whether other engines keep serving meanwhile."""
 
     def note(self, text: str) -> None:
-        """Tell the user."""
+        """Show the user a line of progress."""
 
     def start_and_gate(self, engine: "Engine", *, name: str = "", fresh: bool = False) -> None:
-        """Start one engine, wait for /health, prove its identity, and gate it. name: which of several."""
+        """Start one engine, wait for /health, prove its identity, and gate it. name: which one of several."""
 
     def gate_router(self, name: str, only: tuple[str, ...]) -> None:
-        """Gate the address that clients use; the engines behind it have passed."""
+        """Gate the address that clients use, after the engines behind it have passed."""
 
     def stop(self, engine: "Engine") -> bool:
-        """End what must not serve; False: it could not be stopped, which the user was told."""
+        """Stop what must not serve. False: it could not be stopped, which has been noted."""
 
 
 class Engine(Protocol):
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
     @property
     def kind(self) -> str:
-        """What a start of it is called."""
+        """How messages name what was started."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,22 +82,22 @@ class Engine(Protocol):
 
     @property
     def replicas(self) -> Mapping[str, "Engine"]:
-        """The engines behind a router by their names; none where there is one engine alone."""
+        """The engines behind a router, by name; empty for a single engine."""
 
     def secrets(self) -> frozenset[str]:
-        """Values in its environment that no log or report may show."""
+        """Values of its environment that no log or report may show."""
 
     def address(self) -> str:
-        """Where this host reaches it, if not at the deployment's own address; '' if there."""
+        """Where this host reaches it; '': at the deployment's address."""
 
     def keeps(self) -> bool:
-        """Whether what runs was made from these very files and this very image, so that `start` would keep it."""
+        """Whether what runs was made from these very files and this very image, so that `start` keeps it."""
 
     def rolls(self) -> bool:
-        """Whether engines are replaced one at a time while others serve, so that nothing is stopped before."""
+        """Whether engines are replaced one at a time while others serve, so that nothing is stopped first."""
 
     def bring_up(self, steps: Steps) -> None:
-        """Start and gate all of it."""
+        """Start and gate everything."""
 
     def start(self, *, fresh: bool = False) -> Started:
         """Start it, or keep what already runs from these very files, unless `fresh`."""
@@ -108,7 +108,7 @@ class Engine(Protocol):
         """Its log since a time (seconds since the epoch)."""
 
     def events(self) -> Iterator[str]:
-        """Docker's events of it as they come, `die` among them."""
+        """Docker's events for it as they arrive, among them `die`."""
 
     def stop(self) -> None: ...
 
@@ -122,7 +122,7 @@ class ComposeEngine:
     replicas: Mapping[str, Engine] = {}
 
     def __init__(self, *, compose: Compose, service: str, alone: bool = False) -> None:
-        """alone: start and stop touch this service only, and leave the rest of the project as it is."""
+        """alone: start and stop only this service of the project."""
         self._compose = compose
         self._service = service
         self._only = service if alone else None
@@ -169,15 +169,15 @@ class ComposeEngine:
         return same_image and state.config_hash == self._compose.config_hash(self._service)
 
     def start(self, *, fresh: bool = False) -> Started:
-        """Create and start the container, or keep the one that already runs these very settings.
+        """Create and start the container, or keep the one that already runs from these very files.
 
-        A container that does not run is created again, so that its log holds one start alone.
+        A stopped container is created again, so that its log holds exactly one start.
 
         Args:
-            fresh: create it again in any case.
+            fresh: create it again even if it runs.
 
         Raises:
-            ComposeFailed, PortTaken: with nothing left behind that was not there before.
+            ComposeFailed, PortTaken: nothing new is left behind.
         """
         self._compose.config()
         before = self._container()
@@ -219,8 +219,8 @@ class ComposeEngine:
         container = self._container()
         if container is None:
             return iter(())
-        # The whole log of a container that was made for this start belongs to it; asking by time would lose the log
-        # where the clock is set back in between.
+        # A container made for this start logged nothing before it, so its log is read from the beginning: asking by
+        # time would lose lines if the clock is set back.
         return log_lines(container, since=0 if container.id == self._fresh_id else since, follow=follow)
 
     def events(self) -> Iterator[str]:
@@ -237,7 +237,7 @@ class ComposeEngine:
         return find_container(self._client, self._compose.project, self._service)
 
 
-# Without Docker: the same plan as a process group of this user.
+# Without Docker: the same plan, as a process group of this user.
 
 POLL_SECONDS = 0.2
 
@@ -251,7 +251,7 @@ class ProcessEngine:
     replicas: Mapping[str, Engine] = {}
 
     def __init__(self, *, directory: Path, spec: DeploymentSpec | None = None, python: str | None = None) -> None:
-        """spec, python: what to start, and the Python that has vLLM; not needed to watch or stop what runs."""
+        """spec, python: what to start, and the Python that has vLLM; neither is needed to watch or stop what runs."""
         self._spec = spec
         self._python = python
         self._directory = directory
@@ -266,7 +266,7 @@ class ProcessEngine:
         return ""
 
     def keeps(self) -> bool:
-        """Never: a process carries no record of what it was started from."""
+        """Never: nothing records what a process was started from."""
         return False
 
     def rolls(self) -> bool:
@@ -276,7 +276,7 @@ class ProcessEngine:
         steps.start_and_gate(self, fresh=steps.fresh)
 
     def start(self, *, fresh: bool = False) -> Started:
-        """Start the engine, after ending one that this directory still runs.
+        """Start the engine, after stopping one that this directory still runs.
 
         Raises:
             ExtraMissing: no Python that has vLLM was named.
@@ -310,21 +310,21 @@ class ProcessEngine:
         return RunState(
             running=running,
             started=started,
-            exit_code=None if running else _as_a_shell(code),
+            exit_code=None if running else _shell_exit_code(code),
             detail=f"process {started.id.partition(':')[0]} {'running' if running else 'ended'}",
             pid=int(started.id.partition(":")[0]) if running else 0,
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
-        """The log, followed until the process ends. `since` is not used: a start empties the file."""
+        """The log, followed until the process ends. `since` is not needed: each start empties the file."""
         if not self._log.is_file():
             return
-        rest = b""
+        partial = b""
         with self._log.open("rb") as file:
             while True:
                 running = self.state().running
                 chunk = file.read(65536)
-                *lines, rest = (rest + chunk).split(b"\n")
+                *lines, partial = (partial + chunk).split(b"\n")
                 for line in lines:
                     yield line.decode("utf-8", errors="replace")
                 if not chunk:
@@ -333,13 +333,13 @@ class ProcessEngine:
                     time.sleep(POLL_SECONDS)
 
     def events(self) -> Iterator[str]:
-        """Ends with `die` when the process does; a plain process has no other events."""
+        """`die` when the process ends; a plain process has no other events."""
         while self.state().running:
             time.sleep(POLL_SECONDS)
         yield "die"
 
     def stop(self) -> None:
-        """End the whole process group: with SIGTERM, after 20 s with SIGKILL."""
+        """Stop the process group with SIGTERM, and after 20 s with SIGKILL."""
         started = self._read()
         if started is not None and _session_is_ours(started.id):
             group = int(started.id.partition(":")[0])
@@ -371,19 +371,19 @@ class ProcessEngine:
             return None
 
 
-def _as_a_shell(code: int | None) -> int | None:
+def _shell_exit_code(code: int | None) -> int | None:
     """137 for SIGKILL, as a shell and Docker report it; Python says -9."""
     return 128 - code if code is not None and code < 0 else code
 
 
 def command(spec: DeploymentSpec, python: str) -> list[str]:
-    """The container's command line with this host's paths: the model directory, the published address and port."""
+    """The container's command line with this host's values: model directory, published address and port."""
     host = {"model": os.path.abspath(spec.model_dir), "port": str(spec.port)}  # noqa: PTH100 (no symlink is resolved)
-    words = [python, *spec.program[1:], "--host", spec.bind]
+    arguments = [python, *spec.program[1:], "--host", spec.bind]
     for flag in spec.flags:
         value = host.get(flag.name, flag.value)
-        words += [f"--{flag.name}"] if value is None else [f"--{flag.name}", value]
-    return words
+        arguments += [f"--{flag.name}"] if value is None else [f"--{flag.name}", value]
+    return arguments
 
 
 def environment(spec: DeploymentSpec, directory: Path) -> Mapping[str, str]:
@@ -401,7 +401,7 @@ def environment(spec: DeploymentSpec, directory: Path) -> Mapping[str, str]:
 
 
 def _stat(pid: int | str) -> list[str] | None:
-    """The fields of /proc/PID/stat from `state` on (proc(5), field 3); None where there is no such process."""
+    """The fields of /proc/PID/stat from `state` on (proc(5), field 3); None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -409,7 +409,7 @@ def _stat(pid: int | str) -> list[str] | None:
 
 
 def _start_ticks(pid: int) -> str:
-    """The kernel's start time of a process: with the pid it names one process for good, a pid alone is reused."""
+    """The kernel's start time of a process. Pids are reused; a pid and its start time name one process for good."""
     stat = _stat(pid)
     return stat[19] if stat else "0"
 
@@ -422,17 +422,20 @@ def _alive(identity: str) -> bool:
 
 def _members(session: int) -> list[int]:
     """Living processes of a session: the engine's workers outlive an API server that was killed."""
-    found = []
+    members = []
     for path in Path("/proc").glob("[0-9]*"):
         stat = _stat(path.name)
         if stat and stat[0] not in "ZX" and stat[3] == str(session):
-            found.append(int(path.name))
-    return found
+            members.append(int(path.name))
+    return members
 
 
 def _session_is_ours(identity: str) -> bool:
-    """Whether the session still is the one that was started: the kernel gives its number to no other while one
-    member lives, so only a living leader with another start time means that it was reused."""
+    """Whether the session is still the one that was started.
+
+    The kernel does not reuse its number while a member lives, so only a living leader with another start time means
+    that it was reused.
+    """
     pid, _, ticks = identity.partition(":")
     leader = _stat(pid)
     return bool(_members(int(pid))) and (leader is None or leader[19] == ticks)

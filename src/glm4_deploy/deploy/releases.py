@@ -111,7 +111,7 @@ def content_of(
 # Whatever a crash leaves is a hidden directory, which the next deployment sweeps away. The caller holds the lock.
 
 NAME = re.compile(r"(\d{4,})-\d{8}T\d{6}Z")
-RECORD = "release.json"
+RECORD, BOOT_LOG, REPORT = "release.json", "boot.log", "smoke.json"
 KEPT = 20  # releases, the failed ones among them
 LOG_BYTES = 1 << 20  # of a boot log, at most
 RESERVED_BYTES = 2 * LOG_BYTES

@@ -1,4 +1,4 @@
-"""Several engines behind vLLM's router: started at once where nothing serves yet, else replaced one at a time."""
+"""Several engines behind vLLM's router: started together if nothing serves yet, otherwise replaced one at a time."""
 
 import queue
 import threading
@@ -18,20 +18,21 @@ from glm4_deploy.errors import ComposeFailed, DeployError, Unreachable
 from glm4_deploy.plan.engine_rules import HELD_REQUESTS
 from glm4_deploy.probe.endpoints import read_metrics
 
-# vLLM's router over HTTP: which engines it knows, taking one out, putting it back (its own endpoints, 0.1.17).
+# The router's HTTP interface (vLLM router 0.1.17): list its engines, take one out, put it back.
 
 SERVICE = "router"
-PORT = 8080  # of the engines, inside their containers
-ADD_SECONDS = 30.0  # an engine is put back only after it has answered, so this is one health check of the router's
+PORT = 8080  # of each engine, inside its container
+ADD_SECONDS = 30.0  # the engine already answers when it is put back, so this covers one health check by the router
 READY_SECONDS = 60.0
-IDLE_LOOKS = 2  # a request may be on its way from the router while the engine counts none
+IDLE_LOOKS = 2  # a request may be in flight from the router while the engine still counts none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterClient:
-    """base_url: where this host reaches the router."""
+    """The router of one deployment."""
 
     base_url: str
+    """Where this host reaches it."""
 
     def workers(self) -> Mapping[str, bool]:
         """Address of each engine → whether the router considers it healthy.
@@ -44,15 +45,15 @@ class RouterClient:
             return {str(row["url"]): bool(row["is_healthy"]) for row in rows}
         except (ValueError, KeyError, TypeError) as error:
             raise Unreachable(
-                f"{self.base_url}/workers answers, but not as a router does", hint="see what holds the port: ss -ltnp"
+                f"{self.base_url}/workers does not answer like vLLM's router", hint="see what holds the port: ss -ltnp"
             ) from error
 
     def take_out(self, service: str) -> None:
-        """No new request goes to this engine from here on; those that it has go on. An unknown one is no error."""
+        """Send this engine no new requests; those it has are finished. Does nothing if it is already out."""
         self._ask("POST", "/remove_worker", url=address_of(service))
 
     def put_back(self, service: str) -> None:
-        """It must answer /health already; one that is there is no error.
+        """Send requests to this engine, which must answer /health. Does nothing if it is already in.
 
         Raises:
             Unreachable
@@ -61,25 +62,26 @@ class RouterClient:
             self._ask("POST", "/add_worker", url=address_of(service))
 
     def wait_ready(self, services: tuple[str, ...]) -> None:
-        """Until it holds exactly these engines, all healthy.
+        """Wait until the router has exactly these engines, all healthy.
 
         Raises:
-            Unreachable: it does not in READY_SECONDS.
+            Unreachable: not within READY_SECONDS.
         """
         wanted = {address_of(service): True for service in services}
         deadline = time.monotonic() + READY_SECONDS
-        seen = ""
+        reported = ""
         while time.monotonic() < deadline:
             try:
                 now = self.workers()
                 if now == wanted:
                     return
-                seen = ", ".join(f"{url} {'healthy' if well else 'unhealthy'}" for url, well in now.items()) or "none"
+                states = (f"{url} {'healthy' if healthy else 'unhealthy'}" for url, healthy in now.items())
+                reported = ", ".join(states) or "none"
             except Unreachable as error:
-                seen = error.message
+                reported = error.message
             time.sleep(0.5)
         raise Unreachable(
-            f"the router at {self.base_url} is not ready with {len(services)} engines: {seen}",
+            f"the router at {self.base_url} is not ready with {len(services)} engines: {reported}",
             hint="see its log: glm4-deploy logs",
         )
 
@@ -105,8 +107,11 @@ def address_of(service: str) -> str:
 
 
 def wait_idle(base_url: str, seconds: float) -> float | None:
-    """Block until the engine at `base_url` runs and queues no request: what are left after `seconds`, None where the
-    engine does not say (it does not answer, so there is nothing to wait for)."""
+    """Block until the engine at `base_url` has no request, running or queued, at most `seconds`.
+
+    Returns:
+        The requests that are left; None where the engine does not answer, so that there is nothing to wait for.
+    """
     deadline = time.monotonic() + seconds
     quiet = 0
     while True:
@@ -126,36 +131,37 @@ def _requests(base_url: str) -> float | None:
     return sum(known) if known else None
 
 
-# Several engines of one Compose project and their router, behind the same protocol as one engine.
+# The engines of one Compose project and their router, behind the same protocol as a single engine.
 
 DRAIN_SECONDS = 120.0
-# Of the gate, what a router could spoil: whether the answers make sense was judged at each engine.
+# The gate's checks that a router can break. Whether the answers make sense was checked at each engine.
 ROUTER_CHECKS = ("alive", "identity", "chat", "stream")
 
 
 class Replica(ComposeEngine):
-    """One of several engines: it has no port on this host, but an address on the project's own network."""
+    """One of several engines. It has no port on this host, only an address on the project's network."""
 
     def __init__(self, *, compose: Compose, service: str) -> None:
         super().__init__(compose=compose, service=service, alone=True)
 
     def address(self) -> str:
-        """
+        """Its address on the project's network.
+
         Raises:
             ComposeFailed: it has none.
         """
         container = self._container()
-        found = address_in(container) if container else None
-        if found is None:
+        address = address_in(container) if container else None
+        if address is None:
             raise ComposeFailed(
-                f"the container of {self._service} has no address of its own",
+                f"the container of {self._service} has no address on the project's network",
                 hint="replicas are gated one by one, over the project's bridge network: see docs/how-to/replicas.md",
             )
-        return f"http://{found}:{PORT}"
+        return f"http://{address}:{PORT}"
 
 
 class ReplicaSet:
-    """The engines in order, each of which touches nothing but its own container, and the router."""
+    """The engines in order, each of which touches only its own container, and the router."""
 
     kind = "compose"
 
@@ -189,15 +195,15 @@ class ReplicaSet:
         return self.rolls() and all(engine.keeps() for engine in self.replicas.values())
 
     def rolls(self) -> bool:
-        """Whether the router runs already as these files have it, so that engines can be replaced behind it."""
+        """Whether the router already runs from these files, so that engines can be replaced behind it."""
         return self.router.keeps()
 
     def bring_up(self, steps: Steps) -> None:
-        """Each engine is gated at its own address, then the router at the one that clients use.
+        """Gate each engine at its own address, then the router at the address that clients use.
 
-        An engine that runs from these files is gated and left alone. Another is taken out of the router, has
+        An engine that already runs from these files is only gated. Any other is taken out of the router, gets
         `DRAIN_SECONDS` to finish its requests, is started again, gated, and put back. The first that fails is stopped
-        and stays out; where the set was rolling, the others go on serving.
+        and stays out; in a rolling update the others keep serving.
         """
         router = RouterClient(base_url=self._base_url)
         if not steps.rolling:
@@ -215,14 +221,14 @@ class ReplicaSet:
             if steps.rolling:
                 router.put_back(name)
         if steps.rolling:
-            # Start what is new beside the engines and end what is no longer in the files; the rest is not touched.
+            # Start new services beside the engines and remove those no longer in the files; nothing else is touched.
             self._compose.up()
         steps.note("the router")
         router.wait_ready(self.services)
         steps.gate_router(SERVICE, ROUTER_CHECKS)
 
     def start(self, *, fresh: bool = False) -> Started:
-        """Start everything at once; the first engine stands for all."""
+        """Start everything at once; returns the first engine's start."""
         self._compose.config()
         self._compose.up(recreate=fresh or not self.state().running)
         started = self._first.state().started
@@ -231,11 +237,11 @@ class ReplicaSet:
         return started
 
     def _containers(self) -> dict[str, ComposeEngine]:
-        """The engines by name, and the router at the end."""
+        """The engines by name, then the router."""
         return {**self.replicas, SERVICE: self.router}
 
     def state(self) -> RunState:
-        """running: something of it is. detail: what is not."""
+        """running: at least one container runs. detail: those that do not, or that all run."""
         states = {name: one.state() for name, one in self._containers().items()}
         down = [state.detail for state in states.values() if not state.running]
         first = next((state for state in states.values() if state.running), next(iter(states.values())))
@@ -252,7 +258,7 @@ class ReplicaSet:
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
-        """The engines' logs and the router's, each line with its service in front; in order of arrival if followed."""
+        """The logs of the engines and the router, each line prefixed by its service; when followed, as they arrive."""
         sources = self._containers()
         if not follow:
             for name, one in sources.items():
@@ -261,7 +267,7 @@ class ReplicaSet:
         arrived: queue.Queue[str | None] = queue.Queue(maxsize=10_000)
 
         def pump(name: str, one: ComposeEngine) -> None:
-            with suppress(Exception):  # a stream that breaks ends; the others go on
+            with suppress(Exception):  # a broken stream ends; the others continue
                 for line in one.lines(since):
                     arrived.put(f"{name} | {line}")
             arrived.put(None)
@@ -295,4 +301,4 @@ def _drain(name: str, engine: Replica, router: RouterClient, steps: Steps) -> No
     if engine.state().running:
         left = wait_idle(engine.address(), DRAIN_SECONDS)
         if left:
-            steps.note(f"{name}: {left:.0f} requests still run after {DRAIN_SECONDS:.0f} s and are cut off here")
+            steps.note(f"{name}: {left:.0f} requests still run after {DRAIN_SECONDS:.0f} s and are cut off")

@@ -9,40 +9,37 @@
                                         ▼
                                      done: the good release serves, or nothing does
 
-`prepare` writes the files, takes the disk space that the record will need, and pulls the image; nothing that runs is
-touched before all of that is done. From then on the journal says on disk which stage was entered last, so that the
-next command can say what a killed one left. The methods of `Transaction` stand in the order of events.
+`prepare` writes the files, reserves the disk space that the record will need, and pulls the image; only then is
+anything that runs touched. From then on the journal on disk names the stage entered last, so that the next command can
+report what a killed one left behind. The methods of `Transaction` are in the order of events.
 """
 
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from glm4_deploy import __version__
 from glm4_deploy.deploy.boot import Boot
 from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate
 from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, connect, find_image, pull, wait_for_docker
-from glm4_deploy.deploy.endpoint import Endpoint, Started
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
-from glm4_deploy.deploy.releases import LOG_BYTES, Release, ReleaseDraft, ReleaseImage, Store
-from glm4_deploy.deploy.state import Journal, JournalStage, Record, load_record, save_record
-from glm4_deploy.errors import DeployError, DockerMissing, Judged, RollbackFailed, RolledBack, StorageError
+from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone, rollback_failed, rolled_back
+from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
+from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
+from glm4_deploy.errors import DeployError, DockerMissing, Judged, StorageError
 from glm4_deploy.files import write_text
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.logs.reader import LogFinding
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.wire import dumps, to_wire
-from glm4_deploy.report_model import Report, Suite
+from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Result, Status, verdict
 from glm4_deploy.text import head_and_tail, redact
-
-BOOT_LOG, REPORT = "boot.log", "smoke.json"
 
 
 class Listener(Protocol):
@@ -56,100 +53,11 @@ class Listener(Protocol):
     def check_done(self, result: Result) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class StartResult:
-    """What one start showed, filled as it goes. Times are seconds."""
-
-    endpoint: Endpoint
-    files: tuple[str, ...]
-    kept: bool = False
-    """It ran already, from these very files, and was gated again."""
-    serving: bool = False
-    """Other replicas serve meanwhile, whatever comes of this start."""
-    started: Started | None = None
-    results: tuple[Result, ...] = ()
-    facts: EngineFacts = field(default_factory=EngineFacts)
-    findings: tuple[LogFinding, ...] = ()
-    log: list[str] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
-    """From the start to each phase."""
-    ready_seconds: float | None = None
-    """From the start to /health."""
-    gate_seconds: float | None = None
-    """From there to the verdict."""
-    seconds: float = 0.0
-    """All of it, from stopping the old engine on."""
-    error: DeployError | None = None
-    """What ended it, before the gate or at it."""
-    release: str = ""
-    """The id under which it was recorded; '' where it could not be."""
-    stopped: bool = False
-    """It failed, and was stopped."""
-    unrecorded: DeployError | None = None
-    """Why it could not be."""
-
-    @property
-    def verdict(self) -> Status:
-        """Judged by its checks; an engine that never came to be checked has failed."""
-        if self.error is not None and not isinstance(self.error, Judged):
-            return Status.FAIL
-        return verdict(self.results)
-
-    @property
-    def good(self) -> bool:
-        return self.error is None and self.verdict in (Status.OK, Status.WARN)
-
-    @property
-    def record(self) -> Record:
-        return Record(
-            endpoint=self.endpoint,
-            files=self.files,
-            started=self.started,
-            verdict=self.verdict,
-            ready_seconds=self.ready_seconds,
-            release=self.release if self.error is None else "",
-        )
-
-    def wire(self) -> dict[str, Any]:
-        """As `--json` shows it: everything but the log, which is kept with the release."""
-        inside = ("endpoint", "files", "started", "log", "unrecorded")
-        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in inside}
-        error = self.error or self.unrecorded
-        return {"verdict": self.verdict, "record": self.record, **shown, "error": error}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentResult:
-    """One `up` or `rollback` from its beginning to its end."""
-
-    start: StartResult
-    restored: StartResult | None = None
-    """The last good release, put back after the start failed and judged in the same way."""
-    error: DeployError | None = None
-    """What the command ends in."""
-    planned: tuple[Result, ...] = ()
-    """The memory plan compared with the engine's log: it informs and does not judge."""
-
-    @property
-    def serves(self) -> StartResult | None:
-        """The start that serves now, if any does."""
-        return next((one for one in (self.start, self.restored) if one is not None and one.good), None)
-
-    def report(self, what: str) -> Report:
-        """The keys that every `--json` begins with. what: `up` or `rollback`."""
-        code = self.error.exit_code if self.error else 0
-        rows = (*self.start.results, *self.planned)
-        return Report(kind=what, verdict=self.start.verdict, exit_code=code, results=rows)
-
-    def wire(self) -> dict[str, Any]:
-        return {**self.start.wire(), "restored": self.restored}
-
-
 class Transaction:
     """One candidate started in one state directory, whose lock the caller holds.
 
-    It is what an engine is brought up by (`engines.Steps`): one engine asks for one `start_and_gate`, a set of
-    replicas for one each and a `gate_router`.
+    An engine brings itself up through it (`engines.Steps`): a single engine calls `start_and_gate` once, a set of
+    replicas once per engine, and then `gate_router`.
     """
 
     def __init__(
@@ -163,8 +71,8 @@ class Transaction:
     ) -> None:
         """
         Args:
-            timeout: seconds until /health must answer; None: the deployment's own start_period.
-            journal: that of the transaction which failed and of which this is the `restore`.
+            timeout: seconds until /health must answer; None: the deployment's start_period.
+            journal: that of the failed transaction, if this one restores the release before it.
         """
         self._directory = directory
         self._candidate = candidate
@@ -180,7 +88,7 @@ class Transaction:
         )
 
     def run(self, what: str, *, rollback: bool = True) -> DeploymentResult:
-        """From `prepare` to the end.
+        """Run every stage, from `prepare` to the end.
 
         Args:
             what: `up` or `rollback`, for the journal.
@@ -205,11 +113,11 @@ class Transaction:
         return done
 
     def _enter(self, stage: JournalStage, *, must: bool = False) -> None:
-        """Into the journal. All stages of a restoring transaction are its parent's one stage `restore`."""
+        """Enter a stage in the journal; every stage of a restoring transaction is its parent's `restore`."""
         if self._journal is not None:
             self._journal.stage(JournalStage.RESTORE if self._restoring else stage, must=must)
 
-    # prepare: whatever can be refused is refused here.
+    # prepare: everything that can be refused is refused now.
 
     def _prepare(self) -> None:
         engine = self._candidate.engine
@@ -225,27 +133,27 @@ class Transaction:
             raise
 
     def _make_draft(self) -> ReleaseDraft | None:
-        """Files and room for the record. Without room a good release is put back all the same."""
+        """The files, and room for the record. A good release is put back even where there is no room."""
         try:
             return self._store.draft(self._candidate.files)
         except StorageError as error:
             if not self._restoring:
                 raise
-            self.note(f"going on without a record: {error.message}")
+            self.note(f"continuing without a record: {error.message}")
             return None
 
     def _pull(self, reference: str) -> ReleaseImage | None:
-        """The image, fetched where it is not here; None for a process."""
+        """The image, pulled if this host does not have it; None for a process."""
         if not reference:
             return None
-        found = find_image(connect(), reference)
-        if found is None:
+        image = find_image(connect(), reference)
+        if image is None:
             self.note(f"pulling {reference}")
             pull(reference, self._listener.pull)
-            found = find_image(connect(), reference)
-        return found
+            image = find_image(connect(), reference)
+        return image
 
-    # start and gate: from here on nothing raises but an interrupt; what fails is in the result.
+    # start and gate: from now on only an interrupt raises; a failure is in the result.
 
     def _bring_up(self) -> None:
         begin = time.monotonic()
@@ -261,7 +169,7 @@ class Transaction:
         self.result.seconds = round(time.monotonic() - begin, 1)
 
     def _stop_old(self) -> None:
-        """What this directory runs now, under whatever name, makes room: one GPU holds one engine."""
+        """Stop what this directory runs now, under whatever name: one GPU holds one engine."""
         record, engine = load_record(self._directory), self._candidate.engine
         if record is not None and not record.endpoint.same_engines(self._candidate.endpoint):
             old = recorded_engine(record, self._directory)
@@ -274,7 +182,7 @@ class Transaction:
             engine.stop()
 
     def _announce(self) -> None:
-        """What is about to start is on record before it starts: `status` and `down` must find it whatever happens."""
+        """Record what is about to start: `status` and `down` must find it whatever happens."""
         with suppress(StorageError):
             save_record(replace(self.result.record, release=self._kept_release()), self._directory)
         self._listener.expect(self._store.usual_ready_seconds(self._candidate.endpoint.model_dir))
@@ -283,7 +191,7 @@ class Transaction:
         """Start one engine, wait for /health, prove its identity, and gate it. name: which of several.
 
         Raises:
-            DeployError: it does not serve sanely; what was seen is in the result all the same.
+            DeployError: it does not serve sanely; the result holds what was observed until then.
         """
         endpoint = self._candidate.endpoint
         started = engine.start(fresh=fresh)
@@ -303,7 +211,7 @@ class Transaction:
             boot.check()
             require_pass(rows)
         finally:
-            # Of several engines the last one's: where one fails, it is the last.
+            # Of several engines, keep those of the last one: an engine that fails is the last.
             self.result.facts, self.result.findings = boot.reader.facts, tuple(boot.reader.findings)
             self.result.log, self.result.phases = boot.log, boot.phases
 
@@ -321,7 +229,7 @@ class Transaction:
         return named
 
     def _ask(self, base_url: str, only: tuple[str, ...] = ()) -> tuple[Result, ...]:
-        """The gate's checks. No start time is needed: the identity is proved by something better than clocks."""
+        """Run the gate's checks. They need no start time: the request in the engine's log proves more than a clock."""
         endpoint = self._candidate.endpoint
         key, limit = secret_key(endpoint.api_key_file), endpoint.max_model_len
         target = ProbeTarget(base_url=base_url, model=endpoint.model, max_model_len=limit, api_key=key)
@@ -330,7 +238,7 @@ class Transaction:
         self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
         return report.results
 
-    # record: good or not, it is a release; what failed does not go on serving.
+    # record: good or not, it becomes a release; a failed engine does not keep serving.
 
     def _record(self) -> None:
         result = self.result
@@ -346,8 +254,8 @@ class Transaction:
             result.unrecorded = result.unrecorded or error
         if result.unrecorded is not None:
             self.note(f"not recorded: {result.unrecorded.message}")
-            runs = "the engine runs and passed its gate: free some room, and `glm4-deploy up` records it"
-            result.unrecorded = result.unrecorded.advise(runs)
+            advice = "the engine runs and passed its gate: free some disk space, then `glm4-deploy up` records it"
+            result.unrecorded = result.unrecorded.advise(advice)
 
     def _publish(self) -> tuple[str, DeployError | None]:
         """The release's id, and what kept it from being recorded."""
@@ -355,7 +263,7 @@ class Transaction:
         secrets = self._candidate.secrets if result.started else frozenset()
         log = head_and_tail(redact("\n".join(result.log) + "\n", secrets), LOG_BYTES)
         if result.error is not None and result.log:
-            with suppress(StorageError):  # where `glm4-deploy diagnose` looks; the release holds it too
+            with suppress(StorageError):  # `glm4-deploy diagnose` reads this file; the release has a copy
                 write_text(self._directory / "failed.log", log)
         before = self._kept_release() if result.error is None else ""
         if self._draft is None:
@@ -394,14 +302,15 @@ class Transaction:
         )
 
     def _kept_release(self) -> str:
-        """The good release that runs already and is the same as the candidate; '' where there is none."""
+        """The id of the good release that already runs and equals the candidate; '' where there is none."""
         record = load_record(self._directory) if self.result.kept else None
         if record is None:
             return ""
-        mine = (one for one in self._store.releases() if one.id == record.release)
-        return next((one.id for one in mine if one.good and one.content == self._candidate.content(self._image)), "")
+        content = self._candidate.content(self._image)
+        running = (release for release in self._store.releases() if release.id == record.release)
+        return next((release.id for release in running if release.good and release.content == content), "")
 
-    # restore: the last good release takes the place of what failed.
+    # restore: the last good release replaces what failed.
 
     def _restore(self, error: DeployError, *, rollback: bool) -> DeploymentResult:
         # Not the configuration that has just failed, unless it was already running and only degraded later.
@@ -430,7 +339,7 @@ class Transaction:
         """
         failed = self._candidate
         if (failed.endpoint.project, failed.endpoint.runner) != (good.endpoint.project, good.endpoint.runner):
-            failed.engine.remove()  # its log is kept, and its container's name may be the one that is needed
+            failed.engine.remove()  # its log is kept, and the release may need its container name
         candidate = release_candidate(good, self._store, self._directory, self._listener.pull)
         candidate = check_release(candidate, good, self._directory, force=False, note=self.note)
         again = Transaction(self._directory, candidate, self._listener, timeout=self._timeout, journal=self._journal)
@@ -439,7 +348,7 @@ class Transaction:
         again._record()
         return again.result
 
-    # What an engine may ask for at any time (`engines.Steps`).
+    # What an engine may call at any time (`engines.Steps`).
 
     @property
     def fresh(self) -> bool:
@@ -453,11 +362,11 @@ class Transaction:
         self._listener.note(text)
 
     def stop(self, engine: Engine) -> bool:
-        """What failed must not serve; where it cannot be stopped that is said, and the work goes on."""
+        """Stop what must not serve. False: it could not be stopped, which is noted and not raised."""
         try:
             engine.stop()
         except DeployError as error:
-            self.note(f"could not stop it: {error.message}")
+            self.note(f"the engine could not be stopped: {error.message}")
             return False
         return True
 
@@ -472,31 +381,3 @@ def require_pass(results: tuple[Result, ...]) -> None:
             details=[f"{row.check}: {row.observed or row.reason}" for row in failed[1:]],
             hint=failed[0].remedy if failed else "",
         )
-
-
-# The errors that a deployment ends in.
-
-
-def left_alone(first: DeployError, good: str) -> DeployError:
-    """Nothing was put back: because that was not asked for, or because there is nothing."""
-    way = f"put the last good release back with `glm4-deploy rollback {good}`" if good else "no earlier release is good"
-    return first.advise("it is stopped and its log is kept: glm4-deploy diagnose", way)
-
-
-def rolled_back(first: DeployError, good: str, seconds: float, directory: Path, failed: str) -> RolledBack:
-    """failed: the release that is the evidence; '' where it could not be recorded."""
-    log = directory / "releases" / failed / BOOT_LOG if failed else directory / "failed.log"
-    compare = (f"what differs: glm4-deploy diff {good} {failed}",) if failed else ()
-    return RolledBack(
-        f"{first.message}; release {good} runs again, gated ({seconds:.0f} s after the failure)",
-        details=first.details,
-        hint=(*first.hints, f"why it failed: glm4-deploy diagnose {log}", *compare),
-    )
-
-
-def rollback_failed(first: DeployError, good: str, second: DeployError) -> RollbackFailed:
-    return RollbackFailed(
-        f"{first.message}; and release {good} could not be put back: {second.message}; nothing serves now",
-        details=(*first.details, *second.details),
-        hint=(*(second.hints or ("see why with: glm4-deploy diagnose",)), f"then: glm4-deploy rollback {good}"),
-    )
