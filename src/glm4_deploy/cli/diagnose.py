@@ -10,7 +10,7 @@ from glm4_deploy.cli.params import STATE, Json, StateDir
 from glm4_deploy.errors import UsageError
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogFinding, LogReader
-from glm4_deploy.logs.scan import read_file
+from glm4_deploy.logs.source import read_file
 from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result, Status, ok, warn
 

@@ -22,7 +22,7 @@ from glm4_deploy.deploy.state import Record, describe_journal, load_record
 from glm4_deploy.errors import ComposeMissing, DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding, LogReader
-from glm4_deploy.logs.scan import read_file, scan_log
+from glm4_deploy.logs.source import read_file, scan_log
 from glm4_deploy.probe.endpoints import read_models
 from glm4_deploy.report_model import Report, make_report
 from glm4_deploy.result import Result, Severity, Status

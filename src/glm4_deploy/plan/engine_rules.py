@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from glm4_deploy.catalog.rows import Capability, Gpu, Version
 
-# When an engine hangs: it holds requests, and none of these counters moves. `probe.progress` judges by it, and
+# When an engine hangs: it holds requests, and none of these counters moves. `probe.hang` judges by it, and
 # templates/targets/liveness.py does the same inside a pod.
 HELD_REQUESTS = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 WORK_COUNTERS = (

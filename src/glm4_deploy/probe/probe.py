@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.detect import scan
-from glm4_deploy.probe.client import ChatAnswer, Client, ProbeTarget, Refused, RequestFailure
+from glm4_deploy.probe.answers import ChatAnswer, Refused, RequestFailure
+from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.endpoints import Metrics, parse_metrics
 from glm4_deploy.probe.limits import Slo
 from glm4_deploy.report_model import AnswerSample, Suite

@@ -12,9 +12,10 @@ from pkgutil import iter_modules
 
 from glm4_deploy import __version__
 from glm4_deploy.errors import DeployError, Judged, Unreachable, UsageError, WrongEngine
-from glm4_deploy.probe.client import Client, FailureKind, ProbeTarget, Refused, RequestFailure
+from glm4_deploy.probe.answers import FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.client import Client, ProbeTarget
+from glm4_deploy.probe.hang import counters
 from glm4_deploy.probe.probe import Options, Probe
-from glm4_deploy.probe.progress import counters
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
 from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
 from glm4_deploy.text import did_you_mean, scrub

@@ -1,13 +1,13 @@
 """From samples to the state of the engine. Pure: time comes with each sample, and nothing is requested here.
 
-What counts as progress is in `probe.progress`; here it is judged over time, with confirmation before a state changes.
+What counts as progress is in `probe.hang`; here it is judged over time, with confirmation before a state changes.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from glm4_deploy.plan.engine_rules import STALL_SECONDS
-from glm4_deploy.probe.progress import Counters
+from glm4_deploy.probe.hang import Counters
 from glm4_deploy.result import Result, fail, ok, unknown
 
 

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 from glm4_deploy.detect import scan
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.gpu import read_gpus
-from glm4_deploy.probe.client import ChatAnswer, Client, FailureKind, ProbeTarget, Refused, Reply, RequestFailure
+from glm4_deploy.probe.answers import ChatAnswer, FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.client import Client, ProbeTarget, Reply
 from glm4_deploy.probe.endpoints import model_rows, parse_metrics
+from glm4_deploy.probe.hang import RUNNING, Counters, counters
 from glm4_deploy.probe.probe import (
     CHAT,
     EXTRAS,
@@ -23,7 +25,6 @@ from glm4_deploy.probe.probe import (
     family,
     named,
 )
-from glm4_deploy.probe.progress import RUNNING, Counters, counters
 from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import (

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.logs.test_reader import BAD, EXPECTED, LOGS, coloured, ids, lines_of, told
 
 from glm4_deploy.logs.reader import LogReader
-from glm4_deploy.logs.scan import read_file, scan_log
+from glm4_deploy.logs.source import read_file, scan_log
 
 Form = Callable[[list[bytes]], bytes]
 UNKNOWN = "unknown-exception"

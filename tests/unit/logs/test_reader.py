@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.reader import LogReader
-from glm4_deploy.logs.scan import scan_log
+from glm4_deploy.logs.source import scan_log
 from glm4_deploy.result import Severity
 
 LOGS = Path(__file__).parents[2] / "data/logs"

@@ -7,7 +7,7 @@ import yaml
 
 from glm4_deploy.catalog.rows import Signature, signatures
 from glm4_deploy.logs.reader import LEVELS, LogReader
-from glm4_deploy.logs.scan import scan_log
+from glm4_deploy.logs.source import scan_log
 
 ROWS = signatures()
 LINES = yaml.safe_load((Path(__file__).parents[2] / "data/lines.yaml").read_text(encoding="utf-8"))

@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.probe.client import Client, FailureKind, ProbeTarget, RequestFailure, sse_events
+from glm4_deploy.probe.answers import FailureKind, RequestFailure, sse_events
+from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.report_model import Suite, SuiteReport

@@ -10,7 +10,7 @@ import pytest
 
 from glm4_deploy.plan.engine_rules import WORK_COUNTERS
 from glm4_deploy.probe.endpoints import parse_metrics
-from glm4_deploy.probe.progress import Counters, counters
+from glm4_deploy.probe.hang import Counters, counters
 from glm4_deploy.watch.judge import CanaryOutcome, CanaryResult, Judge, Limits, MetricsSample, Scrape, State
 
 RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"

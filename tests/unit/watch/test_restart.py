@@ -9,7 +9,7 @@ import pytest
 
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import DeployError
-from glm4_deploy.probe.client import ChatAnswer
+from glm4_deploy.probe.answers import ChatAnswer
 from glm4_deploy.report_model import Timing
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict

@@ -3,7 +3,8 @@
 from typing import Any
 
 from glm4_deploy.errors import Unreachable, WrongEngine
-from glm4_deploy.probe.client import FailureKind, Refused, Reply, RequestFailure
+from glm4_deploy.probe.answers import FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.client import Reply
 from glm4_deploy.probe.endpoints import model_rows
 from glm4_deploy.probe.probe import CHAT, Probe
 from glm4_deploy.probe.suite import GATE, NOT_KNOWN, QUICK, SOAK, CheckStage, check

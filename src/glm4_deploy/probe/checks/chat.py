@@ -2,7 +2,7 @@
 
 import re
 
-from glm4_deploy.probe.client import ChatAnswer, Refused
+from glm4_deploy.probe.answers import ChatAnswer, Refused
 from glm4_deploy.probe.probe import CanaryPrompt, Probe, family, named
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn

@@ -6,8 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from glm4_deploy.probe.answers import ChatAnswer, FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.checks.loops import fault_of
-from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.endpoints import Metrics
 from glm4_deploy.probe.limits import Goodput, Slo
 from glm4_deploy.probe.probe import (

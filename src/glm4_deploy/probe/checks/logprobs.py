@@ -2,7 +2,7 @@
 
 import math
 
-from glm4_deploy.probe.client import ChatAnswer, FailureKind, Refused, RequestFailure
+from glm4_deploy.probe.answers import ChatAnswer, FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.endpoints import Metrics
 from glm4_deploy.probe.probe import CHAT, EXTRAS, Passage, Probe, named, passages
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check

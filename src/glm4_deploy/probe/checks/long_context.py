@@ -2,8 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
+from glm4_deploy.probe.answers import Refused
 from glm4_deploy.probe.checks.loops import LOOP, fault_of
-from glm4_deploy.probe.client import Refused
 from glm4_deploy.probe.probe import CHAT, LineCost, Probe, filler_lines, measure_line_cost, named
 from glm4_deploy.probe.suite import FULL, NOT_KNOWN, QUICK, CheckStage, check
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, warn

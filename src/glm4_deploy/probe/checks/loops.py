@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glm4_deploy.probe.client import ChatAnswer
+from glm4_deploy.probe.answers import ChatAnswer
 from glm4_deploy.probe.endpoints import Metrics
 from glm4_deploy.probe.probe import GREEDY, SAMPLED, CanaryPrompt, Probe, family, filler_lines, together
 from glm4_deploy.probe.suite import FULL, GATE, QUICK, SOAK, CheckStage, check

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from glm4_deploy.probe.client import Refused
+from glm4_deploy.probe.answers import Refused
 from glm4_deploy.probe.probe import GREEDY, CanaryPrompt, Probe, answer_fault, family, json_fault
 from glm4_deploy.probe.suite import GATE, QUICK, SOAK, CheckStage, check
 from glm4_deploy.result import Result, fail, ok, skipped, warn

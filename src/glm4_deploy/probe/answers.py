@@ -1,0 +1,280 @@
+"""What comes back from an OpenAI endpoint: an answer, from a body or from the events of a stream, or a failure."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from glm4_deploy.report_model import Timing
+
+# What can go wrong between a request and its answer, each with its own advice.
+
+
+class FailureKind(StrEnum):
+    UNREACHABLE = "unreachable"
+    RESET = "reset"
+    TLS = "tls"
+    HANG = "hang"
+    SLOW = "slow"
+    TRUNCATED = "truncated"
+    REDIRECT = "redirect"
+    NOT_OPENAI = "not-openai"
+    ENCODING = "encoding"
+    TOO_BIG = "too-big"
+    SERVER_ERROR = "server-error"
+
+
+REMEDY = {
+    FailureKind.UNREACHABLE: "start the engine, or give its --base-url; `glm4-deploy status` shows what is running",
+    FailureKind.TLS: "use http:// if the server has no TLS; set SSL_CERT_FILE for a private certificate authority",
+    FailureKind.RESET: "read the engine's log: it died or a proxy cut the connection",
+    FailureKind.HANG: "read the engine's log; restart it if its token counter does not move",
+    FailureKind.SLOW: "look for other load on the engine; raise --timeout if this machine is slow",
+    FailureKind.TRUNCATED: "look for a proxy with a short read timeout; read the engine's log at this moment",
+    FailureKind.REDIRECT: "give the final address with --base-url: redirects are not followed, so the key stays here",
+    FailureKind.NOT_OPENAI: "another program answers at this address: give the engine's own with --base-url",
+    FailureKind.ENCODING: "turn compression off in the proxy in front of the engine",
+    FailureKind.TOO_BIG: "another program may answer at this address, or the server ignores max_tokens",
+    FailureKind.SERVER_ERROR: "read the engine's log: the cause is above this error",
+}
+
+
+class RequestFailure(Exception):
+    """No usable answer arrived. `partial`: the text received so far (untrusted)."""
+
+    def __init__(self, kind: FailureKind, detail: str, *, partial: str = "") -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+        self.partial = partial
+
+    @property
+    def remedy(self) -> str:
+        return REMEDY[self.kind]
+
+
+class Refused(Exception):
+    """The server answered with an error status. `message`: its own, shortened."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+        self.message = message
+        self.param = param
+
+    @property
+    def not_offered(self) -> bool:
+        """Whether the status means that the server lacks a feature (a 500 is a failure instead)."""
+        return self.status in {400, 404, 405, 422, 501}
+
+    @property
+    def not_a_number(self) -> bool:
+        """Whether it is vLLM's message for a logprob that is NaN or infinite, which JSON cannot express."""
+        return "out of range float values" in self.message.lower()
+
+
+# Server-sent events, from raw chunks that may be cut anywhere.
+
+DONE = b"[DONE]"
+
+
+def sse_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    """(seconds, data) of each event, stamped with the arrival of the chunk that completed it.
+
+    Comments and other fields are skipped; several data lines of one event are joined by newlines. An event without its
+    closing blank line is not yielded: a truncated stream is recognised by the missing `[DONE]`.
+    """
+    pending = b""
+    for at, chunk in chunks:
+        block = (pending + chunk).replace(b"\r\n", b"\n")
+        # A chunk may end between \r and \n: keep the \r for the next one.
+        *events, pending = block.split(b"\n\n")
+        for event in events:
+            data = _data(event)
+            if data is not None:
+                yield at, data
+
+
+def _data(event: bytes) -> bytes | None:
+    if event.startswith(b"data: ") and b"\n" not in event:  # the fast path: nearly every event of every server
+        return event[6:]
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+# One answer, from a JSON body or from the events of a stream, with every irregularity noted.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts as reported by the server; None for one that it leaves out."""
+
+    prompt: int | None
+    completion: int | None
+    total: int | None
+    cached: int | None = None
+
+    @classmethod
+    def parse(cls, raw: Any) -> "Usage | None":
+        if not isinstance(raw, dict):
+            return None
+        details = raw.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return cls(
+            prompt=_count(raw.get("prompt_tokens")),
+            completion=_count(raw.get("completion_tokens")),
+            total=_count(raw.get("total_tokens")),
+            cached=_count(cached),
+        )
+
+    @property
+    def adds_up(self) -> bool:
+        counts = (self.prompt, self.completion, self.total)
+        return None not in counts and self.prompt + self.completion == self.total  # type: ignore[operator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """One chat completion.
+
+    Attributes:
+        logprobs: one per token, None for a null of the server; None as a whole if it sent none.
+        oddities: departures from the protocol, each a short phrase; empty for a correct server.
+    """
+
+    text: str
+    finish_reason: str | None
+    timing: Timing
+    usage: Usage | None = None
+    model: str | None = None
+    role: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float | None, ...] | None = None
+    tool_calls: tuple[Any, ...] = ()
+    oddities: tuple[str, ...] = field(default=())
+
+    @property
+    def finite_logprobs(self) -> tuple[float, ...] | None:
+        if self.logprobs is None or any(value is None for value in self.logprobs):
+            return None
+        return tuple(value for value in self.logprobs if value is not None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _logprobs(choice: dict[str, Any]) -> list[float | None] | None:
+    block = choice.get("logprobs")
+    content = block.get("content") if isinstance(block, dict) else None
+    if not isinstance(content, list):
+        return None
+    values = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
+    return [value if isinstance(value, int | float) and abs(value) < float("inf") else None for value in values]
+
+
+def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
+    """The answer in a body that was not streamed.
+
+    Raises:
+        KeyError: not a chat completion (no choices, no message).
+    """
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise KeyError("choices")
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise KeyError("choices[0].message")
+    usage = Usage.parse(body.get("usage"))
+    ids = choice.get("token_ids")
+    logprobs = _logprobs(choice)
+    return ChatAnswer(
+        text=_text(message.get("content")),
+        finish_reason=choice.get("finish_reason"),
+        timing=Timing(total=seconds, tokens=usage.completion if usage else None),
+        usage=usage,
+        model=body.get("model"),
+        role=message.get("role"),
+        token_ids=tuple(ids) if isinstance(ids, list) else None,
+        logprobs=tuple(logprobs) if logprobs is not None else None,
+        tool_calls=tuple(message.get("tool_calls") or ()),
+    )
+
+
+class Assembly:
+    """Builds a streamed answer: feed the events in order, then close."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.ids: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.arrivals: list[float] = []
+        self.tool_calls: list[Any] = []
+        self.oddities: list[str] = []
+        self.finish: str | None = None
+        self.role: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.events = 0
+
+    def feed(self, event: dict[str, Any], at: float) -> None:
+        """One parsed event that arrived `at` seconds after the request was sent."""
+        self.events += 1
+        if self.usage is not None and event.get("choices"):
+            self._odd("content after the usage chunk")
+        self.model = event.get("model") or self.model
+        if event.get("usage"):
+            self.usage = Usage.parse(event["usage"])
+        choices = event.get("choices")
+        if not isinstance(choices, list):
+            self._odd("an event without a list of choices")
+            return
+        if choices and isinstance(choices[0], dict):
+            self._choice(choices[0], at)
+
+    def _choice(self, choice: dict[str, Any], at: float) -> None:
+        delta = choice.get("delta") or {}
+        role, content = delta.get("role"), _text(delta.get("content"))
+        if role and self.role is None:
+            self.role = role
+            if self.text:
+                self._odd("the role came after content")
+        ids, logprobs = choice.get("token_ids"), _logprobs(choice)
+        if self.finish is not None and (content or ids):
+            self._odd("content after finish_reason")
+        if content or ids or logprobs or delta.get("reasoning_content") or delta.get("tool_calls"):
+            self.arrivals.append(at)
+        self.text.append(content)
+        self.ids.extend(ids or ())
+        self.logprobs.extend(logprobs or ())
+        self.tool_calls.extend(delta.get("tool_calls") or ())
+        finish = choice.get("finish_reason")
+        if finish:
+            if self.finish is not None:
+                self._odd("finish_reason was sent twice")
+            self.finish = finish
+
+    def _odd(self, what: str) -> None:
+        if what not in self.oddities:
+            self.oddities.append(what)
+
+    def close(self, total: float) -> ChatAnswer:
+        """The complete answer; `total` seconds after the request was sent."""
+        tokens = self.usage.completion if self.usage else None
+        return ChatAnswer(
+            text="".join(self.text),
+            finish_reason=self.finish,
+            timing=Timing(total=total, arrivals=tuple(self.arrivals), tokens=tokens),
+            usage=self.usage,
+            model=self.model,
+            role=self.role,
+            token_ids=tuple(self.ids) if self.ids else None,
+            logprobs=tuple(self.logprobs) if self.logprobs else None,
+            tool_calls=tuple(self.tool_calls),
+            oddities=tuple(self.oddities),
+        )
