@@ -117,7 +117,7 @@ def plan(
     _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), outputs)
     if not answer.fits:
         why = "" if outputs.text else f": {answer.refusal}"  # the text above has said it
-        raise PlanRefused(f"this cannot start on {request.gpu.label}{why}", hint=answer.remedy)
+        raise PlanRefused(f"the engine cannot start on {request.gpu.label}{why}", hint=answer.remedy)
 
 
 def _show_plan(

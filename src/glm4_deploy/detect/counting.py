@@ -183,11 +183,11 @@ def _finished(count: CountingRun, shape: Shape, ending: Ending) -> bool:
 
 
 def _finding(count: CountingRun, ending: Ending, *, beyond: bool) -> LoopFinding:
-    context = "past what was asked for" if beyond else "and nothing else changes"
-    cut = "; the token limit cut it off" if ending is Ending.CUT else ""
+    context = "past the number requested" if beyond else "and nothing else changes"
+    cut = ", until the token limit" if ending is Ending.CUT else ""
     return degenerate(
         LoopVerdict.COUNTER_LOOP,
-        f"a number goes from {count.values[0]} to {count.values[-1]} by {count.step} {context}{cut}",
+        f"a number runs from {count.values[0]} to {count.values[-1]} in steps of {count.step}, {context}{cut}",
         confidence=round(min(0.98, 0.7 + 0.01 * count.copies + (0.1 if ending is Ending.CUT else 0)), 2),
         start=count.start,
         unit=count.unit,

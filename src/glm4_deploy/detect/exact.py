@@ -3,7 +3,7 @@
 import math
 import re
 
-from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
 from glm4_deploy.detect.prompt import (
     Ending,
     PromptRequest,
@@ -181,12 +181,12 @@ def _length(match: re.Match[str] | None) -> int:
 
 def _loop(run: Run, length: int, unit: str, end: int, ending: Ending) -> LoopFinding:
     """The finding for a run; `length` includes its gaps."""
-    what = "the same character comes" if run.period == 1 else f"the same {run.period} characters come"
-    row = "in a row" if length == run.length else "with a few others between"
-    cut = ", and the token limit cut it off" if ending is Ending.CUT else ""
+    unit_name = "one character" if run.period == 1 else f"a {run.period}-character unit"
+    gaps = " in a row" if length == run.length else ", with short gaps between the copies"
+    cut = ", until the token limit" if ending is Ending.CUT else ""
     return degenerate(
         LoopVerdict.EXACT_LOOP,
-        f"{what} {run.repeats:.4g} times {row}{cut}",
+        f"{unit_name} repeats {count_of(run.repeats)} times{gaps}{cut}",
         confidence=round(min(0.99, 0.75 + 0.02 * run.repeats + (0.1 if ending is Ending.CUT else 0)), 2),
         start=end - length,
         unit=unit,
@@ -198,7 +198,7 @@ def _loop(run: Run, length: int, unit: str, end: int, ending: Ending) -> LoopFin
 def _nan_collapse(run: Run, end: int) -> LoopFinding:
     return degenerate(
         LoopVerdict.NAN_COLLAPSE,
-        f"'!' comes {run.length} times in a row: token 0 of GLM-4's vocabulary, which NaN logits yield",
+        f"'!' repeats {run.length} times in a row: token 0 of GLM-4's vocabulary, which NaN logits produce",
         confidence=0.9,
         start=end - run.length,
         unit="!",

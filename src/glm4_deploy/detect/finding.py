@@ -50,6 +50,11 @@ class LoopFinding:
         return judge(self.why, "no loop and no garbage", check=check, code=self.verdict.value)
 
 
+def count_of(repeats: float) -> str:
+    """A number of copies as people read it: `115.7`, or `90` rather than `90.0`."""
+    return f"{repeats:.1f}".removesuffix(".0")
+
+
 def clean(why: str, *, confidence: float = 0.9) -> LoopFinding:
     """A finding that passes a document."""
     return LoopFinding(

@@ -45,7 +45,7 @@ def find_poor_vocabulary(tokens: TokenWindow, tail: Tail) -> LoopFinding | None:
     sample = tail.between(start, tail.end)
     if shape_of(sample) is not Shape.PROSE or is_verse(sample):
         return None
-    why = f"nothing but {', '.join(sorted(words))} in no order in the last {POOR_TOKENS} words and marks"
+    why = f"the last {POOR_TOKENS} words and marks are only {', '.join(sorted(words))}, in random order"
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
 
 
@@ -120,17 +120,17 @@ def find_runaway(tail: Tail, *, ending: Ending, prompt: str | None, passed_end: 
     """
     text, asked = tail.reversed[::-1], prompt or ""
     if marks := _template_marks(text, asked, ending):
-        why = f"it went past its end and on through {len(marks)} marks of the chat template"
+        why = f"the answer ran past its end, through {len(marks)} marks of a chat template"
         return _runaway(why, tail.begin + marks[0].start())
     if ending is not Ending.CUT:
         return None
     if passed_end:
-        return _runaway("it generated an end token of GLM-4 and went on to the token limit", None)
+        return _runaway("the engine generated an end token of GLM-4 and continued to the token limit", None)
     if turns := _turns(text, asked):
-        why = f"it plays both sides of a conversation for {len(turns)} turns, to the token limit"
+        why = f"the answer plays both sides of a conversation for {len(turns)} turns, until the token limit"
         return _runaway(why, tail.begin + turns[0].start())
     if _BRIEF.search(asked) and tail.end > _BRIEF_ANSWER:
-        return _runaway(f"a word was asked for, and {tail.end} characters came until the token limit", 0)
+        return _runaway(f"the prompt asked for a brief answer and got {tail.end} characters, until the token limit", 0)
     return None
 
 
@@ -188,7 +188,7 @@ class EngineNumbers:
             self._zeros = self._zeros + 1 if token == 0 else 0
             self._all_zero &= token == 0
             if self._zeros >= ZERO_IDS:
-                return _nan(f"token id 0 came {self._zeros} times in a row: the logits are NaN")
+                return _nan(f"token id 0 repeats {self._zeros} times in a row: the logits are NaN")
         for value in logprobs:
             self._logprobs += 1
             if value is None or math.isnan(value):
@@ -225,7 +225,7 @@ class EngineNumbers:
         if mean > SALAD_MEAN and self._worst > SALAD_WORST:
             return None
         worst, limit = (mean, SALAD_MEAN) if mean <= SALAD_MEAN else (self._worst, SALAD_WORST)
-        why = f"mean logprob {worst:.1f} nats a token (a sane text stays above {limit:.1f}): words without sense"
+        why = f"mean logprob {worst:.1f} nats per token (sane text stays above {limit:.1f}): word salad"
         return degenerate(LoopVerdict.SALAD, why, confidence=round(min(0.99, 0.7 + 0.1 * (limit - worst)), 2), start=0)
 
 

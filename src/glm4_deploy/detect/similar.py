@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 from glm4_deploy.detect.exact import copies_needed
-from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
 from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, REACH, SHINGLE, TOKENS
@@ -233,7 +233,7 @@ def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
     period = max(round((end - start) / copies), 1)
     return degenerate(
         LoopVerdict.NEAR_DUPLICATE,
-        f"about the same {period} characters come {copies:.1f} times; {repetition.novelty:.1%} of the words are new",
+        f"about the same {period} characters repeat {copies:.1f} times; {repetition.novelty:.1%} of its words are new",
         confidence=round(min(0.95, 0.6 + 0.03 * copies + (NEAR.some - repetition.novelty)), 2),
         start=start,
         unit=tail.between(start, end)[:period],
@@ -290,7 +290,7 @@ def _rewritten_copies(run: Run, sample: str, end: int, ending: Ending) -> LoopFi
     period = max(round(len(sample) / run.repeats), 1)
     return degenerate(
         LoopVerdict.NEAR_DUPLICATE,
-        f"the same words come {run.repeats:.4g} times, differently written",
+        f"the same words repeat {count_of(run.repeats)} times, with different case, spacing or punctuation",
         confidence=0.85 if ending is Ending.CUT else 0.8,
         start=end - len(sample),
         unit=sample[:period],

@@ -8,7 +8,7 @@ from itertools import islice
 
 from glm4_deploy.detect.counting import counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
-from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, degenerate
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_mixed_scripts, find_poor_vocabulary, find_runaway
 from glm4_deploy.detect.prompt import Ending, request_of
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, fold
@@ -58,9 +58,7 @@ class Stream:
         if self._growth is not None:
             return self._growth.finding()
         if self._finding is None:
-            self._finding = self._conclude(Ending.of(finish_reason)) or clean(
-                "the text goes on without repeating itself"
-            )
+            self._finding = self._conclude(Ending.of(finish_reason)) or clean("no loop and no garbage found")
         return self._finding
 
     def _conclude(self, ending: Ending) -> LoopFinding | None:
@@ -196,7 +194,7 @@ class _LoopGrowth:
         if finding.repeats is None or not self._more:
             return finding
         repeats = finding.repeats + self._more / len(self._unit)
-        why = f"{finding.why.split(';')[0]}; in the end {repeats:.4g} times"
+        why = f"{finding.why}; {count_of(repeats)} in all"
         return replace(finding, repeats=round(repeats, 2), why=why)
 
 
@@ -204,5 +202,9 @@ def _blank_answer(length: int) -> LoopFinding:
     if not length:
         return degenerate(LoopVerdict.EMPTY, "the answer is empty", confidence=1.0, start=0)
     return degenerate(
-        LoopVerdict.WHITESPACE, f"the answer is {length} characters of whitespace", confidence=1.0, start=0, period=1
+        LoopVerdict.WHITESPACE,
+        f"the answer is only whitespace ({length} characters)",
+        confidence=1.0,
+        start=0,
+        period=1,
     )

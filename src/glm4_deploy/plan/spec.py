@@ -1,6 +1,6 @@
-"""(Settings, Profile, memory plan) → Deployment: everything that a rendered file holds, each choice with its reason.
+"""(Settings, Profile, memory plan) → DeploymentSpec: everything that a rendered file contains, with the reasons.
 
-Pure: the same wishes give the same deployment. Layout belongs to the templates, decisions belong here.
+Pure: the same settings give the same specification. Decisions are made here; the templates only lay them out.
 """
 
 from collections.abc import Iterator
@@ -43,12 +43,17 @@ from glm4_deploy.plan.sizing import at, solve
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import secret_name
 
-# gpu_memory_utilization: the wish held against the memory plan, or the plan's own answer.
+# gpu_memory_utilization: the value requested, checked by the memory planner, or the value that it solved for.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fraction:
-    """What goes into the file and why; `plan` is None, and `value` too, where the engine has no such flag (CPU)."""
+    """The gpu_memory_utilization that goes into the file.
+
+    Attributes:
+        value: None where the engine has no such flag (CPU).
+        plan: what the engine's memory is used for at that value; None without a value.
+    """
 
     value: float | None
     reason: str = ""
@@ -57,14 +62,14 @@ class Fraction:
 
 
 def engine_version(settings: Settings, profile: Profile) -> Version | None:
-    """The vLLM that the wished image holds; None for an image that the catalog does not know."""
+    """The vLLM version in the requested image; None for an image that is not in the catalog."""
     if profile.engine == "cpu":
         return parse_version(settings.image_tag) if settings.image_tag[:1].isdigit() else None
     return vllm_version(settings.image_tag) if settings.image_repository == repository() else None
 
 
 def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequest:
-    """The settings in the planner's terms."""
+    """The settings as a request to the memory planner."""
     weights = WeightFormat.BF16 if settings.quantization == "none" else WeightFormat.NVFP4
     fraction = settings.gpu_memory_utilization
     return MemoryRequest(
@@ -85,49 +90,51 @@ def choose_fraction(settings: Settings, profile: Profile) -> Fraction:
     """The fraction for the profile's GPU.
 
     Raises:
-        PlanRefused: the engine could not start so on that GPU, at the optimistic end of the error range too.
+        PlanRefused: the engine could not start on that GPU, not even at the optimistic end of the error range.
     """
     if profile.gpu is None:
         return Fraction(value=None)
-    wish = memory_request(settings, profile, gpus()[profile.gpu])
+    request = memory_request(settings, profile, gpus()[profile.gpu])
     if settings.gpu_memory_utilization == "auto":
-        solution = solve(wish)
+        solution = solve(request)
         if not solution.plan.fits:
-            raise _refused(solution.plan, wish)
-        reason = f"solved for {wish.gpu.label}: {solution.reason}"
+            raise _refused(solution.plan, request)
+        reason = f"solved for {request.gpu.label}: {solution.reason}"
         return Fraction(value=solution.fraction, reason=reason, plan=solution.plan)
-    wished = settings.gpu_memory_utilization
-    plan = at(wish, wished)
-    of_profile = profile.settings.get("gpu_memory_utilization") == wished
-    reason = profile.reasons.get("gpu_memory_utilization", "") if of_profile else "as wished"
+    requested = settings.gpu_memory_utilization
+    plan = at(request, requested)
+    from_profile = profile.settings.get("gpu_memory_utilization") == requested
+    reason = profile.reasons.get("gpu_memory_utilization", "") if from_profile else "as configured"
     if plan.fits:
-        return Fraction(value=wished, reason=reason, plan=plan)
-    # The seed profile is anybody's Blackwell: its GPU is only the likeliest, so it is no ground to refuse on.
+        return Fraction(value=requested, reason=reason, plan=plan)
+    # The seed profile is for any Blackwell GPU: its GPU is only the most likely one, so it cannot justify a refusal.
     if profile.name == "seed" or plan.kv_cache_gib + plan.error_range_gib > 0:
-        warning = f"on {wish.gpu.label}: {plan.refusal}; {plan.remedy}"
-        return Fraction(value=wished, reason=reason, warning=warning, plan=plan)
-    raise _refused(plan, wish)
+        warning = f"on {request.gpu.label}: {plan.refusal}; {plan.remedy}"
+        return Fraction(value=requested, reason=reason, warning=warning, plan=plan)
+    raise _refused(plan, request)
 
 
-def _refused(plan: MemoryPlan, wish: MemoryRequest) -> PlanRefused:
-    return PlanRefused(f"this cannot start on {wish.gpu.label}: {plan.refusal}", hint=plan.remedy)
+def _refused(plan: MemoryPlan, request: MemoryRequest) -> PlanRefused:
+    message = f"the engine cannot start on {request.gpu.label} with these settings: {plan.refusal}"
+    return PlanRefused(message, hint=plan.remedy)
 
 
 CONTAINER_PORT = 8080
 MODELS = "/mnt/models"
 CACHE = "/cache"
-# What the kit itself decides; an `args` entry for one of these would contradict the file around it.
+# Flags that the kit sets itself, with the setting that decides each; an `args` entry would contradict the file.
 RESERVED_FLAGS = {
     "model": "model_dir",
     "port": "port",
     "host": "bind",
     "served-model-name": "served_model_name",
-    "api-key": "api_key_file (a key in the command line is seen by every user of the host)",
+    "api-key": "api_key_file (every user of the host can see a key on the command line)",
     # The number of GPUs follows from these.
     "tensor-parallel-size": "tensor_parallel_size",
     "data-parallel-size": "data_parallel_size",
 }
-# One engine over several hosts, or in stages: no file of this kit starts the other parts. A 9B model fits one GPU.
+# One engine over several hosts or pipeline stages: no target of this kit starts the other parts (a 9B model fits on
+# one GPU).
 SPREAD_FLAGS = frozenset(
     {
         "pipeline-parallel-size", "nnodes", "node-rank", "master-addr", "master-port", "headless",
@@ -148,7 +155,7 @@ class EnvVariable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """An engine flag; `value` is None for a bare one."""
+    """An engine flag; `value` is None for a flag without a value."""
 
     name: str
     value: str | None
@@ -156,15 +163,18 @@ class Flag:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """As the engine's command line has it."""
+        """The flag as words of the engine's command line."""
         return (f"--{self.name}",) if self.value is None else (f"--{self.name}", self.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSpec:
-    """A plan for one engine, or for several that are alike. Paths are POSIX; sizes are Docker's; times are seconds.
+    """The plan for one engine, or for several identical ones. Paths are POSIX, sizes Docker's, times in seconds.
 
-    replicas: what differs between the engines; gpus: how many each has. router: None in front of one engine alone.
+    Attributes:
+        gpus: number of GPUs of each engine.
+        replicas: what differs between the engines.
+        router: None in front of a single engine.
     """
 
     profile: str
@@ -205,7 +215,7 @@ class DeploymentSpec:
 
     @property
     def base_url(self) -> str:
-        """Where this host reaches the engine. A wildcard bind is reached through loopback."""
+        """The engine's URL on this host. A wildcard bind is reached through loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.bind, self.bind)  # noqa: S104 (compared, not bound)
         return (
             f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
@@ -213,34 +223,34 @@ class DeploymentSpec:
 
     @property
     def front(self) -> str:
-        """The service that clients in the project's own network talk to."""
+        """The service that clients in the Compose project's network talk to."""
         return "router" if self.router else self.service
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """What stands before the engine's own words: a shell that reads the key, where one is asked for."""
+        """What precedes the engine's command: a shell that reads the API key, if there is one."""
         return ("/bin/sh", "-c", WITH_KEY, "engine") if self.hardening.api_key_file else ()
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """The engine's own command line inside the container, after its launcher."""
+        """The engine's command line inside the container, after its launcher."""
         return (*self.program, *(word for flag in self.flags for word in flag.words))
 
 
 def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) -> DeploymentSpec:
-    """Make the plan.
+    """Decide everything that the rendered files contain.
 
     Args:
-        settings: checked wishes.
-        profile: the profile that they were laid over.
-        fraction: gpu_memory_utilization as solved or wished.
+        settings: validated settings.
+        profile: the profile that they were merged with.
+        fraction: gpu_memory_utilization, as solved or as configured.
 
     Raises:
-        UsageError: a model directory that cannot be mounted, or a flag that contradicts a setting.
+        UsageError: the model directory cannot be mounted, or a flag contradicts a setting.
     """
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
-        raise UsageError("the chat page (ui) stands behind the gateway", hint="ask for both: --with gateway,ui")
+        raise UsageError("the chat page (ui) needs the gateway in front of it", hint="add both: --with gateway,ui")
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS
@@ -276,7 +286,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction),
         reasons=tuple(profile.reasons.items()),
         warnings=tuple(_warnings(settings, profile, fraction)),
-        router_warnings=tuple(_of_replicas(settings, profile)),
+        router_warnings=tuple(_router_warnings(settings, profile)),
         memory=fraction.plan,
         extras=settings.extras,
         watch_port=settings.watch_port,
@@ -286,9 +296,9 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
 def _model_directory(text: str) -> PurePosixPath:
     path = PurePosixPath(text)
     if text.startswith("~"):
-        raise UsageError(f"model_dir {text!r} begins with ~", hint="write the whole path: Docker does not expand ~")
+        raise UsageError(f"model_dir {text!r} begins with ~", hint="write the full path: Docker does not expand ~")
     if path.name in ("", ".."):
-        raise UsageError(f"model_dir {text!r} names no directory", hint="give the checkpoint's own directory")
+        raise UsageError(f"model_dir {text!r} does not name a directory", hint="give the checkpoint's directory")
     return path
 
 
@@ -299,7 +309,7 @@ def _environment(settings: Settings, profile: Profile) -> tuple[EnvVariable, ...
         if profile.engine in row.engines
     }
     for name, value in settings.env.items():
-        known[name] = EnvVariable(name=name, value=value, note="asked for in the settings")
+        known[name] = EnvVariable(name=name, value=value, note="from the settings")
     return tuple(known.values())
 
 
@@ -330,13 +340,15 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
     named = {flag.name: flag for flag in flags}
     for name, value in settings.args.items():
         if name in RESERVED_FLAGS:
-            raise UsageError(f"args.{name} would contradict the file", hint=f"set {RESERVED_FLAGS[name]} instead")
+            raise UsageError(
+                f"args.{name} would contradict the rest of the file", hint=f"set {RESERVED_FLAGS[name]} instead"
+            )
         if name in SPREAD_FLAGS:
             raise UsageError(
                 f"args.{name} spreads one engine over hosts or stages, which no target here can express",
-                hint="ask for more engines: replicas (docs/how-to/targets.md says why)",
+                hint="run more engines instead: set replicas (docs/how-to/targets.md explains why)",
             )
-        named[name] = Flag(name=name, value=_flag_value(value), note="asked for in the settings")
+        named[name] = Flag(name=name, value=_flag_value(value), note="from the settings")
     return tuple(named.values())
 
 
@@ -351,32 +363,33 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         yield fraction.warning
     for name, meant in mistaken_variables().items():
         if name in settings.env:
-            yield f"env.{name}: nothing reads this name; {meant} is meant, and the kit sets it already"
+            yield f"env.{name}: nothing reads this variable; the right name is {meant}, and the kit sets it already"
     if not is_loopback(settings.bind):
-        yield f"bind {settings.bind}: every machine that reaches this host can use the engine{_without_key(settings)}"
+        yield f"bind {settings.bind}: every machine that can reach this host can use the engine{_without_key(settings)}"
     if "gateway" in settings.extras and not settings.api_key_file:
-        yield "gateway without api_key_file: other containers of this project reach the engine without a key"
+        yield "gateway without api_key_file: other containers of this project can reach the engine without a key"
     if "VLLM_API_KEY" in settings.env:
-        yield "env.VLLM_API_KEY stands in the file and in `docker inspect`: set api_key_file instead"
+        yield "env.VLLM_API_KEY is visible in the file and in `docker inspect`: set api_key_file instead"
     for name in settings.env:
         if secret_name(name) and name != "VLLM_API_KEY":
-            yield f"env.{name}: its value stands in the file, in every copy of it, and in `docker inspect`"
+            yield f"env.{name}: its value is visible in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
-        yield f"image {settings.image_repository}:{settings.image_tag} is not in the catalog: what it reads is unknown"
+        image = f"{settings.image_repository}:{settings.image_tag}"
+        yield f"image {image} is not in the catalog: which variables it reads is unknown"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
 
-def _of_replicas(settings: Settings, profile: Profile) -> Iterator[str]:
-    """What is true of several engines on one host; a cluster has neither this router nor one host."""
+def _router_warnings(settings: Settings, profile: Profile) -> Iterator[str]:
+    """Warnings about several engines on one host; a Kubernetes cluster has neither this router nor a single host."""
     if settings.replicas == 1:
         return
-    yield "replicas: who reaches the router's port on this host can add an engine of their own to it (/add_worker)"
+    yield "replicas: anyone who can reach the router's port on this host can add an engine to it (/add_worker)"
     if profile.gpu and gpus()[profile.gpu].unified:
-        yield f"replicas {settings.replicas}: a host of the profile {profile.name} is known with one GPU"
+        yield f"replicas {settings.replicas}: a host of the profile {profile.name} normally has one GPU"
 
 
 def _without_key(settings: Settings) -> str:
-    """Even with a key vLLM guards /v1 alone: /metrics, /tokenize, /invocations and more stay open."""
-    open_paths = "/metrics, /tokenize and others ask for no key: use the gateway (--with gateway)"
-    return f"; {open_paths}" if settings.api_key_file else f", and no key is asked for: set api_key_file; {open_paths}"
+    """Even with a key, vLLM protects only /v1: /metrics, /tokenize, /invocations and others stay open."""
+    open_paths = "/metrics, /tokenize and others need no key: use the gateway (--with gateway)"
+    return f"; {open_paths}" if settings.api_key_file else f", and it needs no key: set api_key_file; {open_paths}"

@@ -308,4 +308,4 @@ def test_a_secret_in_the_environment_is_told_where_it_is_rendered(tmp_path: Path
     done = kit("render", *words, cwd=tmp_path)
     told = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: env.")]
     assert (done.returncode, told) == (0, ["env.HF_TOKEN:", "env.MY_SECRET_1:"])
-    assert "its value stands in the file" in done.stderr
+    assert "its value is visible in the file" in done.stderr

@@ -53,7 +53,7 @@ def test_what_cannot_start_is_said_on_stdout_and_refused() -> None:
     assert done.returncode == 13
     assert answer["fits"] is False
     assert f"decrease max_model_len to {answer['longest_context']}" in answer["remedy"]
-    assert "this cannot start on H100" in done.stderr
+    assert "the engine cannot start on H100" in done.stderr
 
 
 def test_a_refusal_is_said_once() -> None:

@@ -242,7 +242,9 @@ def test_an_exact_loop_is_reported_with_its_unit_and_its_number_of_copies() -> N
 
 
 def test_ten_million_letters_and_a_hostile_text_are_judged() -> None:
-    assert scan("a" * 10_000_000).verdict is LoopVerdict.EXACT_LOOP
+    found = scan("a" * 10_000_000)
+    assert found.verdict is LoopVerdict.EXACT_LOOP
+    assert found.why.endswith("; 10000000 in all")
     assert scan("\0" * 100_000).degenerate
     # Every suffix of a Fibonacci word recurs: the worst case for a search for periods.
     one, two = "a", "ab"

@@ -87,17 +87,17 @@ def test_an_engine_without_its_key_does_not_start_open(tmp_path: Path, content: 
     assert "key file" in done.stderr
 
 
-def test_a_key_in_the_command_line_or_the_environment_is_refused_or_told() -> None:
+def test_a_key_in_the_command_line_or_the_environment_is_refused_or_reported() -> None:
     with pytest.raises(UsageError, match=r"args\.api-key"):
         resolve_spec({}, sets=["args.api-key=x"])
     assert any("api_key_file" in warning for warning in resolve_spec({}, sets=["env.VLLM_API_KEY=x"]).warnings)
 
 
-def test_an_open_bind_is_told_with_and_without_a_key() -> None:
+def test_an_open_bind_is_reported_with_and_without_a_key() -> None:
     bare = resolve_spec({"bind": "192.0.2.7"}).warnings
     keyed = resolve_spec({"bind": "192.0.2.7"}, sets=["api_key_file=k"]).warnings
-    assert any("no key is asked for" in warning for warning in bare)
-    assert not any("no key is asked for: set" in warning for warning in keyed)
+    assert any("it needs no key" in warning for warning in bare)
+    assert not any("it needs no key: set" in warning for warning in keyed)
     assert any("/metrics" in warning for warning in keyed)
 
 
