@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from glm4_deploy.catalog.rows import profiles
-from glm4_deploy.cli import host, scale, smoke
+from glm4_deploy.cli import plan, scale, smoke
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.params import NO_PROFILE, Requested
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
@@ -40,7 +40,7 @@ REQUESTS: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
 def empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of this machine, and no GPU, though this machine may have one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(host, "read_gpus", lambda: GpuReport(trouble="none"))
+    monkeypatch.setattr(plan, "read_gpus", lambda: GpuReport(trouble="none"))
     for name in [name for name in os.environ if name.startswith("GLM4_")]:
         monkeypatch.delenv(name)
 
@@ -82,11 +82,11 @@ CARD = GpuFacts(index=0, name="NVIDIA GeForce RTX 5090", total_mib=32607.0, used
 
 
 def test_a_host_with_a_gpu_is_planned_by_its_profile_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "read_gpus", lambda: GpuReport(gpus=(CARD,)))
+    monkeypatch.setattr(plan, "read_gpus", lambda: GpuReport(gpus=(CARD,)))
     for words in ([], ["--profile", "rtx-5090"]):
-        settings, profile, gpu, here = host._target(Requested(flags={"profile": words[-1] if words else None}), None)
+        settings, profile, gpu, here = plan._target(Requested(flags={"profile": words[-1] if words else None}), None)
         assert (profile.name, settings.max_num_seqs, gpu.name, here) == ("rtx-5090", 32, "rtx-5090", True)
-    _, profile, gpu, here = host._target(Requested(flags={"profile": "gb10"}), None)
+    _, profile, gpu, here = plan._target(Requested(flags={"profile": "gb10"}), None)
     assert (profile.name, gpu.name, here) == ("gb10", "gb10", False)
 
 
@@ -173,5 +173,5 @@ def test_scale_takes_what_a_layer_gives_and_leaves_the_rest_to_the_calibration()
 
 def test_a_profile_without_a_gpu_cannot_be_planned() -> None:
     with pytest.raises(UsageError, match="profile cpu has no GPU to plan for"):
-        host._target(Requested(flags={"profile": "cpu"}), None)
+        plan._target(Requested(flags={"profile": "cpu"}), None)
     assert profiles()["cpu"].gpu is None
