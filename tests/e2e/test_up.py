@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_start_is_reported_early_with_the_reason(
     done = kit.up("--override", override, "--force", model=broken)
     assert done.code == 11, done.err
     assert time.monotonic() - begin < 120
-    assert any(words in done.err for words in ("exit code 1", "restarted by itself", "cannot come up any more"))
+    assert any(words in done.err for words in ("exit code 1", "restarted by itself", "can no longer come up"))
     assert "nosuch" in done.err.lower(), done.err
     assert inspect(kit.project)["State"]["Running"] is False
 

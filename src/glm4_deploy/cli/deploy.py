@@ -32,7 +32,7 @@ from glm4_deploy.deploy.candidates import (
 from glm4_deploy.deploy.endpoint import EngineKind
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
-from glm4_deploy.deploy.plan_check import gpu_here, hold_plan
+from glm4_deploy.deploy.plan_check import compare_plan, gpu_of_host
 from glm4_deploy.deploy.state import (
     Record,
     describe_journal,
@@ -154,8 +154,8 @@ def up(
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
         result = Transaction(state_dir, candidate, progress, timeout=timeout).run("up", rollback=not no_rollback)
-    here = gpu_here() if deployment.memory else None
-    planned = hold_plan(settings, plan.profile, deployment, result.start.facts, state_dir, here)
+    host_gpu = gpu_of_host() if deployment.memory else None
+    planned = compare_plan(settings, plan.profile, deployment, result.start.facts, state_dir, host_gpu)
     report_result(replace(result, planned=planned), "up", progress, json_=json_)
 
 

@@ -1,5 +1,5 @@
-"""Follow one start of an engine: its log and its events as they come, its phases, an early end on anything fatal; and
-prove that it is this engine that answers at the address."""
+"""Follow one start of an engine through its log, events and phases, end early on anything fatal, and prove that this
+engine is the one that answers at the address."""
 
 import queue
 import secrets
@@ -24,8 +24,8 @@ DRAIN_SECONDS = 2.0
 STATE_POLL_SECONDS = 3.0
 HEALTH_POLL_SECONDS = 0.5
 PROOF_SECONDS = 8.0
-# A process's start is counted from the kernel's boot time, which a stepped clock leaves behind: seconds of error are
-# common on virtual machines, so it can tell yesterday's server from today's, not this minute's.
+# The kernel counts a process's start from its boot time, which is off by seconds after the clock was stepped (common on
+# virtual machines): good enough to recognize yesterday's server, not one of this minute.
 CLOCK_TOLERANCE_SECONDS = 60.0
 TAIL_LINES = 8
 LINE_CHARACTERS = 400
@@ -40,9 +40,7 @@ class _Item:
 class Boot:
     """One start of an engine, followed from its first line.
 
-    The log and the events are read by two daemon threads into a queue; everything else happens in the caller's
-    thread. `on_phase(facts, seconds)` is called when the phase or its progress changes. `logs_requests`: whether the
-    engine writes a line a request, vLLM's default.
+    Two daemon threads read the log and the events into a queue; everything else happens in the caller's thread.
     """
 
     def __init__(
@@ -54,6 +52,11 @@ class Boot:
         *,
         logs_requests: bool = True,
     ) -> None:
+        """
+        Args:
+            on_phase: called with the facts and the seconds since the start when the phase or its progress changes.
+            logs_requests: whether the engine logs each request, as vLLM does by default.
+        """
         self.reader = LogReader()
         self.log: list[str] = []
         self.phases: dict[str, float] = {}
@@ -63,7 +66,7 @@ class Boot:
         self._on_phase = on_phase
         self._logs_requests = logs_requests
         self._items: queue.Queue[_Item] = queue.Queue(maxsize=100_000)
-        self._seen: tuple[object, object] = (None, None)
+        self._shown: tuple[object, object] = (None, None)
         self._meter = Meter()
         self._read = ""
         self._out_of_memory = False
@@ -76,7 +79,7 @@ class Boot:
 
     def _follow(self, source: str, items: Iterator[str]) -> None:
         def pump() -> None:
-            with suppress(Exception):  # a broken stream ends it; the state poll still sees what became of the engine
+            with suppress(Exception):  # a broken stream ends; the state poll still sees what became of the engine
                 for text in items:
                     self._items.put(_Item(source, text))
             self._items.put(_Item(f"{source}-end", ""))
@@ -84,10 +87,10 @@ class Boot:
         threading.Thread(target=pump, name=f"boot-{source}", daemon=True).start()
 
     def wait_ready(self, timeout: float) -> float:
-        """Block until /health answers 200 while this very start is running; returns the seconds it took.
+        """Block until /health answers 200 while this very start runs; returns the seconds that took.
 
         Raises:
-            EngineDied: it stopped, restarted, or logged a line after which it cannot come up.
+            EngineDied: it stopped, restarted, or logged an error that it cannot recover from.
             EngineTimeout: not ready within `timeout` seconds.
         """
         next_state = next_health = 0.0
@@ -116,9 +119,9 @@ class Boot:
         return self.reader.facts.phase in (Phase.STARTING, Phase.CONFIG, Phase.WEIGHTS)
 
     def prove_identity(self) -> Result:
-        """Tie the address to this start: a request with a one-time word must appear in this engine's own log.
+        """Tie the address to this start: a one-time request must appear in this engine's log.
 
-        A stale server on the same port answers /health for the new one; it cannot write into the new one's log.
+        A stale server on the same port could answer /health, but cannot write to the new engine's log.
 
         Raises:
             WrongEngine: the address answers, but not this engine.
@@ -131,10 +134,11 @@ class Boot:
             self._pump(wait=0.1)
         if self._nonce_seen:
             return ok("a one-time request showed up in this engine's own log", expected, check=check)
-        hint = "another server holds that address: find it with ss -ltnp, stop it or choose --port"
+        hint = "another server holds that address: find it with ss -ltnp, then stop it or choose another --port"
         if self._logs_requests:
             raise WrongEngine(
-                f"{self._base_url} answers, but a request sent there never reached the engine just started", hint=hint
+                f"{self._base_url} answers, but a request sent there never reached the engine just started",
+                hint=hint,
             )
         metrics = read_metrics(self._base_url)
         born = metrics.sum("process_start_time_seconds") if metrics else None
@@ -155,7 +159,7 @@ class Boot:
         return ok(observed, expected, check=check)
 
     def check(self) -> None:
-        """Take in what has been logged since, and make sure that the engine still runs.
+        """Read what has been logged since, and make sure that the engine still runs.
 
         Raises:
             EngineDied
@@ -165,7 +169,7 @@ class Boot:
         self._check_alive()
 
     def _pump(self, *, wait: float) -> bool:
-        """Take in everything queued; True when the log or an event says that the engine may have ended."""
+        """Process everything queued; True if the log or an event suggests that the engine has ended."""
         ended = False
         with suppress(queue.Empty):
             item = self._items.get(timeout=wait) if wait else self._items.get_nowait()
@@ -175,9 +179,9 @@ class Boot:
         facts = self.reader.facts
         if facts.phase is Phase.WEIGHTS and self._read:
             facts = replace(facts, progress=", ".join(filter(None, (facts.progress, self._read))))
-        seen = (facts.phase, facts.progress)
-        if seen != self._seen:
-            self._seen = seen
+        progress = (facts.phase, facts.progress)
+        if progress != self._shown:
+            self._shown = progress
             elapsed = time.monotonic() - self._begin
             self.phases.setdefault(str(facts.phase), round(elapsed, 1))
             self._on_phase(facts, elapsed)
@@ -193,21 +197,21 @@ class Boot:
         return item.source == "line-end" or item.text in ("die", "oom", "kill", "restart", "destroy")
 
     def _check_alive(self) -> RunState:
-        """The state of this start, which runs.
+        """The state of this start, which must be running.
 
         Raises:
-            EngineDied: it does not, it restarted, the kernel killed a part of it, or its log shows its end.
+            EngineDied: it stopped or restarted, the kernel killed part of it, or its log shows a fatal error.
         """
         state = self._engine.state()
         same = state.started is not None and state.started.id == self._started.id
-        well = self.reader.fatal is None and not self._out_of_memory
-        if state.running and same and state.restarts == self._restarts and well:
+        fatal = self.reader.fatal is not None or self._out_of_memory
+        if state.running and same and state.restarts == self._restarts and not fatal:
             return state
         self._drain()
         raise self._death(state)
 
     def _drain(self) -> None:
-        """The root cause is often a line or two after the first sign: give the log a moment."""
+        """Give the log a moment: the root cause often follows a line or two after the first sign."""
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline:
             self._pump(wait=0.1)
@@ -225,15 +229,15 @@ class Boot:
 
 
 def serious(reader: LogReader) -> tuple[LogFinding, ...]:
-    """What the log holds that may have ended the engine, the root cause first."""
+    """The findings that may have ended the engine, root cause first."""
     return tuple(finding for finding in reader.findings if finding.status is Status.FAIL)
 
 
 def lines_that_matter(reader: LogReader) -> tuple[str, ...]:
-    """The lines of the serious findings; where none is understood, the end of the log."""
+    """The lines of the serious findings; if none is recognized, the end of the log."""
     known = [finding for finding in serious(reader) if finding.id != "unknown-error"]
-    found = [finding.line.strip()[:LINE_CHARACTERS] for finding in known[:TAIL_LINES]]
-    return tuple(dict.fromkeys(found)) or reader.tail(TAIL_LINES)
+    lines = [finding.line.strip()[:LINE_CHARACTERS] for finding in known[:TAIL_LINES]]
+    return tuple(dict.fromkeys(lines)) or reader.tail(TAIL_LINES)
 
 
 def _healthy(client: httpx.Client, base_url: str) -> bool:
@@ -244,15 +248,15 @@ def _healthy(client: httpx.Client, base_url: str) -> bool:
 
 
 def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, ...]) -> EngineDied:
-    """The one sentence for an engine that went away, whatever ran it."""
+    """The error for an engine that has ended, whatever ran it."""
     how = "restarted by itself" if state.restarts else "stopped"
     if state.running and not state.restarts:
-        how = "cannot come up any more"
+        how = "can no longer come up"
     code = f", exit code {state.exit_code}" if state.exit_code is not None else ""
     if state.oom_killed or state.exit_code == 137:
         killer = "by the kernel" if state.oom_killed else "from outside, most often by the kernel"
         cause = cause or f"killed {killer} because memory ran out"
-        fix = fix or "give the host more room: a smaller --gpu-memory-utilization or --max-model-len"
+        fix = fix or "leave the host more memory: lower --gpu-memory-utilization or --max-model-len"
     why = f": {cause}" if cause else ""
     return EngineDied(
         f"the engine {how} in the phase `{phase}`{code}{why}",
@@ -261,22 +265,22 @@ def died(state: RunState, *, phase: str, cause: str, fix: str, tail: tuple[str, 
     )
 
 
-# What the log does not say while weights load: how much the engine has read from disk, as the kernel counts it.
+# While weights load, the log is silent: show how much the engine has read from disk, as the kernel counts it.
 
 GB = 1e9
-SHOWN_FROM = 0.05  # GB: less is the interpreter's own files
+SHOWN_FROM = 0.05  # GB; less than this is the interpreter's files
 
 
 @dataclass(slots=True)
 class Meter:
-    """Bytes read by a process and its children since the meter was made, and the rate since the last reading."""
+    """Bytes read by a process and its children since the first look, and the rate since the previous one."""
 
     _first: int | None = None
     _last: int = 0
     _at: float = 0.0
 
     def look(self, pid: int) -> str:
-        """`3.1 GB read, 0.9 GB/s`, or '' where the kernel does not say (another user's process, a full page cache)."""
+        """`3.1 GB read, 0.9 GB/s`, or '' where nothing was read or the kernel does not say (another user)."""
         now, total = time.monotonic(), read_bytes(pid)
         if total is None:
             return ""
@@ -292,7 +296,7 @@ class Meter:
 
 
 def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
-    """Bytes that a process and its descendants made the disks deliver (proc(5), io: read_bytes); None: unknown."""
+    """Bytes that a process and its descendants had read from disk (proc(5), io: read_bytes); None: unknown."""
     children: dict[int, list[int]] = {}
     for path in proc.glob("[0-9]*/stat"):
         try:
@@ -302,10 +306,10 @@ def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
         children.setdefault(parent, []).append(int(path.parent.name))
     total, waiting, known = 0, [pid], False
     while waiting:
-        one = waiting.pop()
-        waiting += children.get(one, [])
+        member = waiting.pop()
+        waiting += children.get(member, [])
         try:
-            fields = dict(line.split(": ") for line in (proc / str(one) / "io").read_text().splitlines())
+            fields = dict(line.split(": ") for line in (proc / str(member) / "io").read_text().splitlines())
             total, known = total + int(fields["read_bytes"]), True
         except (OSError, ValueError, KeyError):
             continue

@@ -1,8 +1,7 @@
 """What is deployed: where it serves, what it is called, what it was started from.
 
-An `Endpoint` is made once, from the plan, and carried whole by everything that comes after: the candidate, the record
-of what runs (`up.json`), the release (`release.json`) and the status report. A new fact about a deployment is added
-here and in `Endpoint.of`, nowhere else.
+An `Endpoint` is made once, from the plan. The candidate, the record of what runs (`up.json`), the release
+(`release.json`) and the status report all carry it unchanged, so a new fact about a deployment is added only here.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 from glm4_deploy.catalog.rows import Version
 from glm4_deploy.plan.spec import DeploymentSpec
 
-# Flags with which vLLM logs no requests, so that a start cannot be recognized by a request in its log.
+# With any of these flags vLLM does not log requests, so a start cannot be recognized by a request in its log.
 QUIET_FLAGS = frozenset({"disable-uvicorn-access-log", "disable-access-log-for-endpoints", "uvicorn-log-level"})
 
 
@@ -28,12 +27,12 @@ class EngineKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One deployment, as its clients and its files know it."""
+    """One deployment, as its clients and files know it."""
 
     runner: EngineKind
     project: str
     service: str
-    """The engine's Compose service; with replicas, the stem of theirs."""
+    """The engine's Compose service; with replicas, the prefix of theirs."""
     profile: str
     base_url: str
     """How this host reaches it, without /v1."""
@@ -46,14 +45,14 @@ class Endpoint:
     max_model_len: int
     """Tokens."""
     start_period: int
-    """Seconds that a start may take, unless --timeout says otherwise."""
+    """Seconds that a start may take unless --timeout is given."""
     logs_requests: bool = True
-    """Whether the engine writes a line for each request, as vLLM does by default."""
+    """Whether the engine logs each request, as vLLM does by default."""
     vllm: Version | None = None
-    """None where the image is not in the catalog."""
+    """None if the image is not in the catalog."""
     api_key_file: str | None = None
     replicas: tuple[str, ...] = ()
-    """The services of the engines behind a router; () for one engine."""
+    """The services of the engines behind a router; () for a single engine."""
 
     @classmethod
     def of(cls, spec: DeploymentSpec, runner: EngineKind) -> "Endpoint":
@@ -85,7 +84,7 @@ class Endpoint:
         return self.runner is EngineKind.COMPOSE
 
     def same_engines(self, other: "Endpoint") -> bool:
-        """Whether both name the very same containers (or the one process), whatever these were started from."""
+        """Whether both name the same containers (or the one process), whatever those were started from."""
         return (self.runner, self.project, self.engines) == (other.runner, other.project, other.engines)
 
 
@@ -94,26 +93,26 @@ class Started:
     """One start of an engine."""
 
     id: str
-    """The container's id, or `pid:start-ticks` of a process: no other start ever has it."""
+    """The container's id, or `pid:start-ticks` of a process: unique to this start."""
     started_at: float
     """Seconds since the epoch."""
 
 
 def absolute(spec: DeploymentSpec) -> DeploymentSpec:
-    """Relative paths (model, key) as seen from here, because the rendered file lies elsewhere."""
+    """Make relative paths (model, key) absolute: the rendered file is in another directory."""
     key = spec.hardening.api_key_file
     hardening = replace(spec.hardening, api_key_file=key and str(Path.cwd() / key))
     return replace(spec, model_source=str(Path.cwd() / spec.model_source), hardening=hardening)
 
 
-# Files of schema 1 (0.1.0 before its release) held these facts one by one.
+# Files of schema 1 (before the release of 0.1.0) held these facts one by one.
 
 _UNKNOWN = {"bind": "127.0.0.1", "port": 0, "model_dir": "", "start_period": 900}  # not in an up.json of schema 1
 _OF_RECORD = ("verdict", "ready_seconds", "release")
 
 
 def record_of_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """An up.json of schema 1 in today's form. Raises KeyError, ValueError: it is not one."""
+    """Convert an up.json of schema 1. Raises KeyError or ValueError if it is not one."""
     names = ("runner", "project", "service", "profile", "base_url", "model", "max_model_len")
     endpoint = {name: old[name] for name in names}
     address = urlsplit(str(old["base_url"]))
@@ -125,6 +124,6 @@ def record_of_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def release_of_schema_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A release.json of schema 1 in today's form. Raises KeyError: it is not one."""
-    rest = {name: value for name, value in old.items() if name not in ("schema", "service")}
-    return {"schema": 2, "endpoint": old["service"], **rest}
+    """Convert a release.json of schema 1. Raises KeyError if it is not one."""
+    unchanged = {name: value for name, value in old.items() if name not in ("schema", "service")}
+    return {"schema": 2, "endpoint": old["service"], **unchanged}

@@ -1,4 +1,4 @@
-"""After a start: the memory plan compared with what the engine logged, and kept for the next plan on this host."""
+"""After a start: compare the memory plan with the engine's log, and remember the difference for the next plan."""
 
 import json
 from dataclasses import asdict, fields, replace
@@ -16,7 +16,7 @@ from glm4_deploy.plan.spec import DeploymentSpec, memory_request
 from glm4_deploy.result import Result
 from glm4_deploy.settings import Settings
 
-# What earlier starts on this host showed, in one small JSON file that the next plan reads.
+# What earlier starts on this host showed, in one small JSON file.
 
 SCHEMA = 1
 NAME = "observations.json"
@@ -24,7 +24,7 @@ KEPT = 50
 
 
 def load_observations(directory: Path) -> tuple[Observation, ...]:
-    """Oldest first. A missing, damaged or newer file is no observation: a plan does not fail over its memory."""
+    """Oldest first; none from a missing, damaged or newer file: a plan must not fail because of it."""
     try:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
@@ -34,14 +34,14 @@ def load_observations(directory: Path) -> tuple[Observation, ...]:
         return ()
 
 
-def add_observation(directory: Path, seen: Observation) -> None:
-    """Append one; a start seen before with the same settings is replaced, the oldest beyond KEPT are dropped.
+def add_observation(directory: Path, observation: Observation) -> None:
+    """Append one. It replaces an earlier one of the same settings; beyond KEPT, the oldest are dropped.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    others = [row for row in load_observations(directory) if _key(row) != _key(seen)]
-    rows = [*others, seen][-KEPT:]
+    others = [row for row in load_observations(directory) if _key(row) != _key(observation)]
+    rows = [*others, observation][-KEPT:]
     text = json.dumps({"schema": SCHEMA, "observations": [asdict(row) for row in rows]}, indent=2, allow_nan=False)
     write_text(directory / NAME, text + "\n")
 
@@ -51,35 +51,35 @@ def _key(row: Observation) -> tuple[str, str, str, bool]:
 
 
 def _checked(row: dict[str, object]) -> Observation:
-    """Types as written; anything else is a damaged file."""
+    """An observation of the types that were written; anything else means a damaged file."""
     values = {field.name: row[field.name] for field in fields(Observation)}
     texts = all(isinstance(values[name], str) for name in ("gpu", "vllm", "weights"))
     overhead = values["overhead_gib"]
     if not texts or not isinstance(values["first_start"], bool) or not isinstance(overhead, int | float):
-        raise TypeError("an observation of other types")
+        raise TypeError("an observation has values of the wrong type")
     return Observation(**values)  # type: ignore[arg-type]  # checked above
 
 
-def gpu_here() -> Gpu | None:
-    """The planner's row of this host's GPU; None where none is known."""
+def gpu_of_host() -> Gpu | None:
+    """The planner's row for this host's GPU; None if it is not known."""
     return gpu_row(read_gpus(), read_host())
 
 
-def hold_plan(
+def compare_plan(
     settings: Settings,
     profile: Profile,
     deployment: DeploymentSpec,
     facts: EngineFacts,
     directory: Path,
-    here: Gpu | None,
+    host_gpu: Gpu | None,
 ) -> tuple[Result, ...]:
-    """One row for each figure, a warning where it is outside the plan's range. Nothing where no plan was made (CPU), or
-    where the log does not say.
+    """Compare the memory plan with the log: one row per figure, a warning if it is outside the plan's range.
 
-    It informs and does not judge: an engine that answers sanely serves, whatever the plan was. Recorded only where it
-    is known which GPU this host has: the profile's may be another.
+    There are no rows without a plan (CPU) or without figures in the log. The rows do not count for the verdict: an
+    engine that answers sanely serves, whatever the plan was. An observation is stored only if this host's GPU is
+    known, because the profile's GPU may be another one.
     """
-    request = _request(settings, profile, deployment, facts, here)
+    request = _request(settings, profile, deployment, facts, host_gpu)
     if request is None or facts.kv_cache_gib is None:
         return ()
     measured = MeasuredMemory(
@@ -89,23 +89,23 @@ def hold_plan(
         max_concurrency=facts.max_concurrency,
     )
     plan = estimate(request)
-    learnt = learn_from_starts(request, plan, measured) if here is not None else None
+    observation = learn_from_starts(request, plan, measured) if host_gpu is not None else None
     rows = compare_with_log(plan, measured)
-    if learnt is None:
+    if observation is None:
         return tuple(replace(row, remedy="") for row in rows)
     try:
-        add_observation(directory, learnt)
+        add_observation(directory, observation)
     except DeployError as error:
         return tuple(replace(row, remedy=f"not recorded: {error.message}") for row in rows)
     return rows
 
 
 def _request(
-    settings: Settings, profile: Profile, deployment: DeploymentSpec, facts: EngineFacts, here: Gpu | None
+    settings: Settings, profile: Profile, deployment: DeploymentSpec, facts: EngineFacts, host_gpu: Gpu | None
 ) -> MemoryRequest | None:
-    """What was started, in the planner's terms, with the fraction as it was rendered."""
+    """What was started, in the planner's terms, with the memory fraction that was rendered."""
     fraction = next((flag.value for flag in deployment.flags if flag.name == "gpu-memory-utilization"), None)
-    gpu = here or (gpus()[profile.gpu] if profile.gpu else None)
+    gpu = host_gpu or (gpus()[profile.gpu] if profile.gpu else None)
     if gpu is None or fraction is None:
         return None
     request = memory_request(settings, profile, gpu)

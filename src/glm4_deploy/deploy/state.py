@@ -1,4 +1,4 @@
-"""The state directory: its lock, the journal of a deployment under way, and the record of what was brought up last."""
+"""The state directory: its lock, the journal of a running deployment, and the record of what was brought up last."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from glm4_deploy.settings import STATE_DIR
 
-# One command at a time: an advisory lock that the kernel drops when its holder dies.
+# The lock: one command at a time. It is advisory, and the kernel drops it when its holder dies.
 
 LOCK_FILE = "lock"
 
@@ -32,8 +32,8 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
     """Hold the directory's lock while the body runs.
 
     Raises:
-        Locked: another process holds it; the message says which and what it does.
-        StorageError: the directory cannot be made or written.
+        Locked: another process holds it; the message says which one, and what it does.
+        StorageError: the directory cannot be created or written.
     """
     path = directory / LOCK_FILE
     try:
@@ -55,7 +55,7 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
 
 
 def _take(file: TextIO) -> bool:
-    """A second try or two: `held` takes the lock for a moment to look."""
+    """Retry briefly: `is_locked` takes the lock for a moment."""
     for _ in range(4):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,14 +77,14 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-# The journal says on disk what a deployment is doing: one that was killed leaves it behind for the next command.
+# The journal names on disk what a deployment is doing; a killed one leaves it behind for the next command.
 
 JOURNAL_FILE = "deploying.json"
 JOURNAL_SCHEMA = 1
 
 
 class JournalStage(StrEnum):
-    """In order. Up to PULL nothing has been touched; from RESTORE on the last good release is being put back."""
+    """In order. Up to PULL nothing has been touched; in RESTORE the last good release is being put back."""
 
     PREPARE = "prepare"
     PULL = "pull"
@@ -97,27 +97,28 @@ class JournalStage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """what: `up` or `rollback`. at: UTC, for people. good: the release to go back to, or ''.
-
-    unjudged: what ran when it began was itself left behind by a deployment that was cut off.
-    """
+    """One deployment, and the stage it entered last."""
 
     schema: int = JOURNAL_SCHEMA
     what: str
+    """`up` or `rollback`."""
     stage: JournalStage = JournalStage.PREPARE
     pid: int
     at: str
+    """When it began: UTC, for people."""
     good: str = ""
+    """The release to go back to; '' for none."""
     unjudged: bool = False
+    """Whether what ran when it began had been left behind by a deployment that was cut off."""
 
     @property
     def touched(self) -> bool:
-        """Whether what runs may be something that was never judged."""
+        """Whether what runs now may never have been judged."""
         return self.unjudged or self.stage not in (JournalStage.PREPARE, JournalStage.PULL)
 
 
 class Journal:
-    """The journal of one deployment. The first entry must be written; later ones are, as far as the disk has room."""
+    """The journal of one deployment. The first entry must be written; later ones may fail on a full disk."""
 
     def __init__(self, directory: Path, what: str, good: str) -> None:
         self._path = directory / JOURNAL_FILE
@@ -132,7 +133,7 @@ class Journal:
         write_text(self._path, dumps(self._entry) + "\n")
 
     def stage(self, stage: JournalStage, *, must: bool = False) -> None:
-        """Enter a stage. Raises StorageError where it `must` be on disk: before the first thing is touched."""
+        """Enter a stage. With `must`, raises StorageError if it cannot be written: before anything is touched."""
         self._entry = replace(self._entry, stage=stage)
         if must:
             write_text(self._path, dumps(self._entry) + "\n")
@@ -140,7 +141,7 @@ class Journal:
             self._write(self._entry)
 
     def abandon(self) -> None:
-        """Nothing was touched, so what an earlier deployment left is still the state of things."""
+        """End without having touched anything: what an earlier deployment left is still the current state."""
         if self._earlier is not None and self._earlier.touched:
             self._write(self._earlier)
         else:
@@ -151,7 +152,7 @@ class Journal:
             write_text(self._path, dumps(entry) + "\n")
 
     def end(self) -> None:
-        """The deployment has come to an end, good or bad."""
+        """The deployment has ended, well or badly."""
         forget_journal(self._path.parent)
 
 
@@ -161,21 +162,20 @@ def forget_journal(directory: Path) -> None:
 
 
 def interrupted_entry(directory: Path) -> JournalEntry | None:
-    """The deployment that was cut off here, or None. Does not look whether one is still at work."""
+    """The deployment in the journal, cut off or still at work; None for none."""
     try:
         return TypeAdapter(JournalEntry).validate_json((directory / JOURNAL_FILE).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        return JournalEntry(
-            what="up", stage=JournalStage.START, pid=0, at="an unknown time"
-        )  # damaged: the safe reading
+        # A damaged journal is read as the worst case: something was started and never judged.
+        return JournalEntry(what="up", stage=JournalStage.START, pid=0, at="an unknown time")
 
 
 def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[str, bool]:
-    """One sentence on a deployment under way or cut off ('' for none), and whether what runs was left unjudged.
+    """One sentence about a deployment at work or cut off ('' for none), and whether what runs was left unjudged.
 
-    at_work: whether it still is at work; None: look at the lock.
+    at_work: whether it is still at work; None: ask the lock.
     """
     entry = interrupted_entry(directory)
     if entry is None:
@@ -185,11 +185,11 @@ def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[s
     if not entry.touched:
         return f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): nothing was changed", False
     back = f"; the last good release is {entry.good}: glm4-deploy rollback {entry.good}" if entry.good else ""
-    words = f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): what runs is not judged"
-    return words + back, True
+    sentence = f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): what runs is not judged"
+    return sentence + back, True
 
 
-# What this directory last brought up: up.json, beside the rendered file.
+# The record, up.json: what this directory brought up last.
 
 RECORD_SCHEMA = 2
 
@@ -207,7 +207,7 @@ class Record:
     verdict: Status = Status.UNKNOWN
     ready_seconds: float | None = None
     release: str = ""
-    """The id of what runs, once it was judged and recorded; '' after a failure."""
+    """The id of what runs, once judged and recorded; '' after a failure."""
 
 
 def save_record(record: Record, directory: Path = STATE_DIR) -> None:
@@ -215,10 +215,10 @@ def save_record(record: Record, directory: Path = STATE_DIR) -> None:
 
 
 def load_record(directory: Path = STATE_DIR) -> Record | None:
-    """The record, or None where nothing was brought up from here. A file of schema 1 is read too.
+    """The record; None if nothing was brought up from this directory. Reads schema 1 too.
 
     Raises:
-        UsageError: the file is damaged, or was written by a newer kit.
+        UsageError: the file is damaged, or a newer kit wrote it.
     """
     path = directory / "up.json"
     if not path.exists():
@@ -236,5 +236,5 @@ def load_record(directory: Path = STATE_DIR) -> Record | None:
 
 
 def expected_record(spec: DeploymentSpec) -> Record:
-    """What the settings name where nothing is on record: a container that somebody started with plain Compose."""
+    """A record made from the settings, for containers that were started with plain Compose."""
     return Record(endpoint=Endpoint.of(spec, EngineKind.COMPOSE))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.catalog.rows import Profile, gpu_by_name
-from glm4_deploy.deploy.plan_check import hold_plan, load_observations
+from glm4_deploy.deploy.plan_check import compare_plan, load_observations
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.plan.memory import estimate
@@ -38,7 +38,7 @@ def held(
 ) -> tuple[tuple[Result, ...], Settings, Profile]:
     settings, row = load_settings({"profile": profile, **SEED_SETTINGS, **changes})
     deployment = plan_deployment(settings, row, choose_fraction(settings, row))
-    return hold_plan(settings, row, deployment, facts, directory, H100 if known else None), settings, row
+    return compare_plan(settings, row, deployment, facts, directory, H100 if known else None), settings, row
 
 
 def test_a_start_as_planned_is_ok_in_every_row(tmp_path: Path) -> None:
