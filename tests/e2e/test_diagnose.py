@@ -110,4 +110,4 @@ def test_a_restart_loop_is_reported(kit: Kit, start: Start) -> None:
 def test_an_unknown_container_is_reported_in_one_sentence(kit: Kit, image: str) -> None:
     done = kit.run("diagnose", "--container", "no-such-container")
     assert (done.code, done.out) == (2, "")
-    assert "no container is called no-such-container" in done.err
+    assert "no container is named no-such-container" in done.err

@@ -1,4 +1,4 @@
-"""What is to be started next: built from a plan or from a release, and refused where that can be known beforehand."""
+"""What is to be started next: built from a plan or a release, and refused if its failure can be known beforehand."""
 
 import hashlib
 import os
@@ -28,20 +28,21 @@ from glm4_deploy.result import WHY, Result
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import MASK, without_secrets
 
-# What can be known before anything is started: each blocker ends in its own error.
+# Checks before anything is started. Each raises an error of its kind.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointIdentity:
-    """Which checkpoint it is. fingerprint: of its configuration, headers and sizes; stamp: of sizes and times of
-    change, so that weights which were replaced by others of the same shape do not pass unseen."""
+    """Which checkpoint a directory holds."""
 
     fingerprint: str | None
+    """Of its configuration, headers and sizes."""
     stamp: str | None
+    """Of its file sizes and modification times: it shows weights replaced by others of the same shape."""
 
 
 def check_model_directory(directory: Path) -> None:
-    """Raises ModelMissing: not there, not a directory, not readable, empty, or without a config.json."""
+    """Raises ModelMissing if it is missing, not a directory, not readable, empty, or without a config.json."""
     hint = "give the checkpoint's own directory with --model-dir"
     try:
         names = {entry.name for entry in directory.iterdir()}
@@ -56,7 +57,7 @@ def check_model_directory(directory: Path) -> None:
 
 
 def check_checkpoint(endpoint: Endpoint, *, force: bool, note: Callable[[str], None]) -> CheckpointIdentity:
-    """The checkpoint, judged for the engine that is to load it.
+    """Verify the checkpoint for the engine that is to load it.
 
     Raises:
         ModelMissing, CheckpointRefused
@@ -71,7 +72,7 @@ def check_checkpoint(endpoint: Endpoint, *, force: bool, note: Callable[[str], N
             details=details,
             hint=(
                 report.failures[0].remedy or "repair it: glm4-deploy checkpoint repair",
-                "start it in spite of that: --force",
+                "start it anyway: --force",
             ),
         )
     for line in details:
@@ -80,12 +81,12 @@ def check_checkpoint(endpoint: Endpoint, *, force: bool, note: Callable[[str], N
 
 
 def _consequence(result: Result) -> str:
-    """What the finding means for this engine, in the rule's own words."""
+    """What the finding means for this engine, as its rule says."""
     return "".join(f" ({evidence.text})" for evidence in result.evidence if evidence.name == WHY)
 
 
 def stamp(directory: Path) -> str | None:
-    """A digest of the names, sizes and times of change in a directory; None where it cannot be read."""
+    """A digest of the names, sizes and modification times in a directory; None if it cannot be read."""
     with suppress(OSError):
         rows = [(path.name, path.stat()) for path in sorted(directory.iterdir()) if not path.name.startswith(".")]
         text = "\n".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in rows)
@@ -94,7 +95,7 @@ def stamp(directory: Path) -> str | None:
 
 
 def check_port(endpoint: Endpoint) -> None:
-    """Raises PortTaken where something holds the address. Not to be asked where this deployment's own engine does."""
+    """Raises PortTaken if something holds the address. Do not call it while this deployment's own engine does."""
     state = read_port(endpoint.bind, endpoint.port)
     if state is PortState.NO_ADDRESS:
         raise UsageError(
@@ -104,19 +105,19 @@ def check_port(endpoint: Endpoint) -> None:
         raise UsageError(f"cannot use {endpoint.bind}:{endpoint.port}", hint="check --bind and --port")
     if state is PortState.TAKEN:
         raise PortTaken(
-            f"port {endpoint.port} on {endpoint.bind} is taken{_who(endpoint.base_url)}",
+            f"port {endpoint.port} on {endpoint.bind} is taken{_holder(endpoint.base_url)}",
             hint=f"find its owner with `ss -ltnp 'sport = :{endpoint.port}'`, or choose another with --port",
         )
     # FREE, or DENIED: the Docker engine may bind a low port where this user may not.
 
 
-def _who(base_url: str) -> str:
-    """What a stale server says of itself, for the message."""
+def _holder(base_url: str) -> str:
+    """Which server holds the address, as far as it says, for the message."""
     models = read_models(base_url, timeout=2)
     return f" by a server of the model {models[0][:60]!r}" if models else ""
 
 
-# What is to be started: its files written, its engine chosen.
+# Making a candidate: its files are written, its engine is chosen.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,19 +128,19 @@ class Candidate:
     engine: Engine
     files: Files
     settings: Mapping[str, Any]
-    """What it was made from, without secrets."""
+    """The settings it was made from, without secrets."""
     weights: CheckpointIdentity | None = None
     restores: str = ""
-    """The release that it puts back."""
+    """The release that it puts back; '' for none."""
 
     def content(self, image: ReleaseImage | None) -> str:
-        """Equal to that of a release which would start the same thing."""
+        """Equal to the content of a release that would start the same thing."""
         fingerprint = self.weights.fingerprint if self.weights else None
         return content_of(self.files.kept(), image, fingerprint, self.settings)
 
     @property
     def secrets(self) -> frozenset[str]:
-        """Values that must not be kept with the log."""
+        """Values that must not be stored with the log."""
         key = secret_key(self.endpoint.api_key_file)
         return self.engine.secrets() | (frozenset({key.get_secret_value()}) if key else frozenset())
 
@@ -147,7 +148,7 @@ class Candidate:
 def compose_candidate(
     spec: DeploymentSpec, overrides: tuple[Path, ...], directory: Path, settings: Mapping[str, Any]
 ) -> Candidate:
-    """Write the rendered file and copies of the overrides; what is started is what is recorded.
+    """Write the rendered file and copies of the overrides, so that what is started is what is recorded.
 
     Raises:
         ComposeMissing, ComposeFailed, DockerMissing, DockerDenied, UsageError, StorageError
@@ -169,7 +170,7 @@ def compose_candidate(
 def process_candidate(
     spec: DeploymentSpec, directory: Path, python: str | None, settings: Mapping[str, Any]
 ) -> Candidate:
-    """python: the Python that has vLLM; None: starting it says how to get one."""
+    """python: the Python that has vLLM; if None, starting it raises ExtraMissing, which says how to get one."""
     return Candidate(
         endpoint=Endpoint.of(spec, EngineKind.PROCESS),
         engine=ProcessEngine(spec=spec, directory=directory, python=python),
@@ -179,10 +180,10 @@ def process_candidate(
 
 
 def compose_engine(endpoint: Endpoint, files: Files, directory: Path, *, kept: Path | None = None) -> Engine:
-    """An engine from files that are written into the state directory.
+    """Write the files into the state directory and make the engine that runs them.
 
     Args:
-        kept: holds copies of the files, to be used where the state directory is full.
+        kept: a directory with copies of the files, used if the state directory is full.
 
     Raises:
         ComposeMissing, DockerMissing, DockerDenied, StorageError
@@ -199,7 +200,7 @@ def compose_engine(endpoint: Endpoint, files: Files, directory: Path, *, kept: P
 
 
 def recorded_engine(record: Record, directory: Path) -> Engine:
-    """The engine that is on record: to watch it and to stop it."""
+    """The engine on record, to watch or stop it."""
     return make_engine(record.endpoint, directory, tuple(path for path in map(Path, record.files) if path.is_file()))
 
 
@@ -218,7 +219,7 @@ def make_engine(endpoint: Endpoint, directory: Path, files: tuple[Path, ...]) ->
 
 
 def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Callable[[str], None]) -> Candidate:
-    """Everything that can be refused before something is started; the candidate with what its checkpoint is.
+    """Refuse what can be refused before anything is started; returns the candidate with its checkpoint's identity.
 
     Raises:
         ModelMissing, CheckpointRefused, PortTaken, UsageError, StorageError
@@ -233,9 +234,9 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
 
 
 def holds_own_port(base_url: str, directory: Path, unrecorded: Callable[[], Engine]) -> bool:
-    """Whether the address is held by what this directory runs now, and so will be free once that is stopped.
+    """Whether what this directory runs now holds the address, which will then be free once that is stopped.
 
-    unrecorded: the engine to ask where nothing is on record: plain Compose, or an `up` that was killed early.
+    unrecorded: the engine to ask if nothing is on record (plain Compose, or an `up` that was killed early).
     """
     record = load_record(directory)
     if record is None:
@@ -244,22 +245,22 @@ def holds_own_port(base_url: str, directory: Path, unrecorded: Callable[[], Engi
 
 
 def choose_release(store: Store, directory: Path, name: str | None, *, force: bool) -> Release:
-    """The release that a rollback means.
+    """The release to roll back to. name: None for the last good one that differs from what runs.
 
     Raises:
-        UsageError: there is none, or the one named never passed its gate.
+        UsageError: there is none, or the named one never passed its gate.
     """
     if name is not None:
         release = store.find(name)
         if not release.good and not force:
             raise UsageError(
                 f"release {release.id} never passed its gate: {release.reason}"[:300],
-                hint=("choose a good one of `glm4-deploy releases`", "start and gate it in spite of that: --force"),
+                hint=("choose a good one of `glm4-deploy releases`", "start and gate it anyway: --force"),
             )
         return release
     record = load_record(directory)
-    runs = next((one for one in store.releases() if record is not None and one.id == record.release), None)
-    chosen = store.last_good(but=runs.content if runs else "")
+    running = next((one for one in store.releases() if record is not None and one.id == record.release), None)
+    chosen = store.last_good(but=running.content if running else "")
     if chosen is None:
         raise UsageError("there is no good release to go back to", hint="see `glm4-deploy releases`")
     return chosen
@@ -268,11 +269,13 @@ def choose_release(store: Store, directory: Path, name: str | None, *, force: bo
 def release_candidate(
     release: Release, store: Store, directory: Path, on_pull: Callable[[PullState], None]
 ) -> Candidate:
-    """The release's own files, with the very image that it ran on.
+    """A candidate from the release's own files, with the very image that it ran on.
 
     Raises:
-        StorageError: a copy is damaged. ImageMissing: its image is gone and no registry gives it back.
-        UsageError: it cannot be rebuilt. DockerMissing, DockerDenied, ComposeMissing, ComposeFailed
+        StorageError: a copy is damaged.
+        ImageMissing: its image is gone, and no registry has it.
+        UsageError: it cannot be rebuilt.
+        DockerMissing, DockerDenied, ComposeMissing, ComposeFailed
     """
     if not release.files:
         return _from_settings(release, directory)
@@ -287,33 +290,34 @@ def release_candidate(
 def check_release(
     candidate: Candidate, release: Release, directory: Path, *, force: bool, note: Callable[[str], None]
 ) -> Candidate:
-    """Refuse what would not be that release.
+    """Refuse a candidate that would not be that release.
 
     Raises:
-        CheckpointRefused: the model directory holds another checkpoint now. ModelMissing, PortTaken
+        CheckpointRefused: the model directory holds another checkpoint now.
+        ModelMissing, PortTaken
     """
-    checked = preflight(candidate, directory, force=True, note=note)  # it was started with these faults, if any
+    checked = preflight(candidate, directory, force=True, note=note)  # any faults were there when it was recorded
     now = checked.weights
     where = release.endpoint.model_dir
     fingerprint, stamp = (now.fingerprint, now.stamp) if now else (None, None)
     if fingerprint != release.fingerprint:
-        words = f"{where} holds another checkpoint now: fingerprint {fingerprint}, not {release.fingerprint}"
+        mismatch = f"{where} holds another checkpoint now: fingerprint {fingerprint}, not {release.fingerprint}"
         if not force:
             raise CheckpointRefused(
-                f"release {release.id} cannot be put back: {words}",
+                f"release {release.id} cannot be put back: {mismatch}",
                 hint=(
-                    "bring that checkpoint back",
-                    f"or start what is there, gated as ever: glm4-deploy rollback {release.id} --force",
+                    "restore that checkpoint",
+                    f"or start the present one, gated as usual: glm4-deploy rollback {release.id} --force",
                 ),
             )
-        note(f"forced past: {words}")
+        note(f"forced past: {mismatch}")
     elif stamp != release.stamp:
         note(f"warning: files in {where} were written since release {release.id}; shapes and sizes are the same")
     return checked
 
 
 def _pinned(release: Release, files: Files, on_pull: Callable[[PullState], None]) -> Files:
-    """The files, with one more that names the image by its id where its tag means another image by now."""
+    """The files, with one more that names the image by its id if its tag now means another image."""
     image = release.image
     if image is None:
         return files
@@ -341,7 +345,7 @@ def _fetch(release: str, image: str, digest: str | None, on_pull: Callable[[Pull
 
 
 def _from_settings(release: Release, directory: Path) -> Candidate:
-    """A process has no files: it is planned again from the settings on record."""
+    """A process has no files, so it is planned again from the settings on record."""
     profile = profiles().get(release.endpoint.profile)
     if MASK in repr(release.settings) or profile is None:
         raise UsageError(

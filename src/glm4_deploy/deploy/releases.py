@@ -1,4 +1,4 @@
-"""Releases, one for each start that was judged: their store, and what differs between two of them."""
+"""Releases, one per judged start: their store, and the comparison of two of them."""
 
 import difflib
 import hashlib
@@ -24,54 +24,66 @@ from glm4_deploy.result import Status
 from glm4_deploy.text import redact
 
 RELEASE_SCHEMA = 2
-PIN = "image.yaml"  # names an image by its id where its tag has moved; the image counts by itself
+PIN = "image.yaml"  # names the image by its id if its tag has moved; not part of `content_of`, which counts the image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseImage:
-    """id: the engine's own (`sha256:…`); digest: `repository@sha256:…`, None where no registry gave one."""
+    """The image that a release ran on."""
 
     reference: str
+    """As the Compose files name it."""
     id: str
+    """Docker's own, `sha256:…`."""
     digest: str | None = None
+    """`repository@sha256:…`; None if no registry gave one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFile:
-    """A copy beside release.json. compose: its place in the order of `-f`, None for a file that is only referred to."""
+    """A copy beside release.json."""
 
     name: str
     sha256: str
     compose: int | None = None
+    """Its place in the order of `-f`; None for a file that the Compose files refer to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One judged start. Times are seconds; `created_at` is UTC, for people: order is in the id.
-
-    verdict: ok or warn is good; anything else is kept to be read, and is never put back.
-    reason: why it is not good. restores: the release that this one put back.
-    fingerprint, stamp: of the checkpoint: its configuration, headers and sizes; its sizes and times of change.
-    phases: seconds from the start to each phase. engine: facts from its log. results: the gate's rows.
-    """
+    """One judged start."""
 
     schema: int = RELEASE_SCHEMA
     id: str
+    """Releases are ordered by the number it begins with."""
     created_at: str
+    """UTC, for people."""
     kit: str
+    """The version of this kit."""
     verdict: Status
+    """OK or WARN is good; anything else is kept for diagnosis and never put back."""
     reason: str = ""
+    """Why it is not good."""
     restores: str = ""
+    """The release that this one put back."""
     endpoint: Endpoint
     image: ReleaseImage | None
+    """None for a process."""
     fingerprint: str | None
+    """Of the checkpoint's configuration, headers and sizes."""
     stamp: str | None
+    """Of the checkpoint's file sizes and modification times."""
     files: tuple[KeptFile, ...]
     settings: dict[str, Any]
+    """Without secrets."""
     engine: dict[str, Any]
+    """Facts from its log."""
     phases: dict[str, float] = field(default_factory=dict)
+    """Seconds from the start to each phase."""
     ready_seconds: float | None = None
+    """From the start to /health."""
     gate_seconds: float | None = None
+    """From /health to the verdict."""
 
     @property
     def good(self) -> bool:
@@ -89,7 +101,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damaged:
-    """A release directory that cannot be read as one: shown, never put back, never counted good."""
+    """A release directory that cannot be read: listed, but never put back and never counted as good."""
 
     id: str
     reason: str
@@ -98,7 +110,7 @@ class Damaged:
 def content_of(
     files: tuple[KeptFile, ...], image: ReleaseImage | None, fingerprint: str | None, settings: Mapping[str, Any]
 ) -> str:
-    """A digest of what a start is made of; the settings count only where there are no files (a plain process)."""
+    """A digest of what is started. The settings count only if there are no files (a plain process)."""
     kept = sorted((file.name, file.sha256) for file in files if file.name != PIN)
     parts = [f"{name}={sha256}" for name, sha256 in kept] or [repr(settings)]
     parts += [image.id if image else "", fingerprint or ""]
@@ -107,24 +119,26 @@ def content_of(
 
 # Releases as plain files: `releases/ID/release.json` and the copies beside it.
 #
-# A release is written into a hidden draft, flushed, and renamed into place: a directory with a release's name is whole.
-# Whatever a crash leaves is a hidden directory, which the next deployment sweeps away. The caller holds the lock.
+# A release is written into a hidden draft, flushed, and renamed into place, so a directory with a release's name is
+# complete. A crash leaves at most a hidden directory, which the next deployment removes. The caller holds the lock.
 
 NAME = re.compile(r"(\d{4,})-\d{8}T\d{6}Z")
 RECORD, BOOT_LOG, REPORT = "release.json", "boot.log", "smoke.json"
-KEPT = 20  # releases, the failed ones among them
+KEPT = 20  # releases, including failed ones
 LOG_BYTES = 1 << 20  # of a boot log, at most
 RESERVED_BYTES = 2 * LOG_BYTES
 DRAFT, TRASH = ".draft-", ".trash-"
-PRIVATE = 0o600  # an override may hold a secret, and a copy must not be more readable than need be
+PRIVATE = 0o600  # an override may hold a secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """What a release is started from: texts by name, and the names for `docker compose -f`, in order."""
+    """What a release is started from."""
 
     texts: Mapping[str, str]
+    """By file name."""
     compose: tuple[str, ...]
+    """The names for `docker compose -f`, in order."""
 
     def kept(self) -> tuple[KeptFile, ...]:
         order = {name: place for place, name in enumerate(self.compose)}
@@ -134,7 +148,7 @@ class Files:
 
 
 class ReleaseDraft:
-    """A release in the making. Room for its log and its report is taken before anything that runs is touched."""
+    """A release being written. Room for its log and report is reserved before anything that runs is touched."""
 
     def __init__(self, root: Path, files: Files) -> None:
         self._root = root
@@ -148,13 +162,13 @@ class ReleaseDraft:
                 os.posix_fallocate(reserve.fileno(), 0, RESERVED_BYTES)
         except (OSError, StorageError) as error:
             self.discard()
-            raise _full(self._directory, error) from None
+            raise _cannot_write(self._directory, error) from None
 
     def publish(self, release: Release, notes: Mapping[str, str]) -> None:
-        """Make it a release: notes are further texts to keep (the log, the report).
+        """Make it a release. notes: further texts to keep, by file name (the log, the report).
 
         Raises:
-            StorageError: it could not be written; nothing but the draft is lost.
+            StorageError: it could not be written; only the draft is lost.
         """
         try:
             (self._directory / "reserve").unlink(missing_ok=True)
@@ -166,7 +180,7 @@ class ReleaseDraft:
             sync_directory(self._root)
         except (OSError, StorageError) as error:
             self.discard()
-            raise _full(self._root / release.id, error) from None
+            raise _cannot_write(self._root / release.id, error) from None
 
     def discard(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -179,18 +193,18 @@ class Store:
         self.root = directory / "releases"
 
     def all(self) -> tuple[Release | Damaged, ...]:
-        """Oldest first. Half-written directories (no record) are not there."""
-        found = (self._load(path) for path in self._directories() if (path / RECORD).exists())
-        return tuple(sorted(found, key=lambda release: _number(release.id)))
+        """Oldest first, without half-written directories (those that have no record)."""
+        rows = (self._load(path) for path in self._directories() if (path / RECORD).exists())
+        return tuple(sorted(rows, key=lambda release: _number(release.id)))
 
     def releases(self) -> tuple[Release, ...]:
         return tuple(release for release in self.all() if isinstance(release, Release))
 
     def find(self, name: str) -> Release:
-        """By id, its number, or the beginning of the id.
+        """The release of an id, its number, or the beginning of the id.
 
         Raises:
-            UsageError: none, more than one, or a damaged one.
+            UsageError: none or several match, or it is damaged.
         """
         everything = self.all()
         exact = [one for one in everything if one.id == name or (name.isdigit() and _number(one.id) == int(name))]
@@ -204,12 +218,12 @@ class Store:
         return matches[0]
 
     def last_good(self, *, but: str = "") -> Release | None:
-        """The newest good release; with `but`, the newest whose content is another."""
+        """The newest good release whose content is not `but`."""
         good = (release for release in reversed(self.releases()) if release.good)
         return next((release for release in good if release.content != but), None)
 
     def usual_ready_seconds(self, model_dir: str) -> float | None:
-        """Median of what the last good starts of this model took to answer /health; None where there are none."""
+        """Median time to /health of the recent good starts of this model; None if there are none."""
         same = sorted(
             release.ready_seconds
             for release in self.releases()[-10:]
@@ -218,10 +232,10 @@ class Store:
         return same[len(same) // 2] if same else None
 
     def files_of(self, release: Release) -> Files:
-        """The copies, as they were recorded.
+        """The kept copies, verified by checksum.
 
         Raises:
-            StorageError: one is gone or no longer the same.
+            StorageError: one is missing or has changed.
         """
         texts = {}
         for file in release.files:
@@ -237,12 +251,12 @@ class Store:
         return Files(texts=texts, compose=tuple(file.name for file in order))
 
     def draft(self, files: Files) -> ReleaseDraft:
-        """Raises StorageError: no room, or not writable; nothing has changed then."""
+        """Begin a release. Raises StorageError, with nothing changed, if there is no room or it is not writable."""
         self.sweep()
         return ReleaseDraft(self.root, files)
 
     def next_id(self) -> str:
-        """Sorts after every release that is here, whatever the clock says."""
+        """An id that sorts after every present release, whatever the clock says."""
         number = max((_number(path.name) for path in self._directories()), default=0) + 1
         return f"{number:04d}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
@@ -256,7 +270,7 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
 
     def prune(self) -> None:
-        """Keep the newest; of the older ones, the last good two that differ, so that a way back is always left."""
+        """Remove all but the newest KEPT, and but the last two good ones that differ: a way back is always left."""
         newest = self.last_good()
         other = self.last_good(but=newest.content) if newest else None
         spared = {release.id for release in (newest, other) if release}
@@ -289,7 +303,7 @@ class Store:
         except (ValueError, AttributeError, KeyError) as error:
             return Damaged(id=path.name, reason=f"{RECORD} is not a release: {error}"[:200])
         if release.id != path.name:
-            return Damaged(id=path.name, reason=f"its record is of {release.id[:40]!r}")
+            return Damaged(id=path.name, reason=f"its record is that of {release.id[:40]!r}")
         return release
 
 
@@ -301,7 +315,7 @@ def _number(name: str) -> int:
     return int(name.partition("-")[0])
 
 
-def _full(path: Path, error: OSError | StorageError) -> StorageError:
+def _cannot_write(path: Path, error: OSError | StorageError) -> StorageError:
     if isinstance(error, StorageError):
         return error
     return StorageError(
@@ -309,18 +323,18 @@ def _full(path: Path, error: OSError | StorageError) -> StorageError:
     )
 
 
-# What differs between two releases: at 3 a.m. the question is what changed.
-
-ABSENT = None
+# What differs between two releases.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueChange:
-    """One value that differs; None: not there. group: settings, engine, image, checkpoint, gate or time."""
+    """One value that differs."""
 
     group: str
+    """settings, image, checkpoint, engine, gate or time."""
     name: str
     a: Any
+    """None where it is absent."""
     b: Any
 
 
@@ -334,21 +348,18 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """`same`: whether both would start the same thing, whatever came of it."""
+    """Everything that differs between the releases `a` and `b`."""
 
     a: str
     b: str
     same: bool
+    """Whether both would start the same thing, whatever the verdicts."""
     changes: tuple[ValueChange, ...]
     files: tuple[FileChange, ...]
 
 
 def compare_releases(a: Release, b: Release, texts_a: Mapping[str, str], texts_b: Mapping[str, str]) -> Difference:
-    """Everything that was recorded of two releases, side by side.
-
-    Args:
-        texts_a, texts_b: the kept files, and `smoke.json`'s checks are not among them.
-    """
+    """Compare everything that was recorded of two releases. texts_a, texts_b: their kept files, by name."""
     return Difference(
         a=a.id,
         b=b.id,
@@ -369,8 +380,8 @@ def _changes(a: Release, b: Release) -> Iterator[ValueChange]:
     )
     for group, old, new in groups:
         for name in (*old, *(name for name in new if name not in old)):
-            if old.get(name, ABSENT) != new.get(name, ABSENT):
-                yield ValueChange(group=group, name=name, a=old.get(name, ABSENT), b=new.get(name, ABSENT))
+            if old.get(name) != new.get(name):
+                yield ValueChange(group=group, name=name, a=old.get(name), b=new.get(name))
 
 
 def _image(release: Release) -> dict[str, Any]:

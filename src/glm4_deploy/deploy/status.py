@@ -1,4 +1,4 @@
-"""What runs now, seen from outside: the container or process, /health, the served model, and the engine's own log."""
+"""What runs now: the container or process, /health, the served model, the engine's log, and the log to diagnose."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from glm4_deploy.result import Result, Severity, Status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """One of several engines. routed: whether the router sends it requests; None: the router does not answer."""
+    """One of several engines behind a router."""
 
     service: str
     running: bool
@@ -38,41 +38,45 @@ class ReplicaStatus:
     health: str | None
     restarts: int
     routed: bool | None
+    """Whether the router sends it requests; None: the router does not answer."""
 
     @property
     def why(self) -> str:
-        """What keeps it from serving; '' where nothing does."""
+        """What keeps it from serving; '' if nothing does."""
         if not self.running:
             return f"{self.service}: {self.detail}"
         if self.routed is None:
             return "the router does not answer"
-        return "" if self.routed else f"{self.service}: the router sends it nothing"
+        return "" if self.routed else f"{self.service}: the router sends it no requests"
 
     @property
-    def words(self) -> str:
-        state = {True: "the router sends it requests", False: "left out by the router", None: "the router is silent"}
-        return (
-            f"{self.detail}, {self.health or 'no health check'}, restarted {self.restarts} times; {state[self.routed]}"
-        )
+    def summary(self) -> str:
+        routing = {
+            True: "the router sends it requests",
+            False: "left out by the router",
+            None: "the router does not answer",
+        }
+        health = self.health or "no health check"
+        return f"{self.detail}, {health}, restarted {self.restarts} times; {routing[self.routed]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """One look at what is on record: what runs now, and what it answers."""
+    """One look at the deployment on record: what runs now, and what it answers."""
 
     record: Record
     state: RunState
     health: int | None
     """HTTP status of /health; None: no answer."""
     models: tuple[str, ...] | None
-    """Of /v1/models; None: no answer."""
+    """Served names from /v1/models; None: no answer."""
     replicas: tuple[ReplicaStatus, ...]
     engine: EngineFacts
     """From its log."""
     deployment: str
-    """An `up` or `rollback` that is at work or was cut off, in one sentence; '' for none."""
+    """One sentence about an `up` or `rollback` that is at work or was cut off; '' for none."""
     unjudged: bool
-    """Whether it left what runs unjudged."""
+    """Whether that left what runs unjudged."""
 
     @property
     def up(self) -> bool:
@@ -80,15 +84,15 @@ class StatusReport:
 
     @property
     def why(self) -> str:
-        """What keeps it from being up; '' where nothing does."""
-        whys = [row.observed for row in self.results if row.status is Status.FAIL]
+        """What keeps it from being up; '' if nothing does."""
+        failures = [row.observed for row in self.results if row.status is Status.FAIL]
         if self.unjudged:
-            return f"{whys[-1]} ({whys[0]})" if whys[1:] else whys[0]
-        return whys[0] if whys else ""
+            return f"{failures[-1]} ({failures[0]})" if failures[1:] else failures[0]
+        return failures[0] if failures else ""
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One row for each thing that must be so; the first that fails is `why`. What was never judged is not up."""
+        """One row per condition; the first that fails is `why`. A deployment that was never judged is not up."""
         return tuple(self._rows())
 
     def _rows(self) -> Iterator[Result]:
@@ -108,7 +112,7 @@ class StatusReport:
             container = "its health check fails" if unhealthy else self.state.health or "no health check"
             yield _row("container-health", not unhealthy, container, "")
         for one in self.replicas:
-            yield _row(f"replica/{one.service}", not one.why, one.why or one.words, "running, and the router uses it")
+            yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
         if self.deployment:
             yield _row("deployment", not self.unjudged, self.deployment, "")
 
@@ -123,7 +127,7 @@ class StatusReport:
         yield "up", "yes" if self.up else f"no: {self.why}"
         yield "engine", self.state.detail
         for one in self.replicas:
-            yield one.service[-17:], one.words
+            yield one.service[-17:], one.summary
         yield "started", self.started or "-"
         health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
         yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
@@ -144,7 +148,7 @@ class StatusReport:
         return make_report("status", self.results)
 
     def wire(self) -> dict[str, Any]:
-        """The record and the state whole, and in front what scripts ask for most."""
+        """What scripts ask for most, then the record and the state."""
         front = {"up": self.up, "why": self.why, "runner": self.record.endpoint.runner}
         front |= {"release": self.record.release, "last_verdict": self.record.verdict}
         return front | {one.name: getattr(self, one.name) for one in fields(self)}
@@ -155,7 +159,7 @@ def _row(check: str, good: bool, observed: str, expected: str) -> Result:
 
 
 def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport:
-    """Take one look; never starts or changes anything."""
+    """Look once; starts and changes nothing."""
     state = engine.state()
     reader = LogReader()
     if state.started is not None:
@@ -195,9 +199,9 @@ def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
 
 
 def log_tail(engine: Engine, count: int | None, *, follow: bool) -> Iterator[str]:
-    """The last `count` lines (None: all) of the present start, and those that come where it is to be followed.
+    """The last `count` lines (None: all) of the current start, and with `follow` those that come after.
 
-    Of several engines the last lines of each: their logs come one after the other, and the router's is the last.
+    Of several engines, the last lines of each: one log after the other, the router's last.
     """
     state = engine.state()
     if state.started is None:
@@ -223,13 +227,13 @@ def _models(endpoint: Endpoint) -> tuple[str, ...] | None:
     return read_models(endpoint.base_url, key=key.get_secret_value() if key else None)
 
 
-# The log to diagnose, and what Docker says about how it ended.
+# The log that `diagnose` reads, and what Docker recorded about how the container ended.
 
 KILLED = 137
 
 
 def diagnose_container(name: str) -> tuple[str, LogReader]:
-    """A container's log, and what Docker says of how it ended.
+    """A container's log, with findings from what Docker recorded about its end.
 
     Raises:
         DockerMissing, DockerDenied, UsageError: no such container.
@@ -240,28 +244,28 @@ def diagnose_container(name: str) -> tuple[str, LogReader]:
         now = state_of(container)
         reader = scan_log(LogReader(), container.logs(stream=True, follow=False, timestamps=True))
     except NotFound:
-        raise UsageError(f"no container is called {name}", hint="see them all: docker ps -a") from None
+        raise UsageError(f"no container is named {name}", hint="see them all: docker ps -a") from None
     except APIError as error:
         raise UsageError(
             f"the log of {name} cannot be read: {error.explanation or error}",
-            hint="a logging driver without `docker logs`? Give the log as a file",
+            hint="its logging driver may not support `docker logs`: give the log as a file",
         ) from None
     if now is not None:
-        for finding in ended(now):
+        for finding in end_findings(now):
             reader.add(finding)
     return f"container {name}" + (f" ({now.status})" if now else ""), reader
 
 
 def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
-    """This deployment's engine if it runs, else the log of its last failed start.
+    """The log of this deployment's engine if it runs, else that of its last failed start.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: neither exists.
     """
     record = load_record(directory)
     with suppress(DockerMissing, ComposeMissing):
-        if record is not None and (found := _diagnose_running(recorded_engine(record, directory))) is not None:
-            return found
+        if record is not None and (log := _running_log(recorded_engine(record, directory))) is not None:
+            return log
     failed = directory / "failed.log"
     if failed.is_file():
         return read_file(str(failed))
@@ -271,8 +275,8 @@ def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
     )
 
 
-def _diagnose_running(engine: Engine) -> tuple[str, LogReader] | None:
-    """The first engine that runs, or None."""
+def _running_log(engine: Engine) -> tuple[str, LogReader] | None:
+    """The log of the first engine that runs; None if none does."""
     for one in engine.replicas.values() or (engine,):
         state = one.state()
         if state.running and state.container:
@@ -283,8 +287,8 @@ def _diagnose_running(engine: Engine) -> tuple[str, LogReader] | None:
     return None
 
 
-def ended(now: ContainerState) -> Iterator[LogFinding]:
-    """What Docker itself has recorded about a container, as findings."""
+def end_findings(now: ContainerState) -> Iterator[LogFinding]:
+    """What Docker has recorded about a container's end, as findings."""
     line = f"{now.name}: {now.status}, exit code {now.exit_code}, OOMKilled {now.oom_killed}, restarts {now.restarts}"
     if now.oom_killed:
         yield LogFinding(
@@ -301,7 +305,7 @@ def ended(now: ContainerState) -> Iterator[LogFinding]:
             severity=Severity.HIGH,
             line=line,
             cause="killed from outside (SIGKILL): by the kernel because memory ran out, or by docker stop, kill or rm",
-            fix="did nobody stop it? Then look for `Out of memory: Killed process` in dmesg",
+            fix="if nobody stopped it, look for `Out of memory: Killed process` in dmesg",
             source="docker inspect, State.ExitCode",
         )
     elif now.exit_code:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.deploy.docker import ContainerState
-from glm4_deploy.deploy.status import ended
+from glm4_deploy.deploy.status import end_findings
 
 ROOT = Path(__file__).parents[3]
 LOGS = ROOT / "tests/data/logs"
@@ -132,7 +132,7 @@ def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts:
         health=None,
         ports=(),
     )
-    assert [row.id for row in ended(now)] == wanted
+    assert [row.id for row in end_findings(now)] == wanted
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])
