@@ -1,4 +1,4 @@
-"""Paths of the real tools that the tests call."""
+"""The real programs that the tests call."""
 
 import sys
 from pathlib import Path
@@ -16,5 +16,5 @@ def compose() -> list[str]:
 
 @pytest.fixture(scope="session")
 def check_schema() -> list[str]:
-    """The Compose specification's JSON schema, as check-jsonschema carries it."""
+    """The Compose specification's JSON schema, which check-jsonschema contains."""
     return [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]

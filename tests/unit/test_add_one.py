@@ -1,6 +1,6 @@
-"""Each thing that people add has one place: docs/architecture.md, "Where do I add …".
+"""Everything that people add has one place: docs/architecture.md, "Where do I add …".
 
-Each test adds one in a copy of the source tree, edits nothing else, and runs the command line on the copy.
+Each test adds one thing to a copy of the source tree, edits nothing else, and runs the copy's command line.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The audit: the publisher's example, each rule with and without its risk, and files that are made to hurt."""
+"""The audit: the publisher's example, each rule with and without its risk, and hostile files."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_publishers_example_is_open_to_everyone() -> None:
     assert [row["severity"] for row in report] == sorted((row["severity"] for row in report), key=order.index)
 
 
-def test_no_remedy_would_end_the_engine_or_is_yaml_on_one_line() -> None:
+def test_remedies_are_one_short_line_and_would_not_stop_the_engine() -> None:
     rows = [row for file in (CARD, *ROOT.glob("compose/*.yaml")) for row in lint(file)]
     assert {"CL-0003", "CL-0006", "CL-0007", "CL-0019", "CL-0026"} <= {row.check for row in rows}
     for row in rows:
@@ -68,12 +68,12 @@ def test_no_remedy_would_end_the_engine_or_is_yaml_on_one_line() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in profiles() if name != "seed"])
-def test_our_own_files_have_nothing_high(name: str) -> None:
+def test_our_own_files_have_no_high_finding(name: str) -> None:
     done = run(ROOT / f"compose/{name}.yaml")
     assert done.exit_code == 0, done.output
 
 
-def test_our_own_services_beside_the_engine_have_nothing_high(tmp_path: Path) -> None:
+def test_our_other_services_have_no_high_finding(tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     deployment = resolve_spec({"profile": "gb10", "extras": ["gateway", "monitoring", "ui"]}, sets=["api_key_file=k"])
     file.write_text(compose_file(deployment))
@@ -135,7 +135,7 @@ def test_every_rule_has_a_case() -> None:
         {"ports": ["[::1]:8000:8000", {"target": 1, "published": "2", "host_ip": "127.0.0.1"}]},
     ],
 )
-def test_what_is_no_risk_is_let_be(changes: dict[str, object]) -> None:
+def test_what_is_not_a_risk_is_not_reported(changes: dict[str, object]) -> None:
     assert rules(**changes) == set()
 
 
@@ -179,7 +179,7 @@ def test_a_hostile_file_ends_in_one_error(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("bomb", [f"{BOMB}services: {{x: {{image: vllm, command: *j}}}}\n",
                                   f"{MERGE}services: {{x: {{image: vllm, environment: *a11}}}}\n"])  # fmt: skip
-def test_a_bomb_does_not_go_off(tmp_path: Path, bomb: str) -> None:
+def test_a_yaml_bomb_does_no_harm(tmp_path: Path, bomb: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(bomb)
     done = run(file)
@@ -197,7 +197,7 @@ def test_the_audited_projects_own_configuration_silences_nothing(
     assert "CL-0010" in run("compose.yaml").output
 
 
-def test_a_file_without_vllm_is_told(tmp_path: Path) -> None:
+def test_a_file_without_vllm_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("services: {web: {image: 'nginx:1.29.0'}}\n")
     assert "no service looks like vLLM" in run(file).output

@@ -1,4 +1,4 @@
-"""The committed demo model is whole and says when to stop; each sick twin is sick in the way its name says."""
+"""The committed demo model is complete and has its end tokens; each twin is sick as its name says."""
 
 import importlib.util
 import json
@@ -46,14 +46,14 @@ def test_it_fits_in_a_repository() -> None:
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 8_000_000
 
 
-def test_weights_are_finite_and_of_the_shapes_the_config_says() -> None:
+def test_weights_are_finite_and_have_the_shapes_of_the_config() -> None:
     config, tensors = read_json(MODEL / "config.json"), weights(MODEL)
     assert all(np.isfinite(values).all() for values in tensors.values())
     assert tensors["lm_head.weight"].shape == (config["vocab_size"], config["hidden_size"])
     assert len([name for name in tensors if name.endswith("mlp.gate_up_proj.weight")]) == config["num_hidden_layers"]
 
 
-def test_a_chat_template_of_glm4s_shape_and_room_for_its_prompts() -> None:
+def test_the_chat_template_and_the_context_are_like_glm4s() -> None:
     assert (MODEL / "chat_template.jinja").read_text(encoding="utf-8").startswith("[gMASK]<sop>")
     assert read_json(MODEL / "config.json")["max_position_embeddings"] >= 4096
     assert "not apply" in (MODEL / "LICENSE").read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def test_the_nan_twin_has_nan_in_one_tensor_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loops", "noise"])
-def test_a_seed_makes_the_same_twin_again_and_another_makes_another(kind: str, tmp_path: Path) -> None:
+def test_a_twin_is_determined_by_its_seed(kind: str, tmp_path: Path) -> None:
     blobs = [
         (twins.make(kind, tmp_path / f"{i}", seed=seed) / "model.safetensors").read_bytes()
         for i, seed in enumerate((0, 0, 1))
@@ -86,7 +86,7 @@ def test_a_seed_makes_the_same_twin_again_and_another_makes_another(kind: str, t
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("loops", -0.05, 0.05), ("noise", 0.6, 0.98)])
-def test_random_weights_forget_the_model_and_noise_only_blurs_it(
+def test_random_weights_are_unrelated_to_the_model_and_noise_is_related(
     kind: str, low: float, high: float, tmp_path: Path
 ) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
@@ -95,14 +95,14 @@ def test_random_weights_forget_the_model_and_noise_only_blurs_it(
     assert low < np.corrcoef(sick.ravel(), well.ravel())[0, 1] < high
 
 
-def test_missing_eos_keeps_the_weights_and_forgets_two_ends(tmp_path: Path) -> None:
+def test_missing_eos_keeps_the_weights_and_drops_two_end_tokens(tmp_path: Path) -> None:
     twin = twins.make("missing-eos", tmp_path / "twin")
     assert (twin / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
     assert read_json(twin / "config.json")["eos_token_id"] == eos_ids()[0]
     assert read_json(twin / "generation_config.json")["eos_token_id"] == eos_ids()[0]
 
 
-def test_a_directory_that_is_there_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_directory_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit, match="is there already"):
         twins.make("nan", tmp_path)

@@ -1,4 +1,4 @@
-"""The documentation only names what exists: pages, headings, files, make targets, commands and their options."""
+"""The documentation names only what exists: pages, headings, files, make targets, commands and their options."""
 
 import re
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_no_line_is_wider_than_a_terminal(page: Path) -> None:
     assert not [line for line in lines if len(line) > MAX_LINE and not line.startswith("|")]
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_file_in_the_documentation_exists() -> None:
     missing = []
     for page in PAGES:
         for code in INLINE.findall(FENCE.sub("", text_of(page))):

@@ -117,7 +117,7 @@ def test_too_old_a_gpu_is_blocked() -> None:
     assert row(results, "kernel-path").status is Status.FAIL
 
 
-def test_no_driver_gets_a_plain_answer_and_no_repeated_rows() -> None:
+def test_a_missing_driver_is_one_plain_row() -> None:
     words = (HOSTS / "no-driver.txt").read_text(encoding="utf-8")
     results = doctor_results(seen(from_nvidia_smi(Output(code=9, stdout=words), Output(code=9)), PC), needs())
 
@@ -134,7 +134,7 @@ def test_a_driver_that_hangs_is_unknown_and_not_absent() -> None:
     assert readiness(results) == "unknown"
 
 
-def test_mig_leaves_the_memory_unknown() -> None:
+def test_with_mig_the_memory_is_unknown() -> None:
     gpu = GpuFacts(
         index=0, name="NVIDIA RTX PRO 6000 Blackwell Server Edition", driver="590.1", total_mib=97887, mig=True
     )
@@ -144,13 +144,13 @@ def test_mig_leaves_the_memory_unknown() -> None:
     assert readiness(results) == "unknown"
 
 
-def test_who_holds_the_memory_is_named() -> None:
+def test_processes_that_hold_gpu_memory_are_named() -> None:
     used = replace(GB10, processes=(GpuProcess(pid=7, name="/usr/bin/python3", used_mib=None),))
 
     assert row(doctor_results(seen(used), needs()), "gpu-users").observed == "python3 (pid 7, unknown size)"
 
 
-def test_probes_that_did_not_answer_leave_it_unknown() -> None:
+def test_probes_without_an_answer_make_the_verdict_unknown() -> None:
     results = doctor_results(
         seen(None, None, docker=None, compose=None, port=None, checkpoint=None, model_disk=None, docker_disk=None),
         needs(),
@@ -197,7 +197,7 @@ def test_each_blocker_blocks_with_something_to_do(changes: dict[str, Any], check
         (None, Status.UNKNOWN),
     ],
 )
-def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: str | None, status: Status) -> None:
+def test_a_docker_version_that_exposes_ports_on_loopback_is_reported(version: str | None, status: Status) -> None:
     docker = replace(DOCKER, version=version)
     results = doctor_results(seen(GB10, docker=docker), needs())
 
@@ -219,7 +219,7 @@ def test_an_engine_that_lets_neighbours_to_ports_on_loopback_is_told(version: st
         ({"bind": "0.0.0.0", "extras": ["gateway"], "gateway_bind": "0.0.0.0"}, Status.SKIPPED),
     ],
 )
-def test_only_what_is_published_on_loopback_is_looked_at(changes: dict[str, Any], status: Status) -> None:
+def test_only_ports_published_on_loopback_are_judged(changes: dict[str, Any], status: Status) -> None:
     docker = replace(DOCKER, version="27.5.1")
 
     assert row(doctor_results(seen(GB10, docker=docker), needs(**changes)), "loopback-ports").status is status
@@ -227,14 +227,14 @@ def test_only_what_is_published_on_loopback_is_looked_at(changes: dict[str, Any]
     assert row(doctor_results(seen(None, docker=rootless), needs()), "loopback-ports").status is Status.OK
 
 
-def test_the_cpu_profile_asks_for_no_gpu() -> None:
+def test_the_cpu_profile_needs_no_gpu() -> None:
     results = doctor_results(seen(GpuReport(trouble="nvidia-smi is not installed"), PC), needs("cpu"))
 
     assert readiness(results) == "ready"
     assert not any(result.check == "gpu" for result in results)
 
 
-def test_this_very_host_is_looked_at() -> None:
+def test_this_host_can_be_examined() -> None:
     found = gather_host(needs())
 
     assert found.host is not None

@@ -1,4 +1,4 @@
-"""Exit codes are a promise: unique, documented, stable."""
+"""Exit codes are unique, documented and stable."""
 
 from pathlib import Path
 

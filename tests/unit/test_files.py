@@ -1,4 +1,4 @@
-"""What a user's YAML may and may not do, and what writing a file leaves unchanged."""
+"""Which YAML is accepted, and what writing a file leaves unchanged."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", "line 1 is not valid YAML"),
         ("a: 1\nb: {{\n", "is not valid YAML"),
@@ -30,11 +30,11 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "x" * 2_000_001, "too large"),
     ],
 )
-def test_a_hostile_file_is_one_error(text: str, said: str) -> None:
+def test_a_hostile_file_is_one_error(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_yaml(text, "glm4.yaml")
     assert caught.value.message.startswith("glm4.yaml")
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint
 
 
@@ -84,7 +84,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_directory_and_a_link_to_itself_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    for path, said in ((tmp_path, "it is a directory"), (tmp_path / "loop", "symbolic links")):
+    for path, message in ((tmp_path, "it is a directory"), (tmp_path / "loop", "symbolic links")):
         for act in (lambda path: write_text(path, "x"), ensure_writable):
-            with pytest.raises(StorageError, match=said):
+            with pytest.raises(StorageError, match=message):
                 act(path)

@@ -21,7 +21,7 @@ def test_stdout_and_stderr_are_separate_and_invalid_bytes_are_replaced() -> None
     assert done.last_line == "two"
 
 
-def test_text_goes_in_and_the_environment_is_added_to() -> None:
+def test_a_program_gets_stdin_and_additional_environment() -> None:
     done = run_program("sh", "-c", 'cat; echo "$WORD:$PATH"', timeout=20, stdin="ä\n", environment={"WORD": "w"})
     assert done.stdout == f"ä\nw:{os.environ['PATH']}\n"
 
@@ -42,7 +42,9 @@ def test_a_program_cannot_prompt() -> None:
         (("sleep", "600"), RunFailure.TIMEOUT),
     ],
 )
-def test_what_cannot_be_run_or_does_not_end_is_a_value(words: tuple[str, ...], failure: RunFailure) -> None:
+def test_a_program_that_cannot_run_or_does_not_end_is_a_value_not_an_exception(
+    words: tuple[str, ...], failure: RunFailure
+) -> None:
     done = run_program(*words, timeout=0.3)
     assert (done.code, done.failure, done.ok) == (None, failure, False)
     assert done.trouble.startswith(words[0])
@@ -50,7 +52,7 @@ def test_what_cannot_be_run_or_does_not_end_is_a_value(words: tuple[str, ...], f
 
 
 @pytest.mark.parametrize("lines", [False, True])
-def test_the_time_limit_ends_what_the_program_started(lines: bool, tmp_path: Path) -> None:
+def test_the_time_limit_also_ends_child_processes(lines: bool, tmp_path: Path) -> None:
     """A grandchild that holds the pipe open would otherwise keep the caller waiting."""
     script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
     done = run_program("sh", "-c", script, timeout=0.5, on_line=print if lines else None)

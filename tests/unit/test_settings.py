@@ -1,4 +1,4 @@
-"""Settings: layers, their order, and bad input that ends in one sentence."""
+"""Settings: the layers and their order, and one sentence for bad input."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.settings import Settings, load_settings
 
 
-def test_flags_stand_above_environment_above_file_above_profile(tmp_path: Path) -> None:
+def test_flags_override_the_environment_the_file_and_the_profile(tmp_path: Path) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text("port: 1001\nmax_num_seqs: 7\nshm_size: 2gb\nprofile: rtx-5090\nenv: {A: 1, B: true}\n")
     environ = {"GLM4_PORT": "1002", "GLM4_MAX_NUM_SEQS": "8", "GLM4_DEBUG": "1", "HOME": "/"}
@@ -26,7 +26,7 @@ def test_a_bare_no_is_the_restart_policy(tmp_path: Path) -> None:
     assert load_settings(environ={}, sets=["restart=no"])[0].restart == "no"
 
 
-def test_without_any_wish_the_seed_profile_is_taken() -> None:
+def test_without_settings_the_seed_profile_is_used() -> None:
     settings, profile = load_settings(environ={})
     assert profile.name == settings.profile == "seed"
     assert settings.gpu_memory_utilization == 0.75
@@ -40,7 +40,7 @@ def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "environ", "said"),
+    ("sets", "environ", "message"),
     [
         (["gpu_memory_utilization=1.5"], {}, "gpu_memory_utilization"),
         (["gpu_memory_utilization=0"], {}, "gpu_memory_utilization"),
@@ -76,16 +76,16 @@ def test_every_profile_is_valid_and_gives_reasons_for_its_own_keys() -> None:
         ([], {"GLM4_PORT": "[1"}, "port"),
     ],
 )
-def test_a_wrong_value_names_itself(sets: list[str], environ: dict[str, str], said: str) -> None:
+def test_a_wrong_value_names_itself(sets: list[str], environ: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_settings(environ=environ, sets=sets)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("prot: 1\n", "prot"),
         ("- a\n- b\n", "key: value"),
@@ -99,12 +99,12 @@ def test_a_wrong_value_names_itself(sets: list[str], environ: dict[str, str], sa
         ("args: {model: x}\nenv: {A: [1]}\n", "env.A"),
     ],
 )
-def test_a_wrong_file_names_itself(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_names_itself(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
         load_settings(file=file, environ={})
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "glm4.yaml" in caught.value.message
 
 

@@ -80,7 +80,7 @@ def test_a_secret_is_masked(line: str) -> None:
         "Loading safetensors checkpoint shards: 50% Completed | 1/2 [00:01<00:01, 1.2it/s]",
     ],
 )
-def test_what_is_not_a_secret_stays(line: str) -> None:
+def test_what_is_not_a_secret_is_kept(line: str) -> None:
     assert redact(line) == line
 
 

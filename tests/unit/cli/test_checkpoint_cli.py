@@ -22,7 +22,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_verify_says_what_why_and_the_command_that_repairs_it(tmp_path: Path) -> None:
+def test_verify_reports_the_fault_its_reason_and_the_repair_command(tmp_path: Path) -> None:
     done = run("verify", made.DATA, "--image-tag", "26.01-py3")
     assert done.returncode == 1 and done.stderr == ""
     for words in ("fail     gate-up", "why: vLLM 0.13.0 fills one of two slots", "fail: "):
@@ -48,7 +48,7 @@ def test_repair_then_verify(tmp_path: Path) -> None:
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
 
 
-def test_with_only_it_says_what_still_fails(tmp_path: Path) -> None:
+def test_with_only_repair_reports_what_still_fails(tmp_path: Path) -> None:
     done = run("repair", made.DATA, "--output", tmp_path / "glm-4-out", "--only", "gate-up", "--json")
     assert done.returncode == 1
     outcome = json.loads(done.stdout)
@@ -66,7 +66,7 @@ def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("verify", "/nowhere"), 9, "no checkpoint at"),
         (("verify", str(made.DATA), "--vllm", "x"), 2, "not a vLLM version"),
@@ -79,13 +79,13 @@ def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
         (("quantize", str(made.DATA), "--output", "/tmp/glm-4-x"), 10, "quantised already"),
     ],
 )
-def test_wrong_usage_is_one_line_and_its_exit_code(words: tuple[str, ...], code: int, said: str) -> None:
+def test_wrong_usage_is_one_line_and_its_exit_code(words: tuple[str, ...], code: int, message: str) -> None:
     done = run(*words)
-    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert done.stdout == ""
 
 
-def test_a_damaged_one_is_not_repaired(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_repaired(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     os.truncate(directory / "model.safetensors", 1000)
     done = run("repair", directory, "--output", tmp_path / "glm-4-out")

@@ -35,7 +35,7 @@ def model(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["render", "--gpu-memory-utilization", "1.5"], 2, "gpu_memory_utilization"),
         (["render", "--max-model-len", "0"], 2, "max_model_len"),
@@ -61,14 +61,14 @@ def model(directory: Path) -> Path:
         (["nosuch"], 2, "No such command"),
     ],
 )
-def test_bad_input_ends_in_one_sentence(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+def test_bad_input_ends_in_one_sentence(tmp_path: Path, words: list[str], code: int, message: str) -> None:
     done = kit(*words, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
-def test_a_model_directory_that_is_empty_or_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_model_directory_that_is_empty_or_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     words = ("up", "--profile", "cpu", "--runner", "process", "--model-dir")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -88,7 +88,7 @@ def test_an_unknown_key_in_the_settings_file_gets_a_suggestion(tmp_path: Path) -
 
 
 def path_with(directory: Path, **programs: str) -> str:
-    """A PATH of one directory that holds only these programs, each a link or a one-line script."""
+    """A PATH with only these programs, each a link or a one-line script."""
     made = directory / "bin"
     made.mkdir()
     for name, content in programs.items():
@@ -117,14 +117,14 @@ def test_without_a_docker_engine_up_says_so(tmp_path: Path) -> None:
 
 def test_without_compose_up_says_so(tmp_path: Path) -> None:
     words = ("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)))
-    # Stands for a docker client without the compose plugin: it fails as that does.
+    # Imitates a docker client without the compose plugin.
     path = path_with(tmp_path, docker="echo \"docker: 'compose' is not a docker command\" >&2; exit 1")
     done = kit(*words, cwd=tmp_path, PATH=path)
     assert done.returncode == 6, done.stderr
     assert "docker compose is not installed" in done.stderr
 
 
-def test_an_old_compose_is_told(tmp_path: Path) -> None:
+def test_an_old_compose_is_reported(tmp_path: Path) -> None:
     words = ("up", "--profile", "cpu", "--model-dir", str(model(tmp_path)))
     done = kit(*words, cwd=tmp_path, PATH=path_with(tmp_path, docker="echo 2.3.3"))
     assert done.returncode == 6, done.stderr
@@ -152,7 +152,7 @@ def test_without_permission_on_the_socket_up_says_so(tmp_path: Path) -> None:
     assert "no permission" in done.stderr
 
 
-def test_check_and_diff_tell_drift(tmp_path: Path) -> None:
+def test_check_and_diff_report_drift(tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     assert kit("render", "--port", "9000", "-o", str(file), cwd=tmp_path).returncode == 0
     same = kit("render", "--port", "9000", "--check", "-o", str(file), cwd=tmp_path)
@@ -165,7 +165,7 @@ def test_check_and_diff_tell_drift(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_a_second_up_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+def test_a_second_up_names_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     from glm4_deploy.deploy.state import hold_lock
 
     with hold_lock(tmp_path / ".glm4", "up"):
@@ -179,7 +179,7 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
 
     names = {name for rows in COMMANDS.values() for name in rows}
     groups = {"key", "image", "bundle", "checkpoint", "fleet"}
-    for name in sorted(names - groups - {"profiles", "version"}):  # these two have nothing to choose
+    for name in sorted(names - groups - {"profiles", "version"}):  # these two have no options to show
         done = kit(name, "--help", cwd=tmp_path)
         assert done.returncode == 0, name
         assert "Example" in done.stdout, name
@@ -199,7 +199,7 @@ def test_the_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
 
 
 def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`kit` is the command line; the exit code is the first command's of a pipe."""
+    """Run a script in which `kit` is the command line; its exit code is that of the first command of a pipe."""
     text = f'kit() {{ "{sys.executable}" -m glm4_deploy "$@"; }}; {script}; exit "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", text], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert "Traceback" not in done.stderr, done.stderr
@@ -208,7 +208,7 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "said"),
+    ("script", "code", "message"),
     [
         ("kit render >/dev/full", 18, "cannot write the output: No space left on device"),
         ("kit --help >/dev/full", 18, "No space left on device"),
@@ -221,11 +221,13 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("kit render --port none 2>&-", 2, ""),
     ],
 )
-def test_an_output_that_cannot_be_written_ends_in_one_line(tmp_path: Path, script: str, code: int, said: str) -> None:
+def test_an_output_that_cannot_be_written_ends_in_one_line(
+    tmp_path: Path, script: str, code: int, message: str
+) -> None:
     done = shell(script, tmp_path)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == (2 if said else 0), done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == (2 if message else 0), done.stderr
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
@@ -242,11 +244,11 @@ def test_a_defect_is_one_line_and_70(
     monkeypatch.setattr(app, "app", broken)
     with pytest.raises(SystemExit) as caught:
         main()
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert caught.value.code == 70
-    assert "a defect: ZeroDivisionError: by nothing\n" in said
-    assert ("Traceback" in said) == bool(debug)
-    assert debug or len(said.splitlines()) == 2
+    assert "a defect: ZeroDivisionError: by nothing\n" in err
+    assert ("Traceback" in err) == bool(debug)
+    assert debug or len(err.splitlines()) == 2
 
 
 def test_version_and_help_are_where_people_look(tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_several_files_do_not_go_into_one_pipe(tmp_path: Path) -> None:
     assert (done.returncode, "name a directory" in done.stderr) == (2, True)
 
 
-def test_smoke_and_watch_take_the_same_durations(tmp_path: Path) -> None:
+def test_smoke_and_watch_accept_the_same_durations(tmp_path: Path) -> None:
     done = kit("watch", "--base-url", "http://127.0.0.1:9", "--port", free_port(), "--for", "0.01m", cwd=tmp_path)
     assert (done.returncode, "not known to be well" in done.stderr) == (1, True), done.stderr
 
@@ -287,7 +289,7 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def test_where_nothing_was_deployed_status_and_logs_say_so(tmp_path: Path) -> None:
+def test_status_and_logs_report_that_nothing_was_deployed(tmp_path: Path) -> None:
     from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
     from glm4_deploy.deploy.state import Record, save_record
 
@@ -303,9 +305,9 @@ def test_where_nothing_was_deployed_status_and_logs_say_so(tmp_path: Path) -> No
     assert "project 'glm4-none' has no engine on this host" in logs.stderr
 
 
-def test_a_secret_in_the_environment_is_told_where_it_is_rendered(tmp_path: Path) -> None:
+def test_rendering_a_secret_in_the_environment_warns(tmp_path: Path) -> None:
     words = [f"--set=env.{name}=x" for name in ("HF_TOKEN", "MY_SECRET_1", "TOKENIZERS_PARALLELISM", "X_TOKEN_FILE")]
     done = kit("render", *words, cwd=tmp_path)
-    told = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: env.")]
-    assert (done.returncode, told) == (0, ["env.HF_TOKEN:", "env.MY_SECRET_1:"])
+    warned = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: env.")]
+    assert (done.returncode, warned) == (0, ["env.HF_TOKEN:", "env.MY_SECRET_1:"])
     assert "its value is visible in the file" in done.stderr

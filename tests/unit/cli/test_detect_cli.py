@@ -33,7 +33,7 @@ def test_plain_text_from_a_pipe() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_rows_that_are_not_there_are_not_clean(tmp_path: Path, content: str) -> None:
+def test_an_input_without_rows_is_not_clean(tmp_path: Path, content: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(content)
     for done in (run(str(file)), run("--format", "jsonl", stdin=content.encode())):
@@ -42,7 +42,7 @@ def test_rows_that_are_not_there_are_not_clean(tmp_path: Path, content: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"text": "ok"}\n{"text"', "line 2"),
         ('{"text": 1}', '"text" must be a string'),
@@ -52,10 +52,10 @@ def test_rows_that_are_not_there_are_not_clean(tmp_path: Path, content: str) -> 
         ('{"text": "ok", "token_ids": [true]}', "token_ids"),
     ],
 )
-def test_a_bad_row_gives_one_clear_error(text: str, told: str) -> None:
+def test_a_bad_row_gives_one_clear_error(text: str, message: str) -> None:
     done = run("--json", stdin=text.encode())
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -75,7 +75,7 @@ def test_no_control_character_reaches_the_terminal() -> None:
     assert json.loads(run("--json", stdin=row).stdout)["unit"] in hostile * 2
 
 
-def test_a_name_that_ends_in_jsonl_is_never_read_as_one_text(tmp_path: Path) -> None:
+def test_a_jsonl_file_is_never_read_as_one_text(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('[{"text": "ok"}]', encoding="utf-8")
     done = run(str(file))
@@ -84,7 +84,7 @@ def test_a_name_that_ends_in_jsonl_is_never_read_as_one_text(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [bytes(range(256)) * 40, "An answer. ".encode("utf-16"), b"\0" * 50])
-def test_what_is_no_text_is_not_called_clean(content: bytes) -> None:
+def test_input_that_is_not_text_is_not_called_clean(content: bytes) -> None:
     done = run(stdin=content)
     assert (done.returncode, done.stdout) == (2, "")
     assert "not UTF-8 text" in done.stderr

@@ -64,17 +64,17 @@ def test_a_pipe_and_a_healthy_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stdin", "said"),
+    ("stdin", "message"),
     [
         (b"Nov 24 12:00:00 host kernel: nothing\nworld\n", "no start of an engine"),
         (b"2026-11-24T12:00:00Z hello\nworld\n", "  | world"),
         (b"INFO 01-01 00:00:00 [x.py:1] vLLM API server version 0.13.0\n", "ends in the phase `config`"),
     ],
 )
-def test_a_log_that_tells_nothing_is_not_called_fine(tmp_path: Path, stdin: bytes, said: str) -> None:
+def test_a_log_without_information_is_not_called_fine(tmp_path: Path, stdin: bytes, message: str) -> None:
     code, out, _ = kit("-", cwd=tmp_path, stdin=stdin)
     assert code == 0
-    assert said in out
+    assert message in out
 
 
 def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ((), 2, "nothing to diagnose"),
         (("none.log",), 2, "cannot read none.log"),
@@ -95,13 +95,13 @@ def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> No
         (("--container", "x"), 5, "no Docker engine answers"),
     ],
 )
-def test_bad_input(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input(tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
     got, out, err = kit(*words, cwd=tmp_path)
     assert (got, out) == (code, "")
-    assert said in err
+    assert message in err
 
 
-def test_nothing_of_a_log_steers_the_terminal(tmp_path: Path) -> None:
+def test_no_line_of_a_log_controls_the_terminal(tmp_path: Path) -> None:
     line = "ValueError: No available memory for the cache blocks\x1b]0;owned\x07\x1b[2J \u202e\x9b31m\n"
     _, out, _ = kit("-", cwd=tmp_path, stdin=line.encode())
     assert "no-kv-room" in out
@@ -118,7 +118,7 @@ def test_nothing_of_a_log_steers_the_terminal(tmp_path: Path) -> None:
         (None, False, 4, ["container-restarts"]),
     ],
 )
-def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts: int, wanted: list[str]) -> None:
+def test_the_end_of_a_container_is_a_finding(code: int | None, killed: bool, restarts: int, wanted: list[str]) -> None:
     now = ContainerState(
         id="a",
         name="vllm-1",
@@ -137,7 +137,7 @@ def test_how_docker_says_that_it_ended(code: int | None, killed: bool, restarts:
 
 @pytest.mark.parametrize("stdin", [b"", b"\n\n", b"hello\nworld\n", random.Random(1).randbytes(200_000)])
 @pytest.mark.parametrize("words", [(), ("--json",)])
-def test_what_is_no_log_is_not_judged(tmp_path: Path, stdin: bytes, words: tuple[str, ...]) -> None:
+def test_input_that_is_not_a_log_is_not_judged(tmp_path: Path, stdin: bytes, words: tuple[str, ...]) -> None:
     code, out, err = kit("-", *words, cwd=tmp_path, stdin=stdin)
     assert (code, out) == (2, "")
     assert "nothing to diagnose in standard input" in err
@@ -159,7 +159,7 @@ ARGS = f'INFO 01-01 00:00:00 [x.py:1] non-default args: {{"api_key": ["glm4-{SEC
         f"Traceback (most recent call last):\n  File 'x'\nValueError: token={SECRET}",
     ],
 )
-def test_no_secret_of_the_log_is_shown(tmp_path: Path, words: tuple[str, ...], last: str) -> None:
+def test_no_secret_in_a_log_is_shown(tmp_path: Path, words: tuple[str, ...], last: str) -> None:
     _, out, err = kit("-", *words, cwd=tmp_path, stdin=f"INFO: started\n{ARGS}\n{last}\n".encode())
     assert out
     assert SECRET[:6] not in out + err

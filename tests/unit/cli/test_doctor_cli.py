@@ -1,4 +1,4 @@
-"""`doctor` and `up` see the same host: one place to look for Compose, one answer on whose port it is."""
+"""`doctor` and `up` agree: on where Compose is, and on who holds the port."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ def doctor_rows(*words: str, cwd: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[int, int]]:
-    """The port and the pid of a real process that listens."""
+    """Port and pid of a real process that listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = int(one.getsockname()[1])
@@ -68,7 +68,7 @@ def test_the_port_of_this_deployments_own_engine_blocks_nothing(tmp_path: Path, 
     assert (own["status"], "held by this deployment" in own["observed"]) == ("ok", True)
 
 
-def test_a_port_that_the_record_does_not_name_is_anothers(tmp_path: Path, listener: tuple[int, int]) -> None:
+def test_a_port_that_is_not_on_record_belongs_to_somebody_else(tmp_path: Path, listener: tuple[int, int]) -> None:
     port, pid = listener
     keep_record(tmp_path / ".glm4", port + 1, pid)
     assert doctor_rows("--port", str(port), cwd=tmp_path)["port"]["status"] == "fail"

@@ -1,4 +1,4 @@
-"""`plan` and `doctor` as a user runs them: whole processes, exit codes, JSON."""
+"""`plan` and `doctor` as a user runs them: separate processes, exit codes, JSON."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_a_person_gets_a_bar_and_a_verdict() -> None:
     assert done.stderr == ""
 
 
-def test_what_cannot_start_is_said_on_stdout_and_refused() -> None:
+def test_a_plan_that_cannot_start_is_printed_and_refused() -> None:
     done = glm4("plan", "--gpu", "h100", "--gpu-memory-utilization", "0.12", "--max-model-len", "131072", "--json")
     answer = json.loads(done.stdout)
 
@@ -56,7 +56,7 @@ def test_what_cannot_start_is_said_on_stdout_and_refused() -> None:
     assert "the engine cannot start on H100" in done.stderr
 
 
-def test_a_refusal_is_said_once() -> None:
+def test_a_refusal_is_printed_once() -> None:
     done = glm4("plan", "--gpu", "gb10", "--gpu-memory-utilization", "0.08")
 
     assert done.returncode == 13
@@ -86,7 +86,7 @@ def test_a_refusal_is_said_once() -> None:
 def test_wrong_input_is_one_line_and_exit_code_2(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, for speed: main() as the console script calls it."""
+    """In this process, for speed, through main() like the console script."""
     monkeypatch.setattr(sys, "argv", ["glm4-deploy", "plan", *words])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -98,7 +98,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 
 def test_a_checkpoint_gives_its_own_shape(tmp_path: Path) -> None:
-    """A real safetensors file of 3 MiB: its bytes are the weights, its layers the size of a token."""
+    """A real safetensors file of 3 MiB: its size gives the weights, its layers the bytes per token."""
     config = {"architectures": ["GlmForCausalLM"], "model_type": "glm", "num_hidden_layers": 4, "hidden_size": 256,
               "intermediate_size": 608, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
               "vocab_size": 2048, "max_position_embeddings": 4096}  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_checkpoint_gives_its_own_shape(tmp_path: Path) -> None:
     assert "KV cache: 512 bytes per token, exact" in answer["reasons"]
 
 
-def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_reported(tmp_path: Path) -> None:
     done = glm4("plan", "--gpu", "h100", "--checkpoint", str(tmp_path / "none"))
 
     assert done.returncode == 9

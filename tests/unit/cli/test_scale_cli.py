@@ -1,4 +1,4 @@
-"""`glm4-deploy scale` as a user types it: the answer, its JSON, and what it refuses."""
+"""`glm4-deploy scale` as a user runs it: the answer, its JSON, and what it refuses."""
 
 import json
 import subprocess
@@ -45,14 +45,14 @@ def test_an_answer_names_its_calibration_and_is_the_same_again(tmp_path: Path) -
 
 def test_json_carries_the_answer_and_what_it_rests_on(tmp_path: Path) -> None:
     done = scale(*ASK, "--calibration", "c.yaml", "--json", cwd=tmp_path)
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert (told["status"], told["calibration"]["card"]) == ("warn", "a card")
-    assert told["answer"]["replicas"] >= 1
-    assert told["answer"]["fleet"]["times"]["ttft p95"]["high"] <= 1000
-    assert told["calibration"]["step"]["base"] > 0
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert (report["status"], report["calibration"]["card"]) == ("warn", "a card")
+    assert report["answer"]["replicas"] >= 1
+    assert report["answer"]["fleet"]["times"]["ttft p95"]["high"] <= 1000
+    assert report["calibration"]["step"]["base"] > 0
 
 
-def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
+def test_a_number_of_gpus_that_misses_the_slo_exits_with_1(tmp_path: Path) -> None:
     words = ("--rate", "40", "--requests", "300", "--seeds", "1", "--ttft-p95", "1s", "--gpus", "1")
     done = scale(*words, "--calibration", "c.yaml", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
@@ -60,7 +60,7 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (
             (*ASK, "--calibration", "c.yaml", "--slo", "slo.yaml"),
@@ -92,7 +92,9 @@ def test_one_number_that_does_not_hold_ends_with_1(tmp_path: Path) -> None:
         ((*ASK[2:], "--users", "100000", "--calibration", "c.yaml", "--gpus", "1..2"), 13, "not even 2 replicas"),
     ],
 )
-def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_what_cannot_be_answered_is_one_sentence(
+    tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
     (tmp_path / "broken.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: -30,"))
     (tmp_path / "turned.yaml").write_text(CALIBRATION.replace("p50: 30,", "p50: 3000,"))
     (tmp_path / "slo.yaml").write_text("goodput: {ttft_ms: 500, tpot_ms: 50}")
@@ -100,5 +102,5 @@ def test_what_cannot_be_answered_is_one_sentence(tmp_path: Path, words: tuple[st
     (tmp_path / "l.csv").write_text("100,50\n" * 20)
     done = scale(*words, cwd=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""

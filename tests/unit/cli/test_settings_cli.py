@@ -21,7 +21,7 @@ from glm4_deploy.host.gpu import GpuFacts, GpuReport
 from glm4_deploy.settings import load_settings
 
 FILE = {"max_num_seqs": 32, "max_model_len": 8192, "kv_cache_dtype": "auto"}
-# What differs: words, environment, glm4.yaml.
+# The layers that set something: arguments, environment, glm4.yaml.
 REQUESTS: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
     "nothing": ([], {}, {}),
     "file": ([], {}, FILE),
@@ -68,7 +68,7 @@ def test_plan_shows_what_render_renders(name: str, tmp_path: Path, monkeypatch: 
     assert str(planned["tensor_parallel_size"]) == rendered.get("--tensor-parallel-size", "1")
 
 
-def test_a_named_gpu_without_a_profile_takes_the_file_and_no_profile(tmp_path: Path) -> None:
+def test_a_named_gpu_without_a_profile_uses_the_file_and_no_profile(tmp_path: Path) -> None:
     plain = json.loads(run("plan", "--gpu", "gb10", "--json"))
     assert (plain["max_num_seqs"], plain["max_model_len"], plain["kv_cache_dtype"]) == (64, 32768, "fp8")
     assert plain["solved"]
@@ -90,7 +90,7 @@ def test_a_host_with_a_gpu_is_planned_by_its_profile_and_its_memory(monkeypatch:
     assert (profile.name, gpu.name, here) == ("gb10", "gb10", False)
 
 
-def test_a_load_stands_above_the_flags_and_the_file(tmp_path: Path) -> None:
+def test_a_load_overrides_the_flags_and_the_file(tmp_path: Path) -> None:
     (tmp_path / "glm4.yaml").write_text(yaml.safe_dump(FILE))
     planned = json.loads(run("plan", "--gpu", "gb10", "--for", "10 users, 4k context", "--json"))
     assert (planned["max_num_seqs"], planned["max_model_len"], planned["kv_cache_dtype"]) == (10, 4096, "auto")
@@ -98,7 +98,7 @@ def test_a_load_stands_above_the_flags_and_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["render", "up", "plan", "scale", "bench", "doctor", "smoke", "lock"])
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--profile", "gb10", "--max-num-seqs", "5000"], "command line: max_num_seqs = '5000'"),
         (["--profile", "gb10", "--tensor-parallel-size", "64"], "command line: tensor_parallel_size = '64'"),
@@ -108,15 +108,15 @@ def test_a_load_stands_above_the_flags_and_the_file(tmp_path: Path) -> None:
         ([], "glm4.yaml: port = '70000'"),
     ],
 )
-def test_every_command_refuses_a_wrong_setting_in_the_same_words(
-    command: str, words: list[str], said: str, tmp_path: Path
+def test_every_command_refuses_a_wrong_setting_with_the_same_message(
+    command: str, words: list[str], message: str, tmp_path: Path
 ) -> None:
     if not words:
         (tmp_path / "glm4.yaml").write_text("port: 70000\nprofile: cpu\n")
     load = ["--users", "9", "--ttft-p95", "1s"] if command == "scale" else []
     done = CliRunner().invoke(app, [command, *load, *words])
     assert isinstance(done.exception, UsageError), (done.output, done.exception)
-    assert said in f"{done.exception.message} {done.exception.hint}"
+    assert message in f"{done.exception.message} {done.exception.hint}"
 
 
 def record(port: int) -> Record:
@@ -132,7 +132,7 @@ def target(tmp_path: Path, base_url: str | None = None, **flags: Any) -> tuple[s
     return made.base_url, made.model, made.max_model_len
 
 
-def test_smoke_asks_what_is_on_record_else_what_the_settings_name(tmp_path: Path) -> None:
+def test_smoke_checks_the_recorded_engine_or_else_the_one_in_the_settings(tmp_path: Path) -> None:
     (tmp_path / "glm4.yaml").write_text("port: 9001\nserved_model_name: named\nmax_model_len: 2048\n")
     assert target(tmp_path) == ("http://127.0.0.1:9001", "named", 2048)
     save_record(record(9002), tmp_path / "state")
@@ -156,7 +156,7 @@ def test_smoke_and_bench_look_into_the_state_directory(command: str, tmp_path: P
     assert "127.0.0.1:8080" not in f"{done.output}{done.exception}"
 
 
-def test_scale_takes_what_a_layer_gives_and_leaves_the_rest_to_the_calibration() -> None:
+def test_scale_uses_what_a_layer_sets_and_the_calibration_for_the_rest() -> None:
     settings, profile = load_settings({}, environ={}, default_profile=lambda: NO_PROFILE)
     bare = scale._engine(settings, profile, None, None)
     assert (bare.max_num_seqs, bare.max_num_batched_tokens, bare.memory, bare.gpus_each) == (None, None, None, 1)

@@ -40,7 +40,7 @@ def test_a_pass_writes_every_report(tmp_path: Path) -> None:
 
 
 class Parrot(Reference):
-    """Says the key and what steers a terminal in everything that it says."""
+    """Puts the key and control characters into every answer and error."""
 
     def reply(self, body: dict[str, Any]) -> str:
         return f"{super().reply(body)} {KEY} \x1b[2J\x9b31m\u202e"
@@ -52,17 +52,17 @@ class Parrot(Reference):
 
 
 @pytest.mark.parametrize("output", ["--json", "--junit", "--html", "table"])
-def test_no_output_holds_the_key_or_steers_a_terminal(output: str, tmp_path: Path) -> None:
+def test_no_output_contains_the_key_or_controls_the_terminal(output: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY)
     words = [] if output == "table" else [output, "-"]
     with mounted(Parrot(key=KEY)) as url:
         only = ("--only", "unknown-model", "--only", "language", "--only", "counting")
         done = smoke("--base-url", url, "--api-key-file", "key", *only, *words, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    said = done.stdout + done.stderr
-    assert "[redacted]" in said
-    assert KEY not in said
-    assert not set("\x1b\x9b\u202e") & set(said)
+    printed = done.stdout + done.stderr
+    assert "[redacted]" in printed
+    assert KEY not in printed
+    assert not set("\x1b\x9b\u202e") & set(printed)
 
 
 def test_json_alone_on_stdout(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_failed_run_stores_no_baseline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["--base-url", "http://127.0.0.1:1"], 3, "nothing answers"),
         (["--base-url", "nonsense"], 2, "not an http(s) address"),
@@ -94,7 +94,7 @@ def test_a_failed_run_stores_no_baseline(tmp_path: Path) -> None:
         (["--base-url", "http://h", "--suite", "soak", "--for", "long"], 2, "write it like 90s"),
         (["--base-url", "http://h", "--timeout", "0"], 2, "--timeout"),
         (["--base-url", "http://h/v1/chat/completions"], 2, "leave out"),
-        # Told before the first question: nothing is at http://127.0.0.1:1, and that would be a 3.
+        # Reported before the first request: nothing answers at http://127.0.0.1:1, which would be exit code 3.
         (["--base-url", "http://127.0.0.1:1", "--json", "-", "--html", "-"], 2, "two reports go to stdout"),
         (["--base-url", "http://127.0.0.1:1", "--json", "r", "--junit", "r"], 2, "two reports go to r"),
         (["--base-url", "http://127.0.0.1:1", "--html", "."], 18, "it is a directory"),
@@ -102,11 +102,11 @@ def test_a_failed_run_stores_no_baseline(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value[-2:]).replace("/", "|") if isinstance(value, list) else None,
 )
-def test_mistakes_have_one_line_and_their_code(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+def test_a_mistake_is_one_line_with_its_exit_code(tmp_path: Path, words: list[str], code: int, message: str) -> None:
     (tmp_path / "bad.yaml").write_text("ttft_95_ms: 5\n")
     done = smoke(*words, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert said in " ".join((done.stdout + done.stderr).split())
+    assert message in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""`diff`: what changed between two releases, and nothing else; no secret in it."""
+"""`diff` shows what changed between two releases, nothing else, and no secret."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ A, B = release("0001-20260101T000000Z"), release("0002-20260101T000000Z")
 TEXTS = {"compose.yaml": "services:\n  s:\n    image: x\n"}
 
 
-def test_the_same_thing_twice_differs_in_nothing() -> None:
+def test_equal_releases_do_not_differ() -> None:
     found = compare_releases(A, B, TEXTS, TEXTS)
     assert found.same
     assert found.changes == ()
@@ -41,7 +41,7 @@ def test_each_kind_of_change_is_named_with_both_values() -> None:
     assert "+x: 1" in file.diff
 
 
-def test_a_changed_secret_is_told_of_and_not_shown() -> None:
+def test_a_changed_secret_is_reported_but_not_shown() -> None:
     old, new = (
         {"o.yaml": f"environment: {{HF_TOKEN: {value}}}\n"} for value in ("hf_oldoldoldold1", "hf_newnewnewnew2")
     )

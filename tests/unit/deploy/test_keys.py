@@ -1,4 +1,4 @@
-"""Named keys: shown once, kept hashed, refused when the file or the name is bad."""
+"""Named keys: shown once, stored as hashes, refused if the file or the name is bad."""
 
 import hashlib
 import json

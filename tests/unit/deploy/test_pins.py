@@ -1,4 +1,4 @@
-"""The block of digests in a settings file: written, replaced, nothing else touched; and what it does to an image."""
+"""The block of digests in a settings file: written or replaced without other changes; and its effect on an image."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ IMAGE = "nvcr.io/nvidia/vllm:26.01-py3"
      f'digests:\n  "x:1": {B}\nport: 9000\n', f'port: 9000\ndigests:\n  "x:1": {B}\n',
      f'digests: # old\n  # a word\n\n  "x:1": {B}\n\nport: 9000\n'],
 )  # fmt: skip
-def test_the_block_is_written_and_the_rest_stays(tmp_path: Path, before: str) -> None:
+def test_the_block_is_written_and_nothing_else_changes(tmp_path: Path, before: str) -> None:
     file = tmp_path / "glm4.yaml"
     if before:
         file.write_text(before)
@@ -42,7 +42,7 @@ def test_an_invalid_settings_file_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["glm4.yaml"]
 
 
-def test_a_pin_holds_for_its_tag_alone(tmp_path: Path) -> None:
+def test_a_pin_applies_to_its_tag_only(tmp_path: Path) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text(yaml.safe_dump({"digests": {IMAGE: A, "grafana/grafana:12.3.2": B}, "extras": ["monitoring"]}))
     text = rendered(resolve_spec({}, config=file))["compose.yaml"]

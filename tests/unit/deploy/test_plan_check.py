@@ -1,4 +1,4 @@
-"""A start held against its plan, on logs of real starts: what is shown, what is recorded, what the next plan uses."""
+"""A start compared with its plan, from logs of real starts: what is shown, recorded, and used by the next plan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,29 +53,29 @@ def test_a_start_off_its_plan_warns_and_sharpens_the_next(tmp_path: Path) -> Non
     facts = facts_of("h100-0.24-seed.log")
     rows, settings, row = held(facts, tmp_path, gpu_memory_utilization="0.80")
     learnt = load_observations(tmp_path)
-    wish = sharpen(memory_request(settings, row, H100), learnt)
+    request = sharpen(memory_request(settings, row, H100), learnt)
 
     assert Status.WARN in {one.status for one in rows}
     assert "recorded" in next(one.remedy for one in rows if one.status is Status.WARN)
     assert len(learnt) == 1
-    assert estimate(wish).kv_cache_gib == pytest.approx(51.04, abs=0.1)
+    assert estimate(request).kv_cache_gib == pytest.approx(51.04, abs=0.1)
 
 
-def test_nothing_is_recorded_of_a_gpu_that_nobody_saw(tmp_path: Path) -> None:
+def test_nothing_is_recorded_for_an_unknown_gpu(tmp_path: Path) -> None:
     rows, _, _ = held(facts_of("h100-0.24-seed.log"), tmp_path, known=False)
 
     assert rows
     assert load_observations(tmp_path) == ()
 
 
-def test_a_later_start_is_told_by_its_log(tmp_path: Path) -> None:
+def test_a_later_start_is_recognised_by_its_log(tmp_path: Path) -> None:
     assert facts_of("h100-0.24-no-room.log").compile_cached is True
     held(replace(facts_of("h100-0.24-seed.log"), compile_cached=True), tmp_path)
 
     assert [one.first_start for one in load_observations(tmp_path)] == [False]
 
 
-def test_a_log_that_tells_no_memory_and_an_engine_without_a_plan_have_no_rows(tmp_path: Path) -> None:
+def test_a_log_without_memory_figures_and_an_engine_without_a_plan_have_no_rows(tmp_path: Path) -> None:
     assert held(EngineFacts(), tmp_path)[0] == ()
     cpu = held(facts_of("cpu-0.32-tiny.log"), tmp_path, profile="cpu", known=False, gpu_memory_utilization="auto")
     assert cpu[0] == ()

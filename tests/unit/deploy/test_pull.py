@@ -1,4 +1,4 @@
-"""The engine's pull stream, as a real engine 20.10 sent it for two layers from a local registry, read into progress."""
+"""Progress from the stream of a pull, as Docker 20.10 sent it for two layers from a local registry."""
 
 import pytest
 

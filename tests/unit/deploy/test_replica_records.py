@@ -1,4 +1,4 @@
-"""What is on record of several engines, and what refuses them by name."""
+"""The record of several engines, and the commands that refuse them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_plain_process_serves_one_engine(tmp_path: Path) -> None:
 
 
 class Talking(ReplicaSet):
-    """Stands for two containers with logs: what is read of Docker is given here."""
+    """Imitates two containers with logs, without Docker."""
 
     def __init__(self) -> None:
         self.replicas = dict.fromkeys(NAMES, cast("Replica", None))

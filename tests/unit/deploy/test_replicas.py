@@ -1,4 +1,4 @@
-"""Several engines and a router in one Compose file: each on its own devices, one port, no cache that two write."""
+"""Several engines and a router in one Compose file: each engine with its own devices and cache, one port for all."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def devices(service: dict[str, Any]) -> list[str]:
         (("replicas=2", "devices=3,GPU-1a,0"), [["3"], ["GPU-1a"]]),
     ],
 )
-def test_each_engine_has_devices_of_its_own(sets: tuple[str, ...], expected: list[list[str]]) -> None:
+def test_each_engine_has_its_own_devices(sets: tuple[str, ...], expected: list[list[str]]) -> None:
     made = services(*sets)
     assert [devices(made[name]) for name in ENGINES[: len(expected)]] == expected
     assert set(made) == {*ENGINES[: len(expected)], "router"}
@@ -68,7 +68,7 @@ def test_the_engines_are_alike_and_share_no_cache() -> None:
     assert caches == ["cache-1", "cache-2"]
 
 
-def test_the_router_alone_has_a_port_and_knows_every_engine() -> None:
+def test_only_the_router_has_a_port_and_it_knows_every_engine() -> None:
     made = services("replicas=3", "port=9000")
     assert [name for name, service in made.items() if "ports" in service] == ["router"]
     assert made["router"]["ports"] == ["127.0.0.1:9000:8080"]
@@ -87,15 +87,15 @@ def test_the_router_is_as_hardened_as_the_engine_and_never_sees_the_key() -> Non
     assert not {"secrets", "environment"} & set(router)
 
 
-def test_its_wheel_is_held_to_its_sums() -> None:
+def test_the_routers_wheel_is_checked_against_its_hashes() -> None:
     recipe = services("replicas=2")["router"]["build"]["dockerfile_inline"]
-    assert services("replicas=2")["router"]["pull_policy"] == "never", "no registry's image of that name"
+    assert services("replicas=2")["router"]["pull_policy"] == "never", "an image of that name in a registry is not ours"
     assert "--require-hashes" in recipe
     assert recipe.count("--hash=sha256:") == 2
-    assert len(recipe.splitlines()) == 2, "one line a step: a broken line would be another instruction"
+    assert len(recipe.splitlines()) == 2, "one line per step: a broken line would be another instruction"
 
 
-def test_what_stands_beside_talks_to_the_router() -> None:
+def test_the_other_services_talk_to_the_router() -> None:
     made = resolve_spec({"profile": "b200"}, sets=["replicas=2", "extras=gateway,ui,monitoring"])
     files = rendered(made)
     assert "router:8080" in files["gateway/Caddyfile"]
@@ -123,26 +123,26 @@ def test_what_stands_beside_talks_to_the_router() -> None:
         (("replicas=10", f"service={'x' * 61}"), "the service name"),
     ],
 )
-def test_what_replicas_cannot_have_is_refused_by_name(sets: tuple[str, ...], named: str) -> None:
+def test_settings_that_replicas_cannot_have_are_refused_by_name(sets: tuple[str, ...], named: str) -> None:
     with pytest.raises(UsageError) as refused:
         services(*sets)
     assert named in refused.value.message
     assert refused.value.hint
 
 
-def test_an_open_door_and_a_host_with_one_gpu_are_told() -> None:
+def test_an_unprotected_router_and_a_host_with_one_gpu_cause_warnings() -> None:
     warnings = resolve_spec({"profile": "gb10"}, sets=["replicas=2"]).router_warnings
     assert any("/add_worker" in text for text in warnings)
     assert any("one GPU" in text for text in warnings)
     assert resolve_spec({"profile": "gb10"}).router_warnings == ()
 
 
-@pytest.mark.parametrize(("target", "told"), [("compose", True), ("kubernetes", False)])
-def test_a_cluster_is_not_warned_of_a_router_that_it_has_not(target: str, told: bool) -> None:
+@pytest.mark.parametrize(("target", "warned"), [("compose", True), ("kubernetes", False)])
+def test_kubernetes_without_a_router_gets_no_warning_about_one(target: str, warned: bool) -> None:
     words = ["render", "--profile", "b200", "--replicas", "2", "--target", target]
     done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert ("/add_worker" in done.stderr) == told
+    assert ("/add_worker" in done.stderr) == warned
 
 
 @pytest.mark.parametrize("name", ["compose-two-b200", "compose-three-named"])

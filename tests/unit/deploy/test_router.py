@@ -1,4 +1,4 @@
-"""The real router (the pinned wheel), in front of two servers shaped after vLLM: what `up` asks of it."""
+"""What `up` asks of the real router (the pinned wheel), in front of two servers that imitate vLLM."""
 
 import socket
 import subprocess
@@ -26,7 +26,7 @@ from servers.serve import serving
 
 @dataclass(kw_only=True)
 class Busy(Reference):
-    """Counts requests that run, as vLLM's gauges do."""
+    """Reports running requests, as vLLM's gauges do."""
 
     running: int = 0
 
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    """Engines at 127.0.0.1:PORT; a service is named by host and port here, so that the names resolve."""
+    """Engines at 127.0.0.1:PORT; services are named by host and port, so that the names resolve."""
     engines = (Busy(key="secret"), Busy(key="secret"))
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "address_of", lambda service: f"http://{service}")
@@ -85,10 +85,10 @@ def pool() -> Iterator[Pool]:
         yield Pool(client=client, services=(services[0], services[1]), engines=engines)
 
 
-def test_an_engine_that_is_out_gets_nothing_and_is_put_back(pool: Pool) -> None:
+def test_an_engine_taken_out_gets_no_requests_and_can_be_put_back(pool: Pool) -> None:
     first, second = pool.services
     pool.client.take_out(first)
-    pool.client.take_out(first)  # a roll that was cut off may have done it before
+    pool.client.take_out(first)  # an update that was cut off may have done it already
     assert pool.client.workers() == {f"http://{second}": True}
     before = len(pool.engines[0].requests)
     assert {pool.chat() for _ in range(6)} == {200}
@@ -115,7 +115,7 @@ def test_an_engine_is_idle_when_it_counts_no_request(pool: Pool) -> None:
     began = time.monotonic()
     assert wait_idle(address, 20) == 0
     assert time.monotonic() - began > 0.5
-    assert wait_idle("http://127.0.0.1:9", 5) is None, "one that does not answer has nothing to finish"
+    assert wait_idle("http://127.0.0.1:9", 5) is None, "an engine that does not answer has nothing to finish"
 
 
 def test_a_router_that_is_not_there_or_another_server_is_reported() -> None:
@@ -125,7 +125,7 @@ def test_a_router_that_is_not_there_or_another_server_is_reported() -> None:
         RouterClient(base_url=other).workers()
 
 
-def test_other_engines_than_these_are_not_ready(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_router_is_not_ready_with_other_engines(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "READY_SECONDS", 0.6)
     with pytest.raises(Unreachable, match="not ready with 1 engines"):
         pool.client.wait_ready(pool.services[:1])
@@ -136,7 +136,7 @@ def test_the_address_is_the_one_that_the_rendered_file_gives() -> None:
 
 
 class Files:
-    """Stands for `docker compose up` on a project in which everything runs already."""
+    """Imitates `docker compose up` on a project in which everything runs already."""
 
     def up(self, **_: object) -> None:
         pass
@@ -193,7 +193,7 @@ def replica_set(pool: Pool, *kept: str) -> ReplicaSet:
     return made
 
 
-def test_a_roll_takes_one_engine_out_at_a_time_and_gates_the_router_last(pool: Pool) -> None:
+def test_a_rolling_update_takes_one_engine_out_at_a_time_and_gates_the_router_last(pool: Pool) -> None:
     first, second = pool.services
     roll = Roll(pool=pool)
     replica_set(pool).bring_up(roll)
@@ -201,14 +201,14 @@ def test_a_roll_takes_one_engine_out_at_a_time_and_gates_the_router_last(pool: P
     assert roll.stopped == []
 
 
-def test_an_engine_that_runs_from_these_files_goes_on_serving_while_it_is_gated(pool: Pool) -> None:
+def test_an_engine_that_runs_from_these_files_keeps_serving_while_it_is_gated(pool: Pool) -> None:
     first, second = pool.services
     roll = Roll(pool=pool)
     replica_set(pool, first, second).bring_up(roll)
     assert list(roll.held.values()) == [{first, second}] * 3
 
 
-def test_the_first_engine_that_fails_ends_the_roll_stopped_and_out(pool: Pool) -> None:
+def test_the_first_engine_that_fails_ends_the_update_stopped_and_out(pool: Pool) -> None:
     first, second = pool.services
     roll, replicas = Roll(pool=pool, fails=first), replica_set(pool)
     with pytest.raises(EngineDied):

@@ -1,4 +1,4 @@
-"""Files that an earlier glm4-deploy wrote (tests/data/schema-1) are read as if they were of today."""
+"""Files that an earlier glm4-deploy wrote (tests/data/schema-1) are read like current ones."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[2] / "data/schema-1"
 
 @pytest.fixture(params=["process", "replicas"])
 def state_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A state directory as it was left, with one release."""
+    """A state directory of that time, with one release."""
     old = DATA / str(request.param)
     shutil.copy(old / "up.json", tmp_path)
     release = tmp_path / "releases" / json.loads((old / RECORD).read_text())["id"]
@@ -60,7 +60,7 @@ def test_a_release_is_still_good_and_means_the_same(state_dir: Path) -> None:
     assert list(release.endpoint.vllm or ()) == (old["service"]["vllm"] or [])
 
 
-def test_what_is_written_next_is_of_today_and_the_same(state_dir: Path) -> None:
+def test_the_next_write_has_the_current_schema_and_the_same_content(state_dir: Path) -> None:
     record = load_record(state_dir)
     assert record is not None
     save_record(record, state_dir)

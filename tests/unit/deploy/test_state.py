@@ -1,4 +1,4 @@
-"""What a killed deployment leaves, and how the next command words it."""
+"""What a killed deployment leaves, and how the next command reports it."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_a_deployment_cut_off_before_it_touched_anything_is_harmless(tmp_path: P
 @pytest.mark.parametrize(
     "stage", [JournalStage.STOP, JournalStage.START, JournalStage.GATE, JournalStage.RECORD, JournalStage.RESTORE]
 )
-def test_one_cut_off_later_leaves_something_unjudged_and_names_the_way_back(
+def test_a_deployment_cut_off_later_leaves_the_engine_unjudged_and_names_the_way_back(
     tmp_path: Path, stage: JournalStage
 ) -> None:
     Journal(tmp_path, "up", "0003-x").stage(stage)
@@ -39,7 +39,7 @@ def test_one_cut_off_later_leaves_something_unjudged_and_names_the_way_back(
     assert "glm4-deploy rollback 0003-x" in words
 
 
-def test_one_at_work_is_not_cut_off(tmp_path: Path) -> None:
+def test_a_deployment_at_work_is_not_cut_off(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "").stage(JournalStage.GATE)
     with hold_lock(tmp_path, "up"):
         words, unjudged = describe_journal(tmp_path)
@@ -48,12 +48,12 @@ def test_one_at_work_is_not_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"what": 1}', "\x00"])
-def test_a_damaged_journal_is_read_on_the_safe_side(tmp_path: Path, text: str) -> None:
+def test_a_damaged_journal_leaves_the_engine_unjudged(tmp_path: Path, text: str) -> None:
     (tmp_path / JOURNAL_FILE).write_text(text)
     assert describe_journal(tmp_path)[1]
 
 
-def test_what_was_left_unjudged_stays_so_until_it_is_judged(tmp_path: Path) -> None:
+def test_an_engine_left_unjudged_stays_so_until_it_is_judged(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "0003-x").stage(JournalStage.GATE)
     second = Journal(tmp_path, "rollback", "0003-x")
     second.stage(JournalStage.PULL)
@@ -66,13 +66,13 @@ def test_what_was_left_unjudged_stays_so_until_it_is_judged(tmp_path: Path) -> N
     assert interrupted_entry(tmp_path) is None
 
 
-def test_the_end_leaves_nothing(tmp_path: Path) -> None:
+def test_a_deployment_that_ended_leaves_no_journal(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "").end()
     assert interrupted_entry(tmp_path) is None
     assert describe_journal(tmp_path) == ("", False)
 
 
-def test_the_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+def test_the_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from glm4_deploy.deploy.state import hold_lock\n"
         "with hold_lock(Path(sys.argv[1]), 'up'):\n    print('held', flush=True); time.sleep(60)"
@@ -89,4 +89,4 @@ def test_the_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     begin = time.monotonic()
     with hold_lock(tmp_path, "up"):
         pass
-    assert time.monotonic() - begin < 1, "a stale lock holds nobody up"
+    assert time.monotonic() - begin < 1, "a stale lock does not delay anybody"

@@ -1,4 +1,4 @@
-"""`status` believes neither a process that runs nor a model list: /health must agree."""
+"""`status` trusts neither a running process nor a model list: /health must agree."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from servers.serve import serving
 
 
 def status_of(base_url: str, directory: Path, *, model: str = "glm-4-9b-chat") -> StatusReport:
-    """Of an engine on record that this very process stands for."""
+    """The status of an engine on record, as which this process poses."""
     port = urlsplit(base_url).port or 0
     endpoint = Endpoint(
         runner=EngineKind.PROCESS, project="p", service="s", profile="cpu", base_url=base_url, bind="127.0.0.1",
@@ -30,7 +30,7 @@ def status_of(base_url: str, directory: Path, *, model: str = "glm-4-9b-chat") -
     return read_status(record, recorded_engine(record, directory), directory)
 
 
-def test_one_that_answers_everything_is_up(tmp_path: Path) -> None:
+def test_an_engine_that_answers_everything_is_up(tmp_path: Path) -> None:
     with serving(Reference()) as base_url:
         report = status_of(base_url, tmp_path)
     assert (report.up, report.why, report.health) == (True, "", 200)
@@ -44,7 +44,7 @@ def test_one_that_answers_everything_is_up(tmp_path: Path) -> None:
         (Reference(model="another"), "glm-4-9b-chat", "serves another, not glm-4-9b-chat"),
     ],
 )
-def test_one_that_runs_and_is_not_well_is_not_up(app: Reference, model: str, why: str, tmp_path: Path) -> None:
+def test_an_engine_that_runs_but_is_not_well_is_not_up(app: Reference, model: str, why: str, tmp_path: Path) -> None:
     with serving(app) as base_url:
         report = status_of(base_url, tmp_path, model=model)
     assert not report.up
@@ -52,19 +52,19 @@ def test_one_that_runs_and_is_not_well_is_not_up(app: Reference, model: str, why
     assert report.report().exit_code == 1
 
 
-def test_one_that_does_not_answer_is_not_up(tmp_path: Path) -> None:
+def test_an_engine_that_does_not_answer_is_not_up(tmp_path: Path) -> None:
     report = status_of("http://127.0.0.1:9", tmp_path)
     assert report.why.startswith("no answer at http://127.0.0.1:9/health")
 
 
-def test_one_that_was_never_judged_is_not_up(tmp_path: Path) -> None:
+def test_an_engine_that_was_never_judged_is_not_up(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "").stage(JournalStage.GATE)
     with serving(Reference()) as base_url:
         report = status_of(base_url, tmp_path)
     assert "up was cut off in the stage `gate`" in report.why
 
 
-def test_json_has_what_scripts_ask_for_in_front_and_the_rest_whole(tmp_path: Path) -> None:
+def test_json_begins_with_what_scripts_need_and_has_everything_else(tmp_path: Path) -> None:
     with serving(Reference()) as base_url:
         wire = to_wire(status_of(base_url, tmp_path))
     assert (wire["up"], wire["runner"], wire["release"], wire["last_verdict"]) == (True, "process", "0001-x", "ok")

@@ -80,11 +80,11 @@ publish(store, texts="new: 1\\n")
 
 
 def test_a_kill_at_any_step_loses_nothing_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """A real process that ends at once before its n-th change of the file system, for every n."""
+    """A real process that exits just before its n-th change of the file system, for every n."""
     store = Store(tmp_path)
     first = publish(store)
     code = CRASH.format(tests=str(Path(__file__).parents[2]))
-    steps = whole = 0
+    steps = new = 0
     while steps < 100:
         steps += 1
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(steps)], capture_output=True, check=False)
@@ -92,13 +92,13 @@ def test_a_kill_at_any_step_loses_nothing_and_leaves_nothing_half_written(tmp_pa
         assert all(isinstance(one, Release) for one in found)
         assert found[0].id == first
         for one in store.releases():
-            assert store.files_of(one).texts, "whatever is listed can be put back"
-        whole = len(found) - 1
-        assert whole in (0, 1)
-        if whole or done.returncode != 9:
+            assert store.files_of(one).texts, "every listed release can be put back"
+        new = len(found) - 1
+        assert new in (0, 1)
+        if new or done.returncode != 9:
             break
     assert steps > 10, "the hook must have seen the writes"
-    assert whole == 1
+    assert new == 1
     store.sweep()
     assert {path.name for path in store.root.iterdir()} == {one.id for one in store.all()}
 
@@ -110,7 +110,7 @@ def test_a_half_written_directory_is_ignored_and_swept(tmp_path: Path) -> None:
     (store.root / "0007-20260101T000000Z/compose.yaml").write_text("half")
     (store.root / ".draft-1-ab").mkdir()
     assert [one.id for one in store.all()] == [good]
-    assert store.next_id().startswith("0008-"), "its number is not given again"
+    assert store.next_id().startswith("0008-"), "its number is not used again"
     store.draft(FILES).discard()
     assert [path.name for path in store.root.iterdir()] == [good]
 
@@ -127,7 +127,7 @@ def test_a_damaged_record_is_shown_and_never_good(tmp_path: Path, text: str) -> 
     with pytest.raises(UsageError, match="damaged"):
         store.find(name)
     store.sweep()
-    assert len(store.all()) == 1, "a record is evidence: it is not swept"
+    assert len(store.all()) == 1, "a record is evidence and is not swept"
 
 
 def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
@@ -170,14 +170,14 @@ def test_find_takes_an_id_a_number_or_a_beginning(tmp_path: Path) -> None:
     assert store.find(one).id == one
     assert store.find("2").id == store.find("0002").id == two
     assert store.find("0002-").id == two
-    for wished, said in (
+    for name, message in (
         ("9", "no release"),
         ("000", "no release|more than one"),
         ("", "no release"),
         ("../x", "no release"),
     ):
-        with pytest.raises(UsageError, match=said):
-            store.find(wished)
+        with pytest.raises(UsageError, match=message):
+            store.find(name)
 
 
 def test_the_newest_are_kept_and_a_way_back_with_them(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
         assert [path.name for path in store.root.iterdir()] == [name]
 
         (mount / "filler").unlink()
-        draft = store.draft(FILES)  # room is taken now, while the disk has some
+        draft = store.draft(FILES)  # space is reserved now, while the disk has some
         with pytest.raises(OSError, match="No space"):
             (mount / "filler").write_bytes(b"x" * (4 << 20))
         draft.publish(release(store.next_id()), {"boot.log": "x" * (1 << 20)})

@@ -1,4 +1,4 @@
-"""Whole logs as collectors, shells and clusters hand them over: the same facts and findings in every form."""
+"""Logs as collectors, shells and clusters deliver them: the same facts and findings in every form."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.unit.logs.test_reader import BAD, EXPECTED, LOGS, coloured, ids, lines_of, told
+from tests.unit.logs.test_reader import BAD, EXPECTED, LOGS, coloured, facts_of, ids, lines_of
 
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.logs.source import read_file, scan_log
@@ -27,7 +27,7 @@ def stamp(now: datetime) -> bytes:
 
 
 def docker_json(line: bytes, now: datetime) -> bytes:
-    """The driver's own file: a long line comes in pieces, each a record; only the last holds a newline."""
+    """Docker's own log file: a long line is split into records, of which only the last ends with a newline."""
     text = line.decode(errors="replace") + "\n"
     pieces = [text[at : at + 100] for at in range(0, len(text), 100)]
     record = {"stream": "stderr", "time": stamp(now).decode()}
@@ -52,8 +52,8 @@ def huge(lines: list[bytes]) -> bytes:
 def requests_logged(lines: list[bytes]) -> bytes:
     """Prompts that quote other logs."""
     bad = b"torch.OutOfMemoryError: CUDA out of memory. Available KV cache memory: 1.5 GiB ERROR Traceback"
-    said = b"INFO: Received request cmpl-1: prompt: '%b', params: None" % bad
-    return b"\n".join(part for line in lines for part in (line, said))
+    request = b"INFO: Received request cmpl-1: prompt: '%b', params: None" % bad
+    return b"\n".join(part for line in lines for part in (line, request))
 
 
 FORMS: dict[str, Form] = {
@@ -89,33 +89,33 @@ def read_form(form: str, lines: list[bytes], path: Path) -> LogReader:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_log_tells_the_same_in_every_form(name: str, form: str, tmp_path: Path) -> None:
+def test_a_log_gives_the_same_result_in_every_form(name: str, form: str, tmp_path: Path) -> None:
     plain = read_file(str(LOGS / name))[1]
     changed = read_form(form, lines_of(name), tmp_path)
-    assert (told(changed), ids(changed)) == (told(plain), ids(plain))
+    assert (facts_of(changed), ids(changed)) == (facts_of(plain), ids(plain))
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if EXPECTED[name].get("failures", [UNKNOWN])[0] != UNKNOWN])
 @pytest.mark.parametrize("share", [0.1, 0.3])
-def test_a_log_whose_beginning_is_lost_still_tells_why_it_failed(name: str, share: float, tmp_path: Path) -> None:
+def test_a_log_without_its_beginning_still_shows_why_the_engine_failed(name: str, share: float, tmp_path: Path) -> None:
     lines = lines_of(name)
     file = tmp_path / "engine.log"
-    # The cut falls within a line.
+    # It is cut within a line.
     file.write_bytes(b"\n".join(lines[int(len(lines) * share) :])[7:])
     found = [row.id for row in read_file(str(file))[1].findings if row.severity in BAD]
     assert found[0] == EXPECTED[name]["failures"][0]
 
 
-def test_a_damaged_archive_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_read_as_far_as_possible(tmp_path: Path) -> None:
     lines = [b"x%d" % random.randrange(10**9) for _ in range(2000)]
-    whole = gzip.compress(b"\n".join([*lines_of("h100-0.24-no-room.log"), *lines]))
+    archive = gzip.compress(b"\n".join([*lines_of("h100-0.24-no-room.log"), *lines]))
     file = tmp_path / "engine.log.1.gz"
-    for data in (whole[:-2000], whole + b"\0" * 512, whole[:-2000] + b"\xff" * 2000):
+    for data in (archive[:-2000], archive + b"\0" * 512, archive[:-2000] + b"\xff" * 2000):
         file.write_bytes(data)
         assert ids(read_file(str(file))[1])[0] == "no-kv-room"
 
 
-def test_json_lines_of_the_engine_s_own_logger_are_read() -> None:
+def test_json_lines_of_the_engines_own_logger_are_read() -> None:
     trouble = {
         "levelname": "ERROR",
         "asctime": "2026-03-18 12:00:00,123",
@@ -127,7 +127,7 @@ def test_json_lines_of_the_engine_s_own_logger_are_read() -> None:
     assert [row.id for row in reader.findings] == [UNKNOWN]
 
 
-def test_records_that_are_no_log_lines_stay_as_they_are() -> None:
+def test_records_that_are_not_log_lines_are_not_changed() -> None:
     lines = [
         b'{"log": 1}',
         b'{"a": [',

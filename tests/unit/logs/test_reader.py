@@ -1,4 +1,4 @@
-"""Whole logs: the facts and findings written down by hand, and the same whatever is put around the lines."""
+"""Complete logs: facts and findings as recorded by hand, whatever surrounds the lines."""
 
 import random
 import re
@@ -32,7 +32,7 @@ def scan(lines: list[bytes], *, chunk: int = 1 << 18) -> LogReader:
     return scan_log(LogReader(), (data[at : at + chunk] for at in range(0, len(data), chunk)))
 
 
-def told(reader: LogReader) -> dict[str, Any]:
+def facts_of(reader: LogReader) -> dict[str, Any]:
     facts = asdict(reader.facts)
     del facts["progress"]
     return facts
@@ -49,15 +49,15 @@ def wanted(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_log_tells_what_was_written_down(name: str) -> None:
+def test_a_log_gives_the_recorded_facts_and_findings(name: str) -> None:
     reader = scan(lines_of(name))
-    assert told(reader) == wanted(name)
+    assert facts_of(reader) == wanted(name)
     assert [row.id for row in reader.findings if row.severity in BAD] == EXPECTED[name].get("failures", [])
     assert [row.id for row in reader.findings if row.severity not in BAD] == EXPECTED[name].get("others", [])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_findings_quote_lines_that_are_there_causes_first_and_wrappers_last(name: str) -> None:
+def test_findings_quote_lines_of_the_log_causes_first_and_wrappers_last(name: str) -> None:
     reader = scan(lines_of(name))
     text = (LOGS / name).read_bytes().decode()
     for row in reader.findings:
@@ -104,7 +104,7 @@ def served(lines: list[bytes]) -> Iterator[bytes]:
 
 
 def interleaved(lines: list[bytes]) -> Iterator[bytes]:
-    """Neighbours of different processes change places; each process keeps its own order."""
+    """Adjacent lines of different processes are swapped; each process keeps its own order."""
     out, dice = list(lines), random.Random(7)
     for at in range(len(out) - 1):
         first, second = (re.match(rb"\([^)]*\)", line) for line in out[at : at + 2])
@@ -132,24 +132,24 @@ MUTATIONS: tuple[Callable[[list[bytes]], Iterator[bytes]], ...] = (
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 @pytest.mark.parametrize("name", EXPECTED)
-def test_whatever_is_put_around_the_lines_the_log_tells_the_same(name: str, mutate: Any) -> None:
+def test_what_surrounds_the_lines_does_not_change_the_result(name: str, mutate: Any) -> None:
     plain, changed = scan(lines_of(name)), scan(list(mutate(lines_of(name))))
-    assert told(changed) == told(plain)
+    assert facts_of(changed) == facts_of(plain)
     assert ids(changed) == ids(plain)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_bytes_cut_anywhere_and_lines_one_by_one_tell_the_same(name: str, chunk: int) -> None:
+def test_chunks_of_any_size_and_single_lines_give_the_same_result(name: str, chunk: int) -> None:
     lines = lines_of(name)
     cut, single = scan(lines, chunk=chunk), LogReader()
     for line in lines:
         single.feed(line.decode())
-    assert (told(cut), cut.findings, cut.tail(9)) == (told(single), single.findings, single.tail(9))
+    assert (facts_of(cut), cut.findings, cut.tail(9)) == (facts_of(single), single.findings, single.tail(9))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_log_cut_off_anywhere_never_tells_more_than_the_whole(name: str) -> None:
+def test_the_phase_never_goes_back_as_a_log_grows(name: str) -> None:
     lines = lines_of(name)
     reader, last = LogReader(), -1
     for line in lines:
@@ -159,9 +159,9 @@ def test_a_log_cut_off_anywhere_never_tells_more_than_the_whole(name: str) -> No
         last = now
 
 
-def test_the_log_of_a_container_that_restarts_tells_of_the_last_start() -> None:
+def test_the_log_of_a_restarting_container_describes_its_last_start() -> None:
     reader = scan(lines_of("h100-0.24-no-room.log") + lines_of("v1-0.13-native-tp2.log"))
-    assert told(reader) == wanted("v1-0.13-native-tp2.log")
+    assert facts_of(reader) == wanted("v1-0.13-native-tp2.log")
     assert reader.starts == 2
     assert ids(reader)[0] == "no-kv-room"
     again = scan(lines_of("h100-0.24-bad-path.log") * 3)
@@ -169,14 +169,14 @@ def test_the_log_of_a_container_that_restarts_tells_of_the_last_start() -> None:
     assert [(row.id, row.count) for row in again.findings] == [("model-path", 3)]
 
 
-def test_docker_s_clock_serves_where_the_engine_writes_none() -> None:
+def test_dockers_timestamps_are_used_where_the_engine_writes_none() -> None:
     lines = [b"vLLM Version 0.13.0", b"INFO:     Application startup complete."]
     stamped = [b"2026-03-18T12:00:00.5Z " + lines[0], b"2026-03-18T12:01:30.75Z " + lines[1]]
     assert scan(lines).facts.ready_s is None
     assert scan(stamped).facts.ready_s == 90.2
 
 
-def test_a_start_over_new_year_has_its_true_length() -> None:
+def test_a_start_across_new_year_has_the_right_duration() -> None:
     lines = [
         b"INFO 12-31 23:59:50 [api_server.py:1] vLLM API server version 0.13.0",
         b"INFO 01-01 00:00:20 [api_server.py:2] Starting vLLM API server 0 on http://0.0.0.0:8000",
@@ -193,7 +193,7 @@ def test_an_unknown_exception_is_quoted_with_the_file_that_raised_it() -> None:
     assert "models/other.py:12" in second.cause
 
 
-def test_a_stop_from_outside_and_a_client_s_fault_are_no_failures() -> None:
+def test_a_stop_from_outside_and_a_clients_mistake_are_not_failures() -> None:
     head = [b"Traceback (most recent call last):", b'  File "/usr/lib/python3/x.py", line 1, in f']
     long = b"ValueError: This model's maximum context length is 32768 tokens. However, you requested 40000 tokens"
     ends = (b"KeyboardInterrupt", b"asyncio.exceptions.CancelledError", long)
@@ -204,7 +204,7 @@ def test_a_stop_from_outside_and_a_client_s_fault_are_no_failures() -> None:
     assert [row.id for row in odd.findings if row.severity in BAD] == ["unknown-exception"]
 
 
-def test_progress_tells_shards_and_rate_then_graphs() -> None:
+def test_progress_shows_shards_and_rate_then_graphs() -> None:
     reader, seen = LogReader(), []
     for line in lines_of("v1-0.18-sm120.log"):
         reader.feed(line.decode())
@@ -220,7 +220,7 @@ def test_progress_tells_shards_and_rate_then_graphs() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=30))
-def test_no_bytes_stop_it(chunks: list[bytes]) -> None:
+def test_no_input_makes_the_reader_fail(chunks: list[bytes]) -> None:
     reader = scan_log(LogReader(), chunks)
     assert all(row.line.isprintable() or "\t" in row.line for row in reader.findings)
 
@@ -255,16 +255,16 @@ def test_an_error_that_no_signature_knows_is_a_finding(lines: list[bytes], sever
     assert row.line == TOKEN.decode()
 
 
-def test_an_unknown_error_never_stands_before_a_known_failure_nor_beside_its_own_traceback() -> None:
+def test_an_unknown_error_comes_after_known_failures_and_not_beside_its_own_traceback() -> None:
     known = scan([BOOT, TOKEN, *lines_of("h100-0.24-no-room.log")])
     assert known.findings[0].id == "no-kv-room"
     place = TOKEN.partition(b"RuntimeError")[0]
-    said = (b"It failed.", b"Traceback (most recent call last):", b"ValueError: x", b"more")
-    traced = [place + line for line in said]
+    messages = (b"It failed.", b"Traceback (most recent call last):", b"ValueError: x", b"more")
+    traced = [place + line for line in messages]
     assert ids(scan([BOOT, *traced])) == ["unknown-exception"]
 
 
-def test_unknown_errors_are_few() -> None:
+def test_the_number_of_unknown_errors_is_limited() -> None:
     lines = [TOKEN + f" {chr(97 + n % 26)}{chr(97 + n // 26)}".encode() for n in range(500)]
     found = scan([BOOT, *lines]).findings
     assert len(found) == 10

@@ -1,4 +1,4 @@
-"""Each row of the table fires on the line it was made from, and nothing else does."""
+"""Each row of the table fires on its own example, and no other row does."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_the_table_is_large_and_its_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
-def test_a_row_fires_on_its_example_alone(row: Signature) -> None:
+def test_a_row_fires_on_its_example_only(row: Signature) -> None:
     assert any(literal in row.example for literal in row.has)
     assert all((row.cause, row.fix, row.source))
     assert findings(row.example) == (row.id,)
@@ -62,11 +62,11 @@ def test_a_failure_that_a_prompt_quotes_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize("line", LINES["healthy"])
-def test_a_healthy_line_that_looks_alike_is_no_finding(line: str) -> None:
+def test_a_healthy_line_that_looks_similar_is_not_a_finding(line: str) -> None:
     assert findings(line) == ()
     assert scan_log(LogReader(), [line.encode() + b"\n" + b"x\n" * 300]).findings == ()
 
 
 @pytest.mark.parametrize(("line", "row"), LINES["alike"].items())
-def test_other_words_for_the_same_failure_are_known(line: str, row: str) -> None:
+def test_other_messages_of_the_same_failure_are_recognised(line: str, row: str) -> None:
     assert findings(line) == (row,)

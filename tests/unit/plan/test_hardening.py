@@ -1,4 +1,4 @@
-"""Hardening: each limit has a switch, each one that is off says why; the key stays out of argv and environment."""
+"""Hardening: each limit can be switched off and then says why; the key stays out of argv and environment."""
 
 import subprocess
 from pathlib import Path
@@ -32,7 +32,7 @@ def rendered(*sets: str, profile: str = "gb10") -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_each_limit_has_a_switch_and_its_absence_a_reason(name: str) -> None:
+def test_each_limit_can_be_switched_off_and_then_says_why(name: str) -> None:
     switch, key = SWITCHES[name]
     service, text = rendered(*ALL_ON)
     assert key in service
@@ -66,7 +66,7 @@ def test_the_key_is_a_secret_file_and_the_engine_is_started_through_a_shell_that
 
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
-def test_the_launcher_passes_every_word_on_as_it_is(tmp_path: Path, shell: str) -> None:
+def test_the_launcher_passes_every_argument_unchanged(tmp_path: Path, shell: str) -> None:
     words = ["a b", '{"x": "$(id)"}', "*", "", "--flag", "it's"]
     (tmp_path / "key").write_text("s3cret\n")
     script = WITH_KEY.replace(SECRET_PATH, str(tmp_path / "key"))
@@ -87,13 +87,13 @@ def test_an_engine_without_its_key_does_not_start_open(tmp_path: Path, content: 
     assert "key file" in done.stderr
 
 
-def test_a_key_in_the_command_line_or_the_environment_is_refused_or_reported() -> None:
+def test_a_key_in_the_command_line_or_the_environment_is_refused_or_warned_about() -> None:
     with pytest.raises(UsageError, match=r"args\.api-key"):
         resolve_spec({}, sets=["args.api-key=x"])
     assert any("api_key_file" in warning for warning in resolve_spec({}, sets=["env.VLLM_API_KEY=x"]).warnings)
 
 
-def test_an_open_bind_is_reported_with_and_without_a_key() -> None:
+def test_an_open_bind_warns_with_and_without_a_key() -> None:
     bare = resolve_spec({"bind": "192.0.2.7"}).warnings
     keyed = resolve_spec({"bind": "192.0.2.7"}, sets=["api_key_file=k"]).warnings
     assert any("it needs no key" in warning for warning in bare)
@@ -101,7 +101,7 @@ def test_an_open_bind_is_reported_with_and_without_a_key() -> None:
     assert any("/metrics" in warning for warning in keyed)
 
 
-def test_a_key_is_made_once_in_a_closed_directory_and_never_empty(tmp_path: Path) -> None:
+def test_a_key_is_made_once_in_a_private_directory_and_never_empty(tmp_path: Path) -> None:
     path = tmp_path / "deep/secrets/key"
     assert ensure_key(path)
     first = read_key(path)

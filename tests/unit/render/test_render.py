@@ -1,4 +1,4 @@
-"""The rendered file: against the publisher's example, against hostile values, against Compose and its schema."""
+"""The rendered file: the publisher's example, hostile values, Compose and its schema."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def render(**flags: object) -> str:
     return compose_file(resolve_spec(flags))
 
 
-def test_seed_carries_every_line_of_the_publishers_example() -> None:
+def test_seed_contains_every_line_of_the_publishers_example() -> None:
     card, ours = service(CARD.read_text()), service(render(profile="seed"))
     for key, value in card.items():
         if key not in DIFFERENCES:
@@ -106,7 +106,7 @@ def test_what_every_profile_must_have(name: str) -> None:
         assert model["bind"] == {"create_host_path": False}
 
 
-def test_wishes_reach_the_file() -> None:
+def test_settings_reach_the_file() -> None:
     ours = service(
         compose_file(
             resolve_spec(
@@ -135,12 +135,12 @@ def test_no_value_can_break_a_scalar(text: str) -> None:
     assert yaml.safe_load(f"key: {scalar(text)}")["key"] == text.replace("$", "$$")
 
 
-def test_same_wishes_same_bytes() -> None:
+def test_the_same_settings_give_the_same_bytes() -> None:
     assert render(profile="b200", port=1234) == render(profile="b200", port=1234)
 
 
 @pytest.mark.parametrize("path", ["~/models/x", "/", "..", "/models/.."])
-def test_a_model_directory_that_names_nothing_is_refused(path: str) -> None:
+def test_a_model_directory_without_a_name_is_refused(path: str) -> None:
     with pytest.raises(UsageError, match="model_dir"):
         render(model_dir=path)
 
@@ -150,14 +150,14 @@ def test_a_flag_that_contradicts_a_setting_is_refused() -> None:
         resolve_spec({}, sets=["args.port=1"])
 
 
-def test_the_mistaken_variable_is_told() -> None:
+def test_a_misspelt_variable_causes_a_warning() -> None:
     warnings = resolve_spec({}, sets=["env.TRITON_TXAS_PATH=/x"]).warnings
     assert any("TRITON_PTXAS_PATH" in warning for warning in warnings)
 
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A template folder of the test's own, beside the kit's: it holds the extra `side` with a file and a volume."""
+    """An additional template folder, with the extra `side`, which has a file and a volume."""
     folder = tmp_path / "services"
     (folder / "side").mkdir(parents=True)
     (folder / "side.yaml.j2").write_text(
@@ -201,7 +201,7 @@ def test_an_extra_that_does_not_exist_is_refused() -> None:
         render(extras=["nosuch"])
 
 
-def test_render_writes_and_checks_the_files_beside(beside: Path) -> None:
+def test_render_writes_and_checks_additional_files(beside: Path) -> None:
     out = beside / "deploy"
     out.mkdir()
     runner, words = CliRunner(), ["render", "--profile", "cpu", "--with", "side", "-o", str(out)]

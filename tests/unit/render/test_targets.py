@@ -1,4 +1,4 @@
-"""The targets: golden files, refused settings, words of a unit, and the two scripts that a pod runs."""
+"""The targets: golden files, refused settings, the quoting of a unit, and the two scripts that a pod runs."""
 
 import ast
 import http.server
@@ -47,7 +47,7 @@ def test_golden_files_have_not_drifted(name: str) -> None:
         ("kubernetes", "devices=0,1"),
     ],
 )
-def test_a_setting_without_a_form_is_refused_by_name(target: str, setting: str) -> None:
+def test_a_setting_that_a_target_cannot_express_is_refused_by_name(target: str, setting: str) -> None:
     with pytest.raises(UsageError) as caught:
         render(target, setting)
     key, _, value = setting.partition("=")
@@ -68,8 +68,8 @@ def test_a_unit_has_the_gpus_that_were_named_and_no_more() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("flag", ["pipeline-parallel-size", "nnodes", "data-parallel-address", "tensor-parallel-size"])
-def test_an_engine_is_not_spread_behind_the_file_s_back(target: str, flag: str) -> None:
-    """Its GPUs are counted from the settings; and nothing here starts its other parts on other hosts."""
+def test_flags_that_spread_an_engine_over_other_hosts_are_refused(target: str, flag: str) -> None:
+    """GPUs are counted from the settings, and nothing here would start the other parts on other hosts."""
     with pytest.raises(UsageError, match=f"args.{flag}"):
         render(target, "profile=b200", f"args.{flag}=2")
 
@@ -80,13 +80,13 @@ def test_every_refusal_names_a_setting() -> None:
 
 
 @pytest.mark.parametrize("value", ["a b", 'say "hi"', "50%", "$HOME", "back\\slash", "", "plain"])
-def test_a_word_of_a_unit_comes_out_as_it_went_in(value: str) -> None:
+def test_any_value_survives_the_quoting_of_a_unit(value: str) -> None:
     quoted = unit_word(value)
     assert shlex.split(quoted) == [value.replace("%", "%%").replace("$", "$$")]
 
 
 class Metrics(http.server.BaseHTTPRequestHandler):
-    """Stands for an engine's /metrics, in vLLM's form: only the numbers that the probe reads."""
+    """Imitates an engine's /metrics in vLLM's format, with only the numbers that the probe reads."""
 
     running: ClassVar[float] = 0
     tokens: ClassVar[float] = 0
@@ -116,7 +116,7 @@ def metrics() -> Iterator[int]:
     server.server_close()
 
 
-def test_the_liveness_probe_tells_hanging_from_busy_and_from_idle(metrics: int, tmp_path: Path) -> None:
+def test_the_liveness_probe_distinguishes_hung_busy_and_idle(metrics: int, tmp_path: Path) -> None:
     def alive(running: float, tokens: float) -> bool:
         Metrics.running, Metrics.tokens = running, tokens
         words = [sys.executable, LIVENESS, str(metrics), "0", tmp_path / "state.json"]
@@ -125,15 +125,15 @@ def test_the_liveness_probe_tells_hanging_from_busy_and_from_idle(metrics: int, 
     assert alive(0, 5), "idle"
     assert alive(0, 5), "still idle"
     assert alive(3, 10), "busy: tokens moved"
-    assert not alive(3, 10), "requests run and nothing moves"
-    assert alive(3, 11), "it goes on"
+    assert not alive(3, 10), "requests are running, but no counter moves"
+    assert alive(3, 11), "it continues"
     dead = subprocess.run(
         [sys.executable, LIVENESS, "1", "0", tmp_path / "state.json"], check=False, capture_output=True, text=True
     )
     assert (dead.returncode, "no metrics" in dead.stdout) == (1, True)
 
 
-def test_the_drain_waits_for_requests_and_no_longer_than_it_may(metrics: int) -> None:
+def test_the_drain_waits_for_requests_but_no_longer_than_allowed(metrics: int) -> None:
     def drain(seconds: float, **seen: float) -> str:
         Metrics.running, Metrics.waiting = seen.get("running", 0), seen.get("waiting", 0)
         words = [sys.executable, DRAIN, str(metrics), str(seconds), "0.2"]
@@ -148,14 +148,14 @@ def test_the_drain_waits_for_requests_and_no_longer_than_it_may(metrics: int) ->
 
 
 def test_a_refusal_names_the_setting_once() -> None:
-    for setting, said in (("extras=watch", "extras cannot be"), ("bind=0.0.0.0", "bind 0.0.0.0 cannot be")):
+    for setting, message in (("extras=watch", "extras cannot be"), ("bind=0.0.0.0", "bind 0.0.0.0 cannot be")):
         with pytest.raises(UsageError) as caught:
             render("kubernetes", setting)
-        assert caught.value.message == f"{said} expressed in the target kubernetes"
+        assert caught.value.message == f"{message} expressed in the target kubernetes"
 
 
-def test_every_judge_of_a_hung_engine_has_the_same_counters_and_numbers() -> None:
-    """The watch and the checks share one rule; a pod's probe and Prometheus cannot import it."""
+def test_everything_that_judges_a_hung_engine_uses_the_same_counters_and_limits() -> None:
+    """The watch and the checks share one rule; the pod's probe and Prometheus have copies, which must agree."""
     script = ast.parse(LIVENESS.read_text())
     names = {ast.unparse(node.targets[0]): node.value for node in script.body if isinstance(node, ast.Assign)}
     assert (ast.literal_eval(names["HELD"]), ast.literal_eval(names["MOVING"])) == (HELD_REQUESTS, WORK_COUNTERS)

@@ -1,4 +1,4 @@
-"""The JSON of every command with results, as it is really printed, against the schema that the package ships."""
+"""The JSON that every command with results prints, validated against the schema in the package."""
 
 import json
 import subprocess
@@ -107,7 +107,7 @@ def test_junit_has_a_case_for_each_result(name: str, tmp_path: Path, engines: tu
 
 
 def test_the_schema_file_is_that_of_the_dataclasses() -> None:
-    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == json_schema(), "write it: make docs"
+    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == json_schema(), "run `make docs`"
 
 
 def test_the_schema_refuses_what_is_not_a_report() -> None:

@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: nothing that a model says runs, and nothing leaves the page."""
+"""The HTML report in a real browser: nothing in a model's answer runs, and nothing leaves the page."""
 
 import http.server
 import shutil
@@ -18,7 +18,7 @@ LOOP = "It was late. " + "The lamp went out. " * 30
 
 
 def hostile(url: str) -> str:
-    """What an answer could try, each part aimed at a server that counts its visitors."""
+    """What an answer could try, each part aimed at a server that records its requests."""
     return (
         f"</pre></details><script>document.title='owned';fetch('{url}/script')</script>"
         f"<img src='{url}/image' onerror=\"fetch('{url}/error')\"><svg onload=\"fetch('{url}/svg')\"></svg>"
@@ -59,7 +59,7 @@ def report(answer: str) -> SuiteReport:
 
 @pytest.fixture
 def visited() -> Iterator[tuple[str, list[str]]]:
-    """(address, paths asked for) of a server that records every visit."""
+    """(address, requested paths) of a server that records every request."""
     paths: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def visited() -> Iterator[tuple[str, list[str]]]:
 
 
 def browse(page: Path, profile: Path) -> str:
-    """The page's DOM after a real Chromium has loaded it and run what it may."""
+    """The page's DOM after a real Chromium has loaded it and run its scripts."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium: `make test-needs` installs it")
@@ -103,19 +103,19 @@ def browse(page: Path, profile: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_a_hostile_answer_runs_nothing_and_reaches_nobody(tmp_path: Path, visited: tuple[str, list[str]]) -> None:
+def test_a_hostile_answer_runs_no_code_and_sends_no_request(tmp_path: Path, visited: tuple[str, list[str]]) -> None:
     url, paths = visited
     page = tmp_path / "report.html"
     page.write_text(to_html(report(hostile(url))), encoding="utf-8")
     dom = browse(page, tmp_path / "profile")
     assert paths == []
     assert "<title>owned" not in dom
-    assert "7*7" in dom, "a template inside an answer stays text"
+    assert "7*7" in dom, "a template in an answer stays text"
     assert "The lamp went out." in dom
 
 
-def test_the_hostile_answer_is_one_that_would_reach_out(tmp_path: Path, visited: tuple[str, list[str]]) -> None:
-    """Without escaping the same text does call home: the test above can fail."""
+def test_without_escaping_the_hostile_answer_sends_requests(tmp_path: Path, visited: tuple[str, list[str]]) -> None:
+    """So the test above can fail."""
     url, paths = visited
     page = tmp_path / "bare.html"
     page.write_text(f"<pre>{hostile(url)}", encoding="utf-8")

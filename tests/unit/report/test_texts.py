@@ -46,7 +46,9 @@ def test_no_control_character_reaches_the_terminal(how: str) -> None:
     out = suite_text(report(evil)) if how == "suite" else findings_text([evil], EVIL, Status.FAIL)
     assert [char for char in out if ord(char) < 32 and char != "\n"] == []
     assert not set("\x9b\u202e\ud800\x7f") & set(out)
-    assert "[bold red]no[/]" in "".join(line.strip() for line in out.splitlines()), "no markup of ours is read in it"
+    assert "[bold red]no[/]" in "".join(line.strip() for line in out.splitlines()), (
+        "Rich markup in it is not interpreted"
+    )
 
 
 def test_checks_skipped_for_one_reason_share_a_row() -> None:
@@ -74,7 +76,7 @@ def test_junit_counts_and_parses() -> None:
 def test_json_is_json() -> None:
     text = dumps(report(failed(EVIL + "北京")))
     assert json.loads(text)["results"][0]["observed"] == EVIL + "北京"
-    assert not set("\x1b\x9b\u202e\ud800\x7f") & set(text), "a terminal may show it"
+    assert not set("\x1b\x9b\u202e\ud800\x7f") & set(text), "it is safe to show in a terminal"
     assert "北京" in text
 
 

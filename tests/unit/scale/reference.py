@@ -1,4 +1,4 @@
-"""The same scheduler without any shortcut: lists, one step after another, one token after another."""
+"""The same scheduler without shortcuts: lists, one step at a time, one token at a time."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Job:
 
 
 def serve(cost: StepCost, limits: EngineLimits, jobs: list[Job]) -> None:
-    """Serve them all; times are written into the jobs."""
+    """Serve all jobs; their times are written into them."""
     coming = sorted(jobs, key=lambda job: job.arrival)
     waiting: list[Job] = []
     running: list[Job] = []

@@ -1,4 +1,4 @@
-"""How many: the search against trying every number, the shortcut against the whole, and what cannot be answered."""
+"""The number of GPUs: the search against trying all, one cell against all replicas, and what cannot be answered."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def calibration(*levels: Level, example: bool = False, slower: float = 1.0) -> C
 
 def test_the_search_finds_what_trying_every_number_finds() -> None:
     holds = [count for count in range(1, 13) if not simulate_load(SETTING, count, 3).broken]
-    assert holds == list(range(holds[0], 13)), "more replicas hold what fewer do"
+    assert holds == list(range(holds[0], 13)), "more replicas hold whatever fewer do"
     assert 1 < holds[0] < 12
     for start in (None, 1, 12, holds[0]):
         assert least(SETTING, 1, 12, 3, start=start) == holds[0]
@@ -43,7 +43,7 @@ def test_the_answer_says_what_comes_next() -> None:
     assert found.gpus == 2 * found.replicas
     assert found.least <= found.most == found.replicas
     assert found.broken == ()
-    assert found.one_down, "with one less it is broken, or one less would have been the answer"
+    assert found.one_down, "with one fewer it breaks, or that would have been the answer"
     assert found.headroom is not None
     assert found.headroom.size is not None
     assert found.headroom.size >= 200
@@ -54,18 +54,18 @@ def test_the_answer_says_what_comes_next() -> None:
     assert found.warnings == ()
 
 
-def test_what_one_request_alone_breaks_no_number_of_gpus_mends() -> None:
+def test_an_slo_that_a_single_request_misses_is_not_met_by_more_gpus() -> None:
     hopeless = replace(SETTING, slo=(Limit(metric="ttft", share=95, ms=20),))
     with pytest.raises(PlanRefused, match="no number of GPUs helps: one request alone"):
         size_fleet(hopeless, calibration(), replicas=(1, 10_000), gpus_each=1, seeds=1, seed=0)
 
 
-def test_more_than_allowed_is_refused_with_what_breaks() -> None:
+def test_a_need_beyond_the_allowed_range_is_refused_with_the_broken_limit() -> None:
     with pytest.raises(PlanRefused, match=r"not even 1 replicas hold the limits: TTFT p95"):
         least(SETTING, 1, 1, 0, start=None)
 
 
-def test_one_number_is_looked_at_whatever_it_holds() -> None:
+def test_a_single_number_of_gpus_is_evaluated_even_if_it_does_not_hold() -> None:
     found = size_fleet(SETTING, calibration(), replicas=(1, 1), gpus_each=1, seeds=2, seed=0)
     assert any(line.startswith("TTFT p95") for line in found.broken)
     assert (found.headroom, found.if_slower) == (None, None)
@@ -79,15 +79,15 @@ def test_an_open_loop_that_does_not_keep_up_is_broken_however_lax_the_limits() -
 
 
 @pytest.mark.parametrize("router", [RouterPolicy.ROUND_ROBIN, RouterPolicy.LEAST_LOADED])
-def test_a_cell_stands_for_the_whole(router: RouterPolicy) -> None:
-    """32 replicas as they are, and as a cell of 16."""
+def test_a_cell_represents_all_replicas(router: RouterPolicy) -> None:
+    """32 replicas simulated one by one, and as a cell of 16."""
     load = replace(LOAD, users=400)
-    whole = simulate_load(replace(SETTING, workload=load, router=router, cell=32, requests=3000), 32, 1)
+    everything = simulate_load(replace(SETTING, workload=load, router=router, cell=32, requests=3000), 32, 1)
     cell = simulate_load(replace(SETTING, workload=load, router=router, cell=16, requests=3000), 32, 1)
     for name in ("ttft p50", "tpot p50", "tpot p95"):
-        assert cell.times[name] == pytest.approx(whole.times[name], rel=0.05), name
-    assert cell.times["ttft p95"] == pytest.approx(whole.times["ttft p95"], rel=0.15)
-    assert cell.requests_per_s == pytest.approx(whole.requests_per_s, rel=0.05)
+        assert cell.times[name] == pytest.approx(everything.times[name], rel=0.05), name
+    assert cell.times["ttft p95"] == pytest.approx(everything.times["ttft p95"], rel=0.15)
+    assert cell.requests_per_s == pytest.approx(everything.requests_per_s, rel=0.05)
 
 
 def test_a_cached_prefix_is_found_where_the_router_looks_for_it() -> None:
@@ -108,7 +108,7 @@ def test_little_kv_cache_shows_as_preemptions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         (calibration(level(1), level(2)), "requests at once in a replica, 2 were measured"),
         (calibration(level(1), level(16)), "extrapolated: prompts of"),
@@ -117,6 +117,6 @@ def test_little_kv_cache_shows_as_preemptions() -> None:
         (calibration(slower=1.4), "misses its own measurements by up to 1.40 times"),
     ],
 )
-def test_what_was_not_measured_is_named(found: Calibration, said: str) -> None:
+def test_a_calibration_says_what_was_not_measured(found: Calibration, message: str) -> None:
     given = size_fleet(SETTING, found, replicas=(3, 3), gpus_each=1, seeds=1, seed=0)
-    assert any(said in line for line in given.warnings), given.warnings
+    assert any(message in line for line in given.warnings), given.warnings

@@ -1,4 +1,4 @@
-"""A fit finds the cost that made the measurements: a known one, played through the simulation."""
+"""A fit finds the cost behind the measurements, which come from the simulation with a known cost."""
 
 import random
 from dataclasses import replace
@@ -16,7 +16,7 @@ TRUTH = StepCost(base=0.008, per_seq=0.00005, per_prefill=0.00002, per_context=2
 
 
 def measured(cost: StepCost, noise: float = 0.0) -> MeasuredRun:
-    """What `bench` would have seen of an engine of that cost, each figure off by up to `noise`."""
+    """What `bench` would have measured on an engine of that cost, each figure off by up to `noise`."""
     source, levels = random.Random(7), []
     for input_len in (128, 2000):
         for users in (1, 4, 16, 64):
@@ -49,16 +49,16 @@ def test_the_cost_that_made_the_figures_is_found() -> None:
     assert found.slower < 1.05
 
 
-def test_noise_is_averaged_and_told() -> None:
+def test_noise_is_averaged_and_reported() -> None:
     found = fit(measured(TRUTH, noise=0.15), LIMITS)
     assert found.cost.base == pytest.approx(TRUTH.base, rel=0.2)
     assert 1.05 < found.slower < 1.5
 
 
-def test_one_number_of_users_is_too_little() -> None:
-    whole = measured(TRUTH)
+def test_one_number_of_users_is_not_enough() -> None:
+    run = measured(TRUTH)
     with pytest.raises(UsageError, match="one number of users"):
-        fit(replace(whole, levels=whole.levels[:1]), LIMITS)
+        fit(replace(run, levels=run.levels[:1]), LIMITS)
 
 
 def test_least_squares_never_go_below_zero() -> None:

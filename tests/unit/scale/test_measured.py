@@ -1,4 +1,4 @@
-"""What a calibration may be: a real result of `bench --json`, a calibration file, several of one engine."""
+"""What can be a calibration: a real result of `bench --json`, a calibration file, several of one engine."""
 
 import json
 from dataclasses import replace
@@ -38,13 +38,13 @@ def test_a_bench_report_is_a_calibration() -> None:
     assert (round(level.ttft_p50, 1), round(level.tpot_p95, 2)) == (130.2, 9.47)
 
 
-def test_a_bench_with_failures_is_none() -> None:
+def test_a_bench_report_with_failures_is_not_a_calibration() -> None:
     broken = replace(report(), levels=(replace(report().levels[0], failed=1),))
     with pytest.raises(UsageError, match="requests failed"):
         parse_measured(dumps(broken), "b.json")
 
 
-def test_several_files_are_one_calibration_where_they_are_of_one_engine() -> None:
+def test_several_files_of_one_engine_are_one_calibration() -> None:
     first = parse_measured(dumps(report()), "a")
     other = parse_measured(dumps(replace(report(), input_len=512)), "b")
     both = joined([first, other])
@@ -54,12 +54,12 @@ def test_several_files_are_one_calibration_where_they_are_of_one_engine() -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "\x00", '{"base_url": 1}', "runs: []", "a: &a [*a]"])
-def test_what_is_no_calibration_is_refused(text: str) -> None:
+def test_a_file_that_is_not_a_calibration_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_measured(text, "x")
 
 
-def test_every_example_reads_and_says_that_it_is_one() -> None:
+def test_every_example_is_valid_and_says_that_it_is_an_example() -> None:
     for name in examples():
         found = example(name)
         assert found.example

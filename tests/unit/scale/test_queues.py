@@ -1,4 +1,4 @@
-"""The simulation where the answer is known: queues with exact formulas. Seeds are fixed; a wrong one is far outside."""
+"""The simulation on queues with exact formulas. Seeds are fixed; a wrong result is far outside the tolerance."""
 
 import math
 
@@ -7,14 +7,14 @@ import pytest
 from glm4_deploy.scale.request import EngineLimits, Lengths, RouterPolicy, StepCost, Workload
 from glm4_deploy.scale.simulator import Cell, CellResult
 
-# A step costs nothing but the prompt's tokens, 0.1 ms each, and an answer is one token: a server with a queue.
+# A step costs only its prompt tokens, 0.1 ms each, and an answer is one token: a server with a queue.
 PLAIN = StepCost(base=0.0, per_seq=0.0, per_prefill=1e-4, per_context=0.0)
 ONE_AT_A_TIME = EngineLimits(max_num_seqs=1, max_num_batched_tokens=10**6, kv_cache_tokens=10**7)
 MEAN = 10_000  # tokens of a prompt: 1 s
 
 
 def exponential() -> tuple[tuple[int, int], ...]:
-    """Prompts whose time is exponential with mean 1 s: the quantiles of 4000 equal shares."""
+    """Prompts whose service time is exponential with mean 1 s: 4000 equidistant quantiles."""
     return tuple((max(1, round(-MEAN * math.log(1 - (i + 0.5) / 4000))), 1) for i in range(4000))
 
 
@@ -24,7 +24,7 @@ def served(load: Workload, replicas: int, router: RouterPolicy, requests: int = 
 
 
 def mean_wait(outcome: CellResult) -> float:
-    """Seconds in the queue: the time to the answer less the time that the prompt takes."""
+    """Seconds in the queue: the time to the answer minus that of the prompt."""
     waits = [request.ttft - request.prompt * PLAIN.per_prefill for request in outcome.requests]
     return sum(waits) / len(waits)
 
@@ -39,7 +39,7 @@ def test_one_server_is_an_m_m_1_queue(busy: float) -> None:
 
 
 def test_equal_service_waits_half_as_long() -> None:
-    """M/D/1, by Pollaczek and Khinchine."""
+    """M/D/1: the Pollaczek-Khinchine formula."""
     outcome = served(
         Workload(rate=0.7, prompt=Lengths(median=MEAN), answer=Lengths(median=1)), 1, RouterPolicy.ROUND_ROBIN
     )
@@ -64,7 +64,7 @@ def erlang_c(servers: int, offered: float) -> float:
 
 @pytest.mark.parametrize("servers", [4, 16])
 def test_the_least_loaded_of_many_waits_little_more_than_one_queue_for_all(servers: int) -> None:
-    """Joining the shortest queue is bounded: below by M/M/c (one queue for all), above by c queues of their own."""
+    """Joining the shortest queue has bounds: M/M/c (one queue for all) below, c separate queues above."""
     busy = 0.8
     outcome = served(Workload(rate=busy * servers, pairs=exponential()), servers, RouterPolicy.LEAST_LOADED)
     shared = erlang_c(servers, busy * servers) / (servers * (1 - busy))
@@ -73,7 +73,7 @@ def test_the_least_loaded_of_many_waits_little_more_than_one_queue_for_all(serve
 
 @pytest.mark.parametrize("seats", [1, 8])
 def test_a_batch_without_a_price_is_erlangs_many_servers(seats: int) -> None:
-    """Answers of exponential length whose steps cost the same however many share them: `seats` servers, one queue."""
+    """Answers of exponential length; a step costs the same for any number of requests: `seats` servers, one queue."""
     answers = tuple((1, max(1, round(-200 * math.log(1 - (i + 0.5) / 4000)))) for i in range(4000))
     mean = 0.01 * sum(answer for _, answer in answers) / len(answers)
     cost = StepCost(base=0.01, per_seq=0.0, per_prefill=0.0, per_context=0.0)
@@ -84,12 +84,12 @@ def test_a_batch_without_a_price_is_erlangs_many_servers(seats: int) -> None:
     )
     wait = sum(r.ttft - 0.01 for r in outcome.requests) / len(outcome.requests)
     exact = erlang_c(seats, offered) / (seats * 0.25) * mean
-    # A request also waits for the step under way, half of 10 ms, and its own first step is whole.
+    # A request also waits for the current step (5 ms on average), and its own first step is complete.
     assert wait == pytest.approx(exact + 0.005, rel=0.12)
 
 
 def test_littles_law() -> None:
-    """Requests under way = arrivals a second x time in the system, in a closed loop: users = rate x (time + think)."""
+    """Requests in the system = arrivals per second x time in it; closed loop: users = rate x (time + think time)."""
     load = Workload(users=40, think_s=2.0, prompt=Lengths(median=200, p95=900), answer=Lengths(median=60, p95=200))
     limits = EngineLimits(max_num_seqs=16, max_num_batched_tokens=256, kv_cache_tokens=16 * 2000)
     cost = StepCost(base=0.01, per_seq=0.0005, per_prefill=0.00005, per_context=1e-7)

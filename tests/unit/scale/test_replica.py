@@ -1,4 +1,4 @@
-"""The replica's sums of many steps against a scheduler that takes every step by itself."""
+"""The replica, which sums up many steps, compared with a scheduler that takes one step at a time."""
 
 import math
 
@@ -43,12 +43,12 @@ job = st.builds(
     spare=st.integers(0, 60),
     blocks=st.integers(11, 60),
 )
-def test_every_time_is_that_of_single_steps(jobs: list[Job], seqs: int, spare: int, blocks: int) -> None:
+def test_every_time_is_the_same_as_with_single_steps(jobs: list[Job], seqs: int, spare: int, blocks: int) -> None:
     limits = EngineLimits(
         max_num_seqs=seqs, max_num_batched_tokens=seqs + spare, kv_cache_tokens=16 * (blocks + 1), block_tokens=16
     )
     for number, one in enumerate(jobs):
-        one.arrival += 1e-6 * number  # two at the same moment would be one after the other here, together there
+        one.arrival += 1e-6 * number  # two arrivals at the same moment would be ordered differently
     serve(COST, limits, jobs)
     requests, replica = replay(limits, jobs)
     for one, other in zip(requests, jobs, strict=True):
@@ -59,7 +59,7 @@ def test_every_time_is_that_of_single_steps(jobs: list[Job], seqs: int, spare: i
     assert replica._free == limits.blocks  # nothing leaks
 
 
-def test_too_little_cache_preempts_and_the_times_are_still_those_of_single_steps() -> None:
+def test_with_too_little_cache_it_preempts_and_the_times_are_still_the_same() -> None:
     limits = EngineLimits(max_num_seqs=8, max_num_batched_tokens=64, kv_cache_tokens=16 * 13)
     jobs = [Job(prompt=30, answer=60, arrival=0.001 * i) for i in range(12)]
     serve(COST, limits, jobs)
@@ -68,8 +68,8 @@ def test_too_little_cache_preempts_and_the_times_are_still_those_of_single_steps
     assert [round(one.done, 9) for one in requests] == [round(other.done, 9) for other in jobs]
 
 
-def test_work_times_cost_is_the_time_that_passed() -> None:
-    """Times are linear in the cost: what a fit rests on."""
+def test_the_simulated_time_is_linear_in_the_cost() -> None:
+    """Times are linear in the cost, which the fit relies on."""
     limits = EngineLimits(max_num_seqs=4, max_num_batched_tokens=48, kv_cache_tokens=16 * 40)
     requests, _ = replay(limits, [Job(prompt=50, answer=20, arrival=0.013 * i) for i in range(10)])
     parts = (COST.base, COST.per_seq, COST.per_prefill, COST.per_context)

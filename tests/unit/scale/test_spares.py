@@ -1,4 +1,4 @@
-"""Spares against the binomial written out."""
+"""Spares compared with the binomial sum."""
 
 import math
 
