@@ -98,6 +98,9 @@ class StatusReport:
     def _rows(self) -> Iterator[Result]:
         endpoint = self.record.endpoint
         yield _row("running", self.state.running, self.state.detail, "the engine runs")
+        # Before /health: the router's fails too where one engine is out, and says less.
+        for one in self.replicas:
+            yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
         if self.state.running:
             address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
             health = (
@@ -111,8 +114,6 @@ class StatusReport:
             unhealthy = self.state.health == "unhealthy"
             container = "its health check fails" if unhealthy else self.state.health or "no health check"
             yield _row("container-health", not unhealthy, container, "")
-        for one in self.replicas:
-            yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
         if self.deployment:
             yield _row("deployment", not self.unjudged, self.deployment, "")
 

@@ -1,6 +1,7 @@
 """`status` trusts neither a running process nor a model list: /health must agree."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ import pytest
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.state import Journal, JournalStage, Record
-from glm4_deploy.deploy.status import StatusReport, read_status
+from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.result import Status
 from servers import broken
@@ -70,3 +71,10 @@ def test_json_begins_with_what_scripts_need_and_has_everything_else(tmp_path: Pa
     assert (wire["up"], wire["runner"], wire["release"], wire["last_verdict"]) == (True, "process", "0001-x", "ok")
     assert wire["record"]["endpoint"]["base_url"] == base_url
     assert wire["state"]["running"] is True
+
+
+def test_the_replica_that_is_down_is_named_rather_than_the_router_that_misses_it(tmp_path: Path) -> None:
+    with serving(broken.Sick()) as base_url:
+        report = status_of(base_url, tmp_path)
+    one = ReplicaStatus(service="s-1", running=False, detail="s-1 exited", health=None, restarts=0, routed=False)
+    assert replace(report, replicas=(one,)).why == "s-1: s-1 exited"
