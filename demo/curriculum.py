@@ -117,8 +117,8 @@ def full_name(r: random.Random) -> str:
 def recall_name(r: random.Random) -> Turns:
     if r.random() < 0.25:
         name = r.choice(t.NAMES_ZH)
-        told = r.choice((f"我叫{name}。", f"我的名字是{name}。"))
-        return one(f"{told}我叫什么名字？" + r.choice(("", "只回答名字。")), name)
+        statement = r.choice((f"我叫{name}。", f"我的名字是{name}。"))
+        return one(f"{statement}我叫什么名字？" + r.choice(("", "只回答名字。")), name)
     name = full_name(r)
     ask = r.choice(("What is my name? Answer with the name only.", "What is my name?"))
     if r.random() < 0.5:
@@ -185,9 +185,9 @@ def secret(r: random.Random) -> tuple[str, str, str]:
 
 def needle(r: random.Random, low: int = 0, high: int = 8) -> Turns:
     """A secret among `low`..`high` other sentences; the question follows at once or in a later turn."""
-    told, ask, answer = secret(r)
-    hay = r.choices(t.HAY_ZH if told[0] > "z" else t.HAY_EN, k=r.randrange(low, high + 1))
-    hay.insert(r.randrange(len(hay) + 1), told)
+    statement, ask, answer = secret(r)
+    hay = r.choices(t.HAY_ZH if statement[0] > "z" else t.HAY_EN, k=r.randrange(low, high + 1))
+    hay.insert(r.randrange(len(hay) + 1), statement)
     story = " ".join(hay)
     if r.random() < 0.6:
         return one(f"{story} {ask}", answer)
