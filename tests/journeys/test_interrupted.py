@@ -22,7 +22,7 @@ def test_an_interrupted_start_says_what_it_leaves_and_the_next_up_goes_on(kit: K
     again = kit.up()
     assert again.code == 0, again.err
     assert "an earlier up was cut off in the stage `start`" in again.err
-    assert "this up goes on from what is there" in again.err
+    assert "this up continues from that state" in again.err
     assert not any(alive(pid) for pid in left.values())
     after = kit.status()
     assert (after["up"], after["deployment"]) == (True, "")

@@ -19,17 +19,17 @@ from typer.main import get_command
 from glm4_deploy import __version__
 from glm4_deploy.errors import DeployError, StorageError
 
-# Typer carries its own Click; this is the base of its usage errors, whichever Click that is.
+# Typer may bundle its own Click; this is the base class of usage errors in whichever Click it uses.
 ClickException: Any = typer.BadParameter.__mro__[2]
-# Nothing here uses Pydantic plugins; looking for them reads the metadata of every installed package (30 ms).
+# No Pydantic plugins are used; searching for them would read the metadata of every installed package (30 ms).
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 INTERRUPTED = 130
 READER_GONE = 141  # as a shell reports SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
-# Section → command → (module of this room, first sentence of its help). The module has a function or a Typer group of
-# the command's name; a test compares the sentence with the docstring. Add a command by adding a row.
+# Section → command → (module in this package, first sentence of its help). The module has a function or a Typer group
+# of the command's name; a test compares the sentence with the docstring. To add a command, add a row.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Render and start": {
         "render": ("render", "Print the Compose file, or another target's."),
@@ -90,7 +90,7 @@ class _Commands(Mapping[str, Any]):
 
 
 class _LazyGroup(TyperGroup):
-    """The root: lists its commands from the table, imports the one that is asked for."""
+    """The root command: lists its commands from the table and imports the one that is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -106,7 +106,7 @@ class _LazyGroup(TyperGroup):
 
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
-# No markup: `[…]` in a help text is printed as it is written.
+# No markup: `[…]` in a help text is printed literally.
 app = typer.Typer(
     name="glm4-deploy",
     cls=_LazyGroup,
@@ -119,8 +119,8 @@ app = typer.Typer(
 )
 
 
-def _tell_version(wished: bool) -> None:
-    if wished:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -129,7 +129,7 @@ def _tell_version(wished: bool) -> None:
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if debug:
@@ -137,26 +137,26 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. Whatever ends it: one line and what to do on stderr, and a documented exit code."""
+    """Run the command line. Any error prints its message and hints on stderr and gives a documented exit code."""
     _open_closed_streams()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001 (this is where everything ends)
+    except BaseException as error:  # noqa: BLE001 (the last handler)
         code = _ended_by(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _open_closed_streams() -> None:
-    """`1>&-` leaves no stream at all, and the next file opened would become stdout: /dev/null takes its place."""
+    """Put /dev/null in place of a stream closed by `1>&-`: else the next file opened would become stdout."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _ended_by(error: BaseException) -> int:
-    """What is said on stderr, and the exit code."""
-    # Typer and Rich turn a lost reader into an exit of their own.
+    """Report the error on stderr; returns the exit code."""
+    # Typer and Rich turn a broken pipe into a SystemExit.
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, BrokenPipeError):
         _drop_output()
@@ -172,31 +172,31 @@ def _ended_by(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    from glm4_deploy.text import clean_text  # here: `--help` needs no regular expressions
+    from glm4_deploy.text import clean_text  # imported late: `--help` needs no regular expressions
 
-    told = error if isinstance(error, DeployError) else _unforeseen(error)
+    failure = error if isinstance(error, DeployError) else _unexpected(error)
     with suppress(OSError):
-        print(clean_text(f"glm4-deploy: {told.message}"), file=sys.stderr)  # noqa: T201
-        for line in told.details:
+        print(clean_text(f"glm4-deploy: {failure.message}"), file=sys.stderr)  # noqa: T201
+        for line in failure.details:
             print(clean_text(f"  | {line}"), file=sys.stderr)  # noqa: T201
-        for hint in told.hints:
+        for hint in failure.hints:
             print(clean_text(f"  → {hint}"), file=sys.stderr)  # noqa: T201
-    return told.exit_code
+    return failure.exit_code
 
 
-def _unforeseen(error: BaseException) -> DeployError:
-    """An error that no room has turned into one of ours."""
+def _unexpected(error: BaseException) -> DeployError:
+    """A DeployError for an exception that nothing has handled."""
     if isinstance(error, OSError) and error.errno in DISK:
         _drop_output()
         return StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}", hint="make room")
-    said = " ".join(str(error).split())[:200]
+    message = " ".join(str(error).split())[:200]
     name = type(error).__name__
     return DeployError(
-        f"a defect: {name}: {said}" if said else f"a defect: {name}", hint="run again as `glm4-deploy --debug …`"
+        f"a defect: {name}: {message}" if message else f"a defect: {name}", hint="run again as `glm4-deploy --debug …`"
     )
 
 
 def _drop_output() -> None:
-    """What stdout still holds has nowhere to go: Python would try once more at its end, and complain."""
+    """Discard what stdout still buffers: Python would try to flush it at exit, and complain."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

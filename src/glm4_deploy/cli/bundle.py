@@ -17,23 +17,23 @@ Signers = Annotated[
 
 def create(
     files: Annotated[list[Path], typer.Argument(help="Rendered Compose files; their images go in.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to make, or to go on with.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint directory to take along.")] = None,
-    wheels: Annotated[bool, typer.Option(help="Take this kit and what it needs, for this Python.")] = True,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory to create, or to continue.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint directory to include.")] = None,
+    wheels: Annotated[bool, typer.Option(help="Include this kit and its dependencies, for this Python.")] = True,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="An SSH private key that signs it.")] = None,
 ) -> None:
     """Put a deployment into one directory, with checksums.
 
     It holds images, wheels, Compose files and the checkpoint.
 
-    A call that was cut off goes on where it stopped.
+    A run that was interrupted continues where it stopped.
 
     Example: glm4-deploy bundle create compose.yaml --checkpoint /models/glm-4-9b-chat-hf-nvfp4 -o bundle
     """
     for path in (*files, *((sign,) if sign else ())):
-        _must_be(path, path.is_file(), "file")
+        _require(path.is_file(), path, "file")
     if checkpoint is not None:
-        _must_be(checkpoint, checkpoint.is_dir(), "directory")
+        _require(checkpoint.is_dir(), checkpoint, "directory")
     create_bundle(
         output,
         files=files,
@@ -43,7 +43,9 @@ def create(
         key=sign,
         note=_note,
     )
-    typer.echo(f"{output}: whole. There: glm4-deploy bundle load {output.name}, or docker load -i each of images/")
+    typer.echo(
+        f"{output}: complete. On the other host: glm4-deploy bundle load {output.name}, or docker load -i each image"
+    )
 
 
 def verify(directory: Directory, signers: Signers = None) -> None:
@@ -54,7 +56,7 @@ def verify(directory: Directory, signers: Signers = None) -> None:
     Example: glm4-deploy bundle verify bundle --signers allowed_signers
     """
     images = verify_bundle(directory, signers=signers, note=_note)
-    typer.echo(f"{directory}: whole, {len(images)} image(s){', signed' if signers else ', signature not asked for'}")
+    typer.echo(f"{directory}: complete, {len(images)} image(s){', signed' if signers else ', signature not checked'}")
 
 
 def load(directory: Directory, signers: Signers = None) -> None:
@@ -71,9 +73,9 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _must_be(path: Path, true: bool, kind: str) -> None:
-    if not true:
-        raise UsageError(f"{path} is no {kind}", hint="check the path")
+def _require(exists: bool, path: Path, kind: str) -> None:
+    if not exists:
+        raise UsageError(f"{path} is not a {kind}", hint="check the path")
 
 
 bundle = typer.Typer(

@@ -16,11 +16,11 @@ from glm4_deploy.report.terminal import findings_text
 from glm4_deploy.report_model import make_report
 from glm4_deploy.text import one_line
 
-Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that has config.json.")]
+Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that contains config.json.")]
 ImageTag = Annotated[str | None, typer.Option("--image-tag", help="Judge for this image of nvcr.io/nvidia/vllm.")]
 VllmVersion = Annotated[str | None, typer.Option("--vllm", help="Judge for this vLLM, for example 0.24.0.")]
 For = Annotated[
-    str | None, typer.Option("--for", metavar="TAG|VERSION", help="The image tag or vLLM version that is to load it.")
+    str | None, typer.Option("--for", metavar="TAG|VERSION", help="The image tag or vLLM version that will load it.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Output = Annotated[Path, typer.Option("--output", help="A new directory; nothing is overwritten.")]
@@ -33,14 +33,14 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Read every tensor, not only headers and small files.")] = False,
     manifest: Annotated[
         Path | None,
-        typer.Option(help="Check every byte against this list of sha256sum; write it where it is not there yet."),
+        typer.Option(help="Check every file with this list in sha256sum format; written if it does not exist."),
     ] = None,
     as_json: AsJson = False,
     junit: JUnit = None,
 ) -> None:
     """Find what would not load, or would produce garbage.
 
-    The checkpoint is judged for the engine that is to run it.
+    The checkpoint is judged for the engine that will run it.
 
     Exit code 0: nothing failed; 1: something failed or could not be judged; 9: there is no checkpoint.
 
@@ -64,9 +64,9 @@ def repair(
 ) -> None:
     """Write a copy that the engine loads, and verify it.
 
-    Nothing is lost, and the original is not touched.
+    No data is lost, and the original is not changed.
 
-    Exit code 0: nothing fails any more; 1: with --only, something else still fails; 10: it cannot be repaired;
+    Exit code 0: nothing fails now; 1: with --only, something else still fails; 10: it cannot be repaired;
     18: it could not be written (nothing is left behind).
 
     Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
@@ -78,28 +78,30 @@ def repair(
 
 
 def quantize(
-    base: Annotated[Path, typer.Argument(help="GLM-4 in bf16, in its -hf form: the directory that has config.json.")],
+    base: Annotated[
+        Path, typer.Argument(help="GLM-4 in bf16, in its -hf form: the directory that contains config.json.")
+    ],
     output: Output,
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Local .jsonl, .json, .txt or .parquet of chats or texts, or hub:NAME[:SPLIT]; may be given again.",
-            show_default="ultrachat_200k and LongAlign-10k of the hub",
+            help="Local .jsonl, .json, .txt or .parquet of chats or texts, or hub:NAME[:SPLIT]; repeatable.",
+            show_default="ultrachat_200k and LongAlign-10k from the hub",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Calibration samples.")] = 512,
     seed: Annotated[int, typer.Option(help="Random seed for choosing calibration samples.")] = 0,
     for_: For = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave what llm-compressor wrote, unrepaired.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Keep what llm-compressor wrote, without repairs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize GLM-4 to NVFP4 for the default image.
 
     It follows the model card's recipe.
 
-    Needs the extra: pip install 'glm4-deploy[quantize]'. The base is loaded whole: 19 GB for 9B in bf16.
+    Needs the extra: pip install 'glm4-deploy[quantize]'. The base model is loaded into memory: 19 GB for 9B in bf16.
 
-    Exit code 0: done, and verify finds no fault; 2: a dataset or a name that cannot be; 20: the extra is missing.
+    Exit code 0: done, and verify finds no fault; 2: an unusable dataset or name; 20: the extra is missing.
 
     Example: glm4-deploy checkpoint quantize /models/glm-4-9b-chat-hf --output /models/glm-4-9b-chat-hf-nvfp4
     """
@@ -118,9 +120,9 @@ def quantize(
     _end(outputs, "quantize", outcome.report, outcome, text, failing=not raw)
 
 
-def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
+def _engine(image_tag: str | None, vllm: str | None) -> Version | None:
     if image_tag and vllm:
-        raise UsageError("--image-tag and --vllm both name an engine", hint="give one of them")
+        raise UsageError("--image-tag and --vllm exclude each other", hint="give one of them")
     if vllm:
         return parse_version(vllm)
     return resolve_version(image_tag) if image_tag else None
@@ -129,7 +131,7 @@ def _engine(image_tag: str | None, vllm: str | None) -> "Version | None":
 def _end(
     outputs: Outputs, command: str, report: VerifyReport, details: object, text: str, *, failing: bool = True
 ) -> None:
-    """Write the reports and exit: 1 where a finding failed or could not be judged."""
+    """Write the reports and exit: 1 if a check failed or could not be judged."""
     code = None if failing else 0
     shared = make_report(f"checkpoint {command}", report.results, code=code)
     outputs.write(shared, lambda: text, details=details)

@@ -50,12 +50,12 @@ from glm4_deploy.report.wire import dumps, report_json
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import one_line, strip_controls
 
-# What `up` and `rollback` share: one command at a time, an interrupt that says what it leaves, and the report.
+# What `up` and `rollback` share: the lock, what an interrupt leaves, and the report.
 
 
 @contextmanager
 def exclusive(state_dir: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock; say what an earlier deployment left; end like Ctrl-C on SIGTERM and on a lost terminal.
+    """Hold the lock, report what an earlier deployment left, and treat SIGTERM and a lost terminal like Ctrl-C.
 
     Raises:
         Locked, StorageError
@@ -65,9 +65,9 @@ def exclusive(state_dir: Path, what: str, progress: Progress) -> Iterator[None]:
             sentence, _ = describe_journal(state_dir, at_work=False)
             progress.note(f"an earlier {sentence}")
             if left.touched:
-                progress.note(f"this {what} goes on from what is there")
-        before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
-        for name, handler in before.items():
+                progress.note(f"this {what} continues from that state")
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+        for name, handler in handlers.items():
             if handler is not signal.SIG_IGN:  # nohup
                 signal.signal(name, signal.default_int_handler)
         try:
@@ -76,17 +76,17 @@ def exclusive(state_dir: Path, what: str, progress: Progress) -> Iterator[None]:
             sentence, unjudged = describe_journal(state_dir, at_work=False)
             left_as = f" ({sentence})" if unjudged else ""
             progress.note(
-                f"interrupted: the engine is left as it is{left_as}; see `glm4-deploy status`, end it with `down`"
+                f"interrupted: the engine is left as it is{left_as}; see `glm4-deploy status`, stop it with `down`"
             )
             raise
         finally:
             progress.close()
-            for name, handler in before.items():
+            for name, handler in handlers.items():
                 signal.signal(name, handler)
 
 
 def report_result(result: DeploymentResult, what: str, progress: Progress, *, json_: bool) -> None:
-    """The report on stdout, then the error that the command ends in. The last line says what serves now."""
+    """Print the report, whose last line says what serves now, then raise the error that the command ends in."""
     if json_:
         typer.echo(report_json(result.report(what), result), nl=False)
     else:
@@ -110,7 +110,7 @@ def _outcome(start: StartResult) -> str:
 def _nothing_serves(last: StartResult) -> str:
     address = f"{last.endpoint.base_url}/v1"
     if last.serving:
-        return f"the other replicas go on serving at {address}"
+        return f"the other replicas keep serving at {address}"
     return f"nothing serves at {address}: {'the engine is stopped' if last.stopped else 'see glm4-deploy status'}"
 
 
@@ -122,22 +122,23 @@ def up(
         typer.Option(help="compose, process (no Docker; the cpu profile only), or auto: compose where Docker answers."),
     ] = "compose",
     override: Annotated[
-        list[Path] | None, typer.Option("--override", help="A Compose file laid over the rendered one.")
+        list[Path] | None,
+        typer.Option("--override", help="A Compose file that overrides the rendered one; repeatable."),
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds a start may take.", show_default="start_period")
     ] = None,
     no_rollback: Annotated[
-        bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
+        bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start in spite of a faulty checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the checkpoint is faulty.")] = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
     """Start the engine and gate it: green only if it answers sanely.
 
-    Renders, starts, waits through the phases, then checks that this very container serves this model. What passes is
-    recorded as a release. What fails is stopped, and the last good release is put back and gated too.
+    Renders, starts, waits until the engine is ready, then checks that this very container serves this model. What
+    passes is recorded as a release. What fails is stopped, and the last good release is put back and gated too.
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
@@ -175,7 +176,7 @@ def _candidate(
         raise UsageError(
             f"--runner process serves one engine, not replicas {settings.replicas}", hint="use --runner compose"
         )
-    # What is wrong with the command comes before what is wrong with the host.
+    # Report mistakes in the command before faults of the host.
     check_model_directory(Path.cwd() / spec.model_dir)
     kept = settings.model_dump(mode="json")
     if runner != EngineKind.PROCESS:
@@ -213,34 +214,34 @@ def down(
     if json_:
         typer.echo(dumps({"project": project, "was_running": before.running, "removed_volumes": volumes}))
     else:
-        typer.echo(f"{project}: " + ("stopped and removed" if before.started else "nothing was there"))
+        typer.echo(f"{project}: " + ("stopped and removed" if before.started else "nothing was running"))
 
 
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
     """Show what runs, since when, and how healthy it is.
 
-    The engine's log says which path it took. Exit 1 unless it is up.
+    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up.
 
     Example: glm4-deploy status --json
     """
     record, engine = _recorded(state_dir)
-    found = read_status(record, engine, state_dir)
+    report = read_status(record, engine, state_dir)
     if json_:
-        typer.echo(report_json(found.report(), found), nl=False)
+        typer.echo(report_json(report.report(), report), nl=False)
     else:
-        for name, value in found.rows():
+        for name, value in report.rows():
             typer.echo(f"{name:18} {one_line(str(value), 1000)}")
-    if not found.up:
-        raise Judged(f"not up: {found.why}", hint=("start it: glm4-deploy up", "see why: glm4-deploy diagnose"))
+    if not report.up:
+        raise Judged(f"not up: {report.why}", hint=("start it: glm4-deploy up", "see why: glm4-deploy diagnose"))
 
 
 def logs(
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing lines as they arrive.")] = False,
     tail: Annotated[str, typer.Option(help="Lines from the end, or all.")] = "200",
     state_dir: StateDir = STATE,
     json_: JsonLines = False,
 ) -> None:
-    """Show the engine's log. Exit 1 where there is no engine.
+    """Show the engine's log. Exit 1 if there is no engine.
 
     Example: glm4-deploy logs -f
     """
@@ -260,6 +261,6 @@ def logs(
 
 
 def _recorded(state_dir: Path) -> tuple[Record, Engine]:
-    """What this directory brought up last, or else what its settings name."""
+    """What this directory brought up last, else what its settings name."""
     record = load_record(state_dir) or expected_record(resolve_spec({}))
     return record, recorded_engine(record, state_dir)

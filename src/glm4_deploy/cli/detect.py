@@ -1,8 +1,14 @@
 """`glm4-deploy detect`: the detector on a file or a pipe."""
 
+import io
+import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -15,9 +21,6 @@ from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result
 from glm4_deploy.text import escape_json
 
-if TYPE_CHECKING:
-    from typing import TextIO
-
 
 class InputFormat(StrEnum):
     AUTO = "auto"
@@ -27,7 +30,7 @@ class InputFormat(StrEnum):
 
 def detect(
     file: Annotated[str, typer.Argument(help="A file, or - for standard input.", show_default=False)] = "-",
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a document, one a line.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object per document, one per line.")] = False,
     kind: Annotated[
         InputFormat,
         typer.Option(
@@ -41,7 +44,7 @@ def detect(
     The input is plain text (one document) or JSONL (one document per row).
 
     A JSONL row is {"text": …} and, where known, "prompt", "finish_reason", "token_ids" and "logprobs": each one
-    sharpens the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read, or holds no rows.
+    improves the verdict. Exit 0: all clean. 1: something degenerate. 2: the input could not be read, or has no rows.
 
     Example: glm4-deploy detect answers.jsonl --json
     """
@@ -58,17 +61,16 @@ def detect(
         elif json_:
             typer.echo(dumps(finding, indent=None))
     if not number:
-        raise UsageError(f"no rows in {file}: nothing was judged", hint="one JSON object a line, each with a text")
+        raise UsageError(
+            f"no rows in {file}: nothing was judged", hint="give one JSON object per line, each with a text"
+        )
     if junit is not None:
-        Outputs(junit=junit).write(make_report("detect", results), lambda: "")  # the rows are out already
+        Outputs(junit=junit).write(make_report("detect", results), lambda: "")  # the rows are already printed
     if degenerate:
         raise typer.Exit(Judged.exit_code)
 
 
-def _findings(file: str, kind: InputFormat) -> "Iterator[tuple[int, LoopFinding]]":
-    import io
-    from itertools import chain
-
+def _findings(file: str, kind: InputFormat) -> Iterator[tuple[int, LoopFinding]]:
     with _open(file) as stream:
         head, rows = _head(stream)
         rows = rows or file.endswith((".jsonl", ".ndjson"))
@@ -83,11 +85,7 @@ def _findings(file: str, kind: InputFormat) -> "Iterator[tuple[int, LoopFinding]
             yield 1, scan(text)
 
 
-def _open(file: str) -> "TextIO":
-    import io
-    import sys
-    from pathlib import Path
-
+def _open(file: str) -> TextIO:
     try:
         raw = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - the wrapper closes it
     except OSError as error:
@@ -97,15 +95,13 @@ def _open(file: str) -> "TextIO":
 
 
 def _refuse_binary(text: str, file: str) -> None:
-    """A few broken bytes are a text's own; where a third is broken, or NUL (UTF-16), nothing can be judged."""
-    import re
-
+    """Refuse input of which a third is NUL (UTF-16) or not UTF-8; a few broken bytes are left to the detector."""
     if len(re.findall("[\0\udc80-\udcff]", text)) > len(text) / 3:
         raise UsageError(f"{file} is not UTF-8 text: nothing was judged", hint="convert it: iconv -f UTF-16 -t UTF-8")
 
 
-def _head(stream: "TextIO") -> tuple[str, bool]:
-    """What was read up to and with the first non-blank line, and whether that line is a JSONL row."""
+def _head(stream: TextIO) -> tuple[str, bool]:
+    """The text up to and including the first non-blank line, and whether that line is a JSONL row."""
     head = ""
     for line in stream:
         head += line
@@ -118,27 +114,25 @@ def _head(stream: "TextIO") -> tuple[str, bool]:
 
 
 def _object(line: str) -> dict[str, Any]:
-    """One JSON object. Raises ValueError in words for a person."""
-    import json
-
+    """Parse one JSON object. Raises ValueError with a message for the user."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg} at column {error.colno}") from None
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise ValueError("JSON nested too deep") from None
+        raise ValueError("JSON is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
 
 
 def _document(line: str, number: int) -> dict[str, Any]:
-    """The arguments of `scan` from a JSONL row; keys that it does not know are the user's own and are left alone."""
+    """The arguments of `scan` from a JSONL row; other keys are ignored."""
     try:
         row = _object(line)
-        for key, (holds, what) in _FIELDS.items():
-            if not holds(row.get(key)):
-                raise ValueError(f'"{key}" must be {what}')
+        for key, (is_valid, kind) in _FIELDS.items():
+            if not is_valid(row.get(key)):
+                raise ValueError(f'"{key}" must be {kind}')
     except ValueError as error:
         raise UsageError(
             f"line {number}: {error}",
@@ -168,7 +162,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _row(number: int, finding: "LoopFinding") -> str:
+def _row(number: int, finding: LoopFinding) -> str:
     """One line for a person."""
     place = f" from character {finding.start}" if finding.start is not None else ""
     unit = f": {_one_line(finding.unit[:60])}" if finding.unit else ""
@@ -176,5 +170,5 @@ def _row(number: int, finding: "LoopFinding") -> str:
 
 
 def _one_line(text: str) -> str:
-    """Escaped, not flattened: a unit that repeats may be a newline."""
+    """Newlines are escaped, not removed: a unit that repeats may be one."""
     return escape_json(text.replace("\n", "\\n").replace("\t", "\\t"))

@@ -1,4 +1,4 @@
-"""`glm4-deploy diagnose`: what an engine's log says."""
+"""`glm4-deploy diagnose`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from glm4_deploy.logs.source import read_file
 from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result, Status, ok, warn
 
-# Keys of --json; `progress` is for people alone.
+# Keys of --json; `progress` appears only in the text.
 FACTS = (
     "version",
     "engine",
@@ -45,23 +45,23 @@ def diagnose(
 ) -> None:
     """Find what went wrong in an engine's log, and how to fix it.
 
-    Shows which path the engine took, how far it got, and the findings, root cause first.
+    Shows the engine's configuration, how far it got, and the findings, root cause first.
 
-    Without an argument: this deployment's engine if it runs, else the log of its last failed start. Any log of vLLM
-    0.9 or newer will do, with or without Docker's timestamps. Exit 0: no failure found. 1: one found.
-    2: nothing that is a log.
+    Without an argument: the log of this deployment's engine if it runs, else that of its last failed start. Accepts
+    any log of vLLM 0.9 or newer, with or without Docker's timestamps. Exit 0: no failure found. 1: a failure found.
+    2: the input is not a log.
 
     Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
     """
     outputs = Outputs(json=stdout_if(json_), junit=junit)
     outputs.check()
     if file is not None and container is not None:
-        raise UsageError("both a file and --container", hint="name one of them")
+        raise UsageError("FILE and --container exclude each other", hint="give one of them")
     source, reader = read_file(file) if file is not None else _read_engine(container, state_dir)
     if not reader.recognised:
-        said = "it is empty" if not reader.lines else f"none of its {reader.lines} lines looks like one of a log"
+        reason = "it is empty" if not reader.lines else f"none of its {reader.lines} lines looks like a log line"
         raise UsageError(
-            f"nothing to diagnose in {source}: {said}",
+            f"nothing to diagnose in {source}: {reason}",
             hint="give the engine's log: docker logs vllm 2>&1 | glm4-deploy diagnose -",
         )
     report = make_report("diagnose", (*(row.result() for row in reader.findings), _start(reader)))
@@ -71,21 +71,21 @@ def diagnose(
 
 
 def _read_engine(container: str | None, state_dir: Path) -> tuple[str, LogReader]:
-    # Not at the top: the Docker SDK takes longer than reading a file, which needs none.
+    # Imported late: the Docker SDK takes longer to load than a log file to read, which does not need it.
     from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
 
     return diagnose_deployment(state_dir) if container is None else diagnose_container(container)
 
 
 def wire(reader: LogReader) -> dict[str, object]:
-    """The facts and, under `findings`, the findings: what the JSON of this command adds to the shared keys."""
+    """What this command's JSON adds to the shared keys: the facts and, under `findings`, the findings."""
     facts: dict[str, object] = {name: getattr(reader.facts, name) for name in FACTS}
     rows = [row.wire() for row in reader.findings]
     return {**facts, "findings": [{key: row[key] for key in KEYS} for row in rows]}
 
 
 def _start(reader: LogReader) -> Result:
-    """How far the start came. A log may end early: that it did not come up is a failure only with a finding."""
+    """How far the start got. A log may end early, so not being ready is a failure only if there is a finding."""
     if reader.facts.phase is Phase.READY:
         return ok("the engine came up", check="start")
     return warn(f"the log ends in the phase {reader.facts.phase}", "ready", check="start")
@@ -105,7 +105,7 @@ def _text(source: str, reader: LogReader) -> list[str]:
     if facts.phase == "ready":
         return [*rows, "no failure found; it came up"]
     if not reader.starts:
-        rows.append("no failure found, and no start of an engine: is this the beginning of the log? Its last lines:")
+        rows.append("no failure found, but no start of an engine either: is the beginning missing? Its last lines:")
     else:
         rows.append(f"no failure found, but it is not up: the log ends in the phase `{facts.phase}`. Its last lines:")
     return [*rows, *(f"  | {line[:WIDTH]}" for line in reader.tail(LAST_LINES))]
@@ -119,10 +119,10 @@ def _shown(facts: EngineFacts, name: str) -> str:
 
 
 def _finding(row: LogFinding) -> list[str]:
-    seen = f"line {row.number}" if row.number else "container"
+    place = f"line {row.number}" if row.number else "container"
     times = f", seen {row.count} times" if row.count > 1 else ""
     return [
-        f"{row.level:5} {row.id} ({seen}{times})",
+        f"{row.level:5} {row.id} ({place}{times})",
         f"  | {row.line[:WIDTH]}",
         f"  cause:  {row.cause}",
         f"  fix:    {row.fix}",

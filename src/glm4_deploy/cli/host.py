@@ -1,4 +1,4 @@
-"""`glm4-deploy doctor | audit`: whether this host, and what would run on it, is fit."""
+"""`glm4-deploy doctor | audit`: check this host, and the Compose file that would run on it."""
 
 from collections import Counter
 from functools import partial
@@ -36,8 +36,8 @@ def doctor(
 ) -> None:
     """Check whether this host can run the deployment.
 
-    Read-only, and done within 3 s. Verdicts: ready, slow (no FP4 arithmetic), blocked, unknown. Exit code 0 for ready
-    and slow, 1 otherwise.
+    Changes nothing and takes at most 3 s. Verdicts: ready, slow (no FP4 arithmetic), blocked, unknown. Exit code 0 for
+    ready and slow, 1 otherwise.
 
     Example: glm4-deploy doctor --profile gb10 --json
     """
@@ -46,19 +46,19 @@ def doctor(
     settings, row = requested.load()
     needs = Needs(settings=settings, profile=row)
     report = make_report("doctor", doctor_results(gather_host(needs, partial(_holds_port, needs, state_dir)), needs))
-    word = readiness(report.results)
-    close = f"\n{word}: for profile {row.name} ({row.summary})\n"
-    outputs.write(report, lambda: results_text(report.results) + close, details={"readiness": word})
+    verdict = readiness(report.results)
+    close = f"\n{verdict}: for profile {row.name} ({row.summary})\n"
+    outputs.write(report, lambda: results_text(report.results) + close, details={"readiness": verdict})
     raise typer.Exit(report.exit_code)
 
 
 def _holds_port(needs: Needs, state_dir: Path) -> bool:
-    """Whether the port is held by this deployment's own engine, as `up` would see it."""
+    """Whether this deployment's own engine holds the port, as `up` would see it."""
     expected = expected_record(plan_deployment(needs.settings, needs.profile, Fraction(value=None)))
     try:
         return holds_own_port(expected.endpoint.base_url, state_dir, lambda: recorded_engine(expected, state_dir))
     except DeployError:
-        return False  # no Docker, no Compose: nothing of ours can run
+        return False  # without Docker or Compose, no engine of this deployment runs
 
 
 def audit(
@@ -72,9 +72,9 @@ def audit(
 ) -> None:
     """Find risks in a vLLM Compose file, with severity and fix.
 
-    Any Compose file will do, not only a rendered one.
+    Works on any Compose file, not only a rendered one.
 
-    Rules named CL-… are those of compose-lint; what could not be judged is `unknown` and fails too.
+    Rules named CL-… are those of compose-lint. What could not be judged is `unknown` and fails too.
 
     Example: glm4-deploy audit docker-compose.yml
     """
@@ -94,7 +94,7 @@ def audit(
 
 
 def _audit_text(path: Path, report: Report) -> str:
-    found = [row for row in report.results if row.status not in (Status.OK, Status.SKIPPED)]
-    counts = Counter(str(row.severity or row.status) for row in found)
+    findings = [row for row in report.results if row.status not in (Status.OK, Status.SKIPPED)]
+    counts = Counter(str(row.severity or row.status) for row in findings)
     summary = ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing found"
-    return findings_text(found, f"{path}: {summary}", report.verdict)
+    return findings_text(findings, f"{path}: {summary}", report.verdict)

@@ -1,4 +1,4 @@
-"""Where a command's reports go."""
+"""Where a command's reports go: text, JSON, JUnit XML, HTML."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,34 +17,32 @@ JUnit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Wri
 
 
 def stdout_if(wanted: bool) -> Path | None:
-    """For a command whose `--json` is a switch: JSON on stdout, or none."""
+    """The JSON path of a command whose `--json` is a switch."""
     return STDOUT if wanted else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Where the reports of one run go: a path each, `-` for stdout, None for none.
-
-    Without one on stdout the text goes there. other: files that the command itself will write.
-    """
+    """The path of each report of one run: `-` for stdout, None for no report. Text goes to stdout if it is free."""
 
     json: Path | None = None
     junit: Path | None = None
     html: Path | None = None
     other: Path | None = None
+    """A file that the command itself will write."""
 
     def check(self) -> None:
-        """Every path can be written, known before the run: a soak may take a night.
+        """Make sure before the run that every path can be written: a soak may take all night.
 
         Raises:
-            UsageError: two on stdout, or two in one file.
+            UsageError: two reports go to stdout or to the same file.
             StorageError: a path that cannot be written.
         """
         given = [path for path in (self.json, self.junit, self.html, self.other) if path is not None]
         for path in given:
             if given.count(path) > 1:
                 where = "stdout" if path == STDOUT else str(path)
-                raise UsageError(f"two reports go to {where}", hint="give each a file of its own")
+                raise UsageError(f"two reports go to {where}", hint="give each its own file")
             if path != STDOUT:
                 ensure_writable(path)
 
@@ -64,9 +62,11 @@ class Outputs:
         started: str = "",
         note: str = "",
     ) -> None:
-        """The text or one report on stdout, the others into their files, each mentioned on stderr.
+        """Print the text or one report on stdout and write the others to their files, each noted on stderr.
 
-        details: what the JSON holds beside the shared keys. seconds, started, note: of the run, for JUnit.
+        Args:
+            details: what the JSON has beside the shared keys.
+            seconds, started, note: about the run, for JUnit.
         """
         if self.text:
             typer.echo(text(), nl=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once; those of the deployment are made from its settings."""
+"""Options shared by several commands; those of the deployment are generated from its settings."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +19,12 @@ StateDir = Annotated[
     Path, typer.Option("--state-dir", help="Directory of this deployment's record, releases and rendered files.")
 ]
 STATE = STATE_DIR
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")]
 
-# The settings that have a flag of their own, in the order of --help; every other one is set with --set. To give a
-# setting a flag, add its name here.
+# The settings that have their own flag, in the order of --help; all others are set with --set. To give a setting a
+# flag, add its name.
 FLAGS = (
     "profile", "port", "bind", "model_dir", "served_model_name", "gpu_memory_utilization", "max_model_len",
     "max_num_seqs", "kv_cache_dtype", "shm_size", "image_tag", "extras", "tensor_parallel_size", "data_parallel_size",
@@ -35,30 +35,31 @@ METAVARS = {"extras": "NAME,…"}
 
 
 def seed() -> Profile:
-    """The profile where none is named."""
+    """The profile if none is named."""
     return profiles()["seed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requested:
-    """What the command line says of the deployment. flags: by settings key, None where not given."""
+    """What the command line says about the deployment."""
 
     flags: Mapping[str, Any] = field(default_factory=dict)
+    """By settings key; None where not given."""
     sets: tuple[str, ...] = ()
     config: Path | None = None
 
     def with_flags(self, flags: Mapping[str, Any]) -> "Requested":
-        """The same with further flags, which win where they are not None."""
+        """A copy with further flags, which win unless they are None."""
         given = {name: value for name, value in flags.items() if value is not None}
         return replace(self, flags={**self.flags, **given})
 
     @property
     def given(self) -> bool:
-        """Whether the command line says anything at all."""
+        """Whether the command line says anything about the deployment."""
         return bool(self.sets or self.config or any(value is not None for value in self.flags.values()))
 
     def load(self, default_profile: Callable[[], Profile] = seed) -> tuple[Settings, Profile]:
-        """The settings, and the profile under them."""
+        """The settings, and the profile they are based on."""
         return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
 
     def plan(self, default_profile: Callable[[], Profile] = seed) -> "ResolvedPlan":
@@ -67,14 +68,16 @@ class Requested:
 
 
 NOTHING = Requested()
-# Under the settings of a GPU that is named without a profile: nothing but their own defaults.
+# For a GPU named without a profile: the settings have only their own defaults.
 NO_PROFILE = Profile(name="none", summary="no profile")
 
 
 def with_settings(*more: str, profile: str = "seed") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the deployment's flags, --set and --config in place of its parameter `requested`.
 
-    more: settings that this command has a flag for, beside FLAGS. profile: the default profile, for --help.
+    Args:
+        more: settings that have a flag in this command, besides FLAGS.
+        profile: the default profile, for --help.
     """
     return lambda command: _with_settings(command, (*FLAGS, *more), profile)
 
@@ -96,7 +99,7 @@ def _with_settings(command: Callable[..., None], names: tuple[str, ...], profile
 
 
 def setting_option(name: str, default: str | None = None) -> Any:
-    """The annotation of an option that stands for one setting: type, help and default are the field's own."""
+    """The annotation of the option for one setting: type, help and default are those of the field."""
     about = Settings.model_fields[name]
     kind: Any = str
     if name == "extras":
@@ -115,7 +118,7 @@ def _help(about: FieldInfo) -> str:
 
 
 def _default_of(name: str, about: FieldInfo) -> str:
-    """The field's default; where profiles set it, theirs comes first."""
+    """The field's default, after that of the profile if any profile sets it."""
     default = "" if about.default in (None, ()) else str(about.default).lower()
     by_profile = any(name in row.settings for row in profiles().values())
     return f"the profile's, else {default}" if default and by_profile else default
@@ -123,7 +126,7 @@ def _default_of(name: str, about: FieldInfo) -> str:
 
 def _deployment_parameters(names: tuple[str, ...], profile: str) -> list[inspect.Parameter]:
     sets = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; repeatable.")
-    config = typer.Option("--config", metavar="FILE", help="Settings file.", show_default=f"{FILE}, if there is one")
+    config = typer.Option("--config", metavar="FILE", help="Settings file.", show_default=f"{FILE}, if it exists")
     rows = {name: setting_option(name) for name in names} | {"profile": setting_option("profile", profile)}
     rows |= {"sets": Annotated[list[str] | None, sets], "config": Annotated[Path | None, config]}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -143,7 +146,7 @@ def resolve_spec(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedPlan:
-    """The settings, the profile under them, and the plan that came of both."""
+    """The settings, the profile they are based on, and the resulting plan."""
 
     settings: Settings
     profile: Profile
@@ -160,7 +163,8 @@ def resolve_plan(
     """Options → settings → plan.
 
     Raises:
-        UsageError, PlanRefused: a wrong setting, or settings that the profile's GPU cannot meet.
+        UsageError: a setting is wrong.
+        PlanRefused: the settings do not fit the profile's GPU.
     """
     settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
     deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
@@ -168,15 +172,15 @@ def resolve_plan(
 
 
 def profile_of_this_host() -> Profile:
-    """The profile of the GPU that is here.
+    """The profile for this host's GPU.
 
     Raises:
-        PlanRefused: no NVIDIA GPU, or one that no profile is for.
+        PlanRefused: there is no NVIDIA GPU, or no profile for it.
     """
     report = read_gpus()
     if not report.gpus:
         raise PlanRefused(
-            f"no NVIDIA GPU was found here ({report.trouble})",
+            f"no NVIDIA GPU was found on this host ({report.trouble})",
             hint="name the host's profile with --profile (see `glm4-deploy profiles`); --profile cpu needs no GPU",
         )
     product = report.gpus[0].name
@@ -190,7 +194,7 @@ def profile_of_this_host() -> Profile:
 
 
 def profile_for(product: str) -> Profile | None:
-    """The profile made for a GPU, by the name that its driver gives."""
+    """The profile for a GPU, by the name that its driver reports."""
     row = recognise(product)
     if row is None:
         return None

@@ -1,4 +1,4 @@
-"""`glm4-deploy plan`: what a GPU's memory will hold, before anything is started."""
+"""`glm4-deploy plan`."""
 
 import sys
 from dataclasses import replace
@@ -46,11 +46,11 @@ from glm4_deploy.result import Result, fail, ok
 from glm4_deploy.settings import Settings
 
 
-@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of the GPU here, else seed; none with --gpu")
+@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of this host's GPU, else seed; none with --gpu")
 def plan(
     gpu: Annotated[
         str | None,
-        typer.Option(help="GPU by name: gb10, rtx-5090, h100 …", show_default="the profile's, or the one that is here"),
+        typer.Option(help="GPU by name: gb10, rtx-5090, h100 …", show_default="the profile's, or this host's"),
     ] = None,
     gpu_total_mib: Annotated[
         float | None,
@@ -58,12 +58,10 @@ def plan(
     ] = None,
     compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
     unified: Annotated[
-        bool, typer.Option("--unified", help="With --gpu-total-mib: one memory for CPU and GPU.")
+        bool, typer.Option("--unified", help="With --gpu-total-mib: CPU and GPU share one memory.")
     ] = False,
-    gpu_free_mib: Annotated[
-        float | None, typer.Option(min=0, max=10_000_000, help="GPU memory that is free now, in MiB.")
-    ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Take the model's shape from this directory.")] = None,
+    gpu_free_mib: Annotated[float | None, typer.Option(min=0, max=10_000_000, help="Free GPU memory, in MiB.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Read the model's shape from this directory.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="nvfp4 or bf16, without --checkpoint.", show_default="as the settings' quantization"),
@@ -72,11 +70,14 @@ def plan(
         str | None, typer.Option(help="vLLM version, for example 0.24.0.", show_default="that of the image")
     ] = None,
     host_reserve_gib: Annotated[
-        float, typer.Option(min=0, max=1000, help="Unified memory: what stays for the host.")
+        float, typer.Option(min=0, max=1000, help="On unified memory: GiB left to the host.")
     ] = 8.0,
     first_start: Annotated[
         bool,
-        typer.Option("--first-start/--later-start", help="Compiling takes KV cache away once; a later start has more."),
+        typer.Option(
+            "--first-start/--later-start",
+            help="The first start compiles, which leaves less KV cache; a later start has more.",
+        ),
     ] = True,
     load: Annotated[str | None, typer.Option("--for", help='Solve for a load: "64 users, 8k context".')] = None,
     requested: Requested = NOTHING,
@@ -86,8 +87,8 @@ def plan(
 ) -> None:
     """Show what a GPU's memory will hold.
 
-    The settings are those of `render` and `up`, and so is the plan. On a host with the profile's GPU it is refined by
-    that GPU's own memory and by earlier starts. With --gpu or --gpu-total-mib and no profile named, none applies.
+    Uses the same settings and plan as `render` and `up`. On a host with the profile's GPU, that GPU's actual memory and
+    earlier starts refine it. With --gpu or --gpu-total-mib, no profile applies unless one is named.
 
     Example: glm4-deploy plan --gpu gb10 --for "64 users, 8k context"
     """
@@ -96,7 +97,7 @@ def plan(
     named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified)
     if load is not None:
         requested = requested.with_flags(_of_load(parse_load(load)))
-    settings, profile, target, here = _target(requested, named)
+    settings, profile, target, on_this_host = _target(requested, named)
     request = replace(
         memory_request(settings, profile, target),
         free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
@@ -105,7 +106,7 @@ def plan(
     if checkpoint is not None or weights is not None:
         request = replace(request, model=_model(checkpoint, weights or "nvfp4"))
     request = replace(request, vllm=_version(vllm, requested, settings, profile) or request.vllm)
-    if here:
+    if on_this_host:
         request = sharpen(request, load_observations(state_dir))
     solved = ""
     if settings.gpu_memory_utilization == "auto":
@@ -116,7 +117,7 @@ def plan(
         answer = estimate(request)
     _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), outputs)
     if not answer.fits:
-        why = "" if outputs.text else f": {answer.refusal}"  # the text above has said it
+        why = "" if outputs.text else f": {answer.refusal}"  # already in the text above
         raise PlanRefused(f"the engine cannot start on {request.gpu.label}{why}", hint=answer.remedy)
 
 
@@ -143,7 +144,7 @@ def _show_plan(
 
 
 def _fit(plan: MemoryPlan) -> Result:
-    """The plan as one row."""
+    """The plan as one result."""
     if not plan.fits:
         return fail(plan.refusal, "an engine that starts", remedy=plan.remedy, check="memory-plan")
     requests = f"{plan.max_concurrency:.2f} requests of full length at once"
@@ -155,7 +156,7 @@ def _of_load(load: RequestLoad) -> dict[str, Any]:
 
 
 def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile, Gpu, bool]:
-    """The settings, their profile, the GPU to plan for, and whether that GPU is here.
+    """The settings, their profile, the GPU to plan for, and whether it is this host's.
 
     Raises:
         UsageError: no GPU to plan for.
@@ -163,34 +164,34 @@ def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile,
     if named is not None:
         return *requested.load(lambda: NO_PROFILE), named, False
     report = read_gpus()
-    here = gpu_row(report, read_host())
-    settings, profile = requested.load(lambda: _profile_here(report))
-    if report.gpus and here is None:
+    host_gpu = gpu_row(report, read_host())
+    settings, profile = requested.load(lambda: _profile_of(report))
+    if report.gpus and host_gpu is None:
         raise UsageError(
             f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
             hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
         )
-    if here is not None and (profile is NO_PROFILE or here.name in (profile.gpu, *profile.also)):
-        return settings, profile, here, True
+    if host_gpu is not None and (profile is NO_PROFILE or host_gpu.name in (profile.gpu, *profile.also)):
+        return settings, profile, host_gpu, True
     if profile.gpu is None:
         raise UsageError(f"profile {profile.name} has no GPU to plan for", hint="name one with --gpu, for example gb10")
     return settings, profile, gpus()[profile.gpu], False
 
 
-def _profile_here(report: GpuReport) -> Profile:
+def _profile_of(report: GpuReport) -> Profile:
     if report.gpus:
         return profile_for(report.gpus[0].name) or NO_PROFILE
-    typer.echo("no GPU here and none named: planned for the profile seed, as `render` is", err=True)
+    typer.echo("no GPU on this host and none named: planned for the profile seed, as `render` does", err=True)
     return seed()
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    """MiB are the finest that a plan can tell."""
+    """Round GiB to about 1 MiB: a plan is not more precise."""
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _named_gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> Gpu | None:
-    """The GPU that the command line names or gives by its figures."""
+    """The GPU that the command line names or describes; None for neither."""
     if total_mib is not None:
         if capability is None:
             raise UsageError("--gpu-total-mib needs --compute-capability", hint="for example --compute-capability 12.0")
@@ -207,7 +208,7 @@ def _model(checkpoint: Path | None, weights: str) -> StoredModel:
         try:
             return stored_model(checkpoint.resolve().name, read_checkpoint(checkpoint))
         except BadConfigError as error:
-            hint = f"see what it lacks: glm4-deploy checkpoint verify {checkpoint}"
+            hint = f"see what is missing: glm4-deploy checkpoint verify {checkpoint}"
             raise UsageError(f"{checkpoint}: {error}", hint=hint) from None
     try:
         return glm4_9b(WeightFormat(weights))
@@ -216,7 +217,7 @@ def _model(checkpoint: Path | None, weights: str) -> StoredModel:
 
 
 def _version(vllm: str | None, requested: Requested, settings: Settings, profile: Profile) -> tuple[int, ...] | None:
-    """The vLLM that was named; None: that of the settings' image."""
+    """The vLLM version that was named; None: that of the settings' image."""
     if vllm and requested.flags.get("image_tag"):
         raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
     if vllm is None and engine_version(settings, profile) is None:

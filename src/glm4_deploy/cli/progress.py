@@ -1,4 +1,4 @@
-"""What a command shows on stderr while it works: a line for each phase, a bar for each layer, bytes done."""
+"""Progress on stderr: one line per phase, one bar per image layer, bytes done."""
 
 import sys
 import time
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from glm4_deploy.deploy.docker import PullState
 
 
-# A pull on a terminal: one bar for the whole and one for each layer that is on its way, through Rich.
-
-SHOWN = 8  # layers at once: the image has dozens
+SHOWN_LAYERS = 8  # at once: the image has dozens
 
 
 def describe_pull(state: "PullState") -> str:
@@ -31,7 +29,7 @@ def describe_pull(state: "PullState") -> str:
 
 
 class PullBars:
-    """Opened by the first state that is shown; `close` leaves the terminal as it was."""
+    """An image pull on a terminal: one bar in total and one per layer being pulled, drawn by Rich."""
 
     def __init__(self) -> None:
         self._progress: RichProgress | None = None
@@ -40,7 +38,7 @@ class PullBars:
     def show(self, state: "PullState") -> None:
         progress = self._open()
         self._set(progress, "image", describe_pull(state), state.fetched, state.total)
-        moving = [layer for layer in state.layers if not layer.done and layer.total][:SHOWN]
+        moving = [layer for layer in state.layers if not layer.done and layer.total][:SHOWN_LAYERS]
         for layer in moving:
             self._set(progress, layer.id, f"{layer.id} {layer.status.lower()}", layer.current, layer.total)
         for name in set(self._tasks) - {"image", *(layer.id for layer in moving)}:
@@ -67,15 +65,13 @@ class PullBars:
         progress.update(self._tasks[name], description=text, completed=current, total=total or None)
 
 
-# Progress on stderr: a line a phase and a line a check; on a terminal the line of the moment is rewritten in place.
-
 WIDTH = 100
-LINE_SECONDS = 10.0  # between two lines of one phase where lines cannot be rewritten
-QUIET_S = 2.0  # what takes less needs no progress
+LINE_SECONDS = 10.0  # between two lines of one phase if lines cannot be rewritten
+QUIET_S = 2.0  # shorter work shows no progress
 
 
 class Progress:
-    """Everything that `up` says while it works. stdout is left to the report."""
+    """What `up` shows while it works: one line per phase and check; on a terminal, the current line is rewritten."""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
@@ -93,11 +89,11 @@ class Progress:
         self._bars.close()
 
     def expect(self, ready_seconds: float | None) -> None:
-        """What earlier starts on this host took, from start to ready."""
+        """ready_seconds: what earlier starts on this host took; None: not known."""
         self._expected = f" of about {ready_seconds:.0f} s" if ready_seconds else ""
 
     def pull(self, state: "PullState") -> None:
-        """The layers of an image on their way: bars on a terminal, else a line now and then."""
+        """The layers of an image being pulled: bars on a terminal, else a line every LINE_SECONDS."""
         if self._live:
             self._bars.show(state)
         elif time.monotonic() - self._shown_at >= LINE_SECONDS or state.done == len(state.layers):
@@ -122,7 +118,7 @@ class Progress:
         self._line(f"{result.status:8} {result.check}")
 
     def table(self, results: Iterable[Result]) -> None:
-        """The verdicts, on stdout."""
+        """Print the results on stdout."""
         typer.echo(results_text(results), nl=False)
 
     def _stamp(self) -> str:
@@ -140,7 +136,7 @@ class Progress:
 
 
 class BytesProgress:
-    """Bytes done of bytes in all, on stderr: rewritten in place on a terminal, else a line every ten per cent."""
+    """Bytes done of the total: one rewritten line on a terminal, else a line every 10 %."""
 
     def __init__(self, word: str) -> None:
         self._word = word

@@ -25,25 +25,25 @@ from glm4_deploy.text import clean_text, one_line
 def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
     """List the recorded releases, oldest first.
 
-    `*` marks the one that was last in service.
+    `*` marks the release that was last in service.
 
     Example: glm4-deploy releases
     """
     store, record = Store(state_dir), load_record(state_dir)
     current = record.release if record else ""
-    found = store.all()
+    recorded = store.all()
     if json_:
         rows = [
             {**to_wire(one), "good": False, "in_service": False}
             if isinstance(one, Damaged)
             else {**to_wire(one), "good": one.good, "in_service": one.id == current, "content": one.content}
-            for one in found
+            for one in recorded
         ]
         typer.echo(dumps({"directory": str(store.root), "releases": rows}))
         return
-    for one in found:
+    for one in recorded:
         typer.echo(_row(one, current))
-    typer.echo(f"{len(found)} release(s); files, boot log and report of each: {store.root}/ID", err=True)
+    typer.echo(f"{len(recorded)} release(s); files, boot log and report of each: {store.root}/ID", err=True)
 
 
 def rollback(
@@ -55,7 +55,7 @@ def rollback(
         float | None, typer.Option(help="Seconds a start may take.", show_default="start_period")
     ] = None,
     no_rollback: Annotated[
-        bool, typer.Option("--no-rollback", help="Where it fails, do not put the last good release back.")
+        bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Proceed even if its checkpoint changed or it never passed its gate.")
@@ -94,65 +94,60 @@ def diff(
     """
     store = Store(state_dir)
     one, other = store.find(a), store.find(b)
-    found = compare_releases(one, other, store.files_of(one).texts, store.files_of(other).texts)
+    difference = compare_releases(one, other, store.files_of(one).texts, store.files_of(other).texts)
     if json_:
-        typer.echo(dumps(found))
+        typer.echo(dumps(difference))
         return
-    for change in found.changes:
+    for change in difference.changes:
         typer.echo(one_line(f"{change.group:11}{change.name}: {_shown(change.a)} → {_shown(change.b)}"))
-    for file in found.files:
+    for file in difference.files:
         typer.echo(clean_text(file.diff))
-    if not found.changes and not found.files:
-        typer.echo(f"{found.a} and {found.b} do not differ")
+    if not difference.changes and not difference.files:
+        typer.echo(f"{difference.a} and {difference.b} do not differ")
 
 
-def _row(one: "Release | Damaged", current: str) -> str:
+def _row(one: Release | Damaged, current: str) -> str:
     if isinstance(one, Damaged):
         return f"  {one.id}  damaged  {one_line(one.reason, 120)}"
     ready = f"{one.ready_seconds:.0f} s" if one.ready_seconds is not None else "-"
     image = one.image.reference.rpartition("/")[2] if one.image else one.endpoint.runner
     what = one_line(f"{Path(one.endpoint.model_dir).name}  {image}", 80)
-    more = f"puts {one.restores} back " if one.restores else ""
+    restores = f"puts {one.restores} back " if one.restores else ""
     mark = "*" if one.id == current else " "
-    return f"{mark} {one.id}  {one.verdict:8} {ready:>6}  {what}  {one_line(more + one.reason, 120)}".rstrip()
+    return f"{mark} {one.id}  {one.verdict:8} {ready:>6}  {what}  {one_line(restores + one.reason, 120)}".rstrip()
 
 
 def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-# `glm4-deploy lock`.
-
-
 @with_settings()
 def lock(requested: Requested) -> None:
     """Pin the images to the digests that were pulled.
 
-    The digests go into glm4.yaml, and so into what is rendered. Each tag has its own entry: a pin never keeps back an
-    image that you ask for. Exit 1 if an image has no digest.
+    The digests are written to glm4.yaml, from which files are rendered. Each tag has its own entry, so a pin never
+    overrides another tag that you request. Exit 1 if an image has no digest.
 
     Example: docker compose -f compose.yaml pull && glm4-deploy lock
     """
     deployment = requested.plan().deployment
-    found = image_digests(references(deployment.image, deployment.extras))
-    missing = [reference for reference, digest in found.items() if digest is None]
+    digests = image_digests(references(deployment.image, deployment.extras))
+    missing = [reference for reference, digest in digests.items() if digest is None]
     if missing:
-        raise ImageMissing(f"not here: {', '.join(missing)}", hint="pull first: docker compose -f FILE pull")
-    pins = {reference: digest for reference, digest in found.items() if digest}
+        raise ImageMissing(f"not on this host: {', '.join(missing)}", hint="pull first: docker compose -f FILE pull")
+    pins = {reference: digest for reference, digest in digests.items() if digest}
     file = requested.config or FILE
     if pins:
         write_pins(file, pins)
         for reference, digest in pins.items():
             typer.echo(f"{reference}@{digest}")
         typer.echo(f"wrote {file}", err=True)
-    bare = [reference for reference, digest in found.items() if not digest]
-    if bare:
+    unpublished = [reference for reference, digest in digests.items() if not digest]
+    if unpublished:
         raise Judged(
-            f"no registry gave {', '.join(bare)}: built here, so there is no digest", hint="push it, then pull it"
+            f"no digest for {', '.join(unpublished)}: built on this host, not pulled", hint="push it, then pull it"
         )
 
-
-# `glm4-deploy key add | list | revoke`.
 
 Directory = Annotated[Path, typer.Option("--dir", help="The `keys` directory beside the rendered file.")]
 KEYS = STATE / "keys"
@@ -160,15 +155,15 @@ KEYS = STATE / "keys"
 
 def key_add(
     name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
-    rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = 120,
+    rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests per minute.")] = 120,
     directory: Directory = KEYS,
 ) -> None:
-    """Make a key and print it, once: only its hash is kept. A running gateway knows it at once.
+    """Create a key and print it, once: only its hash is stored. A running gateway accepts it immediately.
 
     Example: glm4-deploy key add ada --rate 60 >ada.key
     """
     token = add_key(directory, name, rate=rate)
-    typer.echo(f"key {name}: shown this once, {rate} requests a minute", err=True)
+    typer.echo(f"key {name}: shown only once, {rate} requests per minute", err=True)
     typer.echo(token)
 
 
@@ -188,13 +183,13 @@ def key_list(
 def key_revoke(
     name: Annotated[str, typer.Argument(help="Name of the key's owner.")], directory: Directory = KEYS
 ) -> None:
-    """End a key. A running gateway refuses it at once."""
+    """Revoke a key. A running gateway refuses it immediately."""
     revoke_key(directory, name)
     typer.echo(f"key {name}: revoked", err=True)
 
 
 def image_group() -> None:
-    """Keep `build` a command: Typer drops the name of a group's only one."""
+    """Keep `build` a subcommand: Typer omits the name of a group's only command."""
 
 
 def image_build(
@@ -202,11 +197,11 @@ def image_build(
     tag: Annotated[
         str | None, typer.Option("--tag", help="Name of the image.", show_default="glm4-deploy/kit:VERSION")
     ] = None,
-    network: Annotated[str | None, typer.Option(help="Network of the build, as for docker build --network.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network for the build, as in docker build --network.")] = None,
 ) -> None:
     """Build the image that `--with watch` runs.
 
-    It holds this installation, a non-root user and no shell scripts.
+    It contains this installation and a non-root user, and no shell scripts.
 
     Example: glm4-deploy image build
     """

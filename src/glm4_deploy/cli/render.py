@@ -1,5 +1,6 @@
-"""`glm4-deploy render` and `glm4-deploy profiles`."""
+"""`glm4-deploy render | profiles | version`."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,10 @@ def render(
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
-    wish = requested.plan()
-    files = render_target(target, wish.deployment, wish.settings, wish.profile)
-    of_host = wish.deployment.router_warnings if target == "compose" else ()
-    for warning in (*wish.deployment.warnings, *of_host):
+    plan = requested.plan()
+    files = render_target(target, plan.deployment, plan.settings, plan.profile)
+    router_warnings = plan.deployment.router_warnings if target == "compose" else ()
+    for warning in (*plan.deployment.warnings, *router_warnings):
         typer.echo(f"warning: {warning}", err=True)
     if diff is not None or check:
         _compare(_placed(files, str(diff) if diff else output), check=check)
@@ -51,12 +52,12 @@ def render(
 
 
 def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
-    """Where each file goes: the first to `where`, or into it; the others beside it.
+    """The path of each file: the first at `where`, or in it if it is a directory; the others beside the first.
 
-    Several files make a directory of a name that is not there yet and has no suffix; a `/` at its end always does.
+    A `/` at its end means a directory; so does, for several files, a new name without a suffix.
 
     Raises:
-        UsageError: no name, or several files for a link, a device or a pipe.
+        UsageError: no path was given, or several files would go to a link, a device or a pipe.
     """
     if where is None:
         raise UsageError("--check has no file to compare with", hint="name it: --check -o compose.yaml")
@@ -70,8 +71,6 @@ def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
 
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:
-    import difflib
-
     drifted = []
     for path, text in files.items():
         lines = list(difflib.unified_diff(_lines(read_text(path)), _lines(text), str(path), "rendered"))
@@ -106,7 +105,7 @@ def version(json_: Json = False) -> None:
 
 
 def _echo_json(value: Any) -> None:
-    # Not at the top: it brings the model of every report, a tenth of the time of `render`.
+    # Imported late: it loads the model of every report, a tenth of the time that `render` takes.
     from glm4_deploy.report.wire import dumps
 
     typer.echo(dumps(value))

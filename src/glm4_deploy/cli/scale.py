@@ -38,16 +38,17 @@ def scale(
     calibration: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="A `bench --json` of your engine, or a calibration; repeat for more lengths."
+            metavar="FILE", help="A `bench --json` report of your engine, or a calibration; repeat for more lengths."
         ),
     ] = None,
     users: Annotated[
-        int | None, typer.Option(min=1, max=100_000_000, help="Who ask, read, think, and ask again.")
+        int | None,
+        typer.Option(min=1, max=100_000_000, help="Number of users, each repeatedly asking, reading and pausing."),
     ] = None,
     think_time: Annotated[str, typer.Option(help="Mean pause of a user after an answer: 30s, 2m, 0s.")] = "30s",
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1e9, help="Instead of --users: requests a second, whatever is answered."),
+        typer.Option(min=1e-6, max=1e9, help="Instead of --users: requests per second, regardless of answers."),
     ] = None,
     burstiness: Annotated[
         float,
@@ -55,49 +56,59 @@ def scale(
     ] = 1.0,
     ttft_p95: Annotated[str | None, typer.Option(help="Limit on the time to the first token: 500ms, 1s.")] = None,
     tpot_p95: Annotated[str | None, typer.Option(help="Limit on the time per token after the first.")] = None,
-    slo: Annotated[Path | None, typer.Option(help="Limits in a file, p50 and p99 too (docs/how-to/smoke.md).")] = None,
-    prompt_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of a prompt, median.")] = 512,
-    prompt_p95: Annotated[
-        float | None, typer.Option(min=1, max=10_000_000, help="95th percentile of the same.", show_default="all alike")
+    slo: Annotated[
+        Path | None, typer.Option(help="Limits from a file, also for p50 and p99 (docs/how-to/smoke.md).")
     ] = None,
-    output_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Tokens of an answer, median.")] = 128,
+    prompt_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Median tokens per prompt.")] = 512,
+    prompt_p95: Annotated[
+        float | None,
+        typer.Option(min=1, max=10_000_000, help="95th percentile of tokens per prompt.", show_default="all the same"),
+    ] = None,
+    output_tokens: Annotated[float, typer.Option(min=1, max=10_000_000, help="Median tokens per answer.")] = 128,
     output_p95: Annotated[
-        float | None, typer.Option(min=1, max=10_000_000, help="95th percentile of the same.", show_default="all alike")
+        float | None,
+        typer.Option(min=1, max=10_000_000, help="95th percentile of tokens per answer.", show_default="all the same"),
     ] = None,
     lengths: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead: lines of `prompt,answer` tokens to draw from.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead: a file with lines of `prompt,answer` tokens to sample from."),
     ] = None,
     cached_tokens: Annotated[
-        int, typer.Option(min=0, max=10_000_000, help="Start of each prompt that the user's replica has cached.")
+        int,
+        typer.Option(
+            min=0, max=10_000_000, help="Tokens at the start of each prompt that the user's replica has cached."
+        ),
     ] = 0,
     router: Annotated[str, typer.Option(help="round-robin, least-loaded or cache-aware.")] = "least-loaded",
     gpus: Annotated[
-        str, typer.Option(help="Seek within 1..10000, or say what one number would do: 8.")
+        str, typer.Option(help="Range of GPU counts to search (1..10000), or a single count to evaluate (8).")
     ] = f"1..{MOST_GPUS}",
     kv_cache_tokens: Annotated[
         int | None,
         typer.Option(
             min=64,
-            help="KV cache of an engine, in tokens, as it logs it.",
+            help="KV cache of one engine, in tokens, as its log says.",
             show_default="as calibrated, else planned for the profile's GPU",
         ),
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="Plan the KV cache for this GPU instead: h100, gb10 …")] = None,
     failures_per_gpu_year: Annotated[
-        float | None, typer.Option(min=0, max=1000, help="Say how many spares keep the limits 99.9 % of the time.")
+        float | None, typer.Option(min=0, max=1000, help="Report how many spares keep the limits 99.9 % of the time.")
     ] = None,
-    repair_time: Annotated[str, typer.Option(help="With it: until a failed GPU serves again.")] = "24h",
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions with other random numbers.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="The first of them; the same seed, the same answer.")] = 0,
-    requests: Annotated[int, typer.Option(min=200, max=1_000_000, help="Requests counted a simulation.")] = 4000,
+    repair_time: Annotated[
+        str, typer.Option(help="With --failures-per-gpu-year: time until a failed GPU serves again.")
+    ] = "24h",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions with different random numbers.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="The first random seed; the same seed gives the same answer.")] = 0,
+    requests: Annotated[int, typer.Option(min=200, max=1_000_000, help="Requests counted per simulation.")] = 4000,
     requested: Requested = NOTHING,
     as_json: Json = False,
 ) -> None:
     """Estimate how many GPUs a number of users needs.
 
-    It simulates the engine from a measured load under limits on TTFT and TPOT; without a measured load it does not
-    answer. Exit codes: 0 an answer,
-    1 the one number that --gpus names does not hold, 2 usage or no calibration, 13 no number of GPUs holds the limits.
+    Simulates engines, calibrated by a measured load, under limits on TTFT and TPOT. Without a measured load there is no
+    answer. Exit codes: 0 an answer, 1 the single count given with --gpus breaks the limits, 2 usage or no calibration,
+    13 no number of GPUs keeps the limits.
 
     Example: glm4-deploy scale --users 2000 --calibration bench.json --ttft-p95 1s --tpot-p95 50ms
     """
@@ -127,16 +138,16 @@ def scale(
         failures_per_gpu_year=failures_per_gpu_year,
         repair_hours=seconds_of(repair_time, zero=True) / 3600,
     )
-    found = answer(request, read_calibrations(calibration or []))
+    result = answer(request, read_calibrations(calibration or []))
     if as_json:
-        typer.echo(dumps(scale_wire(found)))
+        typer.echo(dumps(scale_wire(result)))
     else:
-        typer.echo(scale_text(found, color=sys.stdout.isatty()), nl=False)
-    raise typer.Exit(1 if found.sizing.broken else 0)
+        typer.echo(scale_text(result, color=sys.stdout.isatty()), nl=False)
+    raise typer.Exit(1 if result.sizing.broken else 0)
 
 
 def _engine(settings: Settings, profile: Profile, gpu: str | None, cache: int | None) -> EngineOptions:
-    """The settings that a layer gives; what none gives is as measured."""
+    """The engine's settings where any layer gives them; the others are as measured."""
     given = settings.model_fields_set
     row = gpu_by_name(gpu, other="--kv-cache-tokens, from the engine's log") if gpu else gpus().get(profile.gpu or "")
     return EngineOptions(

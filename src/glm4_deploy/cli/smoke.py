@@ -1,4 +1,4 @@
-"""The work behind `glm4-deploy bench`: find where the generator runs, run it, show and store the result."""
+"""`glm4-deploy smoke | bench`: check a running engine's answers, or measure its speed."""
 
 import asyncio
 import os
@@ -27,13 +27,9 @@ from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, Sui
 from glm4_deploy.result import Result, Status, fail, ok
 from glm4_deploy.text import did_you_mean, seconds_of
 
-# `glm4-deploy smoke` and `glm4-deploy bench`.
-
 BaseUrl = Annotated[
     str | None,
-    typer.Option(
-        help="The endpoint.", metavar="URL", show_default="what `up` started here, else the settings' own address"
-    ),
+    typer.Option(help="The endpoint.", metavar="URL", show_default="what `up` started, else the settings' address"),
 ]
 Model = Annotated[
     str | None,
@@ -42,10 +38,11 @@ Model = Annotated[
     ),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option(help="A file that holds the API key; it goes to the base URL alone and is never shown.")
+    Path | None, typer.Option(help="File with the API key, which is sent only to the base URL and never shown.")
 ]
 Names = Annotated[
-    list[str] | None, typer.Option(metavar="CHECK", help="Only this check, and what it needs; repeat, or `needle-*`.")
+    list[str] | None,
+    typer.Option(metavar="CHECK", help="Run only this check and those it needs; repeatable; `needle-*` works."),
 ]
 
 
@@ -56,25 +53,27 @@ def smoke(
     api_key_file: KeyFile = None,
     suite: Annotated[str, typer.Option(help="gate, quick (< 1 minute on a GPU), full (minutes) or soak.")] = "quick",
     only: Names = None,
-    skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeat.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeatable.")] = None,
     duration: Annotated[str, typer.Option("--for", help="How long to soak: 90s, 30m, 8h.")] = "30m",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until the first token of an answer.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Maximum seconds until the first token of an answer.")
+    ] = 120.0,
     slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Perplexities of a good day to compare with.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Perplexities of an earlier good run to compare with.")] = None,
     save_baseline: Annotated[Path | None, typer.Option(help="Store this run's perplexities, if it passes.")] = None,
     json_: JsonFile = None,
     junit: JUnit = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write one self-contained page; - is stdout.")
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show every check and what it proves, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List every check and what it proves, then exit.")] = False,
     requested: Requested = NOTHING,
     state_dir: StateDir = STATE,
 ) -> None:
     """Ask a running engine and judge its answers.
 
-    A pass means that no failure was seen in what was asked. Exit codes: 0 passed, 1 failed or could not be judged,
-    2 usage, 3 not reachable, 4 reachable but not the engine or model expected.
+    A pass means that the checks saw no failure. Exit codes: 0 passed, 1 failed or could not be judged,
+    2 usage, 3 not reachable, 4 reachable but not the expected engine or model.
 
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """
@@ -82,12 +81,12 @@ def smoke(
         rows = ((check.id, _suites(check.suites), check.seconds, check.proves) for check in checks().values())
         typer.echo(checks_text(rows), nl=False)
         return
-    chosen = _choice(suite, [str(name) for name in Suite])
+    chosen = _suite(suite)
     outputs = Outputs(json=json_, junit=junit, html=html, other=save_baseline)
     outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
     options = _options(slo, baseline)
-    report = _run(target, Suite(chosen), options, tuple(only or ()), tuple(skip or ()), duration)
+    report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration)
     outputs.write(
         make_report("smoke", report.results, code=report.exit_code),
         lambda: suite_text(report),
@@ -107,11 +106,13 @@ def bench(
     base_url: BaseUrl = None,
     model: Model = None,
     api_key_file: KeyFile = None,
-    concurrency: Annotated[str, typer.Option(help="Requests at once, a load each.")] = "1,4,16,64",
+    concurrency: Annotated[
+        str, typer.Option(help="Numbers of concurrent requests, measured one after the other.")
+    ] = "1,4,16,64",
     input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     output_len: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
     container: Annotated[str | None, typer.Option(help="Run the generator inside this container.")] = None,
-    python: Annotated[str | None, typer.Option(help="Run the generator by this Python, which has vLLM.")] = None,
+    python: Annotated[str | None, typer.Option(help="Run the generator with this Python, which has vLLM.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="The model's directory as the generator sees it.", show_default="as served")
     ] = None,
@@ -125,7 +126,7 @@ def bench(
     """Measure a running engine under load: TTFT, TPOT, throughput, goodput.
 
     The load comes from vLLM's own generator. Without --container and --python it runs beside the engine that `up`
-    started here. Exit codes: 0 all limits kept (or none given), 1 a limit broken or a request failed, 2 usage,
+    started. Exit codes: 0 all limits kept (or none given), 1 a limit broken or a request failed, 2 usage,
     3 not reachable, 4 not the engine.
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
@@ -139,8 +140,7 @@ def bench(
 
 def _save_baseline(path: Path, report: SuiteReport) -> None:
     if report.exit_code:
-        words = f"no baseline stored: this run is {report.verdict}; store one on a day when all is well"
-        typer.echo(words, err=True)
+        typer.echo(f"no baseline stored: this run is {report.verdict}; store one when all is well", err=True)
         return
     write_baseline(path, report)
     typer.echo(f"written: {path}", err=True)
@@ -157,7 +157,7 @@ def make_target(
 ) -> ProbeTarget:
     """Options → target; without --base-url, what `up` started from this directory, or what the settings name."""
     if requested.given:
-        requested.load()  # a wrong setting is refused, needed or not
+        requested.load()  # refuses a wrong setting even if it is not needed
     started_at = None
     named = requested.flags
     model, context = model or named.get("served_model_name"), named.get("max_model_len")
@@ -180,7 +180,7 @@ def make_target(
 
 
 def _record_of(requested: Requested, state_dir: Path) -> Record:
-    """What is on record; the settings' own where nothing is, or where the command line names another address."""
+    """The record, or one made from the settings if there is none or the command line names another address."""
     record = load_record(state_dir)
     if record is not None and not requested.given:
         return record
@@ -189,15 +189,13 @@ def _record_of(requested: Requested, state_dir: Path) -> Record:
 
 
 def _run(
-    target: "ProbeTarget",
-    suite: "Suite",
-    options: "Options",
+    target: ProbeTarget,
+    suite: Suite,
+    options: Options,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     duration: str,
-) -> "SuiteReport":
-    import asyncio
-
+) -> SuiteReport:
     seconds = seconds_of(duration)
     with Live() as live:
         if suite is Suite.SOAK:
@@ -226,35 +224,36 @@ def _run(
         )
 
 
-def _options(slo: Path | None, stored: Path | None) -> "Options":
+def _options(slo: Path | None, stored: Path | None) -> Options:
     return Options(
         slo=read_slo(slo) if slo is not None else None,
         baseline=read_baseline(stored) if stored is not None else None,
     )
 
 
-def _choice(value: str, known: list[str]) -> str:
-    if value in known:
-        return value
-    hint = did_you_mean(value, known) or f"one of {', '.join(known)}"
-    raise UsageError(f"no suite is named {value[:40]!r}", hint=hint)
+def _suite(name: str) -> Suite:
+    known = [str(suite) for suite in Suite]
+    if name not in known:
+        hint = did_you_mean(name, known) or f"one of {', '.join(known)}"
+        raise UsageError(f"no suite is named {name[:40]!r}", hint=hint)
+    return Suite(name)
 
 
 def _levels(text: str) -> tuple[int, ...]:
     """`1,4,16,64`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
-        raise UsageError(f"not a list of concurrencies: {text[:40]!r}", hint="write it like 1,4,16,64")
+        raise UsageError(f"--concurrency {text[:40]!r} is not a list of numbers", hint="write it like 1,4,16,64")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _suites(suites: "frozenset[Suite]") -> str:
+def _suites(suites: frozenset[Suite]) -> str:
     return " ".join(suite for suite in ("gate", "quick", "full", "soak") if suite in suites)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Where the generator runs, as the user says; None: as `up` left it."""
+    """Where the generator runs, as given on the command line; None: beside what `up` started."""
 
     container: str | None
     python: str | None
@@ -272,7 +271,7 @@ def run_bench(
     outputs: Outputs,
     compare: Path | None,
 ) -> int:
-    """The exit code.
+    """Measure every level and write the reports; returns the exit code.
 
     Raises:
         UsageError, Unreachable, WrongEngine, ExtraMissing, Judged: see the command's help.
@@ -280,12 +279,12 @@ def run_bench(
     limits = read_slo(slo) if slo is not None else None
     earlier = read_report(compare, lengths) if compare is not None else None
     outputs.check()
-    found = _identify(target)
+    identity = _identify(target)
     python, base_url = _place(target, where)
     load = BenchLoad(
         base_url=base_url,
-        model=str(found.model),
-        tokenizer=where.tokenizer or _tokenizer(found),
+        model=str(identity.model),
+        tokenizer=where.tokenizer or _tokenizer(identity),
         concurrency=levels,
         input_len=lengths[0],
         output_len=lengths[1],
@@ -295,7 +294,7 @@ def run_bench(
     results = tuple(_judged(level) for level in measured)
     shared = make_report("bench", results)
     report = BenchReport(
-        base_url=found.base_url,
+        base_url=identity.base_url,
         model=load.model,
         started=started,
         input_len=load.input_len,
@@ -303,24 +302,24 @@ def run_bench(
         levels=measured,
         verdict=shared.verdict,
         exit_code=shared.exit_code,
-        engine=found.engine,
+        engine=identity.engine,
     )
     outputs.write(shared, lambda: bench_text(report, earlier), details=report, started=started)
     return report.exit_code
 
 
 def _identify(target: ProbeTarget) -> SuiteReport:
-    """Nothing is loaded before it is known to be the engine that is meant."""
-    found = asyncio.run(run_suite(target, only=["identity"]))
-    if found.exit_code:
-        last = next(row for row in found.results if row.status in {Status.FAIL, Status.UNKNOWN})
+    """Make sure before any load that this is the expected engine."""
+    report = asyncio.run(run_suite(target, only=["identity"]))
+    if report.exit_code:
+        last = next(row for row in report.results if row.status in {Status.FAIL, Status.UNKNOWN})
         kinds: dict[int, type[DeployError]] = {3: Unreachable, 4: WrongEngine}
-        raise kinds.get(found.exit_code, WrongEngine)(last.observed, hint=last.remedy)
-    return found
+        raise kinds.get(report.exit_code, WrongEngine)(last.observed, hint=last.remedy)
+    return report
 
 
 def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
-    """The words that run Python beside vLLM, and the engine's address as seen from there."""
+    """The command that runs Python beside vLLM, and the engine's address as seen from there."""
     if where.container is not None:
         return in_container(where.container), _inside()
     python = where.python or os.environ.get("GLM4_CPU_PYTHON")
@@ -330,7 +329,7 @@ def _place(target: ProbeTarget, where: Where) -> tuple[list[str], str]:
     if python:
         return [python], target.root
     raise UsageError(
-        "no place to run the load generator: `up` started no container from here",
+        "nowhere to run the load generator: `up` started no container from this directory",
         hint="name one with --container NAME, or a Python that has vLLM with --python PATH",
     )
 
@@ -339,8 +338,8 @@ def _inside() -> str:
     return f"http://127.0.0.1:{CONTAINER_PORT}"
 
 
-def _tokenizer(found: SuiteReport) -> str:
-    path = next((fact.value for fact in found.engine if fact.name == MODEL_PATH and fact.value != NOT_KNOWN), None)
+def _tokenizer(identity: SuiteReport) -> str:
+    path = next((fact.value for fact in identity.engine if fact.name == MODEL_PATH and fact.value != NOT_KNOWN), None)
     if path is None:
         raise UsageError("the server does not report its model's path", hint="give the tokenizer with --tokenizer DIR")
     return path
@@ -351,7 +350,7 @@ def _progress(level: BenchLevel) -> None:
 
 
 def _judged(level: BenchLevel) -> Result:
-    """One load: every limit kept, or which are broken."""
+    """One load: all limits kept, or the broken ones."""
     check = f"concurrency-{level.concurrency}"
     if level.broken:
         return fail("; ".join(level.broken), "every request answered within the limits", check=check)
@@ -359,10 +358,10 @@ def _judged(level: BenchLevel) -> Result:
 
 
 def read_report(path: Path, lengths: tuple[int, int]) -> BenchReport:
-    """An earlier --json; one of before `schema` too.
+    """An earlier --json report, also from before reports had a `schema`.
 
     Raises:
-        UsageError: it is not one, or it asked for other lengths: two runs of unlike questions have no ratio.
+        UsageError: it is not one, or its lengths differ, so that the two cannot be compared.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -374,11 +373,11 @@ def read_report(path: Path, lengths: tuple[int, int]) -> BenchReport:
         report = TypeAdapter(BenchReport).validate_python(head)
     except ValidationError as error:
         first = error.errors()[0]
-        words = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        problem = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         raise UsageError(
-            f"{path} is not a result of `bench --json`: {words[:160]}", hint="store one with --json"
+            f"{path} is not a result of `bench --json`: {problem[:160]}", hint="store one with --json"
         ) from None
     if (report.input_len, report.output_len) != lengths:
-        asked = f"{report.input_len} tokens in and {report.output_len} out"
-        raise UsageError(f"{path} asked {asked}", hint="give the same --input-len and --output-len")
+        measured = f"{report.input_len} tokens in and {report.output_len} out"
+        raise UsageError(f"{path} measured {measured}", hint="give the same --input-len and --output-len")
     return report

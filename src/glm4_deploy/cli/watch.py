@@ -1,8 +1,12 @@
-"""`glm4-deploy fleet smoke | status`."""
+"""`glm4-deploy watch`, and `glm4-deploy fleet smoke | status`."""
 
-from collections.abc import Callable
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +26,6 @@ from glm4_deploy.watch.judge import Limits, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-# `glm4-deploy watch`.
-
 
 def watch(
     base_url: BaseUrl = None,
@@ -38,22 +36,28 @@ def watch(
         float, typer.Option(min=2, max=3600, help="Seconds without progress until it counts as hung.")
     ] = 60.0,
     canary_every: Annotated[
-        float, typer.Option(min=0, max=86400, help="Seconds between two small generations; 0: none.")
+        float, typer.Option(min=0, max=86400, help="Seconds between two canaries (short generations); 0: none.")
     ] = 300.0,
     canary_tokens: Annotated[int, typer.Option(min=32, max=1024, help="Maximum tokens per canary.")] = 256,
     grace: Annotated[float, typer.Option(min=0, max=86400, help="Seconds that a start may take.")] = 900.0,
     listen: Annotated[str, typer.Option(help="Address of the watch's own /metrics and /healthz.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the watch's own /metrics and /healthz.")] = 9109,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Restart the engine's container when it hangs, babbles or is gone.")
+        bool,
+        typer.Option("--restart", help="Restart the engine's container when it hangs, produces garbage or has ended."),
     ] = False,
-    backoff: Annotated[float, typer.Option(min=1, max=3600, help="Seconds until a second restart; doubles.")] = 60.0,
-    max_restarts: Annotated[int, typer.Option(min=1, max=60, help="Restarts an hour; then it stops.")] = 3,
+    backoff: Annotated[
+        float, typer.Option(min=1, max=3600, help="Seconds before a second restart; doubles each time.")
+    ] = 60.0,
+    max_restarts: Annotated[
+        int, typer.Option(min=1, max=60, help="Restarts per hour, after which it stops restarting.")
+    ] = 3,
     container: Annotated[
         str | None, typer.Option(help="Container to restart.", show_default="what `up` started from this directory")
     ] = None,
     duration: Annotated[
-        str | None, typer.Option("--for", help="How long: 90s, 30m, 8h; then exit 0 if it is well, else 1.")
+        str | None,
+        typer.Option("--for", help="How long to watch: 90s, 30m, 8h; then exit 0 if the engine is well, else 1."),
     ] = None,
     state_dir: StateDir = STATE,
     json_: JsonLines = False,
@@ -64,8 +68,6 @@ def watch(
 
     Example: glm4-deploy watch --json
     """
-    import asyncio
-
     seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
@@ -74,17 +76,18 @@ def watch(
     if base_url is None or restart:
         _one_engine(state_dir)
     target = make_target(base_url, model, api_key_file, stall, state_dir=state_dir)
-    _ = (target.root, target.key)  # refuses a wrong address or key before anything starts
+    _ = (target.root, target.key)  # raises for a wrong address or key before anything starts
     policy, keeper = _restarter(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
+    emit = _event_printer(json_)
     end = serve(exporter, listen, port)
     try:
-        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, _teller(json_))
-        last = asyncio.run(_run(verdicts, exporter, _teller(json_), policy, keeper, seconds))
+        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit)
+        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, seconds))
     finally:
         end()
-    # Without --for a watch is ended from outside, which is not a verdict.
+    # Without --for, only a signal ends the watch, and that is not a verdict.
     report = make_report("watch", [last.result()], code=None if seconds is not None else 0)
-    _teller(json_)("ended", state=last.state.value, **(to_wire(report) if json_ else {}))
+    emit("ended", state=last.state.value, **(to_wire(report) if json_ else {}))
     if report.exit_code:
         raise Judged(
             f"the engine is not known to be well: {last.state}", hint="see the lines above, and docs/how-to/watch.md"
@@ -92,78 +95,73 @@ def watch(
 
 
 def _one_engine(state_dir: Path) -> None:
-    """Refuse a deployment of several engines: a router has no progress of its own, and there is no one container."""
+    """Refuse several engines: a router makes no progress to judge, and no one container could be restarted."""
     record = load_record(state_dir)
     if record is not None and record.endpoint.replicas:
         raise UsageError(
             f"watch judges one engine, and {record.endpoint.project!r} has "
             f"{len(record.endpoint.replicas)} replicas behind a router",
-            hint="give one engine's own address, without --restart: docs/how-to/replicas.md tells how to find it",
+            hint="give the address of one engine, without --restart; docs/how-to/replicas.md says how to find it",
         )
 
 
 def _restarter(
     container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
-) -> tuple["Policy", "ContainerKeeper"]:
+) -> tuple[Policy, ContainerKeeper]:
     endpoint = (load_record(state_dir) or expected_record(resolve_spec({}))).endpoint
     keeper = ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
     return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
 
 
 def _verdicts(
-    target: "ProbeTarget",
-    limits: "Limits",
+    target: ProbeTarget,
+    limits: Limits,
     every: float,
     tokens: int,
-    exporter: "Exporter",
-    tell: Callable[..., None],
-) -> "AsyncIterator[WatchVerdict]":
+    exporter: Exporter,
+    emit: Callable[..., None],
+) -> AsyncIterator[WatchVerdict]:
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
-    return judge_engine(target, limits, schedule, exporter, tell)
+    return judge_engine(target, limits, schedule, exporter, emit)
 
 
 async def _run(
-    verdicts: "AsyncIterator[WatchVerdict]",
-    exporter: "Exporter",
-    tell: Callable[..., None],
-    policy: "Policy | None",
-    keeper: "ContainerKeeper | None",
+    verdicts: AsyncIterator[WatchVerdict],
+    exporter: Exporter,
+    emit: Callable[..., None],
+    policy: Policy | None,
+    keeper: ContainerKeeper | None,
     duration: float | None,
 ) -> WatchVerdict:
-    import asyncio
-    import signal
-
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=tell, policy=policy, keeper=keeper))
+    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     if watching.done():
-        watching.result()  # it never ends but by an error
+        watching.result()  # it ends only with an error
     for task in (watching, stopped):
         task.cancel()
     return exporter.last
 
 
-def _teller(json_: bool) -> Callable[..., None]:
-    """One line an event on stdout: JSON, or words for a person. Control characters of others' text are escaped."""
-    import json
-    from datetime import UTC, datetime
+def _event_printer(json_: bool) -> Callable[..., None]:
+    """A function that prints one line per event on stdout: JSON, or text with control characters escaped."""
 
-    def tell(event: str, /, **fields: Any) -> None:
+    def emit(event: str, /, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if json_:
             line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True)
         else:
-            words = "  ".join(
+            shown = "  ".join(
                 f"{name}: {one_line(str(value), 600)}" for name, value in fields.items() if value not in (None, "")
             )
-            line = f"{now[11:19]} {event:12} {words}"
-        print(line, flush=True)  # noqa: T201 (a pipe must not hold a line back)
+            line = f"{now[11:19]} {event:12} {shown}"
+        print(line, flush=True)  # noqa: T201 (flushed: a pipe must not delay a line)
 
-    return tell
+    return emit
 
 
 File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/how-to/fleet.md).")]
@@ -202,8 +200,6 @@ def fleet_status(inventory: File = INVENTORY, at_once: AtOnce = 8, json_: Json =
 def _ask(
     command: str, inventory: Path, suite: str, only: tuple[str, ...], at_once: int, json_: bool, junit: Path | None
 ) -> None:
-    import asyncio
-
     def show(answer: HostAnswer) -> None:
         typer.echo(f"{answer.row.status:8}{answer.host}", err=True)
 

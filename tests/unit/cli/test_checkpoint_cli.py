@@ -70,7 +70,7 @@ def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
     [
         (("verify", "/nowhere"), 9, "no checkpoint at"),
         (("verify", str(made.DATA), "--vllm", "x"), 2, "not a vLLM version"),
-        (("verify", str(made.DATA), "--vllm", "0.13.0", "--image-tag", "26.01"), 2, "both name an engine"),
+        (("verify", str(made.DATA), "--vllm", "0.13.0", "--image-tag", "26.01"), 2, "exclude each other"),
         (("verify", str(made.DATA), "--manifest", "/proc/no/where"), 18, "cannot write"),
         (("repair", str(made.DATA), "--output", "/nowhere/x"), 2, "/nowhere is not a directory"),
         (("repair", str(made.DATA), "--output", "/tmp/glm-4-x", "--for", "27.77-py3"), 2, "not in the catalog"),

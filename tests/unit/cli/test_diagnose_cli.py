@@ -91,7 +91,7 @@ def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> No
         ((), 2, "nothing to diagnose"),
         (("none.log",), 2, "cannot read none.log"),
         (("/",), 2, "cannot read /"),
-        (("none.log", "--container", "x"), 2, "both a file and --container"),
+        (("none.log", "--container", "x"), 2, "FILE and --container exclude each other"),
         (("--container", "x"), 5, "no Docker engine answers"),
     ],
 )
