@@ -1,8 +1,7 @@
 """The errors: each class owns its exit code, each instance says what to do next. May import nothing.
 
-Exit codes are a public promise (README, "Exit codes"): they are unique, documented and stable. 0 is success and
-1 means "judged, and found wanting" (a failed check, drift, a finding): that is a verdict, not an error, so no
-class here has it, except `Judged`, which carries a verdict out of a deeper room.
+Exit codes are a public promise (README, "Exit codes"): unique, documented and stable. 0 is success. 1 is a negative
+verdict (a failed check, a finding, drift) rather than an error; `Judged` carries such a verdict up to the command line.
 """
 
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ class DeployError(Exception):
     Args:
         message: what failed, with the value seen; one line.
         hint: the next action, or several; one line each, imperative.
-        details: what was seen, a few lines (the end of a log); shown between message and hints.
+        details: a few lines of evidence (the end of a log), shown between message and hints.
     """
 
     exit_code: ClassVar[int] = 70
@@ -29,11 +28,11 @@ class DeployError(Exception):
 
     @property
     def hint(self) -> str:
-        """The first thing to do, for a place that has room for one."""
+        """The first hint, for places with room for only one."""
         return self.hints[0] if self.hints else ""
 
     def advise(self, *hints: str) -> Self:
-        """The same error with more to do."""
+        """The same error with further hints."""
         return type(self)(self.message, hint=(*self.hints, *hints), details=self.details)
 
     def wire(self) -> dict[str, Any]:
@@ -48,7 +47,7 @@ class DeployError(Exception):
 
 class Judged(DeployError):
     exit_code = 1
-    meaning = "judged and found wanting: a failed check, a finding, drift"
+    meaning = "a negative verdict: a failed check, a finding, drift"
 
 
 class UsageError(DeployError):
@@ -78,7 +77,7 @@ class ComposeMissing(DeployError):
 
 class DockerDenied(DeployError):
     exit_code = 7
-    meaning = "no permission on the Docker socket"
+    meaning = "no permission to use the Docker socket"
 
 
 class PortTaken(DeployError):
@@ -93,7 +92,7 @@ class ModelMissing(DeployError):
 
 class CheckpointRefused(DeployError):
     exit_code = 10
-    meaning = "the checkpoint has a fault that this engine would not survive"
+    meaning = "the checkpoint has a defect that stops this engine or corrupts its answers"
 
 
 class EngineDied(DeployError):
@@ -108,27 +107,27 @@ class EngineTimeout(DeployError):
 
 class PlanRefused(DeployError):
     exit_code = 13
-    meaning = "the settings cannot be met on this machine (memory, GPU, driver)"
+    meaning = "the settings do not fit this machine (memory, GPU, driver)"
 
 
 class Locked(DeployError):
     exit_code = 14
-    meaning = "another glm4-deploy is at work on this deployment"
+    meaning = "another glm4-deploy command is working on this deployment"
 
 
 class RolledBack(DeployError):
     exit_code = 15
-    meaning = "the new release failed; the last good one runs again"
+    meaning = "the new release failed; the last good one is running again"
 
 
 class RollbackFailed(DeployError):
     exit_code = 16
-    meaning = "the new release failed and the last good one could not be put back"
+    meaning = "the new release failed and the last good one could not be restored"
 
 
 class ComposeFailed(DeployError):
     exit_code = 17
-    meaning = "docker compose refused or failed"
+    meaning = "docker compose rejected the file or failed"
 
 
 class StorageError(DeployError):
@@ -138,9 +137,9 @@ class StorageError(DeployError):
 
 class ImageMissing(DeployError):
     exit_code = 19
-    meaning = "the image is not here and could not be pulled"
+    meaning = "the image is not on this host and could not be pulled"
 
 
 class ExtraMissing(DeployError):
     exit_code = 20
-    meaning = "an optional part is not installed"
+    meaning = "an optional component is not installed"

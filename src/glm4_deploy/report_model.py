@@ -11,14 +11,17 @@ from glm4_deploy.result import Result, Status, exit_code, verdict
 if TYPE_CHECKING:  # a name alone: commands that print a report need none of the detector's rules
     from glm4_deploy.detect.finding import LoopFinding
 
-SCHEMA = 1  # of every --json with results; higher where a key that was there is gone or means something else
+SCHEMA = 1  # of every --json with results; raised when an existing key is removed or changes its meaning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the JSON of every command with results begins with. Keys of one kind alone stand after it.
+    """The keys that begin the JSON of every command with results. A command's own keys follow them.
 
-    kind: the command. kit: the version of glm4-deploy. exit_code: that of the command, in agreement with the verdict.
+    Attributes:
+        kind: the command.
+        kit: version of glm4-deploy.
+        exit_code: exit code of the command, consistent with the verdict.
     """
 
     schema: int = SCHEMA
@@ -30,14 +33,14 @@ class Report:
 
 
 def make_report(kind: str, results: Iterable[Result], *, code: int | None = None) -> Report:
-    """The verdict over the results, and the exit code that goes with it unless the command has one of its own."""
+    """The results with their verdict, and its exit code unless the command passes another."""
     rows = tuple(results)
-    whole = verdict(rows)
-    return Report(kind=kind, verdict=whole, exit_code=exit_code(whole) if code is None else code, results=rows)
+    status = verdict(rows)
+    return Report(kind=kind, verdict=status, exit_code=exit_code(status) if code is None else code, results=rows)
 
 
 class Suite(StrEnum):
-    """How much to ask. GATE is what `up` waits for; SOAK repeats its rounds for as long as asked."""
+    """How much to check. GATE is what `up` waits for; SOAK repeats its rounds for the requested time."""
 
     GATE = "gate"
     QUICK = "quick"
@@ -47,11 +50,12 @@ class Suite(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One request on the clock, in seconds after it was sent.
+    """Timing of one request, in seconds after it was sent.
 
-    total: until the answer was complete.
-    arrivals: when each token-bearing chunk of a stream came, ascending; empty for an answer that was not streamed.
-    tokens: completion tokens as the server counts them (usage); None where it does not say.
+    Attributes:
+        total: until the answer was complete.
+        arrivals: arrival of each chunk with tokens, ascending; empty for an answer that was not streamed.
+        tokens: completion tokens as the server reports them (usage); None where it does not.
     """
 
     total: float
@@ -76,7 +80,8 @@ class Timing:
 class AnswerSample:
     """One prompt and its answer. Both are untrusted text: a report caps and escapes them.
 
-    finding: what the detector said of the answer; None where the answer was not judged for loops.
+    Attributes:
+        finding: the detector's verdict on the answer; None where the answer was not checked for loops.
     """
 
     check: str
@@ -107,8 +112,11 @@ class Measure:
 class SuiteReport:
     """A suite run. `verdict` and `exit_code` are decided where the checks ran; a renderer only shows them.
 
-    started: ISO 8601 with offset. seconds: wall time. covered: one sentence on what was asked and what was not.
-    exit_code: 0 passed, 1 failed or could not be judged, 3 not reachable, 4 not the engine or model expected.
+    Attributes:
+        started: ISO 8601 with offset.
+        seconds: wall time.
+        covered: one sentence on what was checked and what was not.
+        exit_code: 0 passed, 1 failed or undecided, 3 unreachable, 4 not the expected engine or model.
     """
 
     suite: Suite
@@ -127,7 +135,7 @@ class SuiteReport:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Linear interpolation between closest ranks (NumPy's default); None of nothing. share: 0 to 1."""
+    """Percentile by linear interpolation (NumPy's default), `share` from 0 to 1; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -148,7 +156,13 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLevel:
-    """One load of `vllm bench serve`. rates are per second; goodput: requests within the SLO a second, None without."""
+    """One load of `vllm bench serve`.
+
+    Attributes:
+        failed: number of failed requests.
+        goodput: requests per second that met the SLO; None without an SLO.
+        broken: the limits that this load exceeded, one phrase each.
+    """
 
     concurrency: int
     requests: int
@@ -164,7 +178,7 @@ class BenchLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """A level for each concurrency. Comparable with another report only where model, lengths and generator agree."""
+    """One level per concurrency. Comparable with another report only if model, lengths and generator are the same."""
 
     base_url: str
     model: str

@@ -40,7 +40,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """A piece of what was seen: a prompt, an answer, a log line. Untrusted text: escape it where it is shown."""
+    """A piece of what was observed: a prompt, an answer, a log line. Untrusted text: escape it before showing it."""
 
     name: str
     text: str
@@ -50,14 +50,17 @@ class Evidence:
 class Result:
     """One row of any report.
 
-    check: kebab-case id of what was judged, stable. A rule that fires at several places has a row for each of them.
-    severity: None where the findings are not ranked.
-    observed, expected: short phrases with the value and its limit ("unit of 14 characters 37 times").
-    remedy: the next action, imperative; empty when there is nothing to do.
-    reason: why it was skipped or could not be judged; for a finding in a log, the cause.
-    seconds: wall time of the check, None where it was not timed.
-    code: the kind of finding, where one check tells several apart ("EXACT_LOOP").
-    source: where it was found: a service, a file, a URL. line: the line there, from 1; None where it is not known.
+    Attributes:
+        check: stable kebab-case id of the check. A rule that fires in several places has a row for each.
+        severity: None where findings are not ranked.
+        observed: a short phrase with the value found ("503 after 2.1 s").
+        expected: a short phrase with the value or limit required.
+        remedy: the next action, imperative; empty when there is nothing to do.
+        reason: why the check was skipped or undecided; for a finding in a log, the cause.
+        seconds: wall time of the check; None where it was not timed.
+        code: the kind of finding, where one check has several ("EXACT_LOOP").
+        source: where it was found: a service, a file, a URL.
+        line: line number in the source, from 1; None where it is not known.
     """
 
     check: str
@@ -75,13 +78,13 @@ class Result:
 
 
 def verdict(results: Iterable[Result]) -> Status:
-    """The worst of what was found: fail, then unknown, then warn, then ok.
+    """The worst status: fail, then unknown, then warn, then ok.
 
     A report in which nothing was judged (empty, or all skipped) is UNKNOWN: no evidence is not a pass.
     """
-    seen = {result.status for result in results}
+    statuses = {result.status for result in results}
     for status in (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK):
-        if status in seen:
+        if status in statuses:
             return status
     return Status.UNKNOWN
 
@@ -91,15 +94,15 @@ def exit_code(status: Status) -> int:
     return 0 if status.passed else Judged.exit_code
 
 
-# The constructors. Whoever runs a check fills in its name, where the check does not give it itself.
+# Constructors. The caller that runs a check adds its id if the check has not.
 
 Named: TypeAlias = tuple[str, str]
-WHY = "why"  # the evidence that says what a finding means
-PLACES = "places"  # the evidence that lists every place
+WHY = "why"  # name of the evidence that explains a finding
+PLACES = "places"  # name of the evidence that lists every occurrence
 
 
 class Origin(TypedDict, total=False):
-    """What a result says about where it comes from; see `Result`."""
+    """The optional fields of a `Result` that its constructors pass on."""
 
     check: str
     severity: Severity | None
@@ -122,7 +125,7 @@ def fail(observed: str, expected: str = "", *evidence: Named, remedy: str = "", 
 
 
 def skipped(reason: str, remedy: str = "", *, expected: str = "", **origin: Unpack[Origin]) -> Result:
-    """It could not apply here: the server does not offer it, or nobody asked for it."""
+    """The check does not apply: the server does not offer it, or it was not requested."""
     named: Origin = {"check": "", **origin}
     return Result(status=Status.SKIPPED, reason=reason, remedy=remedy, expected=expected, **named)
 
@@ -130,13 +133,13 @@ def skipped(reason: str, remedy: str = "", *, expected: str = "", **origin: Unpa
 def unknown(
     reason: str, remedy: str = "", *, observed: str = "", expected: str = "", **origin: Unpack[Origin]
 ) -> Result:
-    """It should have been judged and could not be: never a pass."""
+    """The check should have been decided and could not be: never a pass."""
     named: Origin = {"check": "", **origin}
     return Result(status=Status.UNKNOWN, reason=reason, remedy=remedy, observed=observed, expected=expected, **named)
 
 
 def because(why: str, places: Sequence[str] = ()) -> tuple[Named, ...]:
-    """Evidence of a warning or failure: what it means, and every place where it was found."""
+    """Evidence for a warning or failure: what it means, and every place where it was found."""
     return ((WHY, why), (PLACES, "\n".join(places))) if places else ((WHY, why),)
 
 

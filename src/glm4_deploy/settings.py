@@ -1,7 +1,7 @@
-"""The settings, checked: flags > GLM4_* > glm4.yaml > profile > default. May import `catalog`.
+"""The settings, merged and validated: flags > GLM4_* > glm4.yaml > profile > default. May import `catalog`.
 
-The layers are merged here rather than by pydantic-settings: it has no place for a profile under the file, an error must
-name the layer that a wrong value came from, and its import would add half to the time of `render` (docs/lab/cli.md).
+The layers are merged here rather than by pydantic-settings, which cannot put a profile below the file or name the layer
+of an invalid value, and whose import would make `render` 1.5 times as slow (docs/lab/cli.md).
 """
 
 import ipaddress
@@ -36,9 +36,9 @@ ENV_PREFIX = "GLM4_"
 TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4_E2E_REQUIRED"})
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=63)]
-# No control characters: a value must never be able to break a line of a file or of a terminal.
+# No control characters: a value must not be able to break a line in a file or on a terminal.
 Text = Annotated[str, StringConstraints(pattern=rf"^[^{CONTROLS}]+$", max_length=1024)]
-# As a registry takes them: the name may begin with a host and its port.
+# As registries accept it: the name may begin with a host and its port.
 _PART = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
 REPOSITORY = rf"(([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]{{1,5}})?/)?{_PART}(/{_PART})*"
 TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -49,13 +49,13 @@ EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Image = Annotated[str, StringConstraints(pattern=rf"^{REPOSITORY}(:{TAG})?(@sha256:[0-9a-f]{{64}})?$", max_length=512)]
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
-# As Kubernetes takes a label: an optional DNS prefix, then 63 characters.
+# As Kubernetes accepts a label: an optional DNS prefix, then at most 63 characters.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, StringConstraints(pattern=rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL}$", max_length=317)]
 LabelValue = Annotated[str, StringConstraints(pattern=rf"^({_LABEL})?$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$", max_length=1024)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
-# An index (`0`; `0:1` is a MIG instance of it), or what `nvidia-smi -L` prints as UUID.
+# An index (`0`; `0:1` is a MIG instance of GPU 0), or a UUID as `nvidia-smi -L` prints it.
 DeviceName = Annotated[
     str, StringConstraints(pattern=r"^([0-9]{1,4}(:[0-9]{1,3})?|(GPU|MIG)-[A-Za-z0-9/-]+)$", max_length=128)
 ]
@@ -63,7 +63,7 @@ FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 def _env_text(value: object) -> object:
-    """`env: {DEBUG: 1}` in YAML is a number; an environment holds text."""
+    """`env: {DEBUG: 1}` is a number in YAML; an environment variable is text."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
@@ -75,7 +75,7 @@ def _restart_text(value: object) -> object:
 
 
 def _ip_address(value: str) -> str:
-    """An address as it is written shortest; a name would be resolved by the Docker engine, or not at all."""
+    """An address in its shortest form. Host names are refused: Docker may resolve them differently, or not at all."""
     try:
         return str(ipaddress.ip_address(value))
     except ValueError:
@@ -83,14 +83,14 @@ def _ip_address(value: str) -> str:
 
 
 def _flag_text(value: object) -> object:
-    """An engine flag that takes JSON may be written as YAML; no value at all is a bare flag."""
+    """An engine flag's JSON may be written as YAML; an empty value is a flag without a value."""
     if value == "":
         return None
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
 def _split(value: object) -> object:
-    """`watch,gateway` on one line, as an environment variable or a flag gives it."""
+    """`watch,gateway` on one line, as in an environment variable or a flag."""
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         return value
@@ -98,7 +98,7 @@ def _split(value: object) -> object:
 
 
 def _device_names(value: object) -> object:
-    """`devices: [0, 1]` or `devices: 0` in YAML are numbers; Docker takes names."""
+    """`devices: [0, 1]` and `devices: 0` are numbers in YAML; Docker expects names."""
     words = [value] if isinstance(value, int) else value
     return _split([str(word) for word in words] if isinstance(words, list) else words)
 
@@ -109,30 +109,36 @@ FlagValue = Annotated[bool | int | float | Text | None, BeforeValidator(_flag_te
 
 
 class Kubernetes(BaseModel):
-    """Settings of the target `kubernetes` alone."""
+    """Settings of the target `kubernetes` only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     namespace: DnsLabel = Field("default", description="namespace of every object")
-    model_claim: DnsName | None = Field(None, description="claim that holds the model; empty: model_dir of the node")
+    model_claim: DnsName | None = Field(
+        None, description="PersistentVolumeClaim with the model; empty: model_dir on the node"
+    )
     storage_class: DnsName | None = Field(None, description="storage class of the cache; empty: the cluster's default")
-    cache_size: Quantity = Field("20Gi", description="claim for compiled kernels")
+    cache_size: Quantity = Field("20Gi", description="size of the claim for compiled kernels")
     api_key_secret: DnsName | None = Field(None, description="Secret whose entry `api-key` is the engine's key")
-    max_replicas: int | None = Field(None, ge=2, le=1024, description="KEDA adds engines up to here; empty: no KEDA")
-    prometheus_url: Url = Field("http://prometheus-operated.monitoring.svc:9090", description="what KEDA asks")
+    max_replicas: int | None = Field(
+        None, ge=2, le=1024, description="most engines that KEDA may start; empty: no KEDA"
+    )
+    prometheus_url: Url = Field(
+        "http://prometheus-operated.monitoring.svc:9090", description="Prometheus server that KEDA queries"
+    )
     kit_image: Image = Field("glm4-deploy:latest", description="this kit's image, for the smoke Job")
     runtime_class: DnsName | None = Field(None, description="RuntimeClass of the engine's pod; empty: the cluster's")
     node_selector: dict[LabelKey, LabelValue] = Field(
-        default_factory=dict, description="labels of the nodes that may run it"
+        default_factory=dict, description="labels of the nodes that may run the engine"
     )
-    cpu: int = Field(4, ge=1, le=1024, description="cores that the engine's pod asks for")
-    memory: Quantity = Field("16Gi", description="host memory that the engine's pod asks for")
+    cpu: int = Field(4, ge=1, le=1024, description="CPU cores requested for the engine's pod")
+    memory: Quantity = Field("16Gi", description="host memory requested for the engine's pod")
 
 
 class Settings(BaseModel):
     """Every setting with its unit and range. Unknown keys are refused.
 
-    A flag of the command line is made from its field: the description and the range are its help.
+    Each command-line flag is generated from its field: the description and the range are its help text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -141,26 +147,26 @@ class Settings(BaseModel):
     project: Name = Field("glm4", description="Compose project name")
     service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
     container_name: Name = Field("glm4-9b-fp4", description="container name")
-    image_repository: Repository = Field(repository(), description="image without its tag")
+    image_repository: Repository = Field(repository(), description="image name without its tag")
     image_tag: Tag = Field(default_tag(), description="image tag")
     bind: Address = Field("127.0.0.1", description="host address that the port is published on, IPv4 or IPv6")
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
     mount: Literal["parent", "model"] = Field("model", description="mount the checkpoint alone, or its parent")
-    served_model_name: Text = Field("glm-4-9b-chat", description="model name that clients ask for")
+    served_model_name: Text = Field("glm-4-9b-chat", description="model name that clients use in requests")
     quantization: Text = Field("compressed-tensors", description="quantization method, or none to let vLLM decide")
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"] = Field(
         "fp8", description="KV cache type"
     )
-    max_model_len: int = Field(32768, ge=1, le=131072, description="longest request, prompt and answer, in tokens")
+    max_model_len: int = Field(32768, ge=1, le=131072, description="longest request (prompt and answer) in tokens")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="requests served at once")
     max_num_batched_tokens: int | None = Field(
-        None, ge=1, le=1_048_576, description="tokens per engine step; empty: up to vLLM"
+        None, ge=1, le=1_048_576, description="tokens per engine step; empty: vLLM's default"
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        "auto", description="fraction of the GPU's memory that the engine takes; auto: solved by the planner"
+        "auto", description="fraction of GPU memory for the engine; auto: chosen by the memory planner"
     )
-    tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split over")
+    tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split across")
     data_parallel_size: int = Field(
         1, ge=1, le=64, description="copies of the model in one engine, each on its own GPU"
     )
@@ -170,46 +176,50 @@ class Settings(BaseModel):
     restart: Annotated[Literal["no", "on-failure", "unless-stopped", "always"], BeforeValidator(_restart_text)] = Field(
         "unless-stopped", description="restart policy"
     )
-    start_period: int = Field(900, ge=10, le=86400, description="seconds a start may take")
-    api_key_file: Text | None = Field(None, description="file on the host that holds the engine's API key")
+    start_period: int = Field(900, ge=10, le=86400, description="seconds that a start may take")
+    api_key_file: Text | None = Field(None, description="file on the host with the engine's API key")
     cap_drop: bool = Field(True, description="drop every capability of the engine's container")
-    no_new_privileges: bool = Field(True, description="no program in the container gains privileges")
-    read_only: bool = Field(False, description="root file system of the container read-only")
-    pids_limit: int | None = Field(8192, ge=256, description="processes and threads in the container; null: no limit")
-    mem_limit: Size | None = Field(None, description="memory of the container, for example 8gb; null: no limit")
-    user: Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = Field(
-        None, description="UID or UID:GID that the engine runs as; null: the image's"
+    no_new_privileges: bool = Field(True, description="no program in the container can gain privileges")
+    read_only: bool = Field(False, description="mount the container's root file system read-only")
+    pids_limit: int | None = Field(
+        8192, ge=256, description="most processes and threads in the container; null: no limit"
     )
-    gateway_host: Name = Field("localhost", description="the name that clients call the gateway by")
+    mem_limit: Size | None = Field(None, description="memory limit of the container, for example 8gb; null: no limit")
+    user: Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = Field(
+        None, description="UID or UID:GID that the engine runs as; null: the image's default"
+    )
+    gateway_host: Name = Field("localhost", description="host name by which clients reach the gateway")
     gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")
-    gateway_port: int = Field(8443, ge=1, le=65535, description="the gateway's port")
-    gateway_ui_port: int = Field(8444, ge=1, le=65535, description="the chat page's port")
+    gateway_port: int = Field(8443, ge=1, le=65535, description="host port of the gateway")
+    gateway_ui_port: int = Field(8444, ge=1, le=65535, description="host port of the chat page")
     gateway_tls: Literal["internal", "acme"] = Field(
-        "internal", description="certificates from an authority of its own, or by ACME for a public gateway_host"
+        "internal", description="certificates from the gateway's internal CA, or from ACME for a public gateway_host"
     )
     gateway_body_limit: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")] = Field(
-        "4MB", description="largest request body, KB or MB"
+        "4MB", description="largest request body, in KB or MB"
     )
-    prometheus_port: int = Field(9090, ge=1, le=65535, description="Prometheus's port on 127.0.0.1")
-    grafana_port: int = Field(3000, ge=1, le=65535, description="Grafana's port on 127.0.0.1")
+    prometheus_port: int = Field(9090, ge=1, le=65535, description="port of Prometheus on 127.0.0.1")
+    grafana_port: int = Field(3000, ge=1, le=65535, description="port of Grafana on 127.0.0.1")
     gpu_exporter: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")] | None = Field(
-        None, description="host:port of a dcgm-exporter that Prometheus reaches"
+        None, description="host:port of a dcgm-exporter for Prometheus to scrape"
     )
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
-        (), description="services beside the engine, for example gateway,monitoring"
+        (), description="services to run next to the engine, for example gateway,monitoring"
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     digests: dict[Text, Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]] = Field(
-        default_factory=dict, description="image → digest, as `glm4-deploy lock` writes it"
+        default_factory=dict, description="image → digest, as written by `glm4-deploy lock`"
     )
-    env: dict[EnvName, EnvText] = Field(default_factory=dict, description="further environment variables")
-    args: dict[FlagName, FlagValue] = Field(default_factory=dict, description="further engine flags; null: a bare flag")
-    replicas: int = Field(1, ge=1, le=1024, description="engines, each on its own GPUs")
+    env: dict[EnvName, EnvText] = Field(default_factory=dict, description="additional environment variables")
+    args: dict[FlagName, FlagValue] = Field(
+        default_factory=dict, description="additional engine flags; null: a flag without a value"
+    )
+    replicas: int = Field(1, ge=1, le=1024, description="number of engines, each on its own GPUs")
     devices: Annotated[tuple[DeviceName, ...], BeforeValidator(_device_names)] = Field(
-        (), description="GPUs by index or UUID, in the order that engines take them; empty: from 0 on"
+        (), description="GPUs by index or UUID, in the order that engines use them; empty: from 0 up"
     )
     kubernetes: Kubernetes = Field(
-        default_factory=lambda: Kubernetes.model_validate({}), description="for the target kubernetes alone"
+        default_factory=lambda: Kubernetes.model_validate({}), description="settings of the target kubernetes only"
     )
 
     @field_validator("*", mode="before")
@@ -217,7 +227,7 @@ class Settings(BaseModel):
     def _no_truth_value_as_a_number(cls, value: object, info: ValidationInfo) -> object:
         """`replicas: yes` in YAML would be 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, int | None):
-            raise ValueError("a number, not true or false")
+            raise ValueError("must be a number, not true or false")
         return value
 
 
@@ -229,17 +239,17 @@ def load_settings(
     sets: Iterable[str] = (),
     default_profile: Callable[[], Profile] = lambda: profiles()["seed"],
 ) -> tuple[Settings, Profile]:
-    """Merge the layers and check the result.
+    """Merge the layers and validate the result.
 
     Args:
-        flags: command-line values by settings key; None values were not given.
-        file: a settings file that must exist; by default `glm4.yaml` where there is one.
+        flags: command-line values by settings key; None for a flag that was not given.
+        file: a settings file that must exist; by default `glm4.yaml`, if it exists.
         environ: defaults to the process's environment.
-        sets: `KEY=VALUE`, `env.NAME=VALUE` or `args.FLAG=VALUE`, as strong as flags.
-        default_profile: called where no layer names a profile.
+        sets: `KEY=VALUE`, `env.NAME=VALUE` or `args.FLAG=VALUE`; they override everything else.
+        default_profile: called if no layer names a profile.
 
     Raises:
-        UsageError: an unknown key, a value out of its range, an unreadable file; the message names the layer.
+        UsageError: an unknown key, an invalid value or an unreadable file; the message names the layer.
     """
     environ = os.environ if environ is None else environ
     layers: list[tuple[str, Mapping[str, Any]]] = [
@@ -266,7 +276,7 @@ def load_settings(
 
 
 def limits(field: FieldInfo) -> tuple[str, ...]:
-    """The range of a number and the words of a choice, as people read them."""
+    """The range of a number and the alternatives of a choice, as text."""
     return tuple(_limits(field.annotation, field.metadata))
 
 
@@ -309,7 +319,7 @@ def _read_file(file: Path | None) -> Mapping[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{path} must hold `key: value` lines", hint="for example: port: 8080")
+        raise UsageError(f"{path} must contain `key: value` lines", hint="for example: port: 8080")
     return content
 
 
@@ -344,12 +354,12 @@ def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """A value written on one line: pydantic reads numbers and truth values, and YAML would take `no` for one."""
+    """A value from one line of text. Pydantic parses numbers and booleans; YAML would also read `no` as false."""
     return None if text == "null" else text
 
 
 def _flag_scalar(text: str) -> Any:
-    """An engine flag's value goes to the engine as it was typed; only these three words mean something here."""
+    """An engine flag's value, passed on as typed except for these three words."""
     return {"true": True, "false": False, "null": None}.get(text, text)
 
 
@@ -375,5 +385,5 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
         return UsageError(f"{origin.get(key, 'settings')}: unknown key {dotted[:60]!r}", hint=hint)
     meaning = f"{dotted}: {field.description}" if field and field.description else ""
     where, value = origin.get(key, "settings"), str(first["input"])[:60]
-    said = first["msg"].removeprefix("Value error, ")
-    return UsageError(f"{where}: {dotted} = {value!r}: {said[0].lower()}{said[1:]}", hint=meaning)
+    problem = first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{where}: {dotted} = {value!r}: {problem[0].lower()}{problem[1:]}", hint=meaning)
