@@ -1,7 +1,7 @@
 """What is risky in a vLLM Compose file, beyond compose-lint's rules. May import `catalog`, `run`.
 
-A rule is one function in RULES. Sources: vLLM's security guide (only /v1 asks for the key; development mode; media
-paths), its argument defaults (allowed origins are *), docs/how-to/security.md.
+Each rule is one function in RULES. Sources: vLLM's security guide (only /v1 needs the key; development mode; media
+paths), vLLM's argument defaults (allowed origins are *), docs/how-to/security.md.
 """
 
 import itertools
@@ -22,34 +22,33 @@ from glm4_deploy.result import Result, Severity, Status, ok, skipped, unknown, w
 from glm4_deploy.run import RunFailure, run_program
 from glm4_deploy.text import secret_name
 
-# What compose-lint (PyPI) finds in a Compose file: the risks of any container. Its JSON has version 2.
+# compose-lint (PyPI) finds the risks of any container. Its JSON output is read in version 2.
 
 LIMIT_SECONDS = 60
 MAX_BYTES = 1 << 20
-# Where its advice, made for any container, is a list of YAML, or would end or cripple an engine.
+# Replacements for compose-lint's advice where that is a block of YAML or would stop or cripple an engine.
 REMEDIES = {
     "CL-0002": "remove privileged: true; name the devices it needs (GPUs: deploy.resources.reservations.devices)",
     "CL-0003": "set security_opt: [no-new-privileges:true]",
     "CL-0006": "set cap_drop: [ALL]; add back (cap_add) only what the service fails without",
-    "CL-0007": "set read_only: true, and a tmpfs or volume for each path that is written (an engine: its caches)",
-    "CL-0018": "remove user: root, or name another user who can write the volumes",
-    "CL-0026": "set mem_limit and cpus above what was seen in use: at its limit an engine is killed;"
-    " page cache and (unified memory) the GPU's part count",
+    "CL-0007": "set read_only: true, and a tmpfs or volume for each path it writes (an engine: its caches)",
+    "CL-0018": "remove user: root, or name another user that can write to the volumes",
+    "CL-0026": "set mem_limit and cpus above the usage observed: an engine at its limit is killed;"
+    " page cache and (on unified memory) GPU memory count",
 }
 _MORE = re.compile(r"\s*(?:Full guide|Details): .*", re.DOTALL)
 
 
 def lint(file: Path) -> tuple[Result, ...]:
-    """Run compose-lint on this file alone: no override beside it, no .env, no configuration of the audited project.
+    """Run compose-lint on this file only: no override file, no .env, no configuration of the audited project.
 
-    What it could not look into (include, extends, an unreadable env file) is an unknown row.
-
-    Its parser bounds what a hostile file can build, so it reads the file before anything else does.
+    What it could not read (include, extends, an unreadable env file) becomes an `unknown` row. Its parser limits what a
+    hostile file can expand to, so it must read the file before anything else does.
 
     Raises:
         UsageError: not a readable Compose file.
     """
-    # -I: nothing beside the audited file is imported. An empty configuration of ours: none there silences a rule.
+    # -I: nothing next to the audited file is imported. With our empty configuration, theirs cannot silence a rule.
     words = [sys.executable, "-I", "-m", "compose_lint", "check", "--format", "json", "--no-merge-overrides"]
     words += ["--no-env", "--allow-partial-coverage", str(file.absolute()), "--config"]
     with tempfile.NamedTemporaryFile(suffix=".yml") as nothing:
@@ -91,20 +90,25 @@ def _gap(message: str) -> Result:
 
 
 def remedy(fix: str) -> str:
-    """The first paragraph of compose-lint's advice on one line, as far as it is prose: and not of its guide."""
+    """The prose at the start of compose-lint's advice, on one line, without the reference to its guide."""
     first = _MORE.sub("", fix.partition("\n\n")[0])
     prose = itertools.takewhile(lambda line: not line.startswith((" ", "\t")), first.splitlines())
     return " ".join(" ".join(prose).split()).removesuffix(":")
 
 
-# A service of somebody's Compose file, as far as the audit reads it: words, environment, addresses. Pure.
+# A service of any Compose file, as far as the audit reads it: command, environment, ports. Pure.
 
 SEPARATE = re.compile(r"^--[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A published port. host: "" is every interface; None: a variable decides, so it is not known."""
+    """A published port.
+
+    Attributes:
+        text: the port as written in the file.
+        host: the address it is published on; "" for every interface, None if a variable decides it.
+    """
 
     text: str
     host: str | None
@@ -118,7 +122,12 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceUnderAudit:
-    """words: entrypoint and command as the shell would split them, an inner `sh -c` script too."""
+    """One service of the audited file.
+
+    Attributes:
+        raw: the service as parsed.
+        words: entrypoint and command as the shell would split them, including the script of an inner `sh -c`.
+    """
 
     name: str
     raw: Mapping[str, Any]
@@ -129,14 +138,14 @@ class ServiceUnderAudit:
 
     @property
     def is_vllm(self) -> bool:
-        """By its words; by its image where the words name no other program."""
+        """Judged by the command; by the image if the command does not name another program."""
         if any("vllm_router" in word for word in self.words):
-            return False  # it passes requests on, and has none of an engine's switches
+            return False  # it forwards requests and has none of an engine's options
         other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
         return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
 
     def flag(self, *names: str) -> str | None:
-        """The value of `--name VALUE` or `--name=VALUE` ("" for a bare flag), None where it is not there."""
+        """The value of `--name VALUE` or `--name=VALUE`: "" for a flag without a value, None if it is absent."""
         for index, word in enumerate(self.words):
             name, equals, value = word.partition("=")
             if name.replace("_", "-") not in {f"--{known}" for known in names}:
@@ -147,7 +156,7 @@ class ServiceUnderAudit:
 
 
 def services(content: object) -> Iterator[ServiceUnderAudit]:
-    """The services of a parsed file; a part of another type than Compose allows is taken as absent."""
+    """The services of a parsed file. A part whose type Compose does not allow is treated as absent."""
     mapping = content.get("services") if isinstance(content, dict) else None
     for name, raw in mapping.items() if isinstance(mapping, dict) else ():
         if isinstance(raw, dict):
@@ -175,7 +184,7 @@ def _words(value: object) -> list[str]:
 
 
 def _inner(words: tuple[str, ...]) -> Iterator[str]:
-    """A script after -c is looked into: flags hide there."""
+    """The words, with the script after a `-c` split too: it may contain flags."""
     for before, word in zip(("", *words), words, strict=False):
         yield word
         if before == "-c" and " " in word:
@@ -226,29 +235,30 @@ Rule = Callable[[ServiceUnderAudit], Iterator[Result]]
 
 
 def audit_file(path: Path, fail_on: Severity) -> tuple[Result, ...]:
-    """compose-lint's findings and ours, worst first; what is of severity `fail_on` or above fails.
+    """compose-lint's findings and ours, worst first; findings of severity `fail_on` or above fail.
 
-    A group of rules that found nothing is one row that says so: an audit without findings was made all the same.
+    A group of rules without findings is reported in one `ok` row, so that the report shows that it ran.
 
     Raises:
-        UsageError: not a readable Compose file, or one that is made to hurt.
+        UsageError: not a readable Compose file, or a malicious one.
     """
     if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
         raise UsageError(
             f"{path} is not a file of at most {MAX_BYTES >> 20} MiB, so not a Compose file", hint="check the path"
         )
     text = read_text(path)
-    common = lint(path)  # first: it refuses what would blow up on loading
+    common = lint(path)  # first: it rejects files that would explode when parsed
     content = parse_yaml(text, path)
-    found = [_graded(row, fail_on) for row in (*common, *audit_compose(content))]
-    found.sort(key=lambda row: (row.severity.rank if row.severity else len(Severity), row.source, row.check))
+    specific = audit_compose(content)
+    rows = [_graded(row, fail_on) for row in (*common, *specific)]
+    rows.sort(key=lambda row: (row.severity.rank if row.severity else len(Severity), row.source, row.check))
     if not common:
-        found.append(ok("nothing found", check="any-container"))
+        rows.append(ok("nothing found", check="any-container"))
     if not has_vllm(content):
-        found.append(skipped("no service looks like vLLM: only the rules for any container apply", check="vllm"))
-    elif not audit_compose(content):
-        found.append(ok(f"nothing found by {len(RULES)} rules", check="vllm"))
-    return tuple(found)
+        rows.append(skipped("no service looks like vLLM: only the rules for any container apply", check="vllm"))
+    elif not specific:
+        rows.append(ok(f"nothing found by {len(RULES)} rules", check="vllm"))
+    return tuple(rows)
 
 
 def _graded(row: Result, fail_on: Severity) -> Result:
@@ -257,7 +267,7 @@ def _graded(row: Result, fail_on: Severity) -> Result:
 
 
 def audit_compose(content: object) -> tuple[Result, ...]:
-    """Every rule over every service that looks like vLLM: a warning for each risk."""
+    """Apply every rule to every service that looks like vLLM: one warning per risk."""
     return tuple(
         replace(row, check=name, source=service.name)
         for service in services(content)
@@ -282,42 +292,42 @@ def _has_key(service: ServiceUnderAudit) -> bool:
 def _open_without_key(service: ServiceUnderAudit) -> Iterator[Result]:
     for port in service.ports:
         if port.host is None:
-            yield unknown(f"{port.text}: a variable decides which address", "write the address into the file")
+            yield unknown(f"{port.text}: a variable decides the address", "write the address into the file")
         elif port.open and not _has_key(service):
-            said = f"{port.text}: everyone who reaches this host can use the engine, no key is asked for"
+            risk = f"{port.text}: anyone who can reach this host can use the engine, without a key"
             yield warn(
-                said, remedy="publish on 127.0.0.1, or put a gateway with keys in front", severity=Severity.CRITICAL
+                risk, remedy="publish on 127.0.0.1, or put a gateway with keys in front", severity=Severity.CRITICAL
             )
 
 
 def _open_paths(service: ServiceUnderAudit) -> Iterator[Result]:
     if _has_key(service) and any(port.open for port in service.ports):
-        said = "the key guards /v1 alone: /metrics, /tokenize, /invocations and others answer without it"
-        yield warn(said, remedy="publish on 127.0.0.1 and let a gateway pass /v1 only", severity=Severity.HIGH)
+        risk = "the key protects only /v1: /metrics, /tokenize, /invocations and others answer without it"
+        yield warn(risk, remedy="publish on 127.0.0.1 and let a gateway forward only /v1", severity=Severity.HIGH)
 
 
 def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[Result]:
     if service.flag("api-key") not in (None, ""):
-        said = "--api-key on the command line: `docker inspect` and `ps` show it"
-        yield warn(said, remedy="use a secret file that the command reads into VLLM_API_KEY", severity=Severity.HIGH)
+        risk = "--api-key on the command line: `docker inspect` and `ps` show it"
+        yield warn(risk, remedy="use a secret file that the command reads into VLLM_API_KEY", severity=Severity.HIGH)
     for name, value in service.environment.items():
         if secret_name(name) and value and "$" not in value:
-            said = f"{name} is written into the file: it is in every copy of it, and `docker inspect` shows it"
-            yield warn(said, remedy="use a secret file", severity=Severity.HIGH)
+            risk = f"the value of {name} is in the file and every copy of it, and `docker inspect` shows it"
+            yield warn(risk, remedy="use a secret file", severity=Severity.HIGH)
 
 
 def _origins(service: ServiceUnderAudit) -> Iterator[Result]:
     origins = service.flag("allowed-origins")
     if not _has_key(service) and (origins is None or "*" in origins):
-        said = "no key, and vLLM allows every origin: a web page open on this host can use the engine"
-        yield warn(said, remedy='set a key, or --allowed-origins ["http://localhost"]', severity=Severity.MEDIUM)
+        risk = "no key, and every origin is allowed: any web page opened on this host can use the engine"
+        yield warn(risk, remedy='set a key, or --allowed-origins ["http://localhost"]', severity=Severity.MEDIUM)
 
 
 def _remote_code(service: ServiceUnderAudit) -> Iterator[Result]:
     value = service.flag("trust-remote-code")
     if value is not None and value.lower() != "false":
-        said = "--trust-remote-code runs Python from the checkpoint"
-        yield warn(said, remedy="remove it: GLM-4-9B-chat-hf needs none", severity=Severity.HIGH)
+        risk = "--trust-remote-code runs Python from the checkpoint"
+        yield warn(risk, remedy="remove it: GLM-4-9B-chat-hf does not need it", severity=Severity.HIGH)
 
 
 def _risky_variables(service: ServiceUnderAudit) -> Iterator[Result]:
@@ -335,8 +345,8 @@ def _local_media(service: ServiceUnderAudit) -> Iterator[Result]:
     path = service.flag("allowed-local-media-path")
     if path:
         yield warn(
-            f"--allowed-local-media-path {path}: clients read files there",
-            remedy="remove it: text needs none",
+            f"--allowed-local-media-path {path}: clients can read files there",
+            remedy="remove it: a text model does not need it",
             severity=Severity.HIGH,
         )
 
@@ -345,7 +355,9 @@ def _telemetry(service: ServiceUnderAudit) -> Iterator[Result]:
     names = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_DO_NOT_TRACK")
     if not any((service.environment.get(name) or "").lower() in TRUE for name in names):
         yield warn(
-            "vLLM sends usage reports to its makers", remedy='set VLLM_NO_USAGE_STATS: "1"', severity=Severity.LOW
+            "vLLM sends usage statistics to its developers",
+            remedy='set VLLM_NO_USAGE_STATS: "1"',
+            severity=Severity.LOW,
         )
 
 
@@ -361,7 +373,7 @@ def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
         inside = target and (model == target or model.startswith(target.rstrip("/") + "/"))
         if inside and not read_only:
             yield warn(
-                f"the model's directory {target} can be written",
+                f"the model directory {target} is writable",
                 remedy="mount it read-only (:ro)",
                 severity=Severity.MEDIUM,
             )
@@ -370,8 +382,8 @@ def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
 def _health(service: ServiceUnderAudit) -> Iterator[Result]:
     if not isinstance(service.raw.get("healthcheck"), dict):
         yield warn(
-            "no health check: an engine that hangs at its start looks alive",
-            remedy="render one: glm4-deploy render",
+            "no health check: an engine that hangs during its start looks healthy",
+            remedy="add one, as `glm4-deploy render` does",
             severity=Severity.LOW,
         )
 
@@ -384,21 +396,21 @@ def _log_rotation(service: ServiceUnderAudit) -> Iterator[Result]:
     ):
         yield warn(
             "Docker's log grows without limit",
-            remedy="set logging options max-size and max-file",
+            remedy="set the logging options max-size and max-file",
             severity=Severity.LOW,
         )
 
 
 def _entrypoint(service: ServiceUnderAudit) -> Iterator[Result]:
     if "nvcr.io/nvidia/vllm" in service.image and service.raw.get("entrypoint") is not None:
-        said = "entrypoint is overridden: the image's own one sets up CUDA forward compatibility"
-        yield warn(said, remedy="put everything into command", severity=Severity.MEDIUM)
+        risk = "entrypoint is overridden, but the image's entrypoint sets up CUDA forward compatibility"
+        yield warn(risk, remedy="remove entrypoint and put the whole command into command", severity=Severity.MEDIUM)
 
 
 def _mistaken(service: ServiceUnderAudit) -> Iterator[Result]:
     for name, meant in mistaken_variables().items():
         if name in service.environment:
-            yield warn(f"nothing reads {name}", remedy=f"{meant} is meant", severity=Severity.LOW)
+            yield warn(f"nothing reads the variable {name}", remedy=f"rename it to {meant}", severity=Severity.LOW)
 
 
 RULES: dict[str, Rule] = {

@@ -1,7 +1,7 @@
 """What this host lacks for an engine; read-only. May import `checkpoint`, `plan`, `host`, `settings`, `catalog`.
 
-`gather_host` asks every probe at once; `doctor_results` turns what they found into rows, and is pure. A row is added as
-one function in GPU_ROWS, DOCKER_ROWS, NVIDIA_ROWS, HOST_ROWS or SYSTEM_ROWS.
+`gather_host` runs every probe at once; `doctor_results` is pure and turns their findings into rows. To add a row, add a
+function to GPU_ROWS, DOCKER_ROWS, NVIDIA_ROWS, HOST_ROWS or SYSTEM_ROWS.
 """
 
 import re
@@ -40,7 +40,7 @@ from glm4_deploy.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What the deployment wants of the host."""
+    """What the deployment needs from the host."""
 
     settings: Settings
     profile: Profile
@@ -54,7 +54,8 @@ class Needs:
 class DoctorInput:
     """What the probes found. None: the probe did not answer in time.
 
-    own_port: whether this deployment's own engine is running and so holds the port.
+    Attributes:
+        own_port: whether this deployment's engine is running and therefore occupies the port.
     """
 
     gpu: GpuReport | None = None
@@ -73,7 +74,7 @@ class DoctorInput:
 
     @property
     def planned_gpu(self) -> Gpu | None:
-        """The planner's row of the first GPU; None where its memory is not known."""
+        """The first GPU as the planner models it; None where its memory is not known."""
         return gpu_row(self.gpu, self.host) if self.gpu else None
 
 
@@ -82,7 +83,7 @@ Rows = dict[str, Row]
 
 
 def doctor_results(seen: DoctorInput, needs: Needs) -> tuple[Result, ...]:
-    """Every row, named by its table."""
+    """Every row; its id is its key in the table."""
     nvidia = needs.profile.engine == "nvcr"
     rows = (_gpu_rows(seen) if nvidia else {}) | DOCKER_ROWS | (NVIDIA_ROWS if nvidia else {}) | HOST_ROWS
     results = [replace(row(seen, needs), check=name) for name, row in rows.items()]
@@ -94,9 +95,9 @@ def doctor_results(seen: DoctorInput, needs: Needs) -> tuple[Result, ...]:
 def readiness(results: Iterable[Result]) -> str:
     """The verdict in the doctor's words: blocked, unknown, slow (it runs, without FP4 arithmetic) or ready."""
     rows = tuple(results)
-    whole = verdict(rows)
-    if not whole.passed:
-        return "blocked" if whole is Status.FAIL else "unknown"
+    status = verdict(rows)
+    if not status.passed:
+        return "blocked" if status is Status.FAIL else "unknown"
     return "slow" if any(row.check == "kernel-path" and row.status is Status.WARN for row in rows) else "ready"
 
 
@@ -105,14 +106,14 @@ def unanswered(expected: str = "") -> Result:
     return unknown("the probe did not answer in time", expected=expected)
 
 
-# GPUs: what they are, their driver, who holds their memory, whether the plan fits.
+# GPUs: product, driver, processes that use their memory, and whether the plan fits.
 
-# CUDA 13, which every image of the catalog holds. GeForce has no forward compatibility: its floor is higher.
+# Required by CUDA 13, which every image in the catalog contains. GeForce has no forward compatibility.
 DRIVER, DRIVER_GEFORCE = 580, 590
 
 
 def _gpu_rows(seen: DoctorInput) -> Rows:
-    """Without a GPU one row that says so, and no rows that would only repeat it."""
+    """Without a GPU, one row that says so instead of several that repeat it."""
     return GPU_ROWS if seen.gpus and seen.gpu and seen.gpu.answered else {"gpu": _no_gpu}
 
 
@@ -121,8 +122,8 @@ def _no_gpu(seen: DoctorInput, _needs: Needs) -> Result:
         return unanswered("an NVIDIA GPU")
     if not seen.gpu.answered:
         return unknown(
-            "the driver's tool hangs",
-            "run nvidia-smi by hand; where it hangs, look for `NVRM` in `sudo dmesg` and reboot",
+            "nvidia-smi hangs",
+            "run nvidia-smi by hand; if it hangs too, look for `NVRM` in `sudo dmesg` and reboot",
             observed=seen.gpu.trouble,
             expected="an NVIDIA GPU",
         )
@@ -134,7 +135,7 @@ def _no_gpu(seen: DoctorInput, _needs: Needs) -> Result:
 
 
 def free_bytes(seen: DoctorInput, gpu: Gpu) -> int | None:
-    """What an engine could request now."""
+    """Bytes that an engine could allocate now; None if not known."""
     if gpu.unified:
         return seen.host.memory_available if seen.host else None
     facts = seen.gpus[0] if seen.gpus else None
@@ -163,7 +164,7 @@ def _kernel(seen: DoctorInput, needs: Needs) -> Result:
     capability = facts.compute_capability or (row.compute_capability if row else None)
     expected = "compute capability 10.0 or newer for native FP4"
     if capability is None:
-        reason = "the driver does not tell the compute capability and the product is not in the table"
+        reason = "the driver does not report the compute capability, and the product is not in the catalog"
         return unknown(reason, expected=expected)
     quantized = needs.settings.quantization != "none"
     version = engine_version(needs.settings, needs.profile) or resolve_version(default_tag())
@@ -193,30 +194,32 @@ def _driver(seen: DoctorInput, _needs: Needs) -> Result:
 
 
 def _users(seen: DoctorInput, _needs: Needs) -> Result:
-    """Who else holds GPU memory. A warning at most: the plan's row judges whether enough is left."""
+    """Processes that use GPU memory. At worst a warning: `memory-plan` judges whether enough is left."""
     processes = seen.gpu.processes if seen.gpu else ()
     if not processes:
-        return ok("no process holds GPU memory", "none")
+        return ok("no process uses GPU memory", "none")
     shown = ", ".join(
         f"{process.name.rsplit('/', 1)[-1][:40] or 'process'} (pid {process.pid},"
         f" {'unknown size' if process.used_mib is None else f'{process.used_mib:.0f} MiB'})"
         for process in processes[:4]
     )
     shown += f" and {len(processes) - 4} more" if len(processes) > 4 else ""
-    return warn(shown, "none", remedy="end them if they are not wanted: the engine needs its whole fraction free")
+    return warn(
+        shown, "none", remedy="stop them if they are not needed: the engine needs its whole fraction to be free"
+    )
 
 
 def _fit(seen: DoctorInput, needs: Needs) -> Result:
     gpu = seen.planned_gpu
     if gpu is None:
         mig = " (MIG is on)" if any(facts.mig for facts in seen.gpus) else ""
-        return unknown(f"the GPU's memory is not known{mig}", "plan with --gpu-total-mib")
+        return unknown(f"the size of the GPU's memory is not known{mig}", "give it: glm4-deploy plan --gpu-total-mib")
     request = replace(memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen, gpu))
     if needs.settings.gpu_memory_utilization == "auto":
         solution = solve(request)
         fraction, plan, why = solution.fraction, solution.plan, solution.reason
     else:
-        fraction, plan, why = request.gpu_memory_utilization, estimate(request), "as set"
+        fraction, plan, why = request.gpu_memory_utilization, estimate(request), "as configured"
     expected = f"{needs.settings.max_num_seqs} requests of {needs.settings.max_model_len} tokens"
     if not plan.fits:
         return fail(plan.refusal, expected, remedy=plan.remedy)
@@ -228,11 +231,11 @@ def _fit(seen: DoctorInput, needs: Needs) -> Result:
     if gpu.unified and fraction > safe:
         return warn(
             observed,
-            f"{HOST_RESERVE_GIB:g} GiB left to the host",
-            remedy=f"set gpu_memory_utilization to {safe:g} or less: memory that runs out here freezes the host",
+            f"{HOST_RESERVE_GIB:g} GiB left for the host",
+            remedy=f"set gpu_memory_utilization to {safe:g} or less: running out of unified memory freezes the host",
         )
     if plan.max_concurrency < needs.settings.max_num_seqs:
-        return warn(observed, expected, remedy="requests beyond that wait; lower max_num_seqs or max_model_len")
+        return warn(observed, expected, remedy="further requests wait; lower max_num_seqs or max_model_len")
     return ok(observed, expected)
 
 
@@ -240,12 +243,13 @@ GPU_ROWS: Rows = {"gpu": _gpu, "kernel-path": _kernel, "driver": _driver, "gpu-u
 
 # The host: Docker, memory, disk, address, security modules, clock.
 
-# What neighbours send to a container's own address: 28.0.0 drops it (its release notes, "Port publishing in bridge
-# networks"; moby#49325), a reload of firewalld undid that from 28.2.0 until 28.3.3 (CVE-2025-54388).
+# Traffic from neighbouring machines to a container's address: Docker drops it since 28.0.0 (release notes, "Port
+# publishing in bridge networks"; moby#49325), but not after a firewalld reload from 28.2.0 until 28.3.3
+# (CVE-2025-54388).
 SHIELDED, LOST, REPAIRED = (28, 0, 0), (28, 2, 0), (28, 3, 3)
-IMAGE_GIB = 30  # unpacked; the images of the catalog are about 20 GiB
+IMAGE_GIB = 30  # unpacked, with a margin: the images in the catalog take about 20 GiB
 CACHE_GIB = 5
-RELEASED = 1_767_225_600  # 2026-01-01: no image of the catalog's default is older than that
+RELEASED = 1_767_225_600  # 2026-01-01: the catalog's default image is not older
 
 
 def _docker(seen: DoctorInput, _needs: Needs) -> Result:
@@ -259,7 +263,7 @@ def _docker(seen: DoctorInput, _needs: Needs) -> Result:
         return fail(facts.trouble, expected, remedy=remedy)
     observed = f"{facts.version or 'unknown version'}{', rootless' if facts.rootless else ''}"
     if facts.rootless:
-        remedy = "rootless engines need the NVIDIA toolkit set up for them (no-cgroups = true)"
+        remedy = "configure the NVIDIA toolkit for rootless Docker (no-cgroups = true)"
         return warn(observed, expected, remedy=remedy)
     return ok(observed, expected)
 
@@ -297,18 +301,20 @@ def _architecture(seen: DoctorInput, _needs: Needs) -> Result:
     machine = seen.host.machine if seen.host else None
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine or "")
     known = recognise(seen.gpus[0].name) if seen.gpus else None
-    expected = "amd64 or arm64, the images of the catalog are for both"
+    expected = "amd64 or arm64: the images in the catalog support both"
     if machine is None:
         return unanswered(expected)
     if arch is None:
         return fail(machine, expected, remedy="use an x86_64 or aarch64 host")
     if known is not None and known.unified and known.arch != arch:
-        return warn(arch, expected, remedy=f"{known.label} is an {known.arch} machine: is this an emulated system?")
+        return warn(
+            arch, expected, remedy=f"{known.label} is an {known.arch} machine: check whether this system is emulated"
+        )
     return ok(arch, expected)
 
 
 def _memory(seen: DoctorInput, needs: Needs) -> Result:
-    """Main memory. On unified memory the plan's row judges it; here it is only reported."""
+    """Main memory. On unified memory, `memory-plan` judges it more closely."""
     host = seen.host
     if host is None or host.memory_total is None or host.memory_available is None:
         return unknown("/proc/meminfo could not be read")
@@ -317,7 +323,7 @@ def _memory(seen: DoctorInput, needs: Needs) -> Result:
     expected = f"{needed} GiB available"
     if host.memory_available >= needed * GIB:
         return ok(observed, expected)
-    return warn(observed, expected, remedy="end other programs: loading and compiling need main memory too")
+    return warn(observed, expected, remedy="stop other programs: loading and compiling need main memory too")
 
 
 def _image(seen: DoctorInput, needs: Needs) -> Result:
@@ -325,8 +331,8 @@ def _image(seen: DoctorInput, needs: Needs) -> Result:
     if facts is None or facts.trouble or facts.image_here is None:
         return skipped("the Docker engine did not answer", expected=needs.image)
     if facts.image_here:
-        return ok(facts.image_digest or "here", needs.image)
-    return warn("not here", needs.image, remedy="`up` pulls it; or now: docker pull " + needs.image)
+        return ok(facts.image_digest or "on this host", needs.image)
+    return warn("not on this host", needs.image, remedy=f"`up` pulls it; to pull it now: docker pull {needs.image}")
 
 
 def _docker_disk(seen: DoctorInput, _needs: Needs) -> Result:
@@ -347,10 +353,10 @@ def _model_disk(seen: DoctorInput, needs: Needs) -> Result:
     disk = seen.model_disk
     expected = f"the checkpoint in {needs.settings.model_dir}"
     if disk is None:
-        return unknown("the path cannot be asked", expected=expected)
+        return unknown("the path could not be checked", expected=expected)
     if disk.exists:
-        return ok(f"{needs.settings.model_dir} is there", expected)
-    observed = f"no {needs.settings.model_dir}; {disk.free / GIB:.0f} GiB are free there"
+        return ok(f"{needs.settings.model_dir} exists", expected)
+    observed = f"{needs.settings.model_dir} does not exist; {disk.free / GIB:.0f} GiB are free on its disk"
     return fail(observed, expected, remedy="put the checkpoint there (7 GiB), or give its directory with --model-dir")
 
 
@@ -362,24 +368,24 @@ def _port(seen: DoctorInput, needs: Needs) -> Result:
     if state is PortState.FREE:
         return ok(f"{where} is free", expected)
     if state is PortState.NO_ADDRESS:
-        remedy = "choose one of `ip -brief address` with --bind"
-        return fail(f"no address {needs.settings.bind} here", expected, remedy=remedy)
+        remedy = "choose an address from `ip -brief address` with --bind"
+        return fail(f"{needs.settings.bind} is not an address of this host", expected, remedy=remedy)
     if state is PortState.TAKEN and seen.own_port:
         return ok(f"{where} is held by this deployment", expected)
     if state is PortState.TAKEN and seen.own_port is None:
         return unanswered(expected)
     if state is PortState.TAKEN:
-        remedy = f"find its owner with `ss -ltnp 'sport = :{needs.settings.port}'`, or choose another with --port"
+        remedy = f"find its owner with `ss -ltnp 'sport = :{needs.settings.port}'`, or choose another port with --port"
         return fail(f"{where} is taken", expected, remedy=remedy)
-    return unknown("only root may try a port below 1024", observed=where, expected=expected)
+    return unknown("only root can test a port below 1024", observed=where, expected=expected)
 
 
 def _loopback_ports(seen: DoctorInput, needs: Needs) -> Result:
-    """Whether a port on loopback is this host's alone. Older engines let in who routes to a container."""
-    expected = f"Docker {SHIELDED[0]} or newer: ports on 127.0.0.1 are this host's alone"
+    """Whether ports on loopback are private. With older engines, neighbours that route to a container reach them."""
+    expected = f"Docker {SHIELDED[0]} or newer: ports on 127.0.0.1 are private to this host"
     facts = seen.docker
     if not _on_loopback(needs.settings):
-        return skipped(f"nothing is published on loopback, the engine on {needs.settings.bind}", expected=expected)
+        return skipped(f"nothing is published on loopback (the engine: {needs.settings.bind})", expected=expected)
     if facts is None or facts.trouble:
         return skipped("the Docker engine did not answer", expected=expected)
     if facts.rootless:
@@ -390,39 +396,39 @@ def _loopback_ports(seen: DoctorInput, needs: Needs) -> Result:
     version = tuple(int(part) for part in found.groups())
     if version >= SHIELDED and not LOST <= version < REPAIRED:
         return ok(f"Docker {facts.version}", expected)
-    when = "" if version < SHIELDED else "after a reload of firewalld, "
+    when = "" if version < SHIELDED else "after a firewalld reload, "
     return warn(
-        f"Docker {facts.version}: {when}a neighbour that routes to a container reaches its published ports",
+        f"Docker {facts.version}: {when}neighbouring machines that route to a container can reach its published ports",
         expected,
         remedy="update Docker Engine; until then set api_key_file or use a network you trust (docs/how-to/security.md)",
     )
 
 
 def _on_loopback(settings: Settings) -> bool:
-    """Whether the engine or what stands beside it is published on loopback."""
-    beside = {"monitoring", "watch"} & set(settings.extras)
+    """Whether the engine or a service next to it is published on loopback."""
+    extras = {"monitoring", "watch"} & set(settings.extras)
     gateway = "gateway" in settings.extras and is_loopback(settings.gateway_bind)
-    return is_loopback(settings.bind) or bool(beside) or gateway
+    return is_loopback(settings.bind) or bool(extras) or gateway
 
 
 def _shm(host: HostFacts, needs: Needs) -> Result:
-    """shm_size is a ceiling inside of the container; the host's /dev/shm counts with ipc: host only."""
+    """shm_size is a limit inside the container; the host's /dev/shm matters only with `ipc: host`."""
     if needs.settings.ipc != "host":
-        return ok(needs.settings.shm_size, f"a ceiling of {needs.settings.shm_size}, the container's alone")
+        return ok(needs.settings.shm_size, f"a limit of {needs.settings.shm_size} in the container")
     if host.shm_total is None:
-        return unknown("it cannot be asked", expected="the host's")
+        return unknown("the size of /dev/shm could not be read", expected="1 GiB or more")
     return ok(f"the host's {host.shm_total / GIB:.1f} GiB (ipc: host)", "1 GiB or more")
 
 
 def _selinux(host: HostFacts, _needs: Needs) -> Result:
     if host.selinux != "enforcing":
         return ok(host.selinux or "none", "any")
-    remedy = "if the container cannot read the model: chcon -Rt container_file_t on its directory"
-    return warn("enforcing", "labels that let it read", remedy=remedy)
+    remedy = "if the container cannot read the model: chcon -Rt container_file_t MODEL_DIR"
+    return warn("enforcing", "a label that lets the container read the model", remedy=remedy)
 
 
 def _apparmor(host: HostFacts, _needs: Needs) -> Result:
-    return ok("on" if host.apparmor else "off", "any: docker-default fits")
+    return ok("on" if host.apparmor else "off", "any: the docker-default profile works")
 
 
 def _cgroup(host: HostFacts, _needs: Needs) -> Result:
@@ -431,14 +437,16 @@ def _cgroup(host: HostFacts, _needs: Needs) -> Result:
         return unknown("/sys/fs/cgroup cannot be read", expected=expected)
     if host.cgroup == 2:
         return ok("version 2", expected)
-    return warn("version 1", expected, remedy="works, though deprecated: boot with systemd.unified_cgroup_hierarchy=1")
+    return warn(
+        "version 1", expected, remedy="version 1 works but is deprecated: boot with systemd.unified_cgroup_hierarchy=1"
+    )
 
 
 def _clock(host: HostFacts, _needs: Needs) -> Result:
     shown = datetime.fromtimestamp(host.clock, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     if host.clock >= RELEASED:
-        return ok(shown, "the right time")
-    remedy = "set the clock (timedatectl set-ntp true): pulling checks certificates by it"
+        return ok(shown, "2026 or later")
+    remedy = "set the clock (timedatectl set-ntp true): pulls fail certificate checks with a wrong date"
     return fail(shown, "2026 or later", remedy=remedy)
 
 
@@ -451,15 +459,15 @@ HOST_ROWS: Rows = {
     "model-disk": _model_disk,
     "port": _port,
     "loopback-ports": _loopback_ports,
-    "checkpoint": lambda seen, _: seen.checkpoint or unanswered("a sound checkpoint"),
+    "checkpoint": lambda seen, _: seen.checkpoint or unanswered("a checkpoint that this engine loads"),
 }
 SYSTEM_ROWS = {"shm": _shm, "selinux": _selinux, "apparmor": _apparmor, "cgroup": _cgroup, "clock": _clock}
 
-SECONDS = 2.1  # the whole of `doctor` is to stay under 3 s, whatever hangs
+SECONDS = 2.1  # keeps `doctor` under 3 s, whatever hangs
 
 
 def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> DoctorInput:
-    """What the probes found within SECONDS. own_port: says whether this deployment's engine holds the port."""
+    """What the probes found within SECONDS; `own_port` says whether this deployment's engine occupies the port."""
     settings = needs.settings
     found = gather(
         {
@@ -480,7 +488,7 @@ def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> D
 
 
 def checkpoint_result(needs: Needs) -> Result:
-    """The checkpoint's quick verification (headers and small files) as one row."""
+    """The quick verification of the checkpoint (headers and small files) as one row."""
     directory = Path(needs.settings.model_dir)
     version = engine_version(needs.settings, needs.profile)
     expected = "a checkpoint that this engine loads"
@@ -490,7 +498,7 @@ def checkpoint_result(needs: Needs) -> Result:
         return skipped(error.message, expected=expected)
     bad = [row for row in report.results if row.status is report.verdict and row.status is not Status.OK]
     if not bad:
-        return ok(f"sound by its headers, for {report.engine}", expected)
+        return ok(f"headers and small files are valid for {report.engine}", expected)
     first = bad[0]
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     observed = f"{first.check}: {first.observed or first.reason}{more}"
