@@ -1,6 +1,6 @@
-"""What an engine's log says of the path it took: one row a fact, with the words of vLLM 0.9 to 0.33.
+"""Facts that an engine's log states about itself: one row per wording, for vLLM 0.9 to 0.33.
 
-Pure. Sources: vLLM's format strings of those versions, and logs of 0.9 to 0.32. A fact that no line states is None.
+Sources: vLLM's format strings in those versions, and logs of 0.9 to 0.32. A fact that no line states is None.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Phase(StrEnum):
-    """How far a start came, in this order; vLLM's own steps."""
+    """The steps of a start, in order."""
 
     STARTING = "starting"
     CONFIG = "config"
@@ -29,13 +29,18 @@ ORDER = tuple(Phase)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """None: the log does not tell.
+    """What the log says about the engine. None: the log does not say.
 
-    engine: V0 or V1. kernel: the NVFP4 kernel by its own name. native_fp4: whether that is FP4 arithmetic.
-    kv_cache_dtype: as configured ("auto": the model's). max_concurrency: requests of max_model_len at once.
-    compile_cached: True where compiled code of an earlier start was loaded.
-    ready_s: seconds from the first line with a time to "Application startup complete".
-    phase: how far it came, also if it died since. progress: within the phase, for people.
+    Attributes:
+        engine: V0 or V1.
+        kernel: vLLM's name of the NVFP4 kernel.
+        native_fp4: whether that kernel computes in FP4.
+        kv_cache_dtype: as configured ("auto": the model's type).
+        max_concurrency: requests of max_model_len that fit at once.
+        compile_cached: True if compiled code of an earlier start was loaded.
+        ready_s: seconds from the first line with a time to "Application startup complete".
+        phase: the furthest phase reached, even if the engine has died since.
+        progress: text about the progress within the phase.
     """
 
     version: str | None = None
@@ -58,8 +63,13 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """field is set from group 1. has: a literal of every matching line. merge: what two sightings make (workers log
-    the same fact each)."""
+    """How one fact is read from a line.
+
+    Attributes:
+        field: the field of EngineFacts, set from group 1 of `regex`.
+        has: a literal that every matching line contains.
+        merge: combines the old and the new value when several lines state the fact (each worker logs it).
+    """
 
     field: str
     has: str
@@ -84,7 +94,7 @@ def _dtype(text: str) -> str:
     return text.strip("'\"")
 
 
-_SPOKEN = {
+_OLD_BACKEND_NAMES = {
     "flashattention": "FLASH_ATTN",
     "flashinfer": "FLASHINFER",
     "triton": "TRITON_ATTN",
@@ -99,9 +109,9 @@ _SPOKEN = {
 
 
 def _backend(text: str) -> str:
-    """`Flash Attention` (up to 0.11) by today's name; any other name as it stands."""
+    """The current name of a backend that vLLM up to 0.11 called `Flash Attention` and so on; others unchanged."""
     name = text.removeprefix("AttentionBackendEnum.").removeprefix("_Backend.")
-    return _SPOKEN.get(name.replace(" ", "").lower(), name)
+    return _OLD_BACKEND_NAMES.get(name.replace(" ", "").lower(), name)
 
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -166,7 +176,7 @@ PHASES: tuple[tuple[str, Phase], ...] = (
 
 NOT_NATIVE = re.compile(r"marlin|emulation|W4A16|humming", re.IGNORECASE)
 NATIVE = re.compile(r"cutlass|trtllm|cudnn|cutedsl|b12x|fbgemm|flashinfer", re.IGNORECASE)
-# Literals that nothing else covers; FACTS and PHASES bring their own.
+# Literals of the banners that begin a start.
 BOOT = ("vLLM Version ", "server version ", "█  version ", "non-default args: ")
 _BLOCKS = re.compile(r"# (?:cuda|GPU|gpu) blocks: \d+")
 _SHARDS = re.compile(r"Completed \| (\d+)/(\d+) \[(?:(\d+:)?(\d+):(\d+))?")
@@ -175,14 +185,14 @@ _GRAPHS = re.compile(r"Capturing CUDA graph.{0,400}?\| (\d+)/(\d+) \[")
 
 
 def native(kernel: str) -> bool | None:
-    """Whether a kernel of that name does FP4 arithmetic; None for a name that is not known."""
+    """Whether a kernel of that name computes in FP4; None for an unknown name."""
     if NOT_NATIVE.search(kernel):
         return False
     return True if NATIVE.search(kernel) else None
 
 
 def learn_line(facts: EngineFacts, text: str) -> EngineFacts:
-    """The facts with what one message adds."""
+    """The facts, updated from one message."""
     for fact in FACTS:
         if fact.has in text and (match := fact.regex.search(text)):
             facts = _set(facts, fact, match[1])
@@ -205,14 +215,14 @@ def _set(facts: EngineFacts, fact: _Fact, text: str) -> EngineFacts:
 
 
 def reach(facts: EngineFacts, phase: Phase) -> EngineFacts:
-    """Phases only go forward: processes write at the same time."""
+    """Move forward to a phase; never back, because several processes write at the same time."""
     if ORDER.index(phase) <= ORDER.index(facts.phase):
         return facts
     return replace(facts, phase=phase, progress=None)
 
 
 def progress(text: str, checkpoint_gib: float | None) -> tuple[Phase, str] | None:
-    """From a progress bar: `3/7 shards`, with GiB and rate where the checkpoint's size was logged before."""
+    """Progress from a progress bar: `3/7 shards`, with GiB and rate if the checkpoint's size was logged before."""
     if match := _SHARDS.search(text):
         done, total = int(match[1]), int(match[2])
         shown = f"{done}/{total} shards"
@@ -228,12 +238,12 @@ def progress(text: str, checkpoint_gib: float | None) -> tuple[Phase, str] | Non
 
 
 def checkpoint_size(text: str) -> float | None:
-    """GiB, where the engine says it (vLLM 0.20 and newer)."""
+    """The size in GiB, as vLLM 0.20 and newer log it."""
     match = _SIZE.search(text)
     return float(match[1]) if match else None
 
 
 @cache
 def literals() -> frozenset[str]:
-    """One of these is in every line that a fact, a phase or its progress is read from."""
+    """Every line from which a fact, a phase or its progress is read contains one of these."""
     return frozenset({fact.has for fact in FACTS} | {literal for literal, _ in PHASES} | {*BOOT, "Checkpoint size: "})

@@ -1,7 +1,5 @@
-"""What collectors do to whole lines: records of JSON around them, pieces of 16 KiB, and prompts that the engine logs.
-
-Pure. What stands in front of a line is taken off in `logline`.
-"""
+"""One line of an engine's log: tracebacks, prefixes, the signatures it matches, and the records that collectors wrap
+around lines."""
 
 import json
 import re
@@ -14,7 +12,7 @@ from glm4_deploy.catalog.rows import Signature, signatures
 from glm4_deploy.logs.facts import BOOT, literals
 from glm4_deploy.text import strip_controls
 
-# Python tracebacks in a log where several processes write at once. Pure.
+# Python tracebacks in a log that several processes write to at once.
 
 START = "Traceback (most recent call last)"
 LONGEST = 2000
@@ -26,7 +24,7 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::(?:\s|$)|$)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raised:
-    """An exception as its traceback ends: the line, and where it was raised (None where the log does not say)."""
+    """The exception at the end of a traceback: its line, and the file and line that raised it (None if not logged)."""
 
     line: str
     file: str | None
@@ -41,7 +39,7 @@ class _Open:
 
 
 class Tracebacks:
-    """Follows the traceback of each writer, by a key (process and logger), so that interleaved ones stay apart."""
+    """Follows one traceback per writer (process and logger), so that interleaved tracebacks stay separate."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, str], _Open] = {}
@@ -52,11 +50,11 @@ class Tracebacks:
         return bool(self._open)
 
     def wrote(self, key: tuple[str, str]) -> bool:
-        """Whether this writer has begun a traceback: its other lines introduce, continue or follow it."""
+        """Whether this writer has started a traceback: its other lines introduce, continue or follow it."""
         return key in self._wrote
 
     def feed(self, key: tuple[str, str], text: str) -> Raised | None:
-        """The exception, with the line that names it; None for every other line."""
+        """The exception if this line names it and so ends the traceback; otherwise None."""
         if START in text:
             if key not in self._open and len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
@@ -79,16 +77,16 @@ class Tracebacks:
         return None
 
 
-# One line of an engine's log, freed of what others put in front: Docker, Compose, journald, vLLM's process and level.
+# Prefixes of a line: those of Docker, Compose and journald, then vLLM's process and level.
 #
-# Pure. The prefixes changed over the years: `(VllmWorker rank=0 pid=222)`, `(EngineCore_DP0 pid=143)`,
-# `(EngineCore pid=698)`, `(Worker pid=7) (Worker_TP0 pid=7)`, none at all (vLLM 0.9, tqdm).
+# vLLM's differ by version: `(VllmWorker rank=0 pid=222)`, `(EngineCore_DP0 pid=143)`, `(EngineCore pid=698)`,
+# `(Worker pid=7) (Worker_TP0 pid=7)`, none at all (vLLM 0.9, tqdm).
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:[.,]\d+)?)(Z|[+-]\d\d:?\d\d)?\s+(?:\|\s)?")
 _OUTER = re.compile(
     r"[A-Za-z0-9][\w.@-]*\s+\|\s?"  # docker compose logs, docker service logs
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [\w.@/-]+(?:\[\d+\])?: ?"  # journald, syslog
-    r"|[\w.-]+ [\w.@/-]+\[\d+\]: ?"  # journald after a time of another form
+    r"|[\w.-]+ [\w.@/-]+\[\d+\]: ?"  # journald after a time in another format
     r"|\[pod/[\w.-]+/[\w.-]+\] ?"  # kubectl logs --prefix
 )
 _PROCESS = re.compile(r"\([A-Za-z][\w.-]*[ ,]+[^()]*\bpid=\d+[^()]*\) ?|\[rank\d+\]: ?")
@@ -100,7 +98,7 @@ _LEVEL = re.compile(
 _OTHER_LEVEL = re.compile(
     r"- (DEBUG|INFO|WARNING|ERROR|CRITICAL) - |\[?([WEIF])(?:\d{3,4} \d\d:\d\d:\d\d\.\d+)? [^\]\s]{1,200}:\d+\] ?"
 )
-# A level, a word of failure, a time: dmesg's, syslog's, or of any form that holds hours, minutes and seconds.
+# A level, a word of failure, or a time: dmesg's, syslog's, or any format with hours, minutes and seconds.
 _LOG = re.compile(
     r"\b(?:DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b"
     r"|(?i:\b(?:error|warning|exception|traceback|failed|failure|fatal|panic|killed|denied)\b)"
@@ -112,8 +110,15 @@ MOST_PREFIXES = 8
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """text: the message alone. process: its prefixes, "" where it has none. clock: vLLM's own time in seconds of an
-    arbitrary year; stamp: Docker's, seconds since the epoch. place: `file.py:12` of the logger."""
+    """A line without its prefixes.
+
+    Attributes:
+        text: the message.
+        process: vLLM's process prefixes; "" for none.
+        place: `file.py:12` of the logger.
+        clock: vLLM's time, in seconds of an arbitrary year.
+        stamp: Docker's time, in seconds since the epoch.
+    """
 
     text: str
     process: str = ""
@@ -124,17 +129,17 @@ class Line:
 
 
 def decode(line: bytes) -> str:
-    """UTF-8 as far as it is; every byte that is not becomes U+FFFD."""
+    """The line as UTF-8; invalid bytes become U+FFFD."""
     return line.decode("utf-8", errors="replace")
 
 
 def looks_like_a_log(text: str) -> bool:
-    """Whether one visible line may be of a log of any origin."""
+    """Whether a visible line may come from a log of any kind."""
     return _LOG.search(text) is not None
 
 
 def parse_line(text: str) -> Line:
-    """Take the prefixes off. `text` is one line as `strip_controls` leaves it."""
+    """Remove the prefixes. `text` is one line without control characters (`strip_controls`)."""
     at, stamp, process = 0, None, ""
     for _ in range(MOST_PREFIXES):
         if match := _STAMP.match(text, at):
@@ -163,7 +168,7 @@ def parse_line(text: str) -> Line:
 
 
 def _clock(text: str) -> float | None:
-    """`11-23 14:43:47` as seconds; in a leap year, so that 02-29 is a day."""
+    """`11-23 14:43:47` as seconds, in a leap year so that 02-29 is valid."""
     day, time = text.replace(",", ".").split(" ")
     try:
         return datetime.fromisoformat(f"{'2024-' if len(day) == 5 else ''}{day}T{time[:15]}+00:00").timestamp()
@@ -179,7 +184,7 @@ def _epoch(match: re.Match[str]) -> float | None:
         return None
 
 
-# One line of a log as it is read, whatever came before it. Pure.
+# What one line contains, whatever came before it.
 
 LONGEST_LINE = 64 * 1024
 LONGEST_KNOWN = 500
@@ -187,8 +192,15 @@ LONGEST_KNOWN = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPart:
-    """shown: the line without control characters. rows: the signatures that match it. telling: it may tell a fact.
-    boot: the banner in it, "" for none. opens: a traceback begins here. writer: process and logger.
+    """A line, or the part of one between two carriage returns.
+
+    Attributes:
+        shown: the text without control characters.
+        rows: the signatures that match it.
+        telling: it may state a fact.
+        boot: the banner in it; "" for none.
+        opens: a traceback begins here.
+        writer: process and logger.
     """
 
     shown: str
@@ -202,7 +214,7 @@ class LogPart:
 
 @lru_cache(maxsize=4096)
 def parts_of(raw: str) -> tuple[LogPart, ...]:
-    """The parts of a line between carriage returns, without the empty ones. Logs repeat themselves: remembered."""
+    """The non-empty parts of a line between carriage returns. Cached, because logs repeat themselves."""
     shown = (strip_controls(part[:LONGEST_LINE]).rstrip() for part in raw.split("\r"))
     return tuple(_part(text) for text in shown if text)
 
@@ -225,7 +237,7 @@ def _part(shown: str) -> LogPart:
 
 @cache
 def _words() -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Each literal with the numbers of the rows that it stands for."""
+    """Each literal with the indices of the signatures that contain it."""
     rows: dict[str, list[int]] = {}
     for number, row in enumerate(signatures()):
         for word in row.has:
@@ -233,13 +245,14 @@ def _words() -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((word, tuple(numbers)) for word, numbers in rows.items())
 
 
-# Docker's json-file and Fluentd; OpenShift, Vector, python-json-logger; journald's `-o json`.
+# Records around a line: JSON (Docker's json-file, Fluentd, OpenShift, Vector, python-json-logger, journald's `-o json`)
+# and CRI, which both split long lines into pieces of 16 KiB.
 _TEXTS = ("log", "message", "MESSAGE", "msg")
 _LEVELS = ("levelname", "level", "severity")
 _TIMES = ("time", "timestamp", "@timestamp", "asctime")
 _NAMES = {"WARN": "WARNING", "ERR": "ERROR", "FATAL": "CRITICAL"}
 _CRI = re.compile(rb"(\S+) (stdout|stderr) ([FP]) ")  # files below /var/log/pods
-# vLLM's logs of requests and answers (--enable-log-requests): private, any text at all, and most of such a log.
+# vLLM's log of requests and answers (--enable-log-requests): private, arbitrary text, and most of such a log.
 _SAID = tuple(
     (mark, re.compile(re.escape(mark) + rb"[^\n]*"))
     for mark in (b"Received request ", b"Generated response ", b" details: prompt: ")
@@ -249,22 +262,22 @@ SAMPLE = 1 << 13
 
 
 def without_prompts(block: bytes) -> bytes:
-    """The lines without what users and the model said in them."""
+    """The lines without the text of users and of the model."""
     for mark, rest in _SAID:
         if mark in block:
             block = rest.sub(mark.rstrip(), block)
     return block
 
 
-# What comes before the text, the text, whether its line ends here, and who wrote it (b"": it is not a record).
+# What precedes the text, the text, whether its line ends here, and its stream (b"": not a record).
 _Record = tuple[bytes, bytes, bool, bytes]
 
 
 class Unwrapped:
-    """Lines out of records. Feed it blocks of whole lines; what is not a record stays as it is."""
+    """Extracts lines from records. Feed it blocks of whole lines; anything that is not a record is passed through."""
 
     def __init__(self) -> None:
-        self._open: dict[bytes, bytes] = {}  # by writer: the pieces so far of a line that goes on
+        self._open: dict[bytes, bytes] = {}  # by stream: the pieces so far of an unfinished line
 
     def feed(self, block: bytes) -> bytes:
         """The lines in these records."""
@@ -276,7 +289,7 @@ class Unwrapped:
         return block
 
     def rest(self) -> bytes:
-        """Lines whose ends never came."""
+        """Lines that were never finished."""
         return b"\n".join(self._open.values())
 
     def _line(self, unwrap: Callable[[bytes], _Record], line: bytes) -> bytes | None:
@@ -302,7 +315,7 @@ def _of_json(line: bytes) -> _Record:
     head = f"{time} " if time else ""
     said = f"{_NAMES.get(level, level)}: {text}" if level and level not in text[:200] else text
     said = "\n".join((said, *_first(record, ("exc_info",)).splitlines()))
-    # Docker's own records end a whole line with its newline; others have none.
+    # In Docker's records, a complete line ends with a newline; other records have none.
     piece = {"log", "stream", "time"} <= record.keys()
     whole = not piece or said.endswith("\n")
     lines = said.removesuffix("\n").replace("\n", f"\n{head}")

@@ -1,6 +1,6 @@
-"""An engine's log, read as it comes: what the engine is and did, how far it came, and what went wrong and why.
+"""Reads an engine's log line by line: facts about the engine, how far its start got, what failed and why.
 
-Pure: it is fed lines or bytes and opens nothing. Memory does not grow with the log.
+It is fed lines or bytes and opens nothing. Memory does not grow with the log.
 """
 
 import re
@@ -26,18 +26,24 @@ from glm4_deploy.text import redact, strip_controls
 TAIL_LINES = 200
 LONGEST_QUOTE = 1000
 MOST_GENERIC = 10
-LAST_WORDS = 20  # lines: what stands among so many at the end of a log may be why it ends
+LAST_WORDS = 20  # an error among this many last lines may be the reason why the log ends
 
 
-# The levels of a log, as the signatures name them: fatal is what an engine cannot survive.
+# Levels as the signatures name them; an engine does not survive a fatal one.
 LEVELS = {"fatal": Severity.CRITICAL, "error": Severity.HIGH, "warn": Severity.MEDIUM, "info": Severity.LOW}
 _STATUS = {Severity.MEDIUM: Status.WARN, Severity.LOW: Status.OK}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
-    """line: as it stands in the log, without control characters and secrets. number: of that line, from 1. count: how
-    often it was seen. wrapper: it only reports that something else failed."""
+    """A line of the log that means something, with its cause and fix.
+
+    Attributes:
+        line: the line, without control characters and secrets.
+        wrapper: the line only reports that something else failed.
+        count: how often it occurred.
+        number: line number, from 1.
+    """
 
     id: str
     severity: Severity
@@ -59,7 +65,7 @@ class LogFinding:
         return _STATUS.get(self.severity, Status.FAIL)
 
     def result(self) -> Result:
-        """The finding as a row of a report: the line is what was observed, the cause is the reason."""
+        """The finding as a row of a report, with the line as `observed` and the cause as `reason`."""
         return Result(
             check=self.id,
             status=self.status,
@@ -72,15 +78,14 @@ class LogFinding:
         )
 
     def wire(self) -> dict[str, object]:
-        """The finding in JSON; its severity is the level of the log."""
+        """The finding in JSON, with the log's level as its severity."""
         return asdict(self) | {"severity": self.level}
 
 
 class LogReader:
     """Feed it every line; `facts` and `findings` are up to date after each.
 
-    A log may hold several starts (a container that restarts): the facts are those of the last one, the findings those
-    of all.
+    A log may contain several starts (a restarting container): the facts describe the last one, the findings all.
     """
 
     def __init__(self) -> None:
@@ -100,16 +105,16 @@ class LogReader:
         self._banners: set[str] = set()
         self._size: float | None = None
         self._clock: tuple[float, float] | None = None
-        self._now: float | None = None  # of the last line that had a time
+        self._now: float | None = None  # of the last line with a time
         self._stamp: tuple[float, float] | None = None
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """Failures first in the order of their lines, then warnings, then information, at last the wrappers."""
+        """Failures in the order of their lines, then warnings, then information, and the wrappers last."""
         return tuple(sorted(self._judged(), key=_rank))
 
     def _judged(self) -> Iterator[LogFinding]:
-        """An unknown error that was the last word of an engine that never came up is a failure, unless one is known."""
+        """An unknown error at the end of a failed start counts as a failure, unless another failure explains it."""
         rows = self._findings
         failed = any(row.status is Status.FAIL and not row.wrapper for row in rows.values())
         key, number = self._last_error or ("", 0)
@@ -119,22 +124,22 @@ class LogReader:
 
     @property
     def recognised(self) -> bool:
-        """Whether anything in it is of a log: a fact, a failure, a traceback, a level, a time."""
+        """Whether the text looks like a log at all: a fact, a finding, a traceback, a level or a time."""
         known = self._recognised or bool(self._findings) or self.facts != EngineFacts()
         return known or any(map(looks_like_a_log, self.tail(TAIL_LINES)))
 
     @property
     def fatal(self) -> LogFinding | None:
-        """The first finding after which the engine cannot come up or go on; causes before wrappers."""
+        """The first finding that stops the engine; causes before wrappers."""
         return next((row for row in self.findings if row.severity is Severity.CRITICAL), None)
 
     @property
     def watching(self) -> bool:
-        """Whether every line matters now: a traceback is open, or the log has just begun."""
+        """Whether every line matters now, because a traceback is open or the log has just begun."""
         return self._tracebacks.any_open or self.lines < TAIL_LINES
 
     def feed(self, line: str) -> None:
-        """One line; carriage returns (progress bars, CRLF) part it further."""
+        """Read one line, split at carriage returns (progress bars, CRLF)."""
         self.lines += 1
         for part in parts_of(line) if len(line) <= LONGEST_KNOWN else parts_of.__wrapped__(line):
             self._take(part)
@@ -145,7 +150,7 @@ class LogReader:
         return tuple(redact(line if isinstance(line, str) else strip_controls(decode(line)).rstrip()) for line in lines)
 
     def skip(self, lines: Sequence[bytes]) -> None:
-        """Count lines that nothing can be read from."""
+        """Count lines that contain nothing of interest."""
         self.lines += len(lines)
         self._tail.extend(lines[-TAIL_LINES:])
 
@@ -171,7 +176,7 @@ class LogReader:
             self._unknown_error(writer, line, shown)
 
     def _begin(self, said: str) -> None:
-        """A start shows by its banner; a new one by a banner seen before, once the last went past its beginning."""
+        """Count a start by its banner. A repeated banner means a new start if the last one got beyond its beginning."""
         under_way = self._troubled or self.facts.phase not in (Phase.STARTING, Phase.CONFIG)
         if under_way and (said in self._banners or not self.starts):
             self.facts = EngineFacts()
@@ -190,7 +195,7 @@ class LogReader:
             self._stamp = (first, max(last, line.stamp))
 
     def _ready_seconds(self) -> float | None:
-        """By the engine's own clock, or by Docker's where the engine writes none."""
+        """Seconds by the engine's clock, or by Docker's if the engine logs no times."""
         span = self._clock or self._stamp
         if span is None or span[0] == span[1]:
             return None
@@ -209,10 +214,10 @@ class LogReader:
             self.facts = replace(self.facts, progress=seen[1])
 
     def _match(self, rows: tuple[Signature, ...], line: Line, shown: str) -> bool:
-        """Take in what the signatures say of this line; whether any is to be believed."""
+        """Add the findings of the matching signatures; whether any of them is credible."""
         known = False
         for row in rows:
-            severity = _heard(row, line.level)
+            severity = _severity_at(row, line.level)
             if severity is None:
                 continue
             known = True
@@ -222,7 +227,7 @@ class LogReader:
         return known
 
     def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
-        """An exception that no signature knows: quoted, with the place that raised it."""
+        """Add an exception that no signature matches, with the place that raised it."""
         if raised.line.partition(":")[0].rpartition(".")[2] in _ENDED_FROM_OUTSIDE:
             return
         key = f"unknown-exception {raised.line[:200]}"
@@ -230,14 +235,14 @@ class LogReader:
             if self._generic >= MOST_GENERIC:
                 return
             self._generic += 1
-        at = f"{raised.file}:{raised.number}" if raised.file else "a place that the log does not name"
+        at = f"{raised.file}:{raised.number}" if raised.file else "a place that the log does not give"
         self.add(
             LogFinding(
                 id="unknown-exception",
                 severity=Severity.MEDIUM if line.level in _QUIET else Severity.HIGH,
                 line=shown,
-                cause=f"an exception that no signature knows, raised at {at}",
-                fix="read the lines around it; search vLLM's issues for its words and that file",
+                cause=f"an exception that no signature matches, raised at {at}",
+                fix="read the lines around it; search vLLM's issues for its text and that file",
                 source=f"traceback, raised at {at}",
                 number=self.lines,
             ),
@@ -245,7 +250,7 @@ class LogReader:
         )
 
     def _unknown_error(self, writer: tuple[str, str], line: Line, shown: str) -> None:
-        """A line of level ERROR that no signature knows; not one that continues or follows a traceback."""
+        """Add a line of level ERROR that no signature matches, unless it continues or follows a traceback."""
         if not line.text.strip():
             return
         key = f"unknown-error {writer} {_DIGITS.sub('0', line.text[:200])}"
@@ -258,22 +263,22 @@ class LogReader:
             id="unknown-error",
             severity=Severity.MEDIUM,
             line=shown,
-            cause="the engine logged an error that no signature knows",
-            fix="read the lines around it; search vLLM's issues for its words",
+            cause="the engine logged an error that no signature matches",
+            fix="read the lines around it; search vLLM's issues for its text",
             source=f"level {line.level}",
             number=self.lines,
         )
         self.add(finding, key)
 
     def _forget_errors(self, writer: tuple[str, str]) -> None:
-        """What this writer said before its traceback only introduced it."""
+        """Drop this writer's earlier errors: they only introduced its traceback."""
         for key in [key for key in self._findings if key.startswith(f"unknown-error {writer} ")]:
             del self._findings[key]
 
     def add(self, finding: LogFinding, key: str = "") -> None:
-        """One more finding; one of the same key (its id, unless given) is counted, and the graver of the two stays.
+        """Add a finding. Findings with the same key (by default their id) are counted, and the most severe is kept.
 
-        Its line is cut only once its secrets are out: half a secret looks like none.
+        Secrets are removed before the line is cut, because half a secret is not recognised as one.
         """
         self._troubled |= finding.status is Status.FAIL
         old = self._findings.get(key or finding.id)
@@ -285,7 +290,7 @@ class LogReader:
             self._findings[key or finding.id] = replace(old, count=old.count + 1)
 
 
-# A stop, or a client that went away, writes tracebacks too: they are no failure.
+# A stop or a disconnected client writes tracebacks too, which are not failures.
 _ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 _LOUD = frozenset({"ERROR", "CRITICAL"})
@@ -296,8 +301,8 @@ def _rank(finding: LogFinding) -> tuple[bool, int, int]:
     return finding.wrapper, max(finding.severity.rank, 1), finding.number
 
 
-def _heard(row: Signature, level: str) -> Severity | None:
-    """How grave a match is on a line of that level; None: not to be believed (a logged prompt may quote anything)."""
+def _severity_at(row: Signature, level: str) -> Severity | None:
+    """Severity of a match on a line of that level; None if not credible (a logged prompt may quote anything)."""
     severity = LEVELS[row.severity]
     if severity.rank <= Severity.HIGH.rank:
         if level in ("DEBUG", "INFO"):

@@ -16,13 +16,13 @@ from glm4_deploy.logs.line import LONGEST_LINE, START, Unwrapped, decode, withou
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.text import ANSI
 
-# A whole log, of any size, through a LogReader: most of its lines are never looked at closely.
+# A whole log of any size through a LogReader; most lines are skipped without parsing.
 #
-# A log of hundreds of megabytes says the same few things again and again, with other numbers. So every line is reduced
-# to its shape (each digit a 0); a shape that holds no literal which any fact, phase or signature needs is remembered,
-# and its lines are counted and passed over. That loses nothing: the literals are reduced in the same way.
+# A large log repeats a few messages with other numbers. So each line is reduced to its shape (each digit a 0), and the
+# shapes without a literal of any fact, phase or signature are remembered: further lines of such a shape are only
+# counted. Nothing is lost, because the literals are reduced in the same way.
 
-# How PyTorch begins a line of level error or fatal: `[E1123 14:42:43.1 …`, `[E321 …`, `[E x.cpp:2]`.
+# How PyTorch begins lines of level error or fatal: `[E1123 14:42:43.1 …`, `[E321 …`, `[E x.cpp:2]`.
 _TORCH = ("E0000 00:00:00", "F0000 00:00:00", "E000 00:00:00", "F000 00:00:00", "[E ", "[F ")
 COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", *_TORCH)
 _UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
@@ -34,7 +34,7 @@ _ANSI = re.compile(ANSI.pattern.encode("ascii"))
 
 @cache
 def _needles() -> tuple[bytes, ...]:
-    """One of these is in the shape of every line that may matter. The common ones make most of the others needless."""
+    """The shape of every line that may matter contains one of these. The common ones make most others redundant."""
     words = {START, *COMMON, *literals(), *(word for row in signatures() for word in row.has)}
     shapes = {word.encode().translate(_DIGITS) for word in words}
     return tuple(sorted(one for one in shapes if not any(other in one for other in shapes - {one})))
@@ -65,7 +65,7 @@ def _telling(shapes: set[bytes]) -> set[bytes]:
 
 
 def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: set[bytes]) -> None:
-    """Line by line: those that may tell something, and all of them while a traceback is open."""
+    """Feed the lines that may matter, and all of them while a traceback is open; skip the others."""
     for line, shape in zip(lines, shapes, strict=True):
         if shape in telling or reader.watching:
             reader.feed(decode(line))
@@ -74,7 +74,7 @@ def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: s
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines as the engine wrote them, without what its users said."""
+    """Whole lines as the engine wrote them, without the text of its users."""
     unwrapped = Unwrapped()
     for block in _blocks(chunks):
         yield _plain(without_prompts(unwrapped.feed(block)))
@@ -83,7 +83,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines, the last newline taken off; a line beyond the limit is cut."""
+    """Blocks of whole lines, without the last newline; lines beyond the limit are cut."""
     rest = b""
     for chunk in chunks:
         block, newline, tail = chunk.rpartition(b"\n")
@@ -103,7 +103,7 @@ def _plain(chunk: bytes) -> bytes:
 
 
 def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """UTF-16 is known by its mark and a first ASCII letter; without them its NULs are dropped later: ASCII is left."""
+    """Decode UTF-16, recognised by its byte order mark. Without one its NULs are dropped later, which leaves ASCII."""
     begin, plain, decoder = b"", False, None
     for chunk in chunks:
         if decoder is not None:
@@ -123,10 +123,11 @@ GZIP = 31  # zlib's wbits for a gzip header
 
 
 def read_file(name: str) -> tuple[str, LogReader]:
-    """A file, or - for standard input; what was read, for people, and the reader that read it.
+    """Read a file, or standard input for `-`. Returns the source's name for messages, and the reader.
 
     Raises:
-        UsageError: it cannot be opened. StorageError: it cannot be read to its end.
+        UsageError: it cannot be opened.
+        StorageError: it cannot be read to its end.
     """
     try:
         if name == "-":
@@ -140,7 +141,7 @@ def read_file(name: str) -> tuple[str, LogReader]:
 
 
 def _inflated(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """What gzip (a rotated log) holds, as far as it goes; anything else as it is."""
+    """The contents of gzip data (a rotated log) as far as they are intact; other data unchanged."""
     parts = iter(chunks)
     first = next(parts, b"")
     if not first.startswith(b"\x1f\x8b"):
@@ -159,6 +160,6 @@ def _inflated(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 inflate = zlib.decompressobj(wbits=GZIP)
 
 
-def _chunks(some: Callable[[int], bytes]) -> Iterator[bytes]:
-    while chunk := some(CHUNK):
+def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while chunk := read(CHUNK):
         yield chunk

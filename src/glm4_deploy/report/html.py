@@ -45,7 +45,7 @@ class Row:
 
 
 def distribution(series: Sequence[Series], unit: str, title: str) -> str:
-    """The share of answers (y) within a time (x, from 0): one step curve a series, p50 and p95 marked by lines."""
+    """The share of answers (y) within a time (x, from 0): one step curve per series, lines at p50 and p95."""
     height = 260
     shown = [one for one in series if one.values][:SERIES]
     if not shown:
@@ -58,7 +58,7 @@ def distribution(series: Sequence[Series], unit: str, title: str) -> str:
 
 
 def timeline(rows: Sequence[Row], title: str) -> str:
-    """A row a stream, a tick a token, a dot at the first: gaps are what a reader feels."""
+    """One row per stream, one tick per token, a dot at the first: a reader notices the gaps."""
     pitch = 15
     height = TOP + BOTTOM + pitch * len(rows)
     if not rows:
@@ -236,7 +236,7 @@ def _evidence(result: Result) -> list[tuple[str, str]]:
 
 
 def _choose(samples: Sequence[AnswerSample]) -> list[AnswerSample]:
-    """Degenerate ones first, then at most three a check, in the order in which they were asked."""
+    """Degenerate samples first, then at most three per check, in the order in which they were sent."""
     taken: dict[str, int] = defaultdict(int)
     kept: list[AnswerSample] = []
     for sample in sorted(samples, key=lambda one: not (one.finding is not None and one.finding.degenerate)):

@@ -19,7 +19,7 @@ def plan_text(
     solved: str = "",
     color: bool = False,
 ) -> str:
-    """The whole answer, ending in a newline. `solved` is the reason where the fraction was solved for."""
+    """The complete text, ending in a newline. `solved` explains the fraction if the planner chose it."""
     version = ".".join(map(str, request.vllm))
     gpus = f"{request.tensor_parallel_size} x " if request.tensor_parallel_size > 1 else ""
     lines = [
@@ -60,7 +60,7 @@ def _table(plan: MemoryPlan) -> list[str]:
 
 
 def _bar(plan: MemoryPlan) -> list[str]:
-    """Shares of the GPU's total, WIDTH cells, each part at least one cell where there is any of it."""
+    """Shares of the GPU's memory in WIDTH cells; every part that is not empty has at least one cell."""
     kv = max(0.0, plan.kv_cache_gib)
     taken = plan.weights_gib + plan.activation_gib + plan.overhead_gib + plan.graph_counted_gib + kv
     sizes = [

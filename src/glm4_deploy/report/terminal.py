@@ -15,7 +15,7 @@ from glm4_deploy.text import one_line
 # Results, through Rich. Everything from a server is cleaned first and never read as markup.
 
 FOLD = 3
-NARROW = 80  # below it a table of five columns has three letters for each of the last
+NARROW = 80  # below this width, a table of five columns is unreadable
 STYLE = {
     Status.OK: "green",
     Status.WARN: "yellow",
@@ -32,7 +32,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def _text(*parts: RenderableType, soft_wrap: bool = False) -> str:
-    """What a console on stdout would show, each part on lines of its own."""
+    """The text that a console on stdout would show, with each part on separate lines."""
     out = console()
     with out.capture() as shown:
         for part in parts:
@@ -41,7 +41,7 @@ def _text(*parts: RenderableType, soft_wrap: bool = False) -> str:
 
 
 def results_text(results: Iterable[Result]) -> str:
-    """The table of verdicts; lines where the terminal is too narrow for one."""
+    """The results as a table, or as lines if the terminal is too narrow."""
     rows = tuple(results)
     return _text(_table_of(rows)) if console().width >= NARROW else _text(*_lines(rows))
 
@@ -54,8 +54,8 @@ def suite_text(report: SuiteReport) -> str:
 
 
 def findings_text(results: Iterable[Result], close: str, verdict: Status) -> str:
-    """A row for each result: how bad, which rule, where, what; then what it means and what to do. Commands are not
-    folded. The last line is `close`."""
+    """For each result its severity, rule, place and observation, then what it means and what to do. Lines are not
+    wrapped, so that commands can be copied. The last line is `close`."""
     parts = [part for result in results for part in _finding(result)]
     return _text(*parts, Text(one_line(close, 600), style=STYLE[verdict]), soft_wrap=True)
 
@@ -86,7 +86,7 @@ def _table_of(results: tuple[Result, ...]) -> Table:
 
 
 def _lines(results: tuple[Result, ...]) -> Iterator[RenderableType]:
-    """The same as the table where there is no room for one."""
+    """The contents of the table as lines."""
     for name, row in _folded(results):
         yield Text(f"{name}: ") + Text(str(row.status), style=STYLE[row.status])
         for word, text in (("", row.observed or row.reason), ("expected: ", row.expected), ("→ ", row.remedy)):
@@ -95,7 +95,7 @@ def _lines(results: tuple[Result, ...]) -> Iterator[RenderableType]:
 
 
 def _folded(results: tuple[Result, ...]) -> Iterator[tuple[str, Result]]:
-    """(name, row), with three or more checks that were skipped for one reason on one row, where the first stood."""
+    """(name, row); FOLD or more checks skipped for the same reason become one row, in the place of the first."""
     skipped = [row.reason for row in results if row.status is Status.SKIPPED]
     shown: set[str] = set()
     for row in results:
@@ -120,7 +120,7 @@ def checks_text(rows: Iterable[tuple[str, str, float, str]]) -> str:
 
 
 class Live:
-    """Progress on stderr: what is being asked, and each verdict as it falls. Use as a context manager."""
+    """Progress on stderr: the running check, and each result as it arrives. Use as a context manager."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -144,7 +144,7 @@ class Live:
         self._console.print(line + Text(f"{result.seconds or 0:7.1f} s"))
 
     def ended_quietly(self, result: Result) -> None:
-        """In a soak only what is not well is worth a line."""
+        """Like `ended`, but only for failures and undecided checks: a soak runs many rounds."""
         if result.status in {Status.FAIL, Status.UNKNOWN}:
             self.ended(result)
 
@@ -184,7 +184,7 @@ COLUMNS = (
 
 
 def bench_text(report: BenchReport, earlier: BenchReport | None) -> str:
-    """Times in milliseconds. With `earlier`, a second line a level: this run as a multiple of that one."""
+    """Times in milliseconds. With `earlier`, a second line per level: this run as a multiple of the earlier one."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)

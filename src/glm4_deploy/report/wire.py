@@ -24,9 +24,9 @@ def to_wire(value: Any) -> Any:
 
 
 def dumps(value: Any, *, indent: int | None = 2) -> str:
-    """JSON text that a terminal may show: what would steer it is escaped, other letters stay readable.
+    """JSON text that is safe on a terminal: control characters are escaped, other characters stay readable.
 
-    NaN and infinities are refused (they are no JSON): give None for unknown numbers. Half a surrogate pair (a file name
+    NaN and infinities are refused (JSON has neither): use None for unknown numbers. Half a surrogate pair (a file name
     that is not UTF-8) becomes its JSON escape, which every stream can carry.
     """
     text = json.dumps(to_wire(value), ensure_ascii=False, indent=indent, allow_nan=False)
@@ -34,14 +34,14 @@ def dumps(value: Any, *, indent: int | None = 2) -> str:
 
 
 def report_json(report: Report, details: Any = None) -> str:
-    """The report and, after it, the keys of its kind: a dict or a dataclass."""
+    """The report, followed by the keys of its kind (`details`: a dict or a dataclass)."""
     shared = to_wire(report)
     more = {} if details is None else to_wire(details)
     return dumps(shared | {key: value for key, value in more.items() if key not in shared}) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of what all reports share; report.schema.json in this folder is its text."""
+    """The JSON Schema of the keys that all reports share; report.schema.json is its text."""
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(Report).json_schema(mode="serialization")
@@ -58,7 +58,7 @@ EVIDENCE = 2000  # characters of each piece
 
 
 def to_junit(report: Report, *, seconds: float = 0.0, started: str = "", note: str = "") -> str:
-    """One <testsuite>, a test case for each result. `unknown` is an error: it was not judged, so it did not pass."""
+    """One <testsuite> with a test case per result. `unknown` is an error: a check that was not decided did not pass."""
     count = {status: sum(row.status is status for row in report.results) for status in Status}
     suite = ElementTree.Element(
         "testsuite",
