@@ -1,6 +1,7 @@
 """In CI a skipped test is a failed test, unless it is listed here with its reason."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,15 @@ ALLOWED_SKIPS: dict[str, str] = {
     "tests/unit/checkpoint/test_repair.py::test_a_copy_to_another": "a machine may have only one file system",
     "tests/unit/checkpoint/test_quantize.py::test_without_the_extra": "the extra may be installed",
 }
+
+
+@pytest.fixture(autouse=True)
+def _signals_reach_children() -> Iterator[None]:
+    """A shell starts background jobs, and so their children, with SIGINT ignored; a user's terminal does not."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,7 +2,6 @@
 
 import fcntl
 import random
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +40,3 @@ def port() -> Iterator[int]:
             probe.close()
             yield number
             return
-
-
-@pytest.fixture(autouse=True)
-def _signals_reach_children() -> Iterator[None]:
-    """A shell starts background jobs, and so their children, with SIGINT ignored; a user's terminal does not."""
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
