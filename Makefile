@@ -46,7 +46,7 @@ test-needs: $(READY) ## Install what the tests need besides Python packages
 test: test-needs lint ## Everything: style, types, layers, unit and end-to-end tests
 	@scripts/test.sh $(ARGS)
 
-test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, under 3 minutes
+test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, about 3 minutes
 	@$(BIN)/pytest -n auto tests/journeys tests/unit $(ARGS)
 
 lint: $(READY) ## Style, types and layers

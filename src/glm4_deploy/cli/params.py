@@ -16,7 +16,10 @@ from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployme
 from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
 
 StateDir = Annotated[
-    Path, typer.Option("--state-dir", help="Directory of this deployment's record, releases and rendered files.")
+    Path,
+    typer.Option(
+        "--state-dir", file_okay=False, help="Directory of this deployment's record, releases and rendered files."
+    ),
 ]
 STATE = STATE_DIR
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]

@@ -52,7 +52,7 @@ def rollback(
         typer.Argument(help="Id, number, or beginning of an id.", show_default="the last good one that differs"),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds a start may take.", show_default="start_period")
+        float | None, typer.Option(min=1, max=86_400, help="Seconds a start may take.", show_default="start_period")
     ] = None,
     no_rollback: Annotated[
         bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")

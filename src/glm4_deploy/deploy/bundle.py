@@ -234,6 +234,9 @@ class _Writer:
 
 
 def _fresh(directory: Path) -> None:
+    """Raises UsageError if a bundle cannot be created or completed in `directory`."""
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file", hint="name a directory with --output")
     if (directory / SUMS).exists():
         raise UsageError(
             f"{directory} contains a complete bundle already", hint="choose another --output, or remove it"

@@ -9,9 +9,10 @@
                                         ▼
                                      done: the good release serves, or nothing does
 
-`prepare` writes the files, reserves the disk space that the record will need, and pulls the image; only then is
-anything that runs touched. From then on the journal on disk names the stage entered last, so that the next command can
-report what a killed one left behind. The methods of `Transaction` are in the order of events.
+`candidates.preflight` has refused what it can before this begins. `prepare` writes the files, reserves the disk space
+that the record will need, and pulls the image; only then is anything that runs touched. The journal on disk names the
+stage entered last, so that the next command can report what a killed one left behind. The methods of `Transaction` are
+in the order of events.
 """
 
 import asyncio

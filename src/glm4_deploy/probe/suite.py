@@ -392,7 +392,8 @@ async def soak(
 ) -> SuiteReport:
     """Run rounds of Suite.SOAK until `seconds` have passed; the worst result of each check counts.
 
-    A target that is gone ends the soak early, and so does a cancellation (Ctrl-C) after the first round.
+    A round that nothing answers, or that something else answers, is the last one: nobody's server is hammered for
+    hours. So is a round after the first that is cancelled (Ctrl-C).
 
     Args:
         on_round: called with the number of the round, the seconds so far, and the verdict so far.
@@ -403,7 +404,8 @@ async def soak(
     number = 0
     report: SuiteReport | None = None
     starts: set[str] = set()
-    while report is None or (time.monotonic() - begin < seconds and report.exit_code != Unreachable.exit_code):
+    gone = False
+    while report is None or (time.monotonic() - begin < seconds and not gone):
         try:
             latest = await run_suite(
                 target,
@@ -419,6 +421,7 @@ async def soak(
                 raise
             break
         number += 1
+        gone = latest.exit_code in (Unreachable.exit_code, WrongEngine.exit_code)
         starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_KNOWN}
         for result in (*latest.results, *_restarts(starts)):
             tallies.setdefault(result.check, SoakTally()).add(result, number, time.monotonic() - begin)

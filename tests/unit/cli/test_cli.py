@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+RENDERED = Path(__file__).parents[3] / "compose/gb10.yaml"
+
 KIT = [sys.executable, "-m", "glm4_deploy"]
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 
@@ -42,6 +44,9 @@ def model(directory: Path) -> Path:
         (["render", "--profile", "gb1"], 2, "did you mean 'gb10'"),
         (["render", "--port", "eighty"], 2, "--port"),
         (["render", "--check"], 2, "no file to compare"),
+        (["up", "--timeout", "-3"], 2, "--timeout"),
+        (["releases", "--state-dir", "/etc/passwd"], 2, "is a file"),
+        (["bundle", "create", str(RENDERED), "--output", "/etc/passwd"], 2, "is a file"),
         (["render", "--diff", "none.yaml"], 2, "cannot read none.yaml"),
         (["render", "--config", "none.yaml"], 2, "no settings file"),
         (["render", "-o", "/proc/nowhere/compose.yaml"], 18, "cannot write"),

@@ -1,12 +1,16 @@
 """Running a suite: dependencies, choice of checks, other servers, soak, and a verdict that always comes."""
 
 import asyncio
+import threading
 from contextlib import ExitStack
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glm4_deploy.errors import UsageError
+from glm4_deploy.errors import UsageError, WrongEngine
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.suite import checks, choose_checks, run_suite, soak
 from glm4_deploy.report.wire import dumps
@@ -166,6 +170,21 @@ def test_a_soak_notices_a_restart() -> None:
     assert found.status is Status.FAIL
     assert "started 2 times" in found.observed
     assert (report.verdict, report.exit_code) == (Status.FAIL, 1)
+
+
+def test_a_soak_stops_at_a_server_that_is_not_the_engine(tmp_path: Path) -> None:
+    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    rounds: list[int] = []
+    try:
+        url = f"http://127.0.0.1:{files.server_port}"
+        target = ProbeTarget(base_url=url, **TARGET)
+        report = asyncio.run(soak(target, seconds=30, on_round=lambda number, *_: rounds.append(number)))
+    finally:
+        files.shutdown()
+        files.server_close()
+    assert report.exit_code == WrongEngine.exit_code
+    assert rounds == [1]
 
 
 def test_a_soak_counts_only_the_rounds_that_were_judged() -> None:
