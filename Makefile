@@ -47,7 +47,7 @@ test: test-needs lint ## Everything: style, types, layers, unit and end-to-end t
 	@scripts/test.sh $(ARGS)
 
 test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, about 3 minutes
-	@$(BIN)/pytest -n auto tests/journeys tests/unit $(ARGS)
+	@$(BIN)/pytest -n 4 tests/journeys tests/unit $(ARGS)
 
 lint: $(READY) ## Style, types and layers
 	@$(BIN)/ruff check .
