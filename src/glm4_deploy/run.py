@@ -124,9 +124,10 @@ def _follow(child: subprocess.Popen[str], timeout: float, on_line: Callable[[str
 
 def _end(child: subprocess.Popen[str], *, group: bool) -> None:
     """Leave no process and no open pipe behind, whether a time limit or Ctrl-C ended the wait."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if child.returncode is None:
-            _signal(child, sign, group=group)
+    if child.returncode is None:
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # always both: a grandchild may outlive its parent's SIGTERM
+            if group or child.returncode is None:
+                _signal(child, sign, group=group)
             with suppress(subprocess.TimeoutExpired):
                 child.wait(GRACE_SECONDS)
     for pipe in (child.stdin, child.stdout, child.stderr):

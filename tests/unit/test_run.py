@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,10 @@ def test_a_program_that_cannot_run_or_does_not_end_is_a_value_not_an_exception(
 
 
 @pytest.mark.parametrize("lines", [False, True])
-def test_the_time_limit_also_ends_child_processes(lines: bool, tmp_path: Path) -> None:
-    """A grandchild that holds the pipe open would otherwise keep the caller waiting."""
-    script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
+@pytest.mark.parametrize("trap", ["", "trap '' TERM; "])
+def test_the_time_limit_also_ends_child_processes(lines: bool, trap: str, tmp_path: Path) -> None:
+    """A grandchild that holds the pipe open would otherwise keep the caller waiting, even one that ignores SIGTERM."""
+    script = f"({trap}sleep 600) & echo $! > {tmp_path}/pid; wait"
     done = run_program("sh", "-c", script, timeout=0.5, on_line=print if lines else None)
     assert done.failure is RunFailure.TIMEOUT
     assert not _runs(int((tmp_path / "pid").read_text()))
@@ -113,7 +115,13 @@ def _names(tree: ast.AST) -> set[str]:
 
 
 def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    """Whether it is still there after 10 s: the kernel ends a killed process when that gets its turn, not at once."""
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        time.sleep(0.02)
+    return True
