@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,16 @@ def healthy(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One real engine with the demo model, shared by all tests that only send it requests."""
     with engine(cpu_python, MODEL, tmp_path_factory.mktemp("healthy") / "engine.log") as running:
         yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test that used an engine shows that engine's own last errors: CI keeps no file."""
+    report = yield
+    for used in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(used, Engine):
+            report.sections.append((f"log of the engine at {used.base_url}", used.last_words()))
+    return report
 
 
 @pytest.fixture(scope="session")

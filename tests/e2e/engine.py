@@ -26,6 +26,12 @@ class Engine:
     log: Path
     """Everything it writes."""
 
+    def last_words(self) -> str:
+        """Its last errors and its last lines, for the report of a failed test."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines[:-30] if " ERROR " in line or "Traceback" in line or "Error:" in line]
+        return "\n".join([*errors[-60:], "…", *lines[-30:]])
+
 
 @contextmanager
 def engine(python: str, model: Path, log: Path, *extra: str) -> Iterator[Engine]:

@@ -63,7 +63,7 @@ def row(report: SuiteReport, check: str) -> Result:
     return next(result for result in report.results if result.check == check)
 
 
-def test_the_healthy_model_passes(report: SuiteReport) -> None:
+def test_the_healthy_model_passes(healthy: Engine, report: SuiteReport) -> None:
     bad = [result for result in report.results if result.status not in {Status.OK, Status.SKIPPED}]
     assert bad == []
     assert (report.verdict, report.exit_code) == (Status.OK, 0)
