@@ -26,6 +26,17 @@ class Engine:
     log: Path
     """Everything it writes."""
 
+    @property
+    def port(self) -> int:
+        return int(self.base_url.rpartition(":")[2])
+
+    @property
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.base_url}/health", timeout=30, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def last_words(self) -> str:
         """Its last errors and its last lines, for the report of a failed test."""
         lines = self.log.read_text(errors="replace").splitlines()
@@ -34,14 +45,15 @@ class Engine:
 
 
 @contextmanager
-def engine(python: str, model: Path, log: Path, *extra: str) -> Iterator[Engine]:
-    """Start vLLM with `model` on a free port, wait until it is healthy, and stop its process group at the end.
+def engine(python: str, model: Path, log: Path, *extra: str, port: int = 0) -> Iterator[Engine]:
+    """Start vLLM with `model` on `port` or a free one, wait until it is healthy, and stop its process group at the end.
 
     Raises:
         AssertionError: it died or was not ready in time; the message holds the end of its log.
     """
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048", *extra]
