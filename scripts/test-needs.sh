@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests need besides Python packages: a running Docker engine, a browser, the CPU engine, …
+# Install what the tests need besides Python packages: a running Docker engine, a browser, the CPU engines, …
 # As root on Debian or Ubuntu it installs and starts them. Elsewhere it reports what is missing and goes on: the tests
 # that need it are skipped (or fail if GLM4_E2E_REQUIRED is set, as in CI).
 set -euo pipefail
@@ -55,4 +55,4 @@ if ! docker info >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd >/d
   for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
   docker info >/dev/null 2>&1 || { say "the Docker engine did not start:"; tail -5 "$log" >&2; }
 fi
-scripts/cpu-engine.sh >/dev/null
+for engine in default newest; do scripts/cpu-engine.sh "$engine" >/dev/null; done

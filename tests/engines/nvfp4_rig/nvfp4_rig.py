@@ -20,11 +20,13 @@ from typing import Any
 LAYERS = "vllm.model_executor.layers.quantization"
 KERNELS = "vllm.model_executor.kernels.linear"
 UTILS = f"{LAYERS}.utils.nvfp4_emulation_utils"
+SWITCH = "VLLM_USE_NVFP4_CT_EMULATIONS"
 
 
 def register() -> None:
     """Called by vLLM, once or more per process."""
-    os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"  # read up to 0.19
+    if SWITCH in importlib.import_module("vllm.envs").environment_variables:  # up to 0.19
+        os.environ[SWITCH] = "1"
     utils = importlib.import_module(UTILS)
     if getattr(utils, "on_rig", False):
         return
@@ -64,7 +66,7 @@ def _without_gpu_backend(scheme: ModuleType) -> None:
     def init(self: Any) -> None:
         self.backend = "emulation"
         self.group_size = 16
-        scheme.logger.info("Using emulation for NVFP4 GEMM")
+        scheme.logger.info_once("Using emulation for NVFP4 GEMM")
 
     scheme.CompressedTensorsW4A4Fp4.__init__ = init
     scheme.swizzle_blockscale = lambda scale: scale.data
