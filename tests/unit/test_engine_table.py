@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from scripts import engines
 
 from glm4_deploy.catalog.rows import default_tag, images
-from scripts import engines
 
 ROOT = Path(__file__).parents[2]
 
