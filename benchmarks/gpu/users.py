@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from verdicts import kit
-
 from engines import Record, clock, end, fork, free_port, read, seen, serve, settle, used_mib, wait_for
+from verdicts import kit
 
 ROOT = Path(__file__).parents[2]
 NAME = "glm-4-9b-chat"
