@@ -29,7 +29,8 @@ from glm4_deploy.host.system import (
     read_host,
     read_port,
 )
-from glm4_deploy.plan.engine_rules import GIB, WeightFormat, kernel_path
+from glm4_deploy.plan.engine_rules import GIB, WeightFormat
+from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.services import is_loopback
 from glm4_deploy.plan.sizing import HOST_RESERVE_GIB, highest_fraction, solve

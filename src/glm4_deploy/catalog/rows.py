@@ -104,6 +104,7 @@ class Gpu:
     """One GPU. total_mib: cudaMemGetInfo's total. smi_mib: nvidia-smi's total; None if it reports none.
 
     exact: the total comes from logs of this product; False marks an estimate.
+    wsl: under WSL2, where CUDA sees all that nvidia-smi reports.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Gpu:
     unified: bool = False
     arch: str = "amd64"
     exact: bool = False
+    wsl: bool = False
     names: tuple[str, ...] = ()
     source: str = ""
 
@@ -178,11 +180,23 @@ def recognise(product: str) -> Gpu | None:
     return None
 
 
-def gpu_by_size(total_mib: float, capability: Capability, *, unified: bool = False, label: str = "") -> Gpu:
+def gpu_by_size(
+    total_mib: float,
+    capability: Capability,
+    *,
+    unified: bool = False,
+    label: str = "",
+    wsl: bool = False,
+    from_cuda: bool = False,
+) -> Gpu:
     """A GPU from its figures; `total_mib` may be nvidia-smi's or cudaMemGetInfo's.
 
     nvidia-smi's figure for a known product becomes that product's cudaMemGetInfo total. Any other figure is used as it
     is for unified memory, and minus the driver's usual share otherwise.
+
+    Args:
+        wsl: the host is WSL2, where both figures are the same.
+        from_cuda: the figure is cudaMemGetInfo's, as the engine logs it.
     """
     unknown = Gpu(
         name="custom",
@@ -193,14 +207,23 @@ def gpu_by_size(total_mib: float, capability: Capability, *, unified: bool = Fal
         arch="arm64" if unified else "amd64",
         source="figures given by hand",
     )
-    for gpu in gpus().values():
-        if gpu.compute_capability != capability or gpu.unified != unified:
-            continue
+    known = [gpu for gpu in gpus().values() if gpu.compute_capability == capability and gpu.unified == unified]
+    if wsl or from_cuda:
+        row = next(
+            (gpu for gpu in known if gpu.smi_mib and abs(total_mib - gpu.smi_mib) <= SAME_TOTAL * total_mib), unknown
+        )
+        return replace(row, total_mib=total_mib, exact=True, wsl=wsl, label=label or row.label)
+    for gpu in known:
         if gpu.smi_mib and abs(total_mib - gpu.smi_mib) <= 2:
             return replace(gpu, label=label or gpu.label)
         if abs(total_mib - gpu.total_mib) <= gpu.total_mib * SAME_TOTAL:
             return replace(gpu, total_mib=total_mib, label=label or gpu.label)
     return unknown if unified else replace(unknown, total_mib=total_mib - DRIVER_SHARE_MIB, smi_mib=total_mib)
+
+
+def on_wsl(gpu: Gpu) -> Gpu:
+    """The same card under WSL2, where CUDA's total is nvidia-smi's (15.92 and 31.84 GiB in engine logs)."""
+    return replace(gpu, total_mib=gpu.smi_mib or gpu.total_mib, wsl=True)
 
 
 # Host profiles, and the environment variables that the kit renders.

@@ -144,14 +144,97 @@ def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
     """What the planner needs to know of a checkpoint.
 
     Raises:
-        BadConfigError: config.json lacks a dimension, or a shard is missing.
+        BadConfigError: config.json lacks a dimension, a shard is missing, or the planner has no formulas for the model.
     """
-    shape = model_shape(checkpoint.config or {})
+    config = checkpoint.config or {}
+    unknown = beyond_the_planner(config)
+    if unknown:
+        raise BadConfigError(f"{unknown}: the planner knows dense text models with full attention only")
+    shape = model_shape(config)
     size = sum(tensor.nbytes for shard in checkpoint.shards for tensor in shard.header.tensors)
     if not size or not checkpoint.complete:
         raise BadConfigError("the checkpoint is incomplete")
-    weights = WeightFormat.BF16 if quantization_format(checkpoint) is None else WeightFormat.NVFP4
-    return StoredModel(name=name, weights=weights, checkpoint_bytes=size, shape=shape)
+    return StoredModel(
+        name=name,
+        weights=_weight_format(checkpoint, shape, size),
+        checkpoint_bytes=size,
+        shape=shape,
+        architecture=_architecture(config),
+    )
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0])[:80] if isinstance(named, list) and named else ARCHITECTURE
+
+
+# Keys of config.json that name the number of experts, and those that name another kind of state than a KV cache.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+STATE_SPACE = ("mamba_d_state", "ssm_cfg", "linear_num_key_heads", "layers_block_type", "hybrid_override_pattern",
+               "state_size", "rwkv_version")  # fmt: skip
+
+
+def beyond_the_planner(config: Mapping[str, Any]) -> str:
+    """Why the planner has no formulas for this model, by name; empty if it has."""
+    architecture = _architecture(config)
+    layers = {kind for kind in config.get("layer_types") or () if isinstance(kind, str)}
+    if any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERTS):
+        return f"{architecture} is a mixture of experts"
+    if any(key in config for key in ("vision_config", "audio_config", "text_config")):
+        return f"{architecture} is multimodal"
+    if config.get("kv_lora_rank"):
+        return f"{architecture} has latent attention (MLA)"
+    if any(config.get(key) for key in STATE_SPACE) or layers & {"linear_attention", "mamba", "recurrent"}:
+        return f"{architecture} is a hybrid with other state than a KV cache"
+    window = config.get("sliding_window")
+    used = config.get("use_sliding_window", True) is not False
+    if layers & {"sliding_attention", "chunked_attention"} or (isinstance(window, int) and window > 0 and used):
+        return f"{architecture} has sliding-window attention"
+    if config.get("is_encoder_decoder"):
+        return f"{architecture} is an encoder-decoder"
+    return ""
+
+
+# Methods of quantization_config (vLLM's model_executor/layers/quantization/__init__.py), as the planner sees them.
+METHODS = {
+    "awq": WeightFormat.AWQ, "awq_marlin": WeightFormat.AWQ, "gptq": WeightFormat.GPTQ,
+    "gptq_marlin": WeightFormat.GPTQ, "auto-round": WeightFormat.INT4, "pack-quantized": WeightFormat.INT4,
+    "marlin-24": WeightFormat.INT4, "nvfp4-pack-quantized": WeightFormat.NVFP4, "fp8": WeightFormat.FP8,
+    "fbgemm_fp8": WeightFormat.FP8, "float-quantized": WeightFormat.FP8, "naive-quantized": WeightFormat.FP8,
+    "int-quantized": WeightFormat.INT8,
+}  # fmt: skip
+
+
+def _weight_format(checkpoint: Checkpoint, shape: ModelShape, size: int) -> WeightFormat:
+    """What config.json names; else what the stored size says (ModelOpt names it in another file)."""
+    settings = quantization_config(checkpoint)
+    if settings is None:
+        return _format_by_size(shape, size)
+    named = str(quantization_format(checkpoint)).lower()
+    if named == "modelopt":
+        named = str(settings.get("quant_algo") or "").lower()
+        return WeightFormat.NVFP4 if "fp4" in named else WeightFormat.FP8
+    if named == "gptq" and settings.get("bits") == 8:
+        return WeightFormat.INT8
+    found = METHODS.get(named)
+    if found is WeightFormat.NVFP4 and _weights_only(settings):
+        return WeightFormat.NVFP4A16
+    return found or _format_by_size(shape, size)
+
+
+def _weights_only(settings: Mapping[str, Any]) -> bool:
+    """Whether no group of compressed-tensors quantizes activations, as NVFP4A16 does."""
+    groups = settings.get("config_groups")
+    listed = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
+    return bool(listed) and all(group.get("input_activations") is None for group in listed)
+
+
+def _format_by_size(shape: ModelShape, size: int) -> WeightFormat:
+    """By bytes for each element of a linear layer: 2 in bf16, about 1 in fp8, 0.5 to 0.6 in a 4-bit format."""
+    each = (size - shape.embedding_bytes) / shape.linear_elements
+    if each > 1.5:
+        return WeightFormat.BF16
+    return WeightFormat.FP8 if each > 0.8 else WeightFormat.INT4
 
 
 def foreign_quantization(checkpoint: Checkpoint) -> bool:

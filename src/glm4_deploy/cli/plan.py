@@ -14,6 +14,7 @@ from glm4_deploy.catalog.rows import (
     gpu_by_name,
     gpu_by_size,
     gpus,
+    on_wsl,
     parse_capability,
     resolve_version,
 )
@@ -35,7 +36,8 @@ from glm4_deploy.deploy.plan_check import load_observations
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
-from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b, kernel_path
+from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b
+from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
 from glm4_deploy.plan.spec import engine_version, memory_request
@@ -59,6 +61,13 @@ def plan(
     compute_capability: Annotated[str | None, typer.Option(help="With --gpu-total-mib: 12.1, 9.0 …")] = None,
     unified: Annotated[
         bool, typer.Option("--unified", help="With --gpu-total-mib: CPU and GPU share one memory.")
+    ] = False,
+    wsl: Annotated[
+        bool, typer.Option("--wsl", help="The GPU is in WSL2, where the engine sees all of nvidia-smi's total.")
+    ] = False,
+    cuda_total: Annotated[
+        bool,
+        typer.Option("--cuda-total", help="--gpu-total-mib is cudaMemGetInfo's figure, the one in the engine's log."),
     ] = False,
     gpu_free_mib: Annotated[float | None, typer.Option(min=0, max=10_000_000, help="Free GPU memory, in MiB.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Read the model's shape from this directory.")] = None,
@@ -94,7 +103,7 @@ def plan(
     """
     outputs = Outputs(json=stdout_if(as_json), junit=junit)
     outputs.check()
-    named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified)
+    named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified=unified, wsl=wsl, from_cuda=cuda_total)
     if load is not None:
         requested = requested.with_flags(_of_load(parse_load(load)))
     settings, profile, target, on_this_host = _target(requested, named)
@@ -190,17 +199,26 @@ def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
 
 
-def _named_gpu(name: str | None, total_mib: float | None, capability: str | None, unified: bool) -> Gpu | None:
+def _named_gpu(
+    name: str | None, total_mib: float | None, capability: str | None, *, unified: bool, wsl: bool, from_cuda: bool
+) -> Gpu | None:
     """The GPU that the command line names or describes; None for neither."""
     if total_mib is not None:
         if capability is None:
             raise UsageError("--gpu-total-mib needs --compute-capability", hint="for example --compute-capability 12.0")
-        return gpu_by_size(total_mib, parse_capability(capability), unified=unified, label=name or "")
-    if name is not None:
-        return gpu_by_name(name)
-    if capability is not None or unified:
-        raise UsageError("--compute-capability and --unified need --gpu-total-mib", hint="or name the GPU with --gpu")
-    return None
+        return gpu_by_size(
+            total_mib, parse_capability(capability), unified=unified, label=name or "", wsl=wsl, from_cuda=from_cuda
+        )
+    if capability is not None or unified or from_cuda:
+        raise UsageError(
+            "--compute-capability, --unified and --cuda-total need --gpu-total-mib", hint="or name the GPU with --gpu"
+        )
+    if name is None and wsl:
+        raise UsageError("--wsl needs --gpu or --gpu-total-mib", hint="without them this host is read")
+    if name is None:
+        return None
+    row = gpu_by_name(name)
+    return on_wsl(row) if wsl else row
 
 
 def _model(checkpoint: Path | None, weights: str) -> StoredModel:
@@ -210,10 +228,9 @@ def _model(checkpoint: Path | None, weights: str) -> StoredModel:
         except BadConfigError as error:
             hint = f"see what is missing: glm4-deploy checkpoint verify {checkpoint}"
             raise UsageError(f"{checkpoint}: {error}", hint=hint) from None
-    try:
-        return glm4_9b(WeightFormat(weights))
-    except ValueError:
-        raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16") from None
+    if weights not in ("nvfp4", "bf16"):
+        raise UsageError(f"unknown weights {weights[:20]!r}", hint="nvfp4 or bf16; others with --checkpoint")
+    return glm4_9b(WeightFormat(weights))
 
 
 def _version(vllm: str | None, requested: Requested, settings: Settings, profile: Profile) -> tuple[int, ...] | None:

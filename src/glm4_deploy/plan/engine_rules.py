@@ -29,8 +29,21 @@ KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp
 
 
 class WeightFormat(StrEnum):
+    """How a checkpoint stores its linear layers. NVFP4A16, AWQ, GPTQ and INT4 are 4-bit weights for 16-bit
+    arithmetic."""
+
     NVFP4 = "nvfp4"
+    NVFP4A16 = "nvfp4a16"
+    AWQ = "awq"
+    GPTQ = "gptq"
+    INT4 = "int4"
+    FP8 = "fp8"
+    INT8 = "int8"
     BF16 = "bf16"
+
+    @property
+    def four_bit(self) -> bool:
+        return self in (self.NVFP4, self.NVFP4A16, self.AWQ, self.GPTQ, self.INT4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +72,30 @@ class ModelShape:
         """Bytes of one token in one rank's KV cache: K and V, all layers."""
         return 2 * self.layers * self.kv_heads_per_rank(tensor_parallel) * self.head_dim * KV_BYTES[dtype]
 
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of the embedding and the output layer, which quantization leaves at 16 bits."""
+        return (1 if self.tied else 2) * self.vocab * self.hidden * 2
+
+    @property
+    def linear_elements(self) -> int:
+        """Elements of the linear layers in all decoder layers: attention, gate, up and down."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.ffn)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
-    """A model as a checkpoint stores it. checkpoint_bytes: the sum of its tensors."""
+    """A model as a checkpoint stores it.
+
+    checkpoint_bytes: the sum of its tensors. architecture: the class that config.json names.
+    """
 
     name: str
     weights: WeightFormat
     checkpoint_bytes: int
     shape: ModelShape
+    architecture: str = "GlmForCausalLM"
 
 
 def glm4_9b(weights: WeightFormat = WeightFormat.NVFP4) -> StoredModel:
@@ -81,15 +109,15 @@ def glm4_9b(weights: WeightFormat = WeightFormat.NVFP4) -> StoredModel:
 
 # What each vLLM version does with memory at startup: one function per rule, each with its source.
 #
-# Sources are paths in the vLLM repository. The rules were compared across its releases 0.11.0, 0.11.1, 0.12.0, 0.13.0,
-# 0.14.1, 0.16.0, 0.17.1, 0.18.1, 0.19.0, 0.20.1, 0.21.0, 0.22.1, 0.23.0, 0.24.0, 0.25.1, 0.26.0, 0.27.1, 0.28.0,
-# 0.31.0, 0.32.0 and 0.33.0.
+# Sources are paths in the vLLM repository. The rules were compared across its releases 0.10.1.1, 0.11.0, 0.11.1,
+# 0.12.0, 0.13.0, 0.14.1, 0.15.1, 0.16.0, 0.17.1, 0.18.1, 0.19.0, 0.20.1, 0.21.0, 0.22.1, 0.23.0, 0.24.0, 0.25.1,
+# 0.26.0, 0.27.1, 0.28.0, 0.29.0, 0.30.0, 0.31.0, 0.32.0 and 0.33.0.
 
-OLDEST: Version = (0, 11)
+OLDEST: Version = (0, 10, 1)
 NEWEST: Version = (0, 33)
 BLOCK_TOKENS = 16  # CacheConfig.DEFAULT_BLOCK_SIZE; kept by FlashAttention, FlashInfer and Triton
 # envs.VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE, allocated by the FlashInfer backend on its first real batch
-FLASHINFER_WORKSPACE = 394 * 2**20
+FLASHINFER_WORKSPACE = 394 * MIB
 
 
 def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
@@ -98,18 +126,89 @@ def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
     return math.ceil(wanted) if version >= (0, 14) else int(wanted)
 
 
-def counts_graphs(version: Version) -> bool:
-    """Whether CUDA graphs are estimated and subtracted from the KV cache.
-
-    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent up to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
-    says 0.21).
-    """
-    return version >= (0, 20)
-
-
 def default_fraction(version: Version) -> float:
     """gpu_memory_utilization if none is given (config/cache.py)."""
     return 0.92 if version >= (0, 20) else 0.9
+
+
+def takes_cache_bytes(version: Version) -> bool:
+    """Whether the engine has --kv-cache-memory-bytes (engine/arg_utils.py): it skips profiling and allocates them."""
+    return version >= (0, 11, 1)
+
+
+# Dense models that run on model runner V2 (config/vllm.py DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES), by release.
+V2_MODELS: dict[Version, frozenset[str]] = {
+    (0, 23): frozenset({"Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}),
+    (0, 22): frozenset({"Qwen3ForCausalLM"}),
+    (0,): frozenset(),
+}
+
+
+def runner_v2(version: Version, architecture: str, *, wsl: bool = False) -> bool:
+    """Whether a dense model runs on model runner V2 (config/vllm.py use_v2_model_runner).
+
+    Listed models from 0.22, every dense one from 0.25. V2 needs pinned memory, which vLLM does not use on WSL2 before
+    0.24 (platforms/interface.py is_pin_memory_available): a start there was made with V1.
+    """
+    if version >= (0, 25):
+        return True
+    if wsl and version < (0, 24):
+        return False
+    return architecture in next(models for since, models in V2_MODELS.items() if version >= since)
+
+
+def counts_graphs(version: Version, *, v2: bool) -> bool:
+    """Whether CUDA graphs are estimated and subtracted from the KV cache.
+
+    envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: absent up to 0.17, "0" in 0.18 and 0.19, "1" from 0.20 (its log line
+    says 0.21). The estimate of runner V2 is 0 before 0.29 (v1/worker/gpu/model_runner.py profile_cudagraph_memory).
+    """
+    return version >= ((0, 29) if v2 else (0, 20))
+
+
+class Attention(StrEnum):
+    """An attention backend, by the name in vLLM's log."""
+
+    FLASHINFER = "FLASHINFER"
+    FLASH_ATTN = "FLASH_ATTN"
+    TRITON = "TRITON_ATTN"
+
+
+def attention_backend(version: Version, capability: Capability, kv_cache_dtype: str) -> Attention:
+    """The first backend that supports the KV cache's type (platforms/cuda.py _get_backend_priorities).
+
+    FlashInfer is first on compute capability 10.x only; before 0.12 only on 10.0. Elsewhere FlashAttention is, which
+    has an fp8 cache only as version 3, on Hopper (v1/attention/backends/flash_attn.py); then FlashInfer follows, and
+    before 0.12 Triton.
+    """
+    if capability[0] == 10 and (version >= (0, 12) or capability == (10, 0)):
+        return Attention.FLASHINFER
+    if KV_BYTES[kv_cache_dtype] == 2 or capability[0] == 9:
+        return Attention.FLASH_ATTN
+    return Attention.FLASHINFER if version >= (0, 12) else Attention.TRITON
+
+
+def workspace_bytes(version: Version, *, batched_tokens: int, heads: int, head_dim: int) -> int:
+    """FlashInfer's workspace (v1/attention/backends/flashinfer.py _get_workspace_buffer); from 0.28 it grows."""
+    grown = 16 * batched_tokens * heads * head_dim if version >= (0, 28) else 0
+    return max(FLASHINFER_WORKSPACE, grown)
+
+
+def free_is_available(version: Version, capability: Capability) -> bool:
+    """On unified memory: whether page cache counts as free (utils/mem_utils.py MemorySnapshot.measure).
+
+    cudaMemGetInfo before 0.11.1, MemAvailable later; up to 0.19 for a list of capabilities, then for every integrated
+    GPU (vllm#35356).
+    """
+    return version >= (0, 20) or (version >= (0, 11, 1) and capability in ((8, 7), (11, 0), (12, 1)))
+
+
+def counts_all_used(version: Version) -> bool:
+    """Whether everything that left the free memory counts, not only what PyTorch and libraries report (total_consumed).
+
+    From 0.27 on (utils/mem_utils.py memory_profiling). Memory that PyTorch's allocator cannot give back counts too.
+    """
+    return version >= (0, 27)
 
 
 def default_num_seqs(version: Version, gpu: Gpu) -> int:
@@ -158,32 +257,28 @@ def graph_counts(sizes: tuple[int, ...], max_num_seqs: int) -> tuple[int, int]:
     return len(sizes), sum(1 for size in sizes if size <= max_num_seqs)
 
 
-def runner_v2(version: Version) -> bool:
-    """Whether a dense model runs on model runner V2 (config/vllm.py use_v2_model_runner)."""
-    return version >= (0, 25)
-
-
-def sampler_bytes_per_logit(version: Version, rows: int) -> int:
+def sampler_bytes_per_logit(version: Version, rows: int, *, v2: bool) -> int:
     """Peak bytes per logit in the sampler's dummy run.
 
-    Up to 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64-bit indices with scratch: 38,
-    measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 + 4, plus 8 for
-    softmax and noise (v1/sample/ops/topk_topp_sampler.py). Runner V2 samples without filters
-    (v1/worker/gpu/model_runner.py _dummy_sampler_run), and from 0.33 with all of them: 36, estimated from one log.
+    Runner V1 up to 0.16, and for fewer than 8 rows: bf16 and fp32 logits, sorted values and 64-bit indices with
+    scratch: 38, measured (1.40 GiB for 256 rows of 151,936 logits). From 0.17 a Triton kernel filters in place: 2 +
+    4, plus 8 for softmax and noise (v1/sample/ops/topk_topp_sampler.py). Runner V2 samples without filters: 2 + 4,
+    and from 0.26 it makes no fp32 copy (v1/worker/gpu/sample/sampler.py apply_sampling_params). From 0.33 with all
+    filters: 36, estimated from one log.
     """
     if version >= (0, 33):
         return 36
-    if runner_v2(version):
-        return 6
+    if v2:
+        return 2 if version >= (0, 26) else 6
     return 14 if version >= (0, 17) and rows >= 8 else 38
 
 
 def counted_state_bytes(version: Version, rows: int, vocab: int) -> float:
     """Penalty counts that runner V2 keeps for each sequence (v1/worker/gpu/sample/penalties.py).
 
-    They are allocated before the weights; vLLM counts them only since 0.27, when it began to measure all used memory.
+    They are allocated before the weights, so only a version that counts all used memory counts them.
     """
-    return rows * vocab * 4.125 if version >= (0, 27) else 0.0
+    return rows * vocab * 4.125 if counts_all_used(version) else 0.0
 
 
 def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
@@ -196,37 +291,3 @@ def capacity_tokens(version: Version, blocks: int, max_model_len: int) -> int:
 def concurrency(blocks: int, max_model_len: int) -> float:
     """Requests of max_model_len that fit at once (get_max_concurrency_for_kv_cache_config)."""
     return blocks / math.ceil(max_model_len / BLOCK_TOKENS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelPath:
-    """native: 4-bit arithmetic on tensor cores. flaw: what may still go wrong; empty if nothing is known."""
-
-    name: str
-    native: bool
-    why: str
-    flaw: str = ""
-
-
-def kernel_path(capability: Capability, weights: WeightFormat, vllm: tuple[int, ...]) -> KernelPath:
-    """The path that vLLM chooses by itself. The engine's log decides: `Using … for NVFP4 GEMM`."""
-    shown = f"compute capability {capability[0]}.{capability[1]}"
-    if weights is WeightFormat.BF16:
-        return KernelPath(name="bf16", native=False, why="the checkpoint is not quantized")
-    if capability >= (10, 0):
-        return KernelPath(
-            name="native FP4",
-            native=True,
-            why=f"{shown} has FP4 tensor cores: weights and activations are 4-bit",
-            flaw=""
-            if capability[0] < 12 or vllm >= (0, 20)
-            else "before vLLM 0.20 some NVFP4 tiles fail on 12.x"
-            " (vllm#38423): look for `illegal instruction` in the log",
-        )
-    if capability >= (7, 5):
-        return KernelPath(
-            name="Marlin, weight-only",
-            native=False,
-            why=f"{shown} has no FP4 tensor cores: weights stay 4-bit in memory, arithmetic is 16-bit",
-        )
-    return KernelPath(name="none", native=False, why=f"{shown} is too old for any of vLLM's NVFP4 kernels")

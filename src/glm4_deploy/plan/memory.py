@@ -1,33 +1,48 @@
 """How an engine will divide a GPU's memory at startup, and whether it will start.
 
-    KV cache = requested − weights − activations − overhead − CUDA graphs (from vLLM 0.20)
+    KV cache = requested − weights − activations − overhead − CUDA graphs and workspace, where the version counts them
 
-`requested` and the block arithmetic are vLLM's own (engine_rules.py). Weights, activations, overhead and graphs are
-fitted to logs: each is a named function here, and `MemoryPlan.reasons` says which are measured and which are estimated.
+`requested`, the block arithmetic and what counts are vLLM's own (engine_rules.py). Weights, activations, overhead and
+graphs are formulas with constants fitted to logs: each is a named function here, and each `Term` says what it rests on.
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from glm4_deploy.catalog.rows import Gpu, Version
 from glm4_deploy.plan.engine_rules import (
     BLOCK_TOKENS,
-    FLASHINFER_WORKSPACE,
     GIB,
     MIB,
     NEWEST,
     OLDEST,
+    Attention,
     StoredModel,
     WeightFormat,
+    attention_backend,
     capacity_tokens,
     capture_sizes,
     concurrency,
     counted_state_bytes,
+    counts_all_used,
     counts_graphs,
     default_batched_tokens,
+    free_is_available,
     graph_counts,
     requested_bytes,
+    runner_v2,
     sampler_bytes_per_logit,
+    workspace_bytes,
 )
+
+
+class Basis(StrEnum):
+    """What a plan rests on, best first."""
+
+    HERE = "measured on this host"
+    LOGS = "public logs of such cards with close versions"
+    SOURCES = "vLLM's sources; no log of such a card with a close version"
+    GUESS = "a guess: neither this version's sources nor such a card's logs were read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +51,7 @@ class MemoryRequest:
 
     gpu_memory_utilization: fraction of the GPU's total.
     max_num_batched_tokens: None leaves it to vLLM.
+    kv_cache_memory_bytes: what the engine is told to allocate instead of profiling; None lets it profile.
     free_bytes: free on the GPU now; None if unknown.
     first_start: no compiled code is cached yet. Compiling raises the profiled peak, so later starts have more KV cache.
         It is the default because a plan precedes the first start, and what fits then fits later too.
@@ -52,6 +68,7 @@ class MemoryRequest:
     kv_cache_dtype: str = "fp8"
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
+    kv_cache_memory_bytes: int | None = None
     free_bytes: int | None = None
     first_start: bool = True
     overhead_bytes: float | None = None
@@ -81,6 +98,29 @@ class MemoryRequest:
     def native_fp4(self) -> bool:
         return self.gpu.native_fp4 and self.model.weights is WeightFormat.NVFP4
 
+    @property
+    def v2(self) -> bool:
+        """Whether it runs on model runner V2."""
+        return runner_v2(self.vllm, self.model.architecture, wsl=self.gpu.wsl)
+
+    @property
+    def attention(self) -> Attention:
+        return attention_backend(self.vllm, self.gpu.compute_capability, self.kv_cache_dtype)
+
+    @property
+    def counts_graphs(self) -> bool:
+        """Whether graphs and workspace come out of the KV cache."""
+        return counts_graphs(self.vllm, v2=self.v2) and not self.enforce_eager
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One part of the request. source: what the figure rests on."""
+
+    name: str
+    gib: float
+    source: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
@@ -89,13 +129,14 @@ class MemoryPlan:
     requested_gib: total × fraction.
     activation_gib: the profiling run's peak.
     overhead_gib: libraries, NCCL, and on unified memory the host processes.
-    graph_gib: actual size of the CUDA graphs; graph_counted_gib: how much comes out of the KV cache (0 before 0.20).
-    workspace_gib: FlashInfer's buffer, outside the request before 0.20.
+    graph_gib: actual size of the CUDA graphs; graph_counted_gib: how much comes out of the KV cache.
+    workspace_gib: FlashInfer's buffer; part of graph_counted_gib where the version counts it.
     outside_gib: what the engine takes beyond its request.
     kv_cache_tokens, max_concurrency: as the engine will log them; 0 if it will not start.
     longest_context: tokens of one request that fit, at most the model's own limit; the engine names the same figure
         when it refuses a longer one.
     error_range_gib: the KV cache is expected within kv_cache_gib ± this.
+    terms: the parts of the request with what each rests on; reasons: what else there is to know.
     """
 
     requested_gib: float
@@ -117,6 +158,8 @@ class MemoryPlan:
     fits: bool
     refusal: str
     remedy: str
+    basis: Basis
+    terms: tuple[Term, ...]
     reasons: tuple[str, ...]
 
 
@@ -124,14 +167,14 @@ def estimate(request: MemoryRequest) -> MemoryPlan:
     """Predict one start."""
     requested = request.requested_bytes
     graphs = graph_bytes(request)
-    counted = graphs if counts_graphs(request.vllm) else 0.0
-    workspace = float(FLASHINFER_WORKSPACE) if uses_flashinfer(request) else 0.0
-    if counts_graphs(request.vllm) and not request.enforce_eager:
-        counted += workspace  # allocated while the first full graph is profiled
-    available = requested - weights_bytes(request) - activation_bytes(request) - overhead_bytes(request) - counted
+    workspace = attention_workspace(request)
+    counted = graphs + workspace if request.counts_graphs else 0.0
+    rest = requested - weights_bytes(request) - activation_bytes(request) - overhead_bytes(request) - counted
+    asked = request.kv_cache_memory_bytes
+    available = rest if asked is None else float(asked)
     blocks = max(0, int(available // request.block_bytes))
     actual = graphs + GRAPH_UNDERESTIMATE * sum(graph_counts(_capture_sizes(request), request.max_num_seqs))
-    outside = max(0.0, actual + workspace - counted)
+    outside = max(0.0, actual + workspace - counted, available - rest if asked is not None else 0.0)
     refused = refusal(request, available, outside)
     started = refused is None
     return MemoryPlan(
@@ -149,29 +192,38 @@ def estimate(request: MemoryRequest) -> MemoryPlan:
         kv_cache_blocks=blocks,
         max_concurrency=concurrency(blocks, request.max_model_len) if started else 0.0,
         longest_context=min(blocks * BLOCK_TOKENS, request.model.shape.max_position),
-        error_range_gib=error_range_bytes(request) / GIB,
+        error_range_gib=0.0 if asked is not None else error_range_bytes(request) / GIB,
         max_num_batched_tokens=request.batched_tokens,
         fits=started,
         refusal=refused.message if refused else "",
         remedy=refused.remedy if refused else "",
+        basis=basis(request),
+        terms=tuple(terms(request, counted)),
         reasons=tuple(reasons(request)),
     )
 
 
-# Loaded ÷ stored bytes: rotary cache, rearranged scales, rounding by the allocator. Measured with vLLM 0.24:
-# 6.71 for 6.587 GiB (Marlin), 17.56 for 17.509 GiB.
-LOADED = {WeightFormat.NVFP4: 6.71 / 6.587, WeightFormat.BF16: 17.56 / 17.509}
-# Neither weights nor activations: kernel code and libraries. 0.22 GiB in nine starts of 0.24 on an H100 without
-# compiled code; public logs say 0.02 to 0.07 GiB for 0.10 to 0.13 and 0.16 to 0.30 GiB for 0.27 and later.
-OVERHEAD = {(0, 27): 0.26 * GIB, (0, 14): 0.22 * GIB, (0, 0): 0.06 * GIB}
+# Loading adds the table of rotary embeddings, at 16 bits for each position and dimension of a head (bf16 checkpoints
+# of four models: 0.010 to 0.031 GiB, as logged). Marlin's layout of 4-bit weights takes 2 % more (NVFP4 on an H100:
+# 6.71 for 6.587 GiB; AWQ on an L40S and an RTX 5090: 0.15 to 0.28 GiB), the native layout 0.3 % more (RTX 5070 Ti,
+# RTX PRO 6000).
+MARLIN_GROWTH, NATIVE_GROWTH = 0.02, 0.003
+# Neither weights nor activations: kernel code and libraries. Hopper: 0.22 GiB in nine starts of 0.24 without compiled
+# code; in public logs 0.25 with 0.18 and 0.19, 0.13 with 0.15 to 0.17, 0.02 to 0.07 with 0.10 to 0.13. Others: public
+# logs of Ada and of 12.0.
+OVERHEAD_DATACENTER = {(0, 27): 0.26 * GIB, (0, 18): 0.22 * GIB, (0, 14): 0.13 * GIB, (0,): 0.06 * GIB}
+OVERHEAD = {(0, 18): 0.16 * GIB, (0,): 0.06 * GIB}
 # Compiled code, and graphs that profiling tried: 0.03 GiB more with 0.24 on an H100.
 COMPILED_CODE = 0.03 * GIB
-# What cuBLAS allocates through PyTorch on its first matrix product (Hopper): once for the layers of a bf16 model, twice
-# for the sampler. 0.85 instead of 0.81 GiB with bf16 weights; 2.21 GiB with 1024 sequences.
-CUBLAS_WORKSPACE = 32 * MIB
+# What cuBLAS allocates through PyTorch on its first matrix product, by capability (ATen/cuda/CublasHandlePool.cpp):
+# once for the layers of a bf16 model, twice for the sampler. H100: 0.85 instead of 0.81 GiB with bf16 weights, 2.21
+# GiB with 1024 sequences; RTX 5090: 0.20 GiB in all for 2048 tokens.
+CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_SMALL = 32 * MIB, 8.125 * MIB
 # On unified memory vLLM attributes every drop of MemAvailable to itself, including its processes and compile workers.
-# 2.0 GiB fits the only available log (GB10, 0.13, another model); it varies with the host's other work.
-UNIFIED_OVERHEAD = 2.0 * GIB
+# GB10 with 0.13: 0.8 GiB (a dense model), 2.0 (a MoE model); with 0.27, which counts more: 2.05.
+UNIFIED_OVERHEAD, UNIFIED_OVERHEAD_ALL = 0.8 * GIB, 2.05 * GIB
+# Before 0.11.1 page cache counts as used there, and reading the weights fills it: 6.6 of 32.6 GiB in the only log.
+PAGE_CACHE = 0.2
 # NCCL's buffers for several ranks: 1.38 GiB in total in one public log (two H200, vLLM 0.11).
 RANK_OVERHEAD = 1.2 * GIB
 # CUDA graphs as the engine estimates them (gpu_model_runner.py profile_cudagraph_memory): the larger of the two first
@@ -179,7 +231,7 @@ RANK_OVERHEAD = 1.2 * GIB
 # takes 34 MiB at 128 tokens and 98 at 512, the first full one 34 at 64 sequences and 132 at 256, where FlashAttention 3
 # splits the KV cache in 32; each further piecewise graph 4 MiB, each further full one 1 at 64 and 2 at 256. bf16: one
 # log, with the growth of NVFP4.
-FIRST_GRAPH = {WeightFormat.NVFP4: 12.7 * MIB, WeightFormat.BF16: 50 * MIB}
+FIRST_GRAPH, FIRST_GRAPH_BF16 = 12.7 * MIB, 50 * MIB
 GRAPH_TOKEN, GRAPH_SEQUENCE = 170.7 * 1024, 0.516 * MIB
 PIECEWISE_GRAPH, FULL_GRAPH = 4 * MIB, 1 * MIB
 # Actual minus estimated size per graph: 0.16 for 0.11 GiB and 0.20 for 0.15 (30 graphs each), 0.51 for 0.39 (86).
@@ -188,25 +240,33 @@ GRAPH_UNDERESTIMATE = 1.7 * MIB
 
 def weights_bytes(request: MemoryRequest) -> float:
     """Bytes of weights on one rank after loading."""
-    return request.model.checkpoint_bytes * LOADED[request.model.weights] / request.tensor_parallel_size
+    model = request.model
+    rotary = model.shape.max_position * model.shape.head_dim * 2
+    growth = 0.0
+    if model.weights.four_bit:
+        growth = NATIVE_GROWTH if request.native_fp4 else MARLIN_GROWTH
+    linear = max(0, model.checkpoint_bytes - model.shape.embedding_bytes)
+    return (model.checkpoint_bytes + growth * linear) / request.tensor_parallel_size + rotary
 
 
 def activation_bytes(request: MemoryRequest) -> float:
     """Peak of vLLM's profiling run: the largest of the peaks in a layer, in the sampler and in the compiler.
 
     In a layer during SwiGLU, for each of T tokens: gate and up (2·ffn), their product (ffn) and three hidden states
-    (attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states twice and
-    max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run; compared with
-    starts of 0.24 with 2048, 8192 and 16384 tokens.
+    (attention's output, the residual before and after), 2 bytes each. In the sampler: the hidden states (twice from
+    0.17 on) and max_num_seqs rows of logits. Source: v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run;
+    compared with starts of 0.24 with 2048, 8192 and 16384 tokens, and with public ones of 0.15 to 0.19.
     """
     shape, tokens = request.model.shape, request.batched_tokens
     rows = min(request.max_num_seqs, tokens)
     ffn = shape.ffn / request.tensor_parallel_size
+    cublas = CUBLAS_WORKSPACE if request.gpu.compute_capability[0] in (9, 10) else CUBLAS_WORKSPACE_SMALL
     layer = tokens * 2 * (3 * ffn + 3 * shape.hidden)
     if request.model.weights is WeightFormat.BF16:
-        layer += CUBLAS_WORKSPACE
-    logits = rows * shape.vocab * sampler_bytes_per_logit(request.vllm, rows)
-    sampler = 2 * tokens * 2 * shape.hidden + 2 * CUBLAS_WORKSPACE + logits
+        layer += cublas
+    logits = rows * shape.vocab * sampler_bytes_per_logit(request.vllm, rows, v2=request.v2)
+    states = 2 if request.vllm >= (0, 17) else 1
+    sampler = states * tokens * 2 * shape.hidden + 2 * cublas + logits
     return max(layer, sampler, compiling_bytes(request) if request.first_start else 0)
 
 
@@ -222,20 +282,47 @@ def compiling_bytes(request: MemoryRequest) -> float:
     return 2 * shape.hidden * (shape.vocab / request.tensor_parallel_size + 2 * request.batched_tokens)
 
 
+def compiling_kept_bytes(request: MemoryRequest) -> float:
+    """What compilation leaves behind on a first start: PyTorch's allocator keeps the embedding's copy, so a version
+    that counts all used memory charges it a second time. All public first starts of 0.28 and 0.29 on 12.0 show it
+    (1.42 GiB for a vocabulary of 151,936 and 5,120 hidden), none on Ada; the sources do not say when it happens.
+    """
+    kept = request.gpu.compute_capability[0] == 12 and not request.gpu.unified and request.vllm >= (0, 28)
+    if not kept or not request.first_start or request.enforce_eager:
+        return 0.0
+    return 2 * request.model.shape.hidden * request.model.shape.vocab / request.tensor_parallel_size
+
+
 def first_start_extra(request: MemoryRequest) -> float:
     """How many bytes of KV cache a first start lacks, compared with later ones."""
-    first, later = (activation_bytes(replace(request, first_start=start)) for start in (True, False))
-    return first - later
+    first, later = (replace(request, first_start=start) for start in (True, False))
+    return activation_bytes(first) - activation_bytes(later) + compiling_kept_bytes(first)
 
 
 def overhead_bytes(request: MemoryRequest) -> float:
+    """What libraries, kernel code and counted state take; what an earlier start on this host showed, if known."""
     if request.overhead_bytes is not None:
         return request.overhead_bytes
-    of_version = next(size for since, size in OVERHEAD.items() if request.vllm >= since)
-    compiled = 0 if request.enforce_eager else COMPILED_CODE
-    base = UNIFIED_OVERHEAD if request.gpu.unified else of_version + compiled
     state = counted_state_bytes(request.vllm, request.max_num_seqs, request.model.shape.vocab)
-    return base + state + (RANK_OVERHEAD if request.tensor_parallel_size > 1 else 0)
+    ranks = RANK_OVERHEAD if request.tensor_parallel_size > 1 else 0
+    return _base_overhead(request) + state + ranks + compiling_kept_bytes(request)
+
+
+def _base_overhead(request: MemoryRequest) -> float:
+    if request.gpu.unified:
+        base = UNIFIED_OVERHEAD_ALL if counts_all_used(request.vllm) else UNIFIED_OVERHEAD
+        return base + page_cache_bytes(request)
+    datacenter = request.gpu.compute_capability[0] in (9, 10)
+    table = OVERHEAD_DATACENTER if datacenter else OVERHEAD
+    compiled = COMPILED_CODE if datacenter and request.vllm >= (0, 18) and not request.enforce_eager else 0
+    return next(size for since, size in table.items() if request.vllm >= since) + compiled
+
+
+def page_cache_bytes(request: MemoryRequest) -> float:
+    """What reading the weights adds to the page cache, where the version takes page cache for used memory."""
+    if not request.gpu.unified or free_is_available(request.vllm, request.gpu.compute_capability):
+        return 0.0
+    return PAGE_CACHE * request.model.checkpoint_bytes / request.tensor_parallel_size
 
 
 def graph_bytes(request: MemoryRequest) -> float:
@@ -246,8 +333,9 @@ def graph_bytes(request: MemoryRequest) -> float:
     shape, (piecewise, full) = request.model.shape, graph_counts(sizes, request.max_num_seqs)
     depth, width = max(0.35, shape.layers / 40), (shape.ffn / request.tensor_parallel_size + shape.hidden) / 17792
     largest = min(max(sizes), request.max_num_seqs)
-    first = FIRST_GRAPH[request.model.weights] * depth + max(sizes) * GRAPH_TOKEN * width
-    if not uses_flashinfer(request):
+    of_format = FIRST_GRAPH_BF16 if request.model.weights is WeightFormat.BF16 else FIRST_GRAPH
+    first = of_format * depth + max(sizes) * GRAPH_TOKEN * width
+    if request.attention is Attention.FLASH_ATTN:
         first = max(first, largest * GRAPH_SEQUENCE / request.tensor_parallel_size)
     return first + (piecewise - 1) * PIECEWISE_GRAPH * depth + max(0, full - 1) * FULL_GRAPH * max(1, largest / 128)
 
@@ -260,9 +348,40 @@ def _capture_sizes(request: MemoryRequest) -> tuple[int, ...]:
     )
 
 
-def uses_flashinfer(request: MemoryRequest) -> bool:
-    """vLLM prefers FlashInfer for attention on Blackwell (platforms/cuda.py), FlashAttention elsewhere."""
-    return request.gpu.compute_capability >= (10, 0)
+def attention_workspace(request: MemoryRequest) -> float:
+    """FlashInfer's buffer, allocated while the first graph is profiled or, uncounted, at the first real batch."""
+    if request.attention is not Attention.FLASHINFER:
+        return 0.0
+    shape, ranks = request.model.shape, request.tensor_parallel_size
+    size = workspace_bytes(
+        request.vllm, batched_tokens=request.batched_tokens, heads=shape.heads // ranks, head_dim=shape.head_dim
+    )
+    return float(size)
+
+
+# Versions of which logs were seen, by compute capability: first and last.
+SEEN: dict[tuple[int, int], tuple[tuple[Version, Version], ...]] = {
+    (8, 0): (((0, 15), (0, 19)),),
+    (8, 9): (((0, 24), (0, 29)),),
+    (9, 0): (((0, 15), (0, 24)),),
+    (10, 0): (((0, 22), (0, 22)),),
+    (11, 0): (((0, 22), (0, 22)),),
+    (12, 0): (((0, 17), (0, 17)), ((0, 23), (0, 29))),
+    (12, 1): (((0, 10), (0, 10)), ((0, 13), (0, 13)), ((0, 27), (0, 27))),
+}
+
+
+def basis(request: MemoryRequest) -> Basis:
+    """What the plan rests on for this card and version."""
+    if request.overhead_bytes is not None:
+        return Basis.HERE
+    version = request.vllm[:2]
+    if not OLDEST[:2] <= version <= NEWEST:
+        return Basis.GUESS
+    seen = SEEN.get(request.gpu.compute_capability, ())
+    if measured(request) or any(first <= version <= last for first, last in seen):
+        return Basis.LOGS
+    return Basis.SOURCES if request.gpu.compute_capability[0] in {capability[0] for capability in SEEN} else Basis.GUESS
 
 
 def error_range_bytes(request: MemoryRequest) -> float:
@@ -270,49 +389,94 @@ def error_range_bytes(request: MemoryRequest) -> float:
     unknown = 0.12 * GIB  # spread of repeated starts, rounding in the logs
     if not request.first_start:
         unknown += first_start_extra(request)  # it may be a first start after all
+    unknown += compiling_kept_bytes(request)  # or PyTorch can give the copy back
     if not request.gpu.exact:
         unknown += 0.009 * request.gpu.total_bytes * request.gpu_memory_utilization
-    if request.gpu.unified and request.overhead_bytes is None:
-        unknown += 1.3 * GIB
-    elif not measured(request) and request.overhead_bytes is None:
-        unknown += 0.35 * GIB + 0.2 * activation_bytes(request)
     if request.tensor_parallel_size > 1:
         unknown += 0.5 * GIB
+    if request.overhead_bytes is None:
+        unknown += _unmeasured_bytes(request)
     return unknown
 
 
+def _unmeasured_bytes(request: MemoryRequest) -> float:
+    """The part of the range that an earlier start on this host takes away."""
+    if request.gpu.unified:
+        return 1.5 * GIB + page_cache_bytes(request)  # identical starts on one host varied by up to 2.9 GiB
+    if measured(request):
+        return 0.0
+    share = {Basis.LOGS: (0.15, 0.1), Basis.SOURCES: (0.35, 0.2), Basis.GUESS: (0.6, 0.3)}
+    fixed, of_peak = share[basis(request)]
+    # A model of runner V2's first releases may run on V1; graphs, compiler and layout differ between cards.
+    runner = graph_bytes(request) if (0, 22) <= request.vllm < (0, 25) else 0.0
+    graphs = 0.4 * graph_bytes(request) if request.counts_graphs else 0.0
+    layout = 0.02 * weights_bytes(request) if request.model.weights.four_bit else 0.0
+    return fixed * GIB + of_peak * activation_bytes(request) + max(runner, graphs) + layout
+
+
 def measured(request: MemoryRequest) -> bool:
-    """Whether logs of this architecture and a close version were available: Hopper with vLLM 0.24."""
+    """Whether own logs of this architecture and a close version were available: Hopper with vLLM 0.24."""
     return request.gpu.compute_capability == (9, 0) and (0, 20) <= request.vllm[:2] <= (0, 24)
 
 
-def reasons(request: MemoryRequest) -> list[str]:
-    """Where each figure comes from, one line each."""
-    counted = (
-        "come out of the KV cache in this version (seen with 0.24)"
-        if counts_graphs(request.vllm)
-        else "are outside the KV cache in this version (read from the sources, not measured)"
-    )
-    lines = [
-        f"total {request.gpu.total_bytes / GIB:.2f} GiB: {'seen in logs' if request.gpu.exact else 'an estimate'}",
-        f"weights: {request.model.checkpoint_bytes / GIB:.2f} GiB stored; growth while loading: measured (vLLM 0.24)",
-        f"activations: formula for {request.batched_tokens} batched tokens and {request.max_num_seqs} sequences"
-        f"{'' if request.max_num_batched_tokens else ' (vLLM chooses the batch)'}",
-        f"KV cache: {request.token_bytes:,} bytes per token, exact",
+# Where each figure comes from.
+
+
+def terms(request: MemoryRequest, counted: float) -> list[Term]:
+    """The parts of the request, in the order in which they are subtracted."""
+    version = ".".join(map(str, request.vllm))
+    batch = f"{request.batched_tokens} batched tokens and {request.max_num_seqs} sequences"
+    return [
+        Term(name="weights", gib=weights_bytes(request) / GIB, source=_weights_source(request)),
+        Term(
+            name="activations",
+            gib=activation_bytes(request) / GIB,
+            source=f"formula for {batch}{'' if request.max_num_batched_tokens else ' (vLLM chooses the batch)'}"
+            f"{', compiling' if request.first_start and not request.enforce_eager else ''}",
+        ),
+        Term(name="overhead", gib=overhead_bytes(request) / GIB, source=_overhead_source(request)),
+        Term(
+            name="CUDA graphs, workspace",
+            gib=counted / GIB,
+            source=f"{request.attention} on model runner {'V2' if request.v2 else 'V1'}: "
+            + ("counted" if request.counts_graphs else f"outside of the request with {version}")
+            + " (vLLM's sources)",
+        ),
     ]
-    if not request.enforce_eager:
-        less = first_start_extra(request) / GIB
-        lines.append(
-            f"a first start compiles; later starts have about {less:.2f} GiB more (seen with 0.24)"
-            if request.first_start
-            else f"a start with a warm compile cache; the first start has about {less:.2f} GiB less (seen with 0.24)"
-        )
-        lines.append(f"CUDA graphs {counted}; their size is an estimate")
+
+
+def _weights_source(request: MemoryRequest) -> str:
+    stored = f"{request.model.checkpoint_bytes / GIB:.2f} GiB stored, rotary table"
+    if not request.model.weights.four_bit:
+        return stored
+    return f"{stored}, {'native' if request.native_fp4 else 'Marlin'} layout (logs)"
+
+
+def _overhead_source(request: MemoryRequest) -> str:
+    if request.overhead_bytes is not None:
+        return "measured by an earlier start on this host"
+    parts = ["kernel code and libraries (logs)"]
     if request.gpu.unified:
-        lines.append("overhead: on unified memory it includes the engine's processes; known from a single log")
-    elif not measured(request):
-        lines.append("overhead: measured only on Hopper with vLLM 0.24, assumed to be the same here")
-    if not OLDEST <= request.vllm[:2] <= NEWEST:
+        parts = ["the host's other work too: two logs, 0.8 and 2.0 GiB"]
+    if page_cache_bytes(request):
+        parts.append("page cache, which this version counts as used")
+    if compiling_kept_bytes(request):
+        parts.append("the compiler's copy of the embedding (all public first starts of 0.28 and 0.29 on 12.0)")
+    return ", ".join(parts)
+
+
+def reasons(request: MemoryRequest) -> list[str]:
+    """What else there is to know, one line each."""
+    total = f"total {request.gpu.total_bytes / GIB:.2f} GiB: "
+    total += ("seen in logs" if request.gpu.exact else "an estimate") + (
+        ", all of it on WSL2" if request.gpu.wsl else ""
+    )
+    lines = [total, f"KV cache: {request.token_bytes:,} bytes per token, exact"]
+    if not request.enforce_eager:
+        lines.append("a first start compiles, which takes memory; later starts find the compiled code")
+    if request.kv_cache_memory_bytes is not None:
+        lines.append("kv_cache_memory_bytes: the engine does not profile, so the KV cache is exact")
+    if request.vllm < OLDEST or request.vllm[:2] > NEWEST:
         lines.append("the sources of this vLLM version were not read: the closest known rules are used")
     return lines
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from glm4_deploy.plan.engine_rules import KernelPath
+from glm4_deploy.plan.kernels import KernelPath
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
 from glm4_deploy.text import paint
 

@@ -57,7 +57,7 @@ def test_a_plan_that_cannot_start_is_printed_and_refused() -> None:
 
 
 def test_a_refusal_is_printed_once() -> None:
-    done = glm4("plan", "--gpu", "gb10", "--gpu-memory-utilization", "0.08")
+    done = glm4("plan", "--gpu", "gb10", "--gpu-memory-utilization", "0.06")
 
     assert done.returncode == 13
     assert (done.stdout + done.stderr).count("no memory is left for KV cache blocks") == 1

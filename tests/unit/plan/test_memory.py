@@ -203,13 +203,13 @@ def test_ranks_of_this_model(ranks: int, fits: bool) -> None:
 
 
 def test_the_model_card_on_a_spark() -> None:
-    """0.75 takes 81 GiB where the load needs 40; the plan says so and finds the fraction that serves it."""
+    """0.75 takes 83 GiB where the load needs 40; the plan says so and finds the fraction that serves it."""
     card = request("gb10", "0.13.0")
     plan, best = estimate(card), solve(card)
 
     # The figures of docs/lab/planner.md and of the reason in catalog/profiles.yaml.
-    assert f"{plan.kv_cache_gib:.0f} ± {plan.error_range_gib:.1f}" == "81 ± 1.4"
-    assert "81 ± 1.4 GiB" in profiles()["seed"].reasons["gpu_memory_utilization"]
+    assert f"{plan.kv_cache_gib:.0f} ± {plan.error_range_gib:.1f}" == "83 ± 1.6"
+    assert "83 ± 1.6 GiB" in profiles()["seed"].reasons["gpu_memory_utilization"]
     assert load_bytes(card) == 40 * 2**30
     assert 0.40 <= best.fraction <= 0.45
     assert best.serves and best.plan.kv_cache_gib - best.plan.error_range_gib >= 40
