@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KIT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/glm4-deploy
 ARGS ?=
+ENGINES ?=
+OUT ?=
 
-.PHONY: help venv up down smoke logs status demo test test-fast lint unit e2e test-needs docs compose eval-detector clean
+.PHONY: help venv up down smoke logs status demo test test-fast lint unit e2e test-needs matrix docs compose eval-detector clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +62,10 @@ unit: $(READY) ## Only the unit tests
 
 e2e: test-needs ## Only the end-to-end tests: a real Docker engine, a real vLLM on the CPU
 	@scripts/test.sh tests/e2e $(ARGS)
+
+matrix: $(READY) ## Every engine-dependent promise on real engines (ENGINES="0.13.0 0.20.1"; OUT=DIR keeps table and logs)
+	@test -n "$(ENGINES)" || { scripts/cpu-engine.sh --list; echo 'name some: make matrix ENGINES="0.13.0 0.20.1"' >&2; exit 2; }
+	@scripts/test.sh tests/e2e/test_engines.py --engines "$(ENGINES)" $(if $(OUT),--engines-out $(OUT)) $(ARGS)
 
 docs: $(READY) ## Regenerate the generated parts of the documentation
 	@$(BIN)/cog -r -I . README.md docs/*.md docs/reference/*.md

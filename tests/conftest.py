@@ -20,6 +20,12 @@ ALLOWED_SKIPS: dict[str, str] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("engines", "tests/e2e/test_engines.py")
+    group.addoption("--engines", help="the versions of vLLM to test fully (default: two of them, and only in part)")
+    group.addoption("--engines-out", metavar="DIR", help="keep the table and the logs of healthy engines there")
+
+
 @pytest.fixture(autouse=True)
 def _signals_reach_children() -> Iterator[None]:
     """A shell starts background jobs, and so their children, with SIGINT ignored; a user's terminal does not."""

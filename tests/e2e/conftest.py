@@ -10,6 +10,11 @@ import pytest
 
 from e2e.engine import Engine, engine
 from e2e.kit import MODEL, ROOT, Kit
+from e2e.matrix import Matrix
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Matrix(config), "matrix")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,12 @@ class Engine:
 
 
 @contextmanager
-def engine(python: str, model: Path, log: Path, *extra: str, port: int = 0) -> Iterator[Engine]:
+def engine(
+    python: str, model: Path, log: Path, *extra: str, port: int = 0, env: Mapping[str, str] | None = None
+) -> Iterator[Engine]:
     """Start vLLM with `model` on `port` or a free one, wait until it is healthy, and stop its process group at the end.
+
+    env: variables besides this process's own.
 
     Raises:
         AssertionError: it died or was not ready in time; the message holds the end of its log.
@@ -57,7 +61,11 @@ def engine(python: str, model: Path, log: Path, *extra: str, port: int = 0) -> I
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048", *extra]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+    env = (
+        os.environ
+        | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+        | dict(env or {})
+    )
     started = time.time()
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)

@@ -1,6 +1,7 @@
 """The command line as a user calls it, in a separate directory."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -37,11 +38,13 @@ class Kit:
     directory: Path
     project: str
     port: int = field(default_factory=free_port)
+    env: dict[str, str] = field(default_factory=dict)
 
     def run(self, *words: str | Path, timeout: float = 400) -> Done:
         done = subprocess.run(
             [*KIT, *map(str, words)],
             cwd=self.directory,
+            env=os.environ | self.env,
             capture_output=True,
             text=True,
             errors="replace",

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.catalog.rows import profiles
+from glm4_deploy.catalog.rows import Version, parse_version, profiles
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
 from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, absolute
-from glm4_deploy.deploy.engines import ComposeEngine, Engine, ProcessEngine
+from glm4_deploy.deploy.engines import ComposeEngine, Engine, ProcessEngine, installed_vllm
 from glm4_deploy.deploy.keys import ensure_key, secret_key
 from glm4_deploy.deploy.releases import PIN, Files, Release, ReleaseImage, Store, content_of
 from glm4_deploy.deploy.replicas import ReplicaSet
@@ -94,6 +94,20 @@ def stamp(directory: Path) -> str | None:
     return None
 
 
+def check_version(planned: Version | None, installed: str | None) -> None:
+    """Raises UsageError if both are known and differ: the checkpoint would be judged for another engine."""
+    if planned is None or installed is None or parse_version(installed) == planned:
+        return
+    version = ".".join(map(str, planned))
+    raise UsageError(
+        f"GLM4_CPU_PYTHON has vLLM {installed}, and the settings are for {version}",
+        hint=(
+            f"judge for what it has: --image-tag {installed.partition('+')[0]}",
+            "or name a Python that has the other",
+        ),
+    )
+
+
 def check_port(endpoint: Endpoint) -> None:
     """Raises PortTaken if something holds the address. Do not call it while this deployment's own engine does."""
     state = read_port(endpoint.bind, endpoint.port)
@@ -170,7 +184,12 @@ def compose_candidate(
 def process_candidate(
     spec: DeploymentSpec, directory: Path, python: str | None, settings: Mapping[str, Any]
 ) -> Candidate:
-    """python: the Python that has vLLM; if None, starting it raises ExtraMissing, which says how to get one."""
+    """python: the Python that has vLLM; if None, starting it raises ExtraMissing, which says how to get one.
+
+    Raises:
+        UsageError: that vLLM is not the version that the settings were judged for.
+    """
+    check_version(spec.vllm, installed_vllm(python) if python else None)
     return Candidate(
         endpoint=Endpoint.of(spec, EngineKind.PROCESS),
         engine=ProcessEngine(spec=spec, directory=directory, python=python),

