@@ -33,8 +33,7 @@ class Exporter:
 
         self.state = gauge("state", "1 for the state of the engine, 0 for the others", "state")
         self.frozen = gauge("frozen_seconds", "Seconds that the engine has held requests without a counter moving")
-        self.running = gauge("engine_requests_running", "Running requests as reported by the engine")
-        self.corrupted = gauge("engine_corrupted_requests", "Requests with NaN logits since the engine's start")
+        self._reported: dict[str, Gauge] = {}
         self.canaries = counter("canaries", "Canaries by outcome", "said")
         self.tokens = counter("canary_tokens", "Tokens that the engine generated for canaries")
         self.spent = gauge("canary_tokens_last_hour", "Maximum tokens of the canaries sent in the last hour")
@@ -50,11 +49,20 @@ class Exporter:
             self.state.labels(state.value).set(state is verdict.state)
         self.frozen.set(judge.frozen_s)
         if judge.last is not None:
-            self.running.set(judge.last.running)
-            if judge.last.corrupted is not None:
-                self.corrupted.set(judge.last.corrupted)
+            self._report("engine_requests_running", "Running requests as reported by the engine", judge.last.running)
+            self._report(
+                "engine_corrupted_requests", "Requests with NaN logits since the engine's start", judge.last.corrupted
+            )
         self._status = {"state": verdict.state.value, "why": verdict.why, "seconds": round(at - verdict.since, 1)}
         self.last, self._published = verdict, time.monotonic()
+
+    def _report(self, name: str, text: str, value: float | None) -> None:
+        """Publish what the engine reports. Until it reports a value there is no series, rather than a 0."""
+        if value is None:
+            return
+        if name not in self._reported:
+            self._reported[name] = Gauge(f"glm4_watch_{name}", text, registry=self.registry)
+        self._reported[name].set(value)
 
     def canary(self, canary: CanaryResult) -> None:
         self.canaries.labels(canary.outcome.value).inc()

@@ -10,6 +10,7 @@ import pytest
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import DeployError
 from glm4_deploy.probe.answers import ChatAnswer
+from glm4_deploy.probe.hang import Counters
 from glm4_deploy.report_model import Timing
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict
@@ -150,3 +151,13 @@ def test_healthz_is_green_only_for_an_engine_known_to_be_well() -> None:
     exporter.publish(WatchVerdict(state=State.OK, why="why", since=0.0), judge, 1.0)
     exporter._stale_s = -1.0
     assert exporter.health()[0] == 503, "a watch that stopped looking says nothing of the engine"
+
+
+def test_what_the_engine_does_not_report_has_no_series() -> None:
+    exporter, judge = Exporter(stale_s=60), Judge(Limits(), at=0.0)
+    ok = WatchVerdict(state=State.OK, why="why", since=0.0)
+    for corrupted, expected in ((None, None), (0.0, 0.0), (3.0, 3.0)):
+        judge.last = Counters(generation_tokens=1.0, running=2.0, waiting=0.0, corrupted=corrupted)
+        exporter.publish(ok, judge, 1.0)
+        assert exporter.registry.get_sample_value("glm4_watch_engine_corrupted_requests") == expected
+    assert exporter.registry.get_sample_value("glm4_watch_engine_requests_running") == 2.0
