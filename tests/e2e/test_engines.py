@@ -29,7 +29,7 @@ from glm4_deploy.settings import Settings
 
 pytestmark = pytest.mark.e2e
 RIG = ROOT / "tests/nvfp4_rig"
-NVFP4 = Path("/tmp/matrix-x/glm-4-nvfp4-raw")
+NVFP4 = ROOT / "demo/glm-4-tiny-chat-nvfp4"
 Observe = Callable[[str, object], None]
 
 
