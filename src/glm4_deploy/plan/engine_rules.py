@@ -26,6 +26,8 @@ MIB = 2**20
 
 # Bytes per element of the KV cache. `auto` is the model's own type, 16 bits here.
 KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# The first vLLM whose argument parser knows a type (config/cache.py, CacheDType); the others are as old as 0.9.
+KV_DTYPE_FROM: dict[str, Version] = {"bfloat16": (0, 11)}
 
 
 class WeightFormat(StrEnum):

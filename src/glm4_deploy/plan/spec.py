@@ -21,7 +21,7 @@ from glm4_deploy.catalog.rows import (
     vllm_version,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.plan.engine_rules import WeightFormat, glm4_9b
+from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, WeightFormat, glm4_9b
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
 from glm4_deploy.plan.services import (
     WITH_KEY,
@@ -246,8 +246,10 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         fraction: gpu_memory_utilization, as solved or as configured.
 
     Raises:
-        UsageError: the model directory cannot be mounted, or a flag contradicts a setting.
+        UsageError: the model directory cannot be mounted, a flag contradicts a setting, or this vLLM does not know a
+            value.
     """
+    _check_kv_cache_dtype(settings, engine_version(settings, profile))
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
         raise UsageError("the chat page (ui) needs the gateway in front of it", hint="add both: --with gateway,ui")
@@ -291,6 +293,16 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         extras=settings.extras,
         watch_port=settings.watch_port,
     )
+
+
+def _check_kv_cache_dtype(settings: Settings, version: Version | None) -> None:
+    since = KV_DTYPE_FROM.get(settings.kv_cache_dtype)
+    if version is not None and since is not None and version < since:
+        raise UsageError(
+            f"kv_cache_dtype {settings.kv_cache_dtype}: vLLM {'.'.join(map(str, version))} does not know it "
+            f"({'.'.join(map(str, since))} is the first that does)",
+            hint="auto keeps the KV cache in the model's own type, which is bfloat16 for GLM-4",
+        )
 
 
 def _model_directory(text: str) -> PurePosixPath:
