@@ -6,7 +6,8 @@ and multiplies in bf16. vLLM does not offer it on a CPU. The rig does so, and me
 
 - `swizzle_blockscale` ends in `.cuda()`, so block scales stay linear (up to 0.15), and what undoes the swizzle takes
   them as they are. 0.17 and 0.19 undo a swizzle that they never did; older ones forget to cut `k` to blocks.
-- the emulation expects two dimensions; GLM through the Transformers backend gives it three.
+- the emulation expects two dimensions; GLM through the Transformers backend gives it three;
+- each weight is dequantized once, not at each step: it is for small models.
 
 What vLLM does with the checkpoint (loading, fused layers, the largest of several global scales) is untouched. Nothing
 here says anything about the kernels or the speed of a GPU.
@@ -14,6 +15,7 @@ here says anything about the kernels or the speed of a GPU.
 
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +34,7 @@ def register() -> None:
         return
     utils.on_rig = True
     utils.convert_swizzled_to_linear = lambda scale, m, k, block_size: scale[:m, : k // block_size]
+    utils.dequantize_to_dtype = _once_per_weight(utils.dequantize_to_dtype)
     emulate = utils.run_nvfp4_emulations
 
     def in_two_dimensions(x: Any, *args: Any, **options: Any) -> Any:
@@ -48,6 +51,20 @@ def register() -> None:
         user = importlib.import_module(f"{LAYERS}.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4")
         _without_gpu_backend(user)
     user.run_nvfp4_emulations = in_two_dimensions
+
+
+def _once_per_weight(dequantize: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM dequantizes each weight again at each step, which takes most of the time."""
+    kept: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def dequantized(weight: Any, scale: Any, *args: Any, **options: Any) -> Any:
+        place = (weight.data_ptr(), scale.data_ptr())
+        if place not in kept:
+            # The tensors are kept too, so that no other can take their place.
+            kept[place] = (dequantize(weight, scale, *args, **options), weight, scale)
+        return kept[place][0]
+
+    return dequantized
 
 
 def module(name: str) -> ModuleType | None:
