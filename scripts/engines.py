@@ -108,9 +108,11 @@ def remove(vllm: str) -> None:
     """Remove an engine, and what only it used."""
     with lock(vllm):
         (directory(vllm) / ".complete").unlink(missing_ok=True)
+        # uv cannot tell which files no engine links to. It waits for other builds; files in use survive as hard links.
+        uv = directory(vllm) / "bin/uv"
+        if uv.exists():
+            program([uv, "cache", "clean"], "an empty cache")
         shutil.rmtree(directory(vllm), ignore_errors=True)
-        # uv cannot tell which files no engine links to; those in use survive, as hard links.
-        shutil.rmtree(cache() / "uv", ignore_errors=True)
 
 
 def _build(row: EngineRow, venv: Path) -> None:

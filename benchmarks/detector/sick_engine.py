@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detector.documents import Document, MissingError, cache, degenerate
+from scripts import engines
 
-ENGINES = Path("~/.cache/glm4-deploy").expanduser()
+
+def engine_python() -> Path:
+    """The newest CPU engine's Python. Raises MissingError if it is not built."""
+    if not engines.is_complete(engines.newest()):
+        raise MissingError("the CPU engine (scripts/cpu-engine.sh)")
+    return engines.directory(engines.newest()) / "bin/python"
 
 
 def rows(kind: str) -> Iterator[dict[str, Any]]:
     path = cache() / "generated.jsonl"
     if not path.exists():
-        pythons = sorted(ENGINES.glob("cpu-engine-*/bin/python"))
-        if not pythons:
-            raise MissingError("the CPU engine (scripts/cpu-engine.sh)")
+        python = engine_python()
         part = path.with_suffix(".part")
         print("generating with tiny random GLMs (about a minute)", file=sys.stderr)
         script = Path(__file__).with_name("generate.py")
-        subprocess.run([pythons[-1], script, part], check=True, timeout=3600)
+        subprocess.run([python, script, part], check=True, timeout=3600)
         part.replace(path)
     with path.open(encoding="utf-8") as lines:
         yield from (row for line in lines if (row := json.loads(line))["kind"] == kind)

@@ -14,8 +14,8 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detector.documents import MissingError, cache
-from benchmarks.detector.sick_engine import ENGINES
+from benchmarks.detector.documents import cache
+from benchmarks.detector.sick_engine import engine_python
 
 DEMO = Path(__file__).parents[2] / "demo"
 SEEDS = {"healthy": (0,), "missing-eos": (0,), "nan": (0,), "noise": (0, 1, 2), "loops": (0, 1)}
@@ -37,9 +37,7 @@ def _rows(kind: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _generate(kind: str, seed: int, path: Path) -> None:
-    pythons = sorted(ENGINES.glob("cpu-engine-*/bin/python"))
-    if not pythons:
-        raise MissingError("the CPU engine (scripts/cpu-engine.sh)")
+    python = engine_python()
     print(f"vLLM answers: {kind}, seed {seed} (about a minute)", file=sys.stderr)
     with tempfile.TemporaryDirectory() as work:
         model = DEMO / "glm-4-tiny-chat"
@@ -51,7 +49,7 @@ def _generate(kind: str, seed: int, path: Path) -> None:
         asked.write_text(json.dumps(prompts(seed)), encoding="utf-8")
         script = Path(__file__).with_name("generate_vllm.py")
         with (cache() / "vllm.log").open("ab") as log:
-            subprocess.run([pythons[-1], script, kind, str(seed), model, asked, part], check=True, timeout=1800,
+            subprocess.run([python, script, kind, str(seed), model, asked, part], check=True, timeout=1800,
                            stdout=log, stderr=log)  # fmt: skip
         part.rename(path) if part.stat().st_dev == path.parent.stat().st_dev else path.write_bytes(part.read_bytes())
 

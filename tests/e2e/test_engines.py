@@ -94,6 +94,10 @@ class Deployed:
     code: int
     said: str
 
+    @property
+    def log(self) -> Path:
+        return self.kit.directory / ".glm4/engine.log"
+
 
 @pytest.fixture(scope="module")
 def deployed(bench: Bench) -> Iterator[Deployed]:
@@ -194,6 +198,7 @@ def test_verify_says_what_the_engine_does_with_the_raw_checkpoint(
     rig = {"PYTHONPATH": str(RIG)} if weights == "nvfp4" else {}
     with pytest.raises(AssertionError, match="the engine died"), engine(bench.python, raw, log, env=rig):
         pytest.fail(f"vLLM {bench.vllm} loads what verify refuses for {failures}")
+    keep(bench, log, f"raw-{weights}")
     report = Kit(directory=tmp_path, project="unused").run("diagnose", log, "--json").json
     found = [row["id"] for row in report["findings"]]
     assert found[0] not in ("unknown-error", "engine-core-failed"), report["findings"][0]
@@ -204,13 +209,14 @@ def test_verify_says_what_the_engine_does_with_the_raw_checkpoint(
 
 def test_up_is_green(bench: Bench, deployed: Deployed) -> None:
     assert deployed.code == 0, deployed.said
-    keep(bench, deployed, "bf16")
+    keep(bench, deployed.log, "bf16")
 
 
-def keep(bench: Bench, deployed: Deployed, weights: str) -> None:
-    """Keep the engine's log, if `--engines-out` says where."""
+def keep(bench: Bench, log: Path, name: str) -> None:
+    """Keep an engine's log, if `--engines-out` says where."""
     if bench.out:
-        shutil.copy(deployed.kit.directory / ".glm4/engine.log", bench.out / f"{bench.vllm}-{weights}.log")
+        bench.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, bench.out / f"{bench.vllm}-{name}.log")
 
 
 def test_diagnose_reads_a_healthy_start(bench: Bench, deployed: Deployed, record_property: Observe) -> None:
@@ -282,7 +288,7 @@ def emulated(bench: Bench, deployed: Deployed) -> Iterator[Deployed]:
 @pytest.mark.matrix
 def test_nvfp4_is_green_and_said_to_be_emulated(bench: Bench, emulated: Deployed, record_property: Observe) -> None:
     assert emulated.code == 0, emulated.said
-    keep(bench, emulated, "nvfp4")
+    keep(bench, emulated.log, "nvfp4")
     report = emulated.kit.run("diagnose", "--json").json
     assert (report["version"], report["phase"], report["native_fp4"]) == (bench.vllm, "ready", False)
     assert [row["id"] for row in report["findings"] if row["severity"] != "info"] == ["not-native-fp4"]

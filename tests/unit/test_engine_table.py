@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scripts import engines
 
-from glm4_deploy.catalog.rows import default_tag, images
+from glm4_deploy.catalog.rows import default_tag, images, profiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,7 @@ def finished(cache: Path, vllm: str) -> Path:
 def test_every_image_tag_that_can_be_stood_for_has_its_engine() -> None:
     of = {tag: row.vllm for row in engines.rows().values() for tag in row.tags}
     assert of[default_tag()] == engines.default()
+    assert profiles()["cpu"].settings["image_tag"] == engines.newest(), "what `up --profile cpu` is judged for"
     oldest = min(row.version for row in engines.rows().values())
     catalogued = {tag: image.vllm for tag, image in images().items()}
     recent = {tag: vllm for tag, vllm in catalogued.items() if tuple(map(int, vllm.split("."))) >= oldest}
@@ -76,3 +77,10 @@ def test_a_second_build_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.
             second.wait(1)
         python = finished(tmp_path, engines.newest())
     assert second.communicate(timeout=60)[0] == f"{python}\n"
+
+
+def test_an_engine_is_removed_and_only_that(tmp_path: Path) -> None:
+    new, old = finished(tmp_path, engines.newest()), finished(tmp_path, engines.default())
+    assert build(tmp_path, engines.default(), "--remove").returncode == 0
+    assert new.parent.exists()
+    assert not old.parent.exists()
