@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from glm4_deploy.catalog.rows import Gpu, Profile, default_tag, recognise, resolve_version
+from glm4_deploy.catalog.rows import (
+    Gpu,
+    Profile,
+    default_tag,
+    recognise,
+    repository,
+    resolve_version,
+    transformers_major,
+)
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import ModelMissing
 from glm4_deploy.host.gpu import GpuFacts, GpuReport, gpu_row, read_gpus
@@ -492,9 +500,11 @@ def checkpoint_result(needs: Needs) -> Result:
     """The quick verification of the checkpoint (headers and small files) as one row."""
     directory = Path(needs.settings.model_dir)
     version = engine_version(needs.settings, needs.profile)
+    catalogued = needs.settings.image_repository == repository()
+    transformers = transformers_major(needs.settings.image_tag) if catalogued else None
     expected = "a checkpoint that this engine loads"
     try:
-        report = verify_checkpoint(directory, vllm=version)
+        report = verify_checkpoint(directory, vllm=version, transformers=transformers)
     except ModelMissing as error:
         return skipped(error.message, expected=expected)
     bad = [row for row in report.results if row.status is report.verdict and row.status is not Status.OK]

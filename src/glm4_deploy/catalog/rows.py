@@ -31,10 +31,12 @@ Version: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTag:
-    """One row of images.yaml. `vllm` is the version as text ("0.13.0")."""
+    """One row of images.yaml. The versions are text ("0.13.0"); '' is unknown."""
 
     tag: str
     vllm: str
+    transformers: str = ""
+    cuda: str = ""
     note: str = ""
 
 
@@ -65,11 +67,22 @@ def parse_version(text: str) -> Version:
     return tuple(int(part) for part in match[1].split("."))
 
 
-def vllm_version(tag: str) -> Version | None:
-    """The vLLM version in an image tag (`26.01-py3` or `26.01`); None if the catalog does not know the tag."""
+def find_image_tag(tag: str) -> ImageTag | None:
+    """The row of an image tag (`26.01-py3` or `26.01`); None if the catalog does not know it."""
     known = images()
-    image = known.get(tag) or known.get(f"{tag}-py3")
+    return known.get(tag) or known.get(f"{tag}-py3")
+
+
+def vllm_version(tag: str) -> Version | None:
+    """The vLLM version in an image tag; None if the catalog does not know the tag."""
+    image = find_image_tag(tag)
     return parse_version(image.vllm) if image else None
+
+
+def transformers_major(tag: str) -> int | None:
+    """The major version of Transformers in an image tag; None if it is not known."""
+    image = find_image_tag(tag)
+    return parse_version(image.transformers)[0] if image and image.transformers else None
 
 
 def resolve_version(tag_or_version: str) -> Version:

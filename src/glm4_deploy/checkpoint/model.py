@@ -312,16 +312,16 @@ class TargetEngine:
         return "Transformers 4 or 5" if self.transformers is None else f"Transformers {self.transformers}"
 
 
-def target_engine(vllm: Version) -> TargetEngine:
-    """The engine of a vLLM version."""
+def target_engine(vllm: Version, transformers: int | None = None) -> TargetEngine:
+    """The engine of a vLLM version. transformers: the major version of its image, if known."""
     if vllm < FUSED_SCALES_LOAD_FROM:
         gate_up = GateUp.SPLIT_IF_NVFP4
     else:
         gate_up = GateUp.EITHER if vllm < TRANSFORMERS_BACKEND_FROM else GateUp.FUSED
     if vllm < TRANSFORMERS_5_POSSIBLE_FROM:
-        transformers: int | None = 4
-    else:
-        transformers = None if vllm < TRANSFORMERS_5_CERTAIN_FROM else 5
+        transformers = 4
+    elif vllm >= TRANSFORMERS_5_CERTAIN_FROM:
+        transformers = 5
     return TargetEngine(
         vllm=vllm,
         gate_up=gate_up,

@@ -116,6 +116,7 @@ def repair_checkpoint(
     output: Path,
     *,
     vllm: Version | None = None,
+    transformers: int | None = None,
     only: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
@@ -125,6 +126,7 @@ def repair_checkpoint(
 
     Args:
         vllm: the engine's version; default: that of the kit's default image.
+        transformers: the major version in its image; None: what this vLLM requires.
         only: checks to repair (keys of REPAIRS); default: all.
         progress: called with (bytes written, bytes to write).
 
@@ -134,7 +136,7 @@ def repair_checkpoint(
         StorageError: it cannot be written; nothing is left behind.
         UsageError: `output` exists already, or `only` names a check that cannot be repaired.
     """
-    engine = target_engine(vllm or default_version())
+    engine = target_engine(vllm or default_version(), transformers)
     check_output(directory, output)
     checkpoint = read_checkpoint(directory)
     _refuse_unrepairable(checkpoint, engine)
@@ -309,7 +311,7 @@ def _check_copy(
             raise StorageError(f"{name} was not written completely: {error}", hint="check the disk") from None
         if not same:
             raise StorageError(f"{name} was not written completely", hint="check the disk")
-    report = verify_checkpoint(partial, vllm=engine.vllm)
+    report = verify_checkpoint(partial, vllm=engine.vllm, transformers=engine.transformers)
     if report.failures and not only:
         raise CheckpointRefused(
             f"the repaired copy would still fail: {faults_line(report.failures)}", hint="report this as a defect"

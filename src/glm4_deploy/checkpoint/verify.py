@@ -59,6 +59,7 @@ def verify_checkpoint(
     directory: Path,
     *,
     vllm: Version | None = None,
+    transformers: int | None = None,
     full: bool = False,
     manifest: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -67,6 +68,7 @@ def verify_checkpoint(
 
     Args:
         vllm: the engine's version; default: that of the kit's default image (`catalog.images`).
+        transformers: the major version in its image; None: what this vLLM requires.
         full: read every byte; otherwise only headers, small files and the 4-byte global scales.
         manifest: a SHA-256 manifest to check, or to write if it does not exist; reads every byte.
         progress: called with (bytes read, bytes in total) while tensors are read.
@@ -75,7 +77,7 @@ def verify_checkpoint(
         ModelMissing: the directory does not exist, is empty or cannot be listed.
         StorageError: the manifest cannot be read or written.
     """
-    engine = target_engine(vllm or default_version())
+    engine = target_engine(vllm or default_version(), transformers)
     checkpoint = read_checkpoint(directory)
     results = apply_rules(checkpoint, engine)
     if full or manifest:

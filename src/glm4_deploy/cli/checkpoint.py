@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from glm4_deploy.catalog.rows import Version, parse_version, resolve_version
+from glm4_deploy.catalog.rows import Version, parse_version, resolve_version, transformers_major
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
 from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
@@ -49,7 +49,14 @@ def verify(
     outputs = Outputs(json=stdout_if(as_json), junit=junit)
     outputs.check()
     engine = _engine(image_tag, vllm)
-    report = verify_checkpoint(directory, vllm=engine, full=full, manifest=manifest, progress=BytesProgress("read"))
+    report = verify_checkpoint(
+        directory,
+        vllm=engine,
+        transformers=transformers_major(image_tag) if image_tag else None,
+        full=full,
+        manifest=manifest,
+        progress=BytesProgress("read"),
+    )
     _end(outputs, "verify", report, report, _text(report))
 
 
@@ -71,8 +78,14 @@ def repair(
 
     Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
     """
-    engine = resolve_version(for_) if for_ else None
-    outcome = repair_checkpoint(directory, output, vllm=engine, only=only or (), progress=BytesProgress("written"))
+    outcome = repair_checkpoint(
+        directory,
+        output,
+        vllm=resolve_version(for_) if for_ else None,
+        transformers=transformers_major(for_) if for_ else None,
+        only=only or (),
+        progress=BytesProgress("written"),
+    )
     outputs = Outputs(json=stdout_if(as_json))
     _end(outputs, "repair", outcome.report, outcome, _changes_text(outcome) + _text(outcome.report))
 

@@ -38,6 +38,17 @@ def test_the_repair_command_names_the_engine_unless_it_is_the_default() -> None:
     assert report["verdict"] == "fail" and report["engine"] == "vLLM 0.15.1"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "status"),
+    [("--image-tag", "26.05-py3", "ok"), ("--vllm", "0.20.1", "warn"), ("--image-tag", "26.03-py3", "fail")],
+)
+def test_the_transformers_of_a_catalogued_image_is_known_where_its_vllm_allows_two(
+    option: str, value: str, status: str
+) -> None:
+    report = json.loads(run("verify", made.DATA, option, value, "--json").stdout)
+    assert {result["check"]: result["status"] for result in report["results"]}["tokenizer-class"] == status
+
+
 def test_repair_then_verify(tmp_path: Path) -> None:
     output = tmp_path / "glm-4-out"
     done = run("repair", made.DATA, "--output", output, "--for", "26.01")
