@@ -1,5 +1,6 @@
 """What comes back from an OpenAI endpoint: an answer, from a body or from the events of a stream, or a failure."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -71,6 +72,18 @@ class Refused(Exception):
     def not_a_number(self) -> bool:
         """Whether it is vLLM's message for a logprob that is NaN or infinite, which JSON cannot express."""
         return "out of range float values" in self.message.lower()
+
+
+# What vLLM answers once its engine core has died; no request succeeds after that (v1/engine/exceptions.py; the last two
+# are those of the V0 engine, vllm/engine/multiprocessing and async_llm_engine.py of 0.9 and 0.10).
+_ENGINE_DEATH = re.compile(
+    r"EngineCore encountered an issue|EngineDeadError|Engine loop is not running|Background loop (?:has errored|is not running)"
+)
+
+
+def reports_death(error: str) -> bool:
+    """Whether a server's error message says that its engine has died."""
+    return _ENGINE_DEATH.search(error) is not None
 
 
 # Server-sent events, from raw chunks that may be cut anywhere.

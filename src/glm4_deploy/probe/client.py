@@ -28,6 +28,7 @@ from glm4_deploy.probe.answers import (
     Refused,
     RequestFailure,
     from_body,
+    reports_death,
     sse_events,
 )
 from glm4_deploy.text import BRIEF, one_line
@@ -138,28 +139,28 @@ class Client:
     """Sends requests to one endpoint. Use as an async context manager.
 
     Every method raises RequestFailure if no complete answer arrives; `ask_*` also raise Refused on an error status.
+
+    Attributes:
+        death: the first error in which the server said that its engine has died; None: it has not. It is kept here
+            because a check may take such an error for another one, or see it in one of many concurrent requests.
     """
 
     def __init__(self, target: ProbeTarget) -> None:
         self.root = target.root
         self.timeout_s = target.timeout_s
+        self.death: str | None = None
         self._auth = {"authorization": f"Bearer {target.key}"} if target.key else {}
-        # trust_env=False: a proxy from the environment must not see the prompts, nor a .netrc replace the key.
-        self._http = httpx.AsyncClient(
-            headers={"user-agent": f"glm4-deploy/{__version__}", "accept-encoding": "identity"},
-            timeout=httpx.Timeout(None, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=128),
-            follow_redirects=False,
-            trust_env=False,
-            # The system's certificate authorities, so that an operator's private one counts; not loaded for plain http.
-            verify=ssl.create_default_context() if self.root.startswith("https") else False,
-        )
+        # The system's certificate authorities, so that an operator's private one counts; not loaded for plain http.
+        verify = ssl.create_default_context() if self.root.startswith("https") else False
+        self._http = _connections(verify, kept=128)
+        self._new = _connections(verify, kept=0)  # each request on its own connection
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+        await self._new.aclose()
 
     async def get(self, path: str, *, timeout_s: float = 10.0) -> Reply:
         return await self._request("GET", path, None, timeout_s, auth=self._auth)
@@ -194,10 +195,14 @@ class Client:
         raw = _Stream(limit_s, self.timeout_s)
         try:
             await self._collect(path, payload, raw)
+            return _assemble(raw.chunks, complete=True).close(raw.seconds)
+        except Refused as refused:
+            self._note(str(refused))
+            raise
         except RequestFailure as failure:
+            self._note(failure.detail)
             failure.partial = _assemble(raw.chunks, complete=False).close(0.0).text
             raise
-        return _assemble(raw.chunks, complete=True).close(raw.seconds)
 
     async def _collect(self, path: str, body: dict[str, Any], raw: "_Stream") -> None:
         """Read a stream into `raw` to its end, so that the connection returns to the pool."""
@@ -223,7 +228,14 @@ class Client:
             reply = await _drain(response, raw.start)
         if reply.status in REDIRECTS:
             raise RequestFailure(FailureKind.REDIRECT, _redirect(self.root + path, reply))
+        if reply.status >= 500:
+            body = reply.json()
+            self._note(f"HTTP {reply.status}: {_error_message(body)}" if isinstance(body, dict) else _describe(reply))
         return reply
+
+    def _note(self, error: str) -> None:
+        if self.death is None and reports_death(error):
+            self.death = error
 
     @asynccontextmanager
     async def _open(
@@ -233,8 +245,32 @@ class Client:
         if body is not None:
             content = json.dumps(body, ensure_ascii=False).encode()
             headers = headers | {"content-type": "application/json"}
-        async with self._http.stream(method, self.root + path, content=content, headers=headers) as response:
+        response = await self._send(method, self.root + path, content, headers)
+        try:
             yield response
+        finally:
+            await response.aclose()
+
+    async def _send(self, method: str, url: str, content: bytes | None, headers: dict[str, str]) -> httpx.Response:
+        """Send a request; once more on a new connection if a reused one was closed before the answer began.
+
+        A server may close an idle connection at any time (RFC 9112, 9.3.1), and vLLM 0.19 and 0.20 do so after every
+        HTTP 400 without announcing it (vllm#42381): that says nothing about this request. An answer that has begun is
+        never requested again.
+        """
+        reused = True
+
+        async def trace(event: str, _: object) -> None:
+            nonlocal reused
+            reused = reused and event != "connection.connect_tcp.started"
+
+        request = self._http.build_request(method, url, content=content, headers=headers, extensions={"trace": trace})
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if not reused:
+                raise
+        return await self._new.send(request, stream=True)
 
     @asynccontextmanager
     async def _guard(self, raw: "_Stream") -> AsyncIterator[None]:
@@ -259,6 +295,19 @@ class Client:
             raise RequestFailure(FailureKind.RESET, "the connection was cut before the answer was complete") from error
         except httpx.HTTPError as error:
             raise RequestFailure(FailureKind.RESET, f"{type(error).__name__}: {one_line(str(error), BRIEF)}") from error
+
+
+def _connections(verify: ssl.SSLContext | bool, *, kept: int) -> httpx.AsyncClient:
+    """A connection pool. kept: idle connections that it keeps for later requests."""
+    # trust_env=False: a proxy from the environment must not see the prompts, nor a .netrc replace the key.
+    return httpx.AsyncClient(
+        headers={"user-agent": f"glm4-deploy/{__version__}", "accept-encoding": "identity"},
+        timeout=httpx.Timeout(None, connect=CONNECT_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept),
+        follow_redirects=False,
+        trust_env=False,
+        verify=verify,
+    )
 
 
 class _Stream:

@@ -131,6 +131,58 @@ def test_connections_are_reused() -> None:
         asyncio.run(main(url))
 
 
+CLOSED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+HALF = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"
+
+
+class ClosesReused:
+    """Answers the first request of each connection with `first`, and the second one with `second`, then closes.
+
+    No client can know that from the first answer, and waiting for the second request makes it lose the race always.
+    """
+
+    def __init__(self, *, first: bytes = CLOSED, second: bytes = b"") -> None:
+        self.answers = (first, second)
+        self.requests: list[int] = []
+
+    def __call__(self, connection: socket.socket) -> None:
+        number = len(self.requests)
+        for count, answer in enumerate(self.answers, start=1):
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(65536)
+            self.requests[number:] = [count]
+            connection.sendall(answer)
+
+
+async def twice(url: str) -> int:
+    async with Client(ProbeTarget(base_url=url, timeout_s=5.0)) as client:
+        await client.get("/health")
+        return (await client.get("/health")).status
+
+
+def test_a_reused_connection_that_closes_before_any_byte_is_retried_once_on_a_new_one() -> None:
+    server = ClosesReused()
+    with raw_server(server) as url:
+        assert asyncio.run(twice(url)) == 400
+    assert server.requests == [2, 1]  # two on the first connection, of which one was lost, and its repetition
+
+
+def test_an_answer_that_has_begun_is_not_requested_again() -> None:
+    server = ClosesReused(second=HALF)
+    with raw_server(server) as url, pytest.raises(RequestFailure) as caught:
+        asyncio.run(twice(url))
+    assert caught.value.kind in {FailureKind.RESET, FailureKind.TRUNCATED}
+    assert server.requests == [2]
+
+
+def test_a_new_connection_that_closes_is_not_retried() -> None:
+    server = ClosesReused(first=b"")
+    with raw_server(server) as url, pytest.raises(RequestFailure):
+        asyncio.run(twice(url))
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:8000", "ftp://x", "http://", "http://user:pw@host", "http://h:99999", "http://h/?q=1"],
