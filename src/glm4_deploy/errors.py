@@ -97,7 +97,7 @@ class CheckpointRefused(DeployError):
 
 class EngineDied(DeployError):
     exit_code = 11
-    meaning = "the engine stopped or restarted while it was starting"
+    meaning = "the engine died: it stopped or restarted during its start or a check"
 
 
 class EngineTimeout(DeployError):

@@ -168,6 +168,11 @@ class Boot:
             pass
         self._check_alive()
 
+    def autopsy(self) -> Result | None:
+        """What the log says of the engine's end, root cause first; None if it says nothing."""
+        self._drain()
+        return end_of_engine(self.reader)
+
     def _pump(self, *, wait: float) -> bool:
         """Process everything queued; True if the log or an event suggests that the engine has ended."""
         ended = False
@@ -231,6 +236,11 @@ class Boot:
 def serious(reader: LogReader) -> tuple[LogFinding, ...]:
     """The findings that may have ended the engine, root cause first."""
     return tuple(finding for finding in reader.findings if finding.status is Status.FAIL)
+
+
+def end_of_engine(reader: LogReader) -> Result | None:
+    """The finding that says most about why an engine ended; None if its log has none."""
+    return next((finding.result() for finding in serious(reader)), None)
 
 
 def lines_that_matter(reader: LogReader) -> tuple[str, ...]:

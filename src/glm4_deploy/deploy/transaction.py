@@ -32,11 +32,11 @@ from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone, rollback_failed, rolled_back
 from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
 from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
-from glm4_deploy.errors import DeployError, DockerMissing, Judged, StorageError
+from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError
 from glm4_deploy.files import write_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.probe.client import ProbeTarget
-from glm4_deploy.probe.suite import run_suite
+from glm4_deploy.probe.suite import DIED, LOG, Autopsy, run_suite
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Result, Status, verdict
@@ -208,7 +208,8 @@ class Transaction:
             proof = boot.prove_identity()
             self._listener.check_done(proof)
             rows = self._add(name, proof)
-            rows += self._add(name, *self._ask(base_url))
+            rows += self._add(name, *self._ask(base_url, autopsy=boot.autopsy))
+            require_alive(rows)
             boot.check()
             require_pass(rows)
         finally:
@@ -220,22 +221,26 @@ class Transaction:
         """Gate the address that clients use; the engines behind it have passed.
 
         Raises:
-            Judged
+            EngineDied, Judged
         """
-        require_pass(self._add(name, *self._ask(self._candidate.endpoint.base_url, only)))
+        rows = self._add(name, *self._ask(self._candidate.endpoint.base_url, only))
+        require_alive(rows)
+        require_pass(rows)
 
     def _add(self, name: str, *rows: Result) -> tuple[Result, ...]:
         named = tuple(replace(row, check=f"{name}/{row.check}") for row in rows) if name else rows
         self.result.results += named
         return named
 
-    def _ask(self, base_url: str, only: tuple[str, ...] = ()) -> tuple[Result, ...]:
+    def _ask(self, base_url: str, only: tuple[str, ...] = (), autopsy: Autopsy | None = None) -> tuple[Result, ...]:
         """Run the gate's checks. They need no start time: the request in the engine's log proves more than a clock."""
         endpoint = self._candidate.endpoint
         key, limit = secret_key(endpoint.api_key_file), endpoint.max_model_len
         target = ProbeTarget(base_url=base_url, model=endpoint.model, max_model_len=limit, api_key=key)
         started, done = self._listener.check_started, self._listener.check_done
-        report = asyncio.run(run_suite(target, suite=Suite.GATE, only=only, on_start=started, on_result=done))
+        report = asyncio.run(
+            run_suite(target, suite=Suite.GATE, only=only, on_start=started, on_result=done, autopsy=autopsy)
+        )
         self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
         return report.results
 
@@ -370,6 +375,14 @@ class Transaction:
             self.note(f"the engine could not be stopped: {error.message}")
             return False
         return True
+
+
+def require_alive(results: tuple[Result, ...]) -> None:
+    """Raises EngineDied where the engine died in a check."""
+    died = next((row for row in results if row.code == DIED), None)
+    if died is not None:
+        log = next((piece.text for piece in died.evidence if piece.name == LOG), "")
+        raise EngineDied(died.observed, details=filter(None, (log,)), hint=died.remedy)
 
 
 def require_pass(results: tuple[Result, ...]) -> None:

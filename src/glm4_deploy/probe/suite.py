@@ -11,14 +11,14 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from glm4_deploy import __version__
-from glm4_deploy.errors import DeployError, Judged, Unreachable, UsageError, WrongEngine
+from glm4_deploy.errors import DeployError, EngineDied, Judged, Unreachable, UsageError, WrongEngine
 from glm4_deploy.probe.answers import FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.hang import counters
 from glm4_deploy.probe.probe import Options, Probe
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
-from glm4_deploy.result import Result, Status, fail, skipped, unknown, verdict
-from glm4_deploy.text import did_you_mean, scrub
+from glm4_deploy.result import WHY, Result, Status, fail, skipped, unknown, verdict
+from glm4_deploy.text import BRIEF, did_you_mean, one_line, scrub
 
 # The table. A check is a decorated function in a file of `checks/`; importing the file registers it.
 
@@ -172,7 +172,11 @@ def setting_facts(probe: Probe, only: Sequence[str], skip: Sequence[str]) -> tup
 
 OnStart = Callable[[str], None]
 OnResult = Callable[[Result], None]
+Autopsy = Callable[[], Result | None]
 PROGRESS_S = 3.0  # how long the counters are watched before an engine counts as hung
+CONFIRM_S = 1.0  # between two looks at /health before an engine counts as dead
+DIED = "ENGINE_DIED"  # `code` of the one result that reports it
+LOG = "log"  # name of its evidence from the engine's log
 
 
 async def run_suite(
@@ -184,6 +188,7 @@ async def run_suite(
     options: Options | None = None,
     on_start: OnStart | None = None,
     on_result: OnResult | None = None,
+    autopsy: Autopsy | None = None,
 ) -> SuiteReport:
     """Run the checks of a suite and judge.
 
@@ -191,6 +196,7 @@ async def run_suite(
         only: names of checks, or patterns such as `needle-*`; the checks that they need run too.
         skip: names or patterns of checks to leave out.
         on_start, on_result: called as each check begins and ends, for progress.
+        autopsy: called once if the engine dies: what its log says of that, where a log is at hand.
 
     Raises:
         UsageError: the address or the key is not valid, or no check is left to run.
@@ -198,7 +204,7 @@ async def run_suite(
     chosen = choose_checks(suite, only, skip)
     begun = datetime.now(UTC).astimezone()
     clock = time.perf_counter()
-    run = _SuiteRun(target, on_start, on_result)
+    run = _SuiteRun(target, on_start, on_result, autopsy)
     async with Client(target) as client:
         run.probe = Probe(target=target, client=client, suite=suite, options=options or Options())
         for entry in chosen:
@@ -257,13 +263,17 @@ class _SuiteRun:
 
     probe: Probe
 
-    def __init__(self, target: ProbeTarget, on_start: OnStart | None, on_result: OnResult | None) -> None:
+    def __init__(
+        self, target: ProbeTarget, on_start: OnStart | None, on_result: OnResult | None, autopsy: Autopsy | None
+    ) -> None:
         self.key = target.key
         self.on_start = on_start
         self.on_result = on_result
+        self.autopsy = autopsy
         self.results: list[Result] = []
         self.failed: dict[str, str] = {}  # check → the check whose failure is the root cause
         self.over: str | None = None  # why no further check runs
+        self.died = False
         self.error: DeployError | None = None
 
     async def run_check(self, entry: Check) -> None:
@@ -278,6 +288,8 @@ class _SuiteRun:
             result = skipped(f"needs {blocked[0]}, which did not pass")
         else:
             result = await self._guarded(entry)
+            if how := await self._death(result):
+                result = self._engine_died(entry, how, result)
         result = scrub(replace(result, check=entry.id, seconds=time.perf_counter() - start), self.key)
         if result.status in {Status.FAIL, Status.UNKNOWN} or blocked:
             self.failed[entry.id] = blocked[0] if blocked else entry.id
@@ -295,11 +307,6 @@ class _SuiteRun:
         except RequestFailure as failure:
             if failure.kind in {FailureKind.HANG, FailureKind.SLOW}:
                 return await self._stuck(entry, failure)
-            if (
-                failure.kind in {FailureKind.RESET, FailureKind.TRUNCATED, FailureKind.UNREACHABLE}
-                and await self._gone()
-            ):
-                self.over = f"the engine went away in {entry.id}: nothing answers any more"
             return _failed(failure)
         except Refused as refused:
             return fail(str(refused), "HTTP 200", remedy="read the engine's log at this moment")
@@ -325,18 +332,59 @@ class _SuiteRun:
         still = f"; its counters stood still for {watched_s:.3g} s" if then and now else ""
         return _failed(failure, still)
 
-    async def _gone(self) -> bool:
-        """Whether nothing answers any more; a single connection may break for other reasons."""
+    async def _death(self, result: Result) -> str | None:
+        """How the engine died in the check that gave this result, as a phrase; None if it lives.
+
+        Its own words count most, whatever the check made of them. Otherwise /health decides, asked only after a failed
+        check, and twice: a proxy may fail for a moment.
+        """
+        said = self.probe.client.death
+        if said is not None:
+            return said
+        answered = any(row.status.passed for row in self.results)
+        if not answered or result.status not in {Status.FAIL, Status.UNKNOWN} or self.over or self.error:
+            return None
+        if await self._lost():
+            await asyncio.sleep(CONFIRM_S)
+            return await self._lost()
+        return None
+
+    async def _lost(self) -> str | None:
+        """What is wrong with /health, or with the start time, of a server that was well before; None for nothing."""
         try:
-            await self.probe.client.get("/health")
+            status = (await self.probe.client.get("/health")).status
         except RequestFailure as failure:
-            return failure.kind in {FailureKind.RESET, FailureKind.UNREACHABLE}
-        return False
+            gone = failure.kind in {FailureKind.RESET, FailureKind.UNREACHABLE}
+            return "nothing answers at its address any more" if gone else None
+        if status >= 500:
+            return f"/health answers HTTP {status}"
+        metrics = await self.probe.metrics() if self.probe.served.started else None
+        started = metrics.sum("process_start_time_seconds") if metrics else None
+        again = started is not None and started > (self.probe.served.started or started)
+        return f"it was started again meanwhile, at {moment(started)}" if started and again else None
+
+    def _engine_died(self, entry: Check, how: str, result: Result) -> Result:
+        """The one result for a dead engine, with what its log says. No check after it could show anything."""
+        self.over, self.died = f"the engine died in {entry.id}", True
+        cause = self.autopsy() if self.autopsy else None
+        evidence = [("check", result.observed or result.reason)]
+        if cause is not None:
+            how = f"{how}; its log: {one_line(cause.observed, BRIEF)}"
+            evidence += [(LOG, cause.observed), (WHY, cause.reason)]
+        return fail(
+            f"{self.over}: {how}",
+            "an engine that survives every request",
+            *evidence,
+            remedy=cause.remedy if cause else "find the cause in its log: `glm4-deploy diagnose`",
+            code=DIED,
+        )
 
     def exit_code(self) -> int:
         """0 only for a pass; a check that could not be judged is not a pass (docs/how-to/smoke.md, "Exit codes")."""
         if self.error is not None:
             return self.error.exit_code
+        if self.died:
+            return EngineDied.exit_code
         return 0 if verdict(self.results) in {Status.OK, Status.WARN} else Judged.exit_code
 
 
@@ -389,13 +437,15 @@ async def soak(
     on_start: OnStart | None = None,
     on_result: OnResult | None = None,
     on_round: Callable[[int, float, Status], None] | None = None,
+    autopsy: Autopsy | None = None,
 ) -> SuiteReport:
     """Run rounds of Suite.SOAK until `seconds` have passed; the worst result of each check counts.
 
-    A round that nothing answers, or that something else answers, is the last one: nobody's server is hammered for
-    hours. So is a round after the first that is cancelled (Ctrl-C).
+    A round in which the engine dies, that nothing answers, or that something else answers, is the last one: nobody's
+    server is hammered for hours. So is a round after the first that is cancelled (Ctrl-C).
 
     Args:
+        autopsy: as in `run_suite`.
         on_round: called with the number of the round, the seconds so far, and the verdict so far.
     """
     begin = time.monotonic()
@@ -415,13 +465,14 @@ async def soak(
                 skip=skip,
                 on_start=on_start,
                 on_result=on_result,
+                autopsy=autopsy,
             )
         except asyncio.CancelledError:
             if report is None:
                 raise
             break
         number += 1
-        gone = latest.exit_code in (Unreachable.exit_code, WrongEngine.exit_code)
+        gone = latest.exit_code in (Unreachable.exit_code, WrongEngine.exit_code, EngineDied.exit_code)
         starts |= {fact.value for fact in latest.engine if fact.name == STARTED and fact.value != NOT_KNOWN}
         for result in (*latest.results, *_restarts(starts)):
             tallies.setdefault(result.check, SoakTally()).add(result, number, time.monotonic() - begin)
