@@ -146,7 +146,7 @@ class ErrorAmidStream(Reference):
         sent = 0
         async for chunk in super().stream(made):
             if sent == 4:
-                error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+                error = {"message": "Internal server error", "type": "InternalServerError", "code": 500}
                 yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
                 yield b"data: [DONE]\n\n"
                 return

@@ -220,7 +220,8 @@ def down(
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
     """Show what runs, since when, and how healthy it is.
 
-    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up.
+    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up: it runs, /health answers 200
+    and the model is served. A hang cannot be seen in one look: `glm4-deploy watch` sees it.
 
     Example: glm4-deploy status --json
     """

@@ -47,9 +47,9 @@ def diagnose(
 
     Shows the engine's configuration, how far it got, and the findings, root cause first.
 
-    Without an argument: the log of this deployment's engine if it runs, else that of its last failed start. Accepts
-    any log of vLLM 0.9 or newer, with or without Docker's timestamps. Exit 0: no failure found. 1: a failure found.
-    2: the input is not a log.
+    Without an argument: the log of this deployment's engine, running or dead, else that of its last failed start.
+    Accepts any log of vLLM 0.9 or newer, with or without Docker's timestamps. Exit 0: no failure found. 1: a failure
+    found. 2: the input is not a log.
 
     Example: docker logs vllm 2>&1 | glm4-deploy diagnose -
     """

@@ -73,7 +73,7 @@ def smoke(
     """Ask a running engine and judge its answers.
 
     A pass means that the checks saw no failure. Exit codes: 0 passed, 1 failed or could not be judged,
-    2 usage, 3 not reachable, 4 reachable but not the expected engine or model.
+    2 usage, 3 not reachable, 4 reachable but not the expected engine or model, 11 the engine died in a check.
 
     Example: glm4-deploy smoke --base-url http://localhost:8080 --suite full --html report.html
     """

@@ -23,7 +23,7 @@ from glm4_deploy.errors import ComposeMissing, DockerMissing, Unreachable, Usage
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.logs.source import read_file, scan_log
-from glm4_deploy.probe.endpoints import read_models
+from glm4_deploy.probe.endpoints import ask_models
 from glm4_deploy.report_model import Report, make_report
 from glm4_deploy.result import Result, Severity, Status
 
@@ -70,6 +70,8 @@ class StatusReport:
     """HTTP status of /health; None: no answer."""
     models: tuple[str, ...] | None
     """Served names from /v1/models; None: no answer."""
+    models_error: str
+    """What /v1/models answered instead of a list; '' for nothing."""
     replicas: tuple[ReplicaStatus, ...]
     engine: EngineFacts
     """From its log."""
@@ -103,12 +105,15 @@ class StatusReport:
             yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
         if self.state.running:
             address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
-            health = (
-                f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health {phase}"
+            health = f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health"
+            if self.health == httpx.codes.SERVICE_UNAVAILABLE and not self.replicas:
+                health += ", as vLLM does once its engine has died"
+            yield _row(
+                "health", self.health == httpx.codes.OK, health if self.health else f"{health} {phase}", "HTTP 200"
             )
-            yield _row("health", self.health == httpx.codes.OK, health, "HTTP 200")
             models = f"{address} serves {', '.join(self.models)}, not {endpoint.model}" if self.models else ""
-            models = models or f"no answer at {address}/v1/models {phase}"
+            error = f"{address}/v1/models answers: {self.models_error}" if self.models_error else ""
+            models = models or error or f"no answer at {address}/v1/models {phase}"
             served = self.models is not None and endpoint.model in self.models
             yield _row("model", served, endpoint.model if served else models, endpoint.model)
             unhealthy = self.state.health == "unhealthy"
@@ -138,6 +143,8 @@ class StatusReport:
         yield "release", self.record.release or "-"
         if self.deployment:
             yield "deployment", self.deployment
+        if self.up:
+            yield "not seen here", "whether it hangs: /health stays green then; `glm4-deploy watch` sees it"
         facts = self.engine
         native = {True: "native FP4", False: "not native FP4", None: "native FP4 unknown"}[facts.native_fp4]
         yield "vLLM", facts.version or "unknown"
@@ -168,11 +175,13 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         for line in log_tail(first, None, follow=False):
             reader.feed(line)
     deployment, unjudged = describe_journal(directory)
+    models, models_error = _models(record.endpoint) if state.running else (None, "")
     return StatusReport(
         record=record,
         state=state,
         health=_health(record.endpoint) if state.running else None,
-        models=_models(record.endpoint) if state.running else None,
+        models=models,
+        models_error=models_error,
         replicas=tuple(_replicas(record.endpoint, engine)),
         engine=reader.facts,
         deployment=deployment,
@@ -223,9 +232,10 @@ def _health(endpoint: Endpoint) -> int | None:
         return None
 
 
-def _models(endpoint: Endpoint) -> tuple[str, ...] | None:
+def _models(endpoint: Endpoint) -> tuple[tuple[str, ...] | None, str]:
+    """The served names, and what the server answered if it did not list any."""
     key = secret_key(endpoint.api_key_file)
-    return read_models(endpoint.base_url, key=key.get_secret_value() if key else None)
+    return ask_models(endpoint.base_url, key=key.get_secret_value() if key else None)
 
 
 # The log that `diagnose` reads, and what Docker recorded about how the container ended.
@@ -258,33 +268,38 @@ def diagnose_container(name: str) -> tuple[str, LogReader]:
 
 
 def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
-    """The log of this deployment's engine if it runs, else that of its last failed start.
+    """The log of this deployment's engine, also of one that died in service; else that of its last failed start.
 
     Raises:
         UsageError: neither exists.
     """
     record = load_record(directory)
     with suppress(DockerMissing, ComposeMissing):
-        if record is not None and (log := _running_log(recorded_engine(record, directory))) is not None:
+        if record is not None and (log := _engine_log(record, directory)) is not None:
             return log
     failed = directory / "failed.log"
     if failed.is_file():
         return read_file(str(failed))
     raise UsageError(
-        f"nothing to diagnose: no engine of this deployment runs, and there is no {failed}",
+        f"nothing to diagnose: this deployment has no engine, running or dead, and there is no {failed}",
         hint="name a log: glm4-deploy diagnose FILE, or - for a pipe, or --container NAME",
     )
 
 
-def _running_log(engine: Engine) -> tuple[str, LogReader] | None:
-    """The log of the first engine that runs; None if none does."""
-    for one in engine.replicas.values() or (engine,):
-        state = one.state()
-        if state.running and state.container:
+def _engine_log(record: Record, directory: Path) -> tuple[str, LogReader] | None:
+    """The log of an engine that died after it had passed its gate, else of one that runs; None if there is neither.
+
+    One that failed its gate was stopped by `up`, which kept its log.
+    """
+    engine = recorded_engine(record, directory)
+    states = [(one, one.state()) for one in engine.replicas.values() or (engine,)]
+    dead = [(one, state) for one, state in states if state.started and not state.running and record.verdict.passed]
+    running = [(one, state) for one, state in states if state.running]
+    for one, state in dead + running:
+        if state.container:
             return diagnose_container(state.container)
-        if state.running:
-            lines = (line.encode() + b"\n" for line in one.lines(0, follow=False))
-            return state.detail, scan_log(LogReader(), lines)
+        lines = (line.encode() + b"\n" for line in one.lines(0, follow=False))
+        return state.detail, scan_log(LogReader(), lines)
     return None
 
 

@@ -114,13 +114,19 @@ class LogReader:
         return tuple(sorted(self._judged(), key=_rank))
 
     def _judged(self) -> Iterator[LogFinding]:
-        """An unknown error at the end of a failed start counts as a failure, unless another failure explains it."""
+        """Unless another failure explains the end, two warnings count as failures.
+
+        An unknown error at the end of a failed start, and the end of an engine process that the server did not survive.
+        """
         rows = self._findings
         failed = any(row.status is Status.FAIL and not row.wrapper for row in rows.values())
         key, number = self._last_error or ("", 0)
-        last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY and not failed
+        last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY
+        causes = {key} if last_word else set()
+        if "engine-dead" in rows:
+            causes.add("engine-process-gone")
         for name, row in rows.items():
-            yield replace(row, severity=Severity.HIGH) if last_word and name == key else row
+            yield replace(row, severity=Severity.HIGH) if not failed and name in causes else row
 
     @property
     def recognised(self) -> bool:

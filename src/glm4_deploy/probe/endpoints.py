@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from glm4_deploy.text import one_line
+from glm4_deploy.text import BRIEF, one_line
 
 MAX_BODY = 8 << 20  # bytes: an engine's /metrics has about 100 kB
 MAX_LINE = 4096  # characters: the parser's time grows with the square of a line
@@ -83,12 +83,21 @@ def read_metrics(base_url: str, *, timeout: float = 10) -> Metrics | None:
 
 def read_models(base_url: str, *, key: str | None = None, timeout: float = 5) -> tuple[str, ...] | None:
     """The names listed by /v1/models, safe to show; None if the answer is not a list of models."""
+    return ask_models(base_url, key=key, timeout=timeout)[0]
+
+
+def ask_models(base_url: str, *, key: str | None = None, timeout: float = 5) -> tuple[tuple[str, ...] | None, str]:
+    """The names as `read_models` gives them, and the answer if it is not a list of models; both are safe to show."""
     body = _get(f"{base_url}{MODELS}", key, timeout)
+    if body is None:
+        return None, ""
     try:
-        rows = None if body is None else model_rows(json.loads(body))
+        rows = model_rows(json.loads(body))
     except (ValueError, RecursionError):
-        return None
-    return None if rows is None else tuple(one_line(str(row["id"]), 200) for row in rows)
+        rows = None
+    if rows is None:
+        return None, one_line(body.decode(errors="replace"), BRIEF) or "an empty body"
+    return tuple(one_line(str(row["id"]), 200) for row in rows), ""
 
 
 def _get(url: str, key: str | None, timeout: float) -> bytes | None:

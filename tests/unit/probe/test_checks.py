@@ -103,7 +103,7 @@ CASES = (
     Case(check="chat", app=broken.Busy, words=("busy, not hung",), status=Status.UNKNOWN, settings=HASTY),
     Case(check="stream", app=broken.TruncatedStream, words=("truncated", "without [DONE]")),
     Case(check="stream", app=broken.CutStream, words=("truncated",)),
-    Case(check="stream", app=broken.ErrorAmidStream, words=("server-error", "EngineCore")),
+    Case(check="stream", app=broken.ErrorAmidStream, words=("server-error", "Internal server error")),
     Case(check="stream", app=broken.NoUsage, words=("no usage",)),
     Case(check="stream", app=broken.AfterTheEnd, words=("after finish_reason",)),
     Case(check="stream", app=broken.OtherWords, words=("differ from character 44", "indeed", "against '.'")),

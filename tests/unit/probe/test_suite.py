@@ -12,11 +12,11 @@ import pytest
 
 from glm4_deploy.errors import UsageError, WrongEngine
 from glm4_deploy.probe.client import ProbeTarget
-from glm4_deploy.probe.suite import checks, choose_checks, run_suite, soak
+from glm4_deploy.probe.suite import DIED, checks, choose_checks, run_suite, soak
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.report_model import Suite, SuiteReport
-from glm4_deploy.result import Status
-from servers import broken
+from glm4_deploy.result import Result, Status, fail
+from servers import broken, dying
 from servers.reference import Generated, HttpError, Reference, Send
 from servers.serve import mounted, serving
 
@@ -30,6 +30,10 @@ def run(app: Any, **settings: Any) -> SuiteReport:
 
 def statuses(report: SuiteReport) -> dict[str, Status]:
     return {result.check: result.status for result in report.results}
+
+
+def row_of(report: SuiteReport, check: str) -> Result:
+    return next(row for row in report.results if row.check == check)
 
 
 def test_what_needs_a_failed_check_is_skipped_and_names_the_root() -> None:
@@ -137,7 +141,63 @@ def test_an_engine_that_goes_away_is_reported_once() -> None:
     found = statuses(report)
     assert [check for check, status in found.items() if status is Status.FAIL] == ["stream"]
     reasons = {row.reason for row in report.results if row.status is Status.SKIPPED and row.check != "key"}
-    assert reasons == {"the engine went away in stream: nothing answers any more"}
+    assert reasons == {"the engine died in stream"}
+    assert "nothing answers at its address any more" in row_of(report, "stream").observed
+    assert report.exit_code == 11
+
+
+@pytest.mark.parametrize(
+    ("app", "check", "words"),
+    [
+        (dying.Dies, "structured", "HTTP 500: EngineCore encountered an issue"),
+        (dying.DiesWithoutAWord, "structured", "/health answers HTTP 503"),
+        (dying.DiesAmidStream, "structured", "an error within the stream: EngineCore encountered an issue"),
+        (dying.DiesBehindARouter, "structured", "HTTP 500: EngineCore encountered an issue"),
+        (dying.DiesAndComesBack, "structured", "it was started again meanwhile"),
+        (dying.DiesUnderLoad, "concurrency-16", "HTTP 500: EngineCore encountered an issue"),
+    ],
+)
+def test_a_death_is_one_finding_and_the_last_question(app: type[dying.Dies], check: str, words: str) -> None:
+    engine = app()
+    report = run(engine, suite=Suite.QUICK, autopsy=lambda: fail("cuda is gone", remedy="look at dmesg", check="xid"))
+    failed = [row for row in report.results if row.status is Status.FAIL]
+    assert [row.check for row in failed] == [check]
+    assert failed[0].observed.startswith(f"the engine died in {check}: {words}"), failed[0]
+    assert failed[0].observed.endswith("; its log: cuda is gone")
+    assert (failed[0].code, failed[0].remedy) == (DIED, "look at dmesg")
+    after = report.results[report.results.index(failed[0]) + 1 :]
+    assert after
+    assert {(row.status, row.reason) for row in after} == {(Status.SKIPPED, f"the engine died in {check}")}
+    assert report.exit_code == 11
+    # Requests that were under way belong to the check; only the check for a dead engine was asked after it.
+    assert len(engine.asked) < 16
+
+
+def test_without_a_log_a_death_says_where_to_look() -> None:
+    report = run(dying.Dies(), suite=Suite.QUICK)
+    assert "glm4-deploy diagnose" in row_of(report, "structured").remedy
+
+
+def test_a_server_error_of_an_engine_that_lives_is_a_failure_of_its_check_alone() -> None:
+    report = run(dying.Fails(), suite=Suite.QUICK)
+    assert [check for check, status in statuses(report).items() if status is Status.FAIL] == ["structured"]
+    assert "the engine died" not in dumps(report)
+    assert report.exit_code == 1
+
+
+def test_a_dead_engine_ends_a_soak() -> None:
+    class DiesInItsSecondRound(dying.Dies):
+        def fatal(self, body: dict[str, Any]) -> bool:
+            return len(self.requests) > 30
+
+    engine = DiesInItsSecondRound()
+    with mounted(engine) as url:
+        report = asyncio.run(soak(ProbeTarget(base_url=url, **TARGET), seconds=60, only=["arithmetic"]))
+    assert len([row for row in report.results if row.status is Status.FAIL]) == 1
+    assert "the engine died in" in next(row.observed for row in report.results if row.status is Status.FAIL)
+    assert (report.verdict, report.exit_code) == (Status.FAIL, 11)
+    assert report.seconds < 60
+    assert len(engine.asked) < 2
 
 
 class Floods(Reference):
