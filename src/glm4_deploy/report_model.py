@@ -116,7 +116,8 @@ class SuiteReport:
         started: ISO 8601 with offset.
         seconds: wall time.
         covered: one sentence on what was checked and what was not.
-        exit_code: 0 passed, 1 failed or undecided, 3 unreachable, 4 not the expected engine or model, 11 the engine died.
+        exit_code: 0 passed, 1 failed or undecided, 3 unreachable, 4 not the expected engine or model, 11 the engine
+            died.
     """
 
     suite: Suite

@@ -44,6 +44,17 @@ def test_an_engine_that_dies_while_it_starts_is_noticed_with_its_cause(kit: Kit)
     assert f"release {kit.recorded[0]} never passed its gate: the engine stopped" in refused.err
 
 
+def test_an_engine_that_dies_in_its_gate_is_one_finding_with_its_cause(kit: Kit) -> None:
+    up = kit.up("--json", engine="DiesInItsGate")
+    assert up.code == 11
+    assert "the engine died in loop-greedy: HTTP 500: EngineCore encountered an issue" in up.err
+    assert "its log: ValueError: logits must be of type float32" in up.err
+    rows = {row["check"]: row for row in up.json["results"]}
+    assert [check for check, row in rows.items() if row["status"] == "fail"] == ["loop-greedy"]
+    assert rows["loop-sampled"]["reason"] == "the engine died in loop-greedy"
+    assert kit.status()["up"] is False
+
+
 @pytest.mark.parametrize(("engine", "phase"), [("hangs", "weights"), ("hangs-late", "kv_cache")])
 def test_an_engine_that_is_killed_while_it_starts_is_noticed_in_any_phase(kit: Kit, engine: str, phase: str) -> None:
     up = kit.start_up("--timeout", "30", engine=engine, phase=phase)

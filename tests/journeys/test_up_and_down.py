@@ -63,6 +63,31 @@ def test_what_runs_is_reported_to_people_and_to_programs(kit: Kit) -> None:
     assert "no failure found; it came up" in diagnosis.out
 
 
+def test_an_engine_whose_core_dies_in_service_is_one_finding_of_every_command(kit: Kit) -> None:
+    assert kit.up(engine="DiesAndLogsIt").code == 0
+    smoke = kit.run("smoke", "--json", "-")
+    assert smoke.code == 11
+    (failed,) = [row for row in smoke.json["results"] if row["status"] == "fail"]
+    assert (failed["check"], failed["code"]) == ("structured", "ENGINE_DIED")
+    assert failed["observed"].startswith("the engine died in structured: HTTP 500: EngineCore encountered an issue")
+    assert failed["observed"].endswith("its log: ValueError: logits must be of type float32")
+
+    status = kit.status()
+    assert status["up"] is False, "although its server answers"
+    assert "/health answers 503, as vLLM does once its engine has died" in status["why"]
+    diagnosis = kit.run("diagnose")
+    assert diagnosis.code == 1
+    assert "root cause: unknown-exception" in diagnosis.out
+    assert "engine-dead" in diagnosis.out
+
+    os.kill(kit.pids()["APIServer"], signal.SIGKILL)
+    wait_for(lambda: not alive(kit.pids()["APIServer"]))
+    assert kit.status()["why"] == f"process {kit.pids()['APIServer']} ended"
+    again = kit.run("diagnose")
+    assert again.code == 1, "its log is there when it is not"
+    assert "logits must be of type float32" in again.out
+
+
 def test_an_engine_that_died_is_not_up_and_the_next_up_clears_what_it_left(kit: Kit) -> None:
     first = kit.good_release()
     before = kit.pids()

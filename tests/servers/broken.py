@@ -22,6 +22,13 @@ class Sick(Reference):
         await self.send_bytes(send, b"", status=500)
 
 
+class NoList(Reference):
+    """An error instead of the list of models, from a /health that is green."""
+
+    def models(self) -> dict[str, Any]:
+        raise HttpError(500, "EngineCore encountered an issue.", "InternalServerError")
+
+
 class ProxyPage(Reference):
     """A proxy's HTML error page for every request."""
 

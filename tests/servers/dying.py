@@ -1,7 +1,9 @@
-"""Twins of the reference endpoint whose engine dies while it serves: each has one of the ways in which vLLM shows it."""
+"""Twins of the reference endpoint whose engine dies while it serves, each in one of the ways in which vLLM shows it."""
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +99,36 @@ class DiesUnderLoad(Dies):
             await super().chat(body, send)
         finally:
             self.running -= 1
+
+
+CORE = f"(EngineCore_DP0 pid={os.getpid()}) ERROR 11-28 12:26:16 [core.py:1402]"
+SERVER = f"(APIServer pid={os.getpid()}) ERROR 11-28 12:26:16 [async_llm.py:906]"
+LAST_WORDS = f"""{CORE} EngineCore encountered a fatal error.
+{CORE} Traceback (most recent call last):
+{CORE}   File "/vllm/v1/engine/core.py", line 1393, in run_engine_core
+{CORE}     engine_core.run_busy_loop()
+{CORE} ValueError: logits must be of type float32
+{SERVER} AsyncLLM output_handler failed.
+{SERVER} Traceback (most recent call last):
+{SERVER}   File "/vllm/v1/engine/async_llm.py", line 849, in output_handler
+{SERVER} vllm.v1.engine.exceptions.EngineDeadError: {DEATH}
+"""
+
+
+class DiesAndLogsIt(Dies):
+    """Writes what vLLM 0.32 writes when its engine core ends with an exception."""
+
+    async def fail(self, body: dict[str, Any], send: Send) -> None:
+        sys.stdout.write(LAST_WORDS)
+        sys.stdout.flush()
+        await super().fail(body, send)
+
+
+class DiesInItsGate(DiesAndLogsIt):
+    """Dies at the first long text."""
+
+    def fatal(self, body: dict[str, Any]) -> bool:
+        return bool(body["max_tokens"] > 200)
 
 
 class Fails(Dies):

@@ -86,7 +86,7 @@ def smoke(
     outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
     options = _options(slo, baseline)
-    report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration)
+    report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration, state_dir)
     outputs.write(
         make_report("smoke", report.results, code=report.exit_code),
         lambda: suite_text(report),
@@ -195,8 +195,15 @@ def _run(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     duration: str,
+    state_dir: Path,
 ) -> SuiteReport:
     seconds = seconds_of(duration)
+
+    def autopsy() -> Result | None:
+        from glm4_deploy.deploy import status  # the Docker SDK is needed only now
+
+        return status.autopsy(state_dir, target.root)
+
     with Live() as live:
         if suite is Suite.SOAK:
             return asyncio.run(
@@ -209,6 +216,7 @@ def _run(
                     on_start=live.started,
                     on_result=live.ended_quietly,
                     on_round=live.round_ended,
+                    autopsy=autopsy,
                 )
             )
         return asyncio.run(
@@ -220,6 +228,7 @@ def _run(
                 skip=skip,
                 on_start=live.started,
                 on_result=live.ended,
+                autopsy=autopsy,
             )
         )
 

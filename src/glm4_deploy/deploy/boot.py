@@ -5,7 +5,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.engines import Engine, RunState
 from glm4_deploy.errors import EngineDied, EngineTimeout, WrongEngine
 from glm4_deploy.logs.facts import EngineFacts, Phase
+from glm4_deploy.logs.line import parse_line
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.result import Result, Status, ok, unknown
@@ -73,6 +74,7 @@ class Boot:
         self._begin = time.monotonic()
         self._nonce = secrets.token_hex(8)
         self._nonce_seen = False
+        self._ready_at = 0  # lines of the log before it was ready
         self._restarts = engine.state().restarts
         self._follow("line", engine.lines(started.started_at))
         self._follow("event", engine.events())
@@ -106,6 +108,7 @@ class Boot:
                     next_health = elapsed + HEALTH_POLL_SECONDS
                     if _healthy(client, self._base_url):
                         self._check_alive()
+                        self._ready_at = len(self.log)
                         return elapsed
                 if elapsed > timeout:
                     raise EngineTimeout(
@@ -169,9 +172,9 @@ class Boot:
         self._check_alive()
 
     def autopsy(self) -> Result | None:
-        """What the log says of the engine's end, root cause first; None if it says nothing."""
+        """What the log says of the end of an engine that was ready; None if it says nothing."""
         self._drain()
-        return end_of_engine(self.reader)
+        return end_of_engine(self.log[self._ready_at :])
 
     def _pump(self, *, wait: float) -> bool:
         """Process everything queued; True if the log or an event suggests that the engine has ended."""
@@ -238,9 +241,13 @@ def serious(reader: LogReader) -> tuple[LogFinding, ...]:
     return tuple(finding for finding in reader.findings if finding.status is Status.FAIL)
 
 
-def end_of_engine(reader: LogReader) -> Result | None:
-    """The finding that says most about why an engine ended; None if its log has none."""
-    return next((finding.result() for finding in serious(reader)), None)
+def end_of_engine(lines: Iterable[str]) -> Result | None:
+    """The finding that says most about why an engine ended, from its last lines; None if they have none."""
+    reader = LogReader()
+    for line in lines:
+        reader.feed(line)
+    cause = next((finding.result() for finding in serious(reader)), None)
+    return replace(cause, observed=parse_line(cause.observed).text) if cause else None
 
 
 def lines_that_matter(reader: LogReader) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What runs now: the container or process, /health, the served model, the engine's log, and the log to diagnose."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 from docker.errors import APIError, NotFound
 
+from glm4_deploy.deploy.boot import end_of_engine
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.docker import ContainerState, connect, state_of
 from glm4_deploy.deploy.endpoint import Endpoint
@@ -19,7 +21,7 @@ from glm4_deploy.deploy.engines import Engine, RunState
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.replicas import RouterClient, address_of
 from glm4_deploy.deploy.state import Record, describe_journal, load_record
-from glm4_deploy.errors import ComposeMissing, DockerMissing, Unreachable, UsageError
+from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogFinding, LogReader
 from glm4_deploy.logs.source import read_file, scan_log
@@ -105,12 +107,12 @@ class StatusReport:
             yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
         if self.state.running:
             address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
-            health = f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health"
+            health = (
+                f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health {phase}"
+            )
             if self.health == httpx.codes.SERVICE_UNAVAILABLE and not self.replicas:
                 health += ", as vLLM does once its engine has died"
-            yield _row(
-                "health", self.health == httpx.codes.OK, health if self.health else f"{health} {phase}", "HTTP 200"
-            )
+            yield _row("health", self.health == httpx.codes.OK, health, "HTTP 200")
             models = f"{address} serves {', '.join(self.models)}, not {endpoint.model}" if self.models else ""
             error = f"{address}/v1/models answers: {self.models_error}" if self.models_error else ""
             models = models or error or f"no answer at {address}/v1/models {phase}"
@@ -175,11 +177,12 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         for line in log_tail(first, None, follow=False):
             reader.feed(line)
     deployment, unjudged = describe_journal(directory)
+    health = _health(record.endpoint) if state.running else None
     models, models_error = _models(record.endpoint) if state.running else (None, "")
     return StatusReport(
         record=record,
         state=state,
-        health=_health(record.endpoint) if state.running else None,
+        health=health,
         models=models,
         models_error=models_error,
         replicas=tuple(_replicas(record.endpoint, engine)),
@@ -241,6 +244,19 @@ def _models(endpoint: Endpoint) -> tuple[tuple[str, ...] | None, str]:
 # The log that `diagnose` reads, and what Docker recorded about how the container ended.
 
 KILLED = 137
+LAST_LINES = 2000  # a death under 64 concurrent requests writes about a thousand
+SETTLE_S = 2.0  # the cause may be written after the clients have got their errors
+
+
+def autopsy(directory: Path, base_url: str) -> Result | None:
+    """What the log of the engine on record says of its end; None if that is another engine, or if it says nothing."""
+    record = load_record(directory)
+    if record is None or record.endpoint.base_url != base_url:
+        return None
+    time.sleep(SETTLE_S)
+    with suppress(DeployError):
+        return end_of_engine(log_tail(recorded_engine(record, directory), LAST_LINES, follow=False))
+    return None
 
 
 def diagnose_container(name: str) -> tuple[str, LogReader]:

@@ -77,7 +77,8 @@ class Refused(Exception):
 # What vLLM answers once its engine core has died; no request succeeds after that (v1/engine/exceptions.py; the last two
 # are those of the V0 engine, vllm/engine/multiprocessing and async_llm_engine.py of 0.9 and 0.10).
 _ENGINE_DEATH = re.compile(
-    r"EngineCore encountered an issue|EngineDeadError|Engine loop is not running|Background loop (?:has errored|is not running)"
+    r"EngineCore encountered an issue|EngineDeadError|Engine loop is not running"
+    r"|Background loop (?:has errored|is not running)"
 )
 
 

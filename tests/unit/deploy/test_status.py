@@ -13,7 +13,7 @@ from glm4_deploy.deploy.state import Journal, JournalStage, Record
 from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.result import Status
-from servers import broken
+from servers import broken, dying
 from servers.reference import Reference
 from servers.serve import serving
 
@@ -42,6 +42,8 @@ def test_an_engine_that_answers_everything_is_up(tmp_path: Path) -> None:
     ("app", "model", "why"),
     [
         (broken.Sick(), "glm-4-9b-chat", "/health answers 500"),
+        (dying.Dies(dead=True), "glm-4-9b-chat", "/health answers 503, as vLLM does once its engine has died"),
+        (broken.NoList(), "glm-4-9b-chat", '/v1/models answers: {"error": {"message": "EngineCore encountered'),
         (Reference(model="another"), "glm-4-9b-chat", "serves another, not glm-4-9b-chat"),
     ],
 )

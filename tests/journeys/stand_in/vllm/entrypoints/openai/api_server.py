@@ -7,8 +7,8 @@ uvicorn with its access log, SIGTERM, and the traceback and exit code of a faile
 tests/servers/reference.py or of one of its twins; no model is loaded.
 
 Environment:
-    STAND_IN: how it behaves. The name of a twin in tests/servers/broken.py; `dies` (a start that fails), `hangs`
-        (never gets past loading its weights), `hangs-late` (nor past its KV cache); unset: healthy.
+    STAND_IN: how it behaves. The name of a twin in tests/servers/broken.py or dying.py; `dies` (a start that fails),
+        `hangs` (never gets past loading its weights), `hangs-late` (nor past its KV cache); unset: healthy.
     STAND_IN_LEASE: a file that the test keeps locked. Once the lock is gone, so is this process: whatever becomes of
         the test, no engine outlives it.
 """
@@ -118,10 +118,10 @@ def serve(args: argparse.Namespace, behaviour: str) -> None:
     """Answer until SIGTERM, with the same log lines as any uvicorn."""
     import uvicorn
 
-    from servers import broken
+    from servers import broken, dying
     from servers.reference import Reference
 
-    twin = getattr(broken, behaviour) if behaviour else Reference
+    twin = getattr(broken, behaviour, None) or getattr(dying, behaviour) if behaviour else Reference
     app = twin(
         model=args.served_model_name,
         key=os.environ.get("VLLM_API_KEY"),
