@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +14,18 @@ from pydantic import SecretStr
 from glm4_deploy.cli.output import JUnit, Outputs
 from glm4_deploy.cli.params import NOTHING, STATE, JsonFile, Requested, StateDir, with_settings
 from glm4_deploy.deploy.state import Record, expected_record, load_record
-from glm4_deploy.errors import DeployError, Unreachable, UsageError, WrongEngine
+from glm4_deploy.errors import DeployError, EngineDied, Judged, Unreachable, UsageError, WrongEngine
 from glm4_deploy.files import read_text
 from glm4_deploy.plan.spec import CONTAINER_PORT
 from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.limits import read_baseline, read_slo, write_baseline
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.suite import MODEL_PATH, NOT_KNOWN, checks, run_suite, soak
+from glm4_deploy.probe.suite import DIED, MODEL_PATH, NOT_KNOWN, STARTED, checks, run_suite, soak
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
 from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
-from glm4_deploy.result import Result, Status, fail, ok
+from glm4_deploy.result import Result, Status, fail, ok, skipped
 from glm4_deploy.text import did_you_mean, seconds_of
 
 BaseUrl = Annotated[
@@ -127,7 +128,7 @@ def bench(
 
     The load comes from vLLM's own generator. Without --container and --python it runs beside the engine that `up`
     started. Exit codes: 0 all limits kept (or none given), 1 a limit broken or a request failed, 2 usage,
-    3 not reachable, 4 not the engine.
+    3 not reachable, 4 not the engine, 11 the engine died under the load.
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json
     """
@@ -283,7 +284,8 @@ def run_bench(
     """Measure every level and write the reports; returns the exit code.
 
     Raises:
-        UsageError, Unreachable, WrongEngine, ExtraMissing, Judged: see the command's help.
+        UsageError, Unreachable, WrongEngine, ExtraMissing, Judged: see the command's help; an engine that dies
+            under the load is in the reports instead.
     """
     limits = read_slo(slo) if slo is not None else None
     earlier = read_report(compare, lengths) if compare is not None else None
@@ -299,16 +301,30 @@ def run_bench(
         output_len=lengths[1],
     )
     started = datetime.now(UTC).astimezone().isoformat(timespec="seconds")
-    measured = bench_levels(python, load, slo=limits, key=target.key, on_level=_progress)
-    results = tuple(_judged(level) for level in measured)
-    shared = make_report("bench", results)
+    measured: list[BenchLevel] = []
+
+    def keep(level: BenchLevel) -> None:
+        measured.append(level)
+        _progress(level)
+
+    died = ""
+    try:
+        bench_levels(python, load, slo=limits, key=target.key, on_level=keep)
+    except Judged:  # the generator gives up once no request succeeds
+        died = _death_since(identity, target)
+        if not died:
+            raise
+    if any(level.failed for level in measured):
+        died = died or _death_since(identity, target)
+    results = tuple(_rows(load.concurrency, measured, died))
+    shared = make_report("bench", results, code=EngineDied.exit_code if died else None)
     report = BenchReport(
         base_url=identity.base_url,
         model=load.model,
         started=started,
         input_len=load.input_len,
         output_len=load.output_len,
-        levels=measured,
+        levels=tuple(measured),
         verdict=shared.verdict,
         exit_code=shared.exit_code,
         engine=identity.engine,
@@ -347,8 +363,13 @@ def _inside() -> str:
     return f"http://127.0.0.1:{CONTAINER_PORT}"
 
 
+def _fact(report: SuiteReport, name: str) -> str | None:
+    """A fact about the engine; None if it is not known."""
+    return next((fact.value for fact in report.engine if fact.name == name and fact.value != NOT_KNOWN), None)
+
+
 def _tokenizer(identity: SuiteReport) -> str:
-    path = next((fact.value for fact in identity.engine if fact.name == MODEL_PATH and fact.value != NOT_KNOWN), None)
+    path = _fact(identity, MODEL_PATH)
     if path is None:
         raise UsageError("the server does not report its model's path", hint="give the tokenizer with --tokenizer DIR")
     return path
@@ -356,6 +377,35 @@ def _tokenizer(identity: SuiteReport) -> str:
 
 def _progress(level: BenchLevel) -> None:
     typer.echo(f"{level.concurrency:4} at once: {level.output_tokens_per_s:.0f} tokens/s", err=True)
+
+
+def _death_since(identity: SuiteReport, target: ProbeTarget) -> str:
+    """How the engine that was identified has died since, as a phrase; '' if it lives."""
+    now = asyncio.run(run_suite(target, only=["identity"]))
+    alive = next(row for row in now.results if row.check == "alive")
+    if not alive.status.passed:
+        return alive.observed
+    before, after = (_fact(report, STARTED) for report in (identity, now))
+    return f"it was started again meanwhile, at {after}" if before and after and after != before else ""
+
+
+def _rows(loads: Iterable[int], measured: Iterable[BenchLevel], died: str) -> Iterator[Result]:
+    """A row per load. The engine died in the first one with a failed request, or in the one that has no result."""
+    levels = {level.concurrency: level for level in measured}
+    over = ""
+    for load in loads:
+        level, check = levels.get(load), f"concurrency-{load}"
+        if over:
+            yield skipped(over, check=check)
+        elif level is not None and not (died and level.failed):
+            yield _judged(level)
+        else:
+            over = f"the engine died in {check}"
+            failed = f"; {level.failed} of {level.requests} requests failed" if level else ""
+            remedy = "find the cause in its log: `glm4-deploy diagnose`"
+            yield fail(
+                f"{over}: {died}{failed}", "an engine that survives the load", remedy=remedy, check=check, code=DIED
+            )
 
 
 def _judged(level: BenchLevel) -> Result:

@@ -28,13 +28,17 @@ class State(StrEnum):
 
 
 class Scrape(StrEnum):
-    """How /metrics responded. SILENT: a connection but no answer. STRANGE: an answer without vLLM's counters."""
+    """How /metrics responded. SILENT: a connection but no answer. STRANGE: an answer without vLLM's counters.
+
+    DEAD: it answered, and /health reports that the engine behind it has died.
+    """
 
     ANSWERED = "answered"
     SILENT = "silent"
     REFUSED = "refused"
     WRONG = "wrong"
     STRANGE = "strange"
+    DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,7 @@ class Judge:
         self._began = self._sampled = self._moved = at
         self._answered = False
         self._silent_s = 0.0
-        self._silences = 0
+        self._silences = self._deaths = 0
         self._generated_s = 0.0
         self._candidate: tuple[State, int] = (State.UNKNOWN, 0)  # the state seen last, and how often in a row
         self._last_sample: MetricsSample | None = None
@@ -143,6 +147,7 @@ class Judge:
         self._sampled, self._last_sample = sample.at, sample
         self._silent_s = self._silent_s + step if sample.outcome is Scrape.SILENT else 0.0
         self._silences = self._silences + 1 if sample.outcome is Scrape.SILENT else 0
+        self._deaths = self._deaths + 1 if sample.outcome is Scrape.DEAD else 0
         if sample.counters is not None:
             self._count(sample.counters, sample.at, step)
         return self._settle(*self._raw(sample), sample.at)
@@ -233,6 +238,9 @@ class Judge:
             if self.verdict.state.good:
                 return State.BUSY, f"slow to answer: {sample.why}"
             return self.verdict.state, self.verdict.why
+        if sample.outcome is Scrape.DEAD:
+            confirmed = self._deaths >= self.limits.confirm
+            return (State.HUNG, sample.why) if confirmed else (self.verdict.state, self.verdict.why)
         known = {
             Scrape.REFUSED: State.UNREACHABLE,
             Scrape.WRONG: State.WRONG_ENGINE,

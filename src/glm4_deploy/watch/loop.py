@@ -39,7 +39,8 @@ from glm4_deploy.watch.judge import (
 )
 from glm4_deploy.watch.restart import Keeper, Policy
 
-# One scrape of the engine: GET /metrics, and /v1/models only if /metrics leaves open which engine answers.
+# One scrape of the engine: GET /metrics, and /v1/models only if /metrics leaves open which engine answers. Then
+# GET /health: a server that outlives its engine (VLLM_KEEP_ALIVE_ON_ENGINE_DEATH=1) still shows its last counters.
 
 SCRAPE_S = 8.0  # an event loop that is busy with long prompts answers within a second or two
 
@@ -64,8 +65,22 @@ async def read_sample(client: Client, model: str | None, at: float, limit_s: flo
     progress = counters(metrics) if metrics else None
     if metrics and progress and model in (None, metrics.label(RUNNING, "model_name")):
         model = metrics.label(RUNNING, "model_name")
-        return MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=progress, model=model, epoch=time.time())
-    return await _check_identity(client, model, at, reply, progress)
+        sample = MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=progress, model=model, epoch=time.time())
+    else:
+        sample = await _check_identity(client, model, at, reply, progress)
+    return await _check_health(client, sample, limit_s) if sample.outcome is Scrape.ANSWERED else sample
+
+
+async def _check_health(client: Client, sample: MetricsSample, limit_s: float) -> MetricsSample:
+    """The sample of a server that answers, unless /health reports that its engine is dead. No answer proves nothing."""
+    try:
+        status = (await client.get("/health", timeout_s=limit_s)).status
+    except RequestFailure:
+        return sample
+    if status < 500:
+        return sample
+    why = f"the engine has died: its server answers, and GET /health gives HTTP {status}"
+    return MetricsSample(at=sample.at, outcome=Scrape.DEAD, why=why, model=sample.model)
 
 
 async def _check_identity(

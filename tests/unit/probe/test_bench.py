@@ -1,20 +1,25 @@
 """`bench`: the arguments for vLLM's generator, and its result (a recorded one: tests/data/bench)."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glm4_deploy.cli.smoke import read_report
+from glm4_deploy.cli.output import Outputs
+from glm4_deploy.cli.smoke import Where, read_report, run_bench
 from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container, read_level
+from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.limits import Goodput, Slo
 from glm4_deploy.report.terminal import bench_text
 from glm4_deploy.report.wire import dumps, report_json, to_wire
 from glm4_deploy.report_model import SCHEMA, BenchReport, make_report
 from glm4_deploy.result import Status, ok
+from servers import dying
+from servers.serve import serving
 
 DATA = Path(__file__).parents[2] / "data" / "bench" / "vllm-0.32-cpu-concurrency-4.json"
 LOAD = BenchLoad(base_url="http://h:1", model="m", tokenizer="/m", concurrency=(1, 16))
@@ -74,12 +79,52 @@ def test_the_key_is_never_an_argument() -> None:
 
 
 def test_a_python_without_vllm_says_so() -> None:
-    import sys
-
     with pytest.raises(ExtraMissing):
         bench_levels([sys.executable], LOAD, slo=None, key=None, on_level=print)
     with pytest.raises(ExtraMissing):
         bench_levels(["/no/such/python"], LOAD, slo=None, key=None, on_level=print)
+
+
+GENERATOR = """#!{python}
+import urllib.request
+print("glm4-bench-result {{}}", flush=True)
+print("glm4-bench-result " + {good!r}, flush=True)
+body = b'{{"model": "glm-4-9b-chat", "messages": [], "max_tokens": 9, "response_format": {{"type": "json_object"}}}}'
+try:
+    urllib.request.urlopen(urllib.request.Request("{url}/v1/chat/completions", body))
+except OSError as error:
+    pass
+{rest}
+"""
+
+
+@pytest.mark.parametrize("ends", ["with failed requests", "with an error"])
+def test_an_engine_that_dies_under_the_load_is_one_finding(raw: Any, tmp_path: Path, ends: str) -> None:
+    generator, out = tmp_path / "generator", tmp_path / "bench.json"
+    bad = json.dumps({**raw, "max_concurrency": 16, "num_prompts": 64, "completed": 3})
+    rest = f"print('glm4-bench-result ' + {bad!r})\n" if ends == "with failed requests" else ""
+    rest += "raise SystemExit('ValueError: Initial test run failed')"
+    with serving(dying.Dies()) as url:
+        generator.write_text(
+            GENERATOR.format(python=sys.executable, url=url, good=json.dumps({**raw, "max_concurrency": 1}), rest=rest)
+        )
+        generator.chmod(0o755)
+        code = run_bench(
+            ProbeTarget(base_url=url, model="glm-4-9b-chat"),
+            Where(container=None, python=str(generator), tokenizer=None, state_dir=tmp_path),
+            (1, 16, 64),
+            (128, 64),
+            slo=None,
+            outputs=Outputs(json=out),
+            compare=None,
+        )
+    report = json.loads(out.read_text())
+    assert (code, report["exit_code"]) == (11, 11)
+    assert [row["status"] for row in report["results"]] == ["ok", "fail", "skipped"]
+    died = report["results"][1]
+    assert died["observed"].startswith("the engine died in concurrency-16: GET /health HTTP 503")
+    assert ("61 of 64 requests failed" in died["observed"]) is (ends == "with failed requests")
+    assert report["results"][2]["reason"] == "the engine died in concurrency-16"
 
 
 @pytest.mark.parametrize("older", [{}, {"form": 1}])

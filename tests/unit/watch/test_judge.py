@@ -163,6 +163,14 @@ def test_one_refusal_is_nothing_and_two_are_unreachable() -> None:
     assert list(feed(one, 50, 20, IDLE)) == [State.UNREACHABLE, State.OK]
 
 
+def test_a_server_that_outlives_its_engine_is_hung_once_that_is_confirmed() -> None:
+    one = judge()
+    list(feed(one, 0, 30, IDLE))
+    assert list(feed(one, 30, 20, None, Scrape.DEAD)) == [State.OK, State.HUNG]
+    assert list(feed(one, 50, 20, IDLE)) == [State.HUNG, State.OK]
+    assert next(feed(one, 70, 10, None, Scrape.DEAD)) is State.OK, "confirmed anew"
+
+
 def test_silence_is_busy_first_and_hung_in_the_end() -> None:
     one = judge()
     list(feed(one, 0, 30, IDLE))

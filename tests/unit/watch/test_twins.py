@@ -18,6 +18,7 @@ SICK = [
     (broken.Hangs, State.HUNG),
     (broken.ErrorAmidStream, State.HUNG),
     (broken.ProxyGaveUp, State.HUNG),
+    (broken.Sick, State.HUNG),
     (broken.NullLogprobs, State.BABBLING),
     (broken.Corrupts, State.BABBLING),
     (broken.Mute, State.BABBLING),
