@@ -15,31 +15,43 @@ from glm4_deploy.detect.prompt import (
     shape_of,
     weight_of,
 )
+from glm4_deploy.detect.quoting import closes_quotation
 from glm4_deploy.detect.tail import Run, Tail, across_gaps, runs_before_end, tail_runs
 from glm4_deploy.detect.thresholds import (
     ALL_BANGS,
     BANGS,
     ENTIRE_TEXT,
     GAPPED_FACTOR,
+    LONG_ROW,
     LONG_UNIT,
     LOOP_LIMITS,
     NEWLINES,
     REACH,
     REFRAIN,
     ROW_LIMITS,
+    SHORT_ROW,
     SPACES,
     STRAY,
     STRAY_LENGTHS,
+    TOKEN_WORTH,
     VERSE_FACTOR,
     VERSE_LINE,
     WRAPPED,
     LoopLimit,
 )
+from glm4_deploy.detect.tokens import tokens_of
 
 
-def find_loop(tail: Tail, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
-    """The loop that the text ends in; once the text has ended, something short may follow the loop."""
-    finding = find_or_due(tail, ending=ending, request=request)[0]
+def find_loop(
+    tail: Tail, *, ending: Ending, request: PromptRequest, unfinished: bool = False
+) -> LoopFinding | None:
+    """The loop that the text ends in; once the text has ended, something short may follow the loop.
+
+    Args:
+        unfinished: more had to follow, so that a loop at the very end was cut off.
+    """
+    at_end = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
+    finding = find_or_due(tail, ending=at_end, request=request)[0]
     return finding if finding is not None or ending is Ending.RUNNING else _find_before_end(tail, ending, request)
 
 
@@ -84,6 +96,8 @@ def _find_before_end(tail: Tail, ending: Ending, request: PromptRequest) -> Loop
         cut_there = shape is not Shape.ZEROS and ending is Ending.CUT and distance <= STRAY
         if is_blank(unit) or not (shape is Shape.PROSE or cut_there):
             continue
+        if ending is not Ending.CUT and closes_quotation(tail.between(earlier.end, earlier.end + STRAY)):
+            continue
         # A text that went on after its loop was not cut off within it.
         loop_ending = Ending.UNKNOWN if ending is Ending.CUT and distance > STRAY else ending
         finding, _ = _judge(run, unit, earlier, loop_ending, request)
@@ -102,13 +116,13 @@ def _judge(run: Run, unit: str, tail: Tail, ending: Ending, request: PromptReque
         return _nan_collapse(run, tail.end), 0
     needed = _needed(run, unit, tail.reversed, ending)
     if run.length >= needed or (run.length >= tail.end - STRAY and _fills_text(run, unit, ending)):
-        if request.allows(run.repeats) or (request.lists(run.repeats) and shape_of(unit) is not Shape.PROSE):
+        if request.allows(run.repeats, unit) or (request.lists(run.repeats) and shape_of(unit) is not Shape.PROSE):
             return None, needed
         return _loop(run, run.length, unit, tail.end, ending), needed
     if shape_of(unit) is Shape.PROSE:
         gapped, length = across_gaps(tail.reversed, run)
         factor = VERSE_FACTOR if is_verse(tail.reversed[:length], width=VERSE_LINE) else 1
-        if gapped.length >= factor * GAPPED_FACTOR * needed and not request.allows(gapped.repeats):
+        if gapped.length >= factor * GAPPED_FACTOR * needed and not request.allows(gapped.repeats, unit):
             return _loop(gapped, length, unit, tail.end, ending), needed
     return None, needed
 
@@ -123,8 +137,9 @@ def _needed(run: Run, unit: str, reversed_text: str, ending: Ending) -> float:
         ending = Ending.STOPPED
     limit = ROW_LIMITS[ending] if row else LOOP_LIMITS[shape, ending]
     weight = weight_of(unit)
-    continuous = row or (shape is Shape.PROSE and "\n" not in unit)
-    copies = copies_needed(limit, run.period * weight, continuous=continuous)
+    continuous = shape is Shape.PROSE and "\n" not in unit
+    size = run.period * weight
+    copies = _row_copies(limit, unit, size) if row else copies_needed(limit, size, continuous=continuous)
     if is_refrain(unit):
         copies = max(copies, REFRAIN[ending])
     return max(limit.span / weight, copies * run.period)
@@ -141,6 +156,13 @@ def copies_needed(limit: LoopLimit, size: float, *, continuous: bool) -> float:
     smallest = limit.span / limit.short_copies
     share = max(size - smallest, 0) / (LONG_UNIT - smallest)
     return limit.short_copies + share * (limit.long_copies - limit.short_copies)
+
+
+def _row_copies(limit: LoopLimit, unit: str, size: float) -> float:
+    """Copies of a row of `size` Latin characters that make a loop; rows of few different tokens count as short."""
+    size = min(size, TOKEN_WORTH * len(set(tokens_of(unit))))
+    share = min(max(math.log(size / SHORT_ROW) / math.log(LONG_ROW / SHORT_ROW), 0), 1)
+    return limit.short_copies * (limit.long_copies / limit.short_copies) ** share
 
 
 def _fills_text(run: Run, unit: str, ending: Ending) -> bool:

@@ -117,21 +117,44 @@ class PromptRequest:
         repeat: it asked to repeat something.
         count: it asked to count or enumerate.
         limit: the largest number in it (how often, or how far); None without a number.
+        words: its letters and digits, in lower case.
     """
 
     repeat: bool = False
     count: bool = False
     limit: int | None = None
+    words: str = ""
 
-    def allows(self, copies: float) -> bool:
-        """Whether it asked for this many copies; a few more are forgiven."""
-        return self.repeat and (self.limit is None or copies <= 1.2 * self.limit + 2)
+    def allows(self, copies: float, unit: str = "") -> bool:
+        """Whether it asked for this many copies, a few more being forgiven: it said so, or it names the unit.
+
+        What repeats stands in the prompt, beside a number: that is a request in any language.
+        """
+        if self.limit is None:
+            return self.repeat
+        return copies <= 1.2 * self.limit + 2 and (self.repeat or self._names(unit))
+
+    def _names(self, unit: str) -> bool:
+        folded = fold(unit)
+        if not 1 < len(folded) <= MAX_NAMED:
+            return folded != "" and folded in self.words and folded > "\u0250"
+        # The unit may begin anywhere in what the prompt names.
+        return any(folded[at:] + folded[:at] in self.words for at in range(len(folded)))
 
     def lists(self, copies: float) -> bool:
         """Whether it asked for a list, a table or rows of at least this many."""
         return self.count and self.limit is not None and copies <= 1.2 * self.limit + 2
 
 
+_UNFOLDED = re.compile(r"[\W_]+")
+
+
+def fold(text: str) -> str:
+    """The letters and digits of a text, in lower case."""
+    return _UNFOLDED.sub("", text).lower()
+
+
+MAX_NAMED = 400  # characters of a unit that a prompt may name
 _DENIED = re.compile(
     r"\b(?:don't|do not|never|without|avoid|no|not)\s+(?:\w+\s+)?repeat\w*|不要重复|不重复|勿重复", re.IGNORECASE
 )
@@ -151,16 +174,17 @@ _REPEAT = re.compile(
     re.IGNORECASE,
 )
 _VERSE = re.compile(
-    r"\blyrics?\b|\bsongs?\b|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
+    r"\blyrics?\b|\bsongs?\b|\bsing\b|\bwords of\b|\brefrains?\b|\bprayers?\b|canción|chanson|\blied\b|песн|노래|うた|歌|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
 )
 _VARIANTS = re.compile(
     r"\b(?:versions|variations|variants|drafts|rewrites|alternatives|paraphrases|options)\b|版本|变体|方案",
     re.IGNORECASE,
 )
-_COUNTING = re.compile(r"\bcount(?:s|ing)?\b|数数|数羊|数一数", re.IGNORECASE)
+_COUNTING = re.compile(r"\bcount(?:s|ing)?\b|\bcuenta\b|\bcontar\b|\bzähle?n?\b|\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|数数|数羊|数一数", re.IGNORECASE)
 _COUNT = re.compile(
     r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
-    r"\b\d+\s*(?:-|–|to|through|until)\s*\d+\b|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
+    r"\b\d+\s*(?:-|–|to|through|until|bis|à|a|al|hasta|до)\s*\d+\b|\d+\s*(?:부터|から|到|至)\s*\d+|\bcuenta\b|\bcontar\b|\bzähle?n?\b|"
+    r"\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
     r"\barray\b|\bmatrix\b|\bgrid\b|\bzeros\b|\bcells?\b|"
     r"数到|从\s*\d+|列出|表格|数组|矩阵|计数|编号|乘法",
     re.IGNORECASE,
@@ -168,6 +192,12 @@ _COUNT = re.compile(
 # A plan counts only if the prompt names a number of steps.
 _PLAN = re.compile(r"\bplan\b|\bschedule\b|\bdays?\b|\bweeks?\b|\bmonths?\b|计划|日程|[天周步]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,_]*")
+# Numbers that are neither a count nor an end: a factor, a length in words, a version, a year.
+_OTHER_NUMBER = re.compile(
+    r"\b\d{1,6} times[- ]tables?\b|\b\d[\d,]{0,8}[- ]?(?:words?|characters?|tokens?|pages?|percent)\b|\d{1,6}字"
+    r"|\b\d{1,6}(?:\.\d{1,6})+\b|\b(?:19|20)\d\d\b(?! (?:times|lines|copies|rows))",
+    re.IGNORECASE,
+)
 _SPELLED = re.compile(rf"\b(?:(two|three|four|five|six|seven|eight|nine)[\s-]+)?({'|'.join(_WORDS)})\b", re.IGNORECASE)
 _TIMES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 _CHINESE = re.compile(r"([一二两三四五六七八九])?([十百千])([一二三四五六七八九])?")
@@ -182,18 +212,18 @@ def request_of(prompt: str | None) -> PromptRequest:
     if not prompt:
         return PromptRequest()
     text = prompt if len(prompt) <= 4000 else prompt[:2000] + "\n" + prompt[-2000:]
-    text = _DENIED.sub(" ", text)
+    text, words = _OTHER_NUMBER.sub(" ", _DENIED.sub(" ", text)), fold(text)
     numbers = [int(digits) for raw in _NUMBER.findall(text) if len(digits := re.sub(r"\D", "", raw)) <= 9]
     limit = max([*numbers, *_spelled(text)], default=None)
     if _VERSE.search(text):
         # Songs repeat themselves and count, but not forever.
-        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES))
+        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES), words=words)
     if _VARIANTS.search(text):
-        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES))
+        return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES), words=words)
     if limit is None and _COUNTING.search(text):
-        return PromptRequest(count=True, limit=COUNT_LIMIT)
+        return PromptRequest(count=True, limit=COUNT_LIMIT, words=words)
     count = bool(_COUNT.search(text)) or (limit is not None and bool(_PLAN.search(text)))
-    return PromptRequest(repeat=bool(_REPEAT.search(text)), count=count, limit=limit)
+    return PromptRequest(repeat=bool(_REPEAT.search(text)), count=count, limit=limit, words=words)
 
 
 def _spelled(text: str) -> Iterator[int]:

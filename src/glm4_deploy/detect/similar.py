@@ -11,7 +11,7 @@ from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degen
 from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
 from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, REACH, SHINGLE, TOKENS
-from glm4_deploy.detect.tokens import TokenWindow, value_of
+from glm4_deploy.detect.tokens import STAMP, TokenWindow, value_of
 
 # Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
 # else it is new. A score rises by one for each covered token and falls for each new one, so it stays above zero exactly
@@ -55,19 +55,14 @@ class Region:
             tokens: the tokens, preceded by the one before them.
             lags: the distance of each from what covers it; 0 if it is new.
         """
-        if self._score > 0 and 0 not in lags:
-            self._score = min(self._score + len(lags), NEAR.ceiling)
-            self.length += len(lags)
-            self.lags.extend(lags)
-            self._in_new = False
-        elif self._score > 0 or any(lags):
+        if self._score > 0 or any(lags):
             self._take_each(first, tokens, lags)
 
     def _take_each(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
         # One loop over local names: it runs for every token of an ordinary text.
         score, cost, ceiling = self._score, self._cost, NEAR.ceiling
         for at, lag in enumerate(lags):
-            if lag:
+            if lag > 0:
                 if score <= 0:
                     score = 0.0
                     self._restart(first + at)
@@ -76,6 +71,8 @@ class Region:
                 self.length += 1
                 self.lags.append(lag)
                 self._in_new = False
+            elif lag < 0:
+                self.length += score > 0
             elif score > 0:
                 score -= cost
                 self.length += 1
@@ -155,14 +152,16 @@ class Shingles:
         for number, shingle in enumerate(shingles, start=self._next):
             key = hash(shingle)
             known = get(key)
+            neutral = 0
             if known is None:
                 last[key] = 4 * number
             else:
+                neutral = -1
                 kind = known & 3 or (2 if _distinctive(shingle) else 1)
                 last[key] = 4 * number + kind
                 if kind == 2 and number - (known >> 2) >= SHINGLE:
                     covered_to, lag = number + SHINGLE - 1, number - (known >> 2)
-            lags.append(lag if covered_to >= number else 0)
+            lags.append(lag if covered_to >= number else neutral)
         self._covered_to, self._lag = covered_to, lag
         return lags
 
@@ -176,7 +175,7 @@ class Shingles:
 
 def _distinctive(shingle: tuple[str, ...]) -> bool:
     """Not made of a few symbols, as a bit string, a game board or `na na na` are."""
-    if len(set(shingle)) < SHINGLE - 1:
+    if len(set(shingle)) < SHINGLE - 1 or sum(word[0] == STAMP for word in shingle) > 1:
         return False
     return sum(word.isalpha() and (len(word) > 1 or word >= "\u0900") for word in shingle) >= SHINGLE // 2
 
@@ -245,14 +244,6 @@ def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
 # The same words in capitals, with hyphens, with other spaces and marks: the search for exact loops, over the letters
 # and digits alone.
 
-_UNFOLDED = re.compile(r"[\W_]+")
-
-
-def fold(text: str) -> str:
-    """The letters and digits of a text, in lower case."""
-    return _UNFOLDED.sub("", text).lower()
-
-
 def find_folded(reversed_folded: str, tail: Tail, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
     """A loop of words written differently.
 
@@ -266,7 +257,7 @@ def find_folded(reversed_folded: str, tail: Tail, *, ending: Ending, request: Pr
             len(set(reversed_unit)) < FOLDED_LETTERS
             or run.length * weight < FOLDED.span
             or run.repeats < copies_needed(FOLDED, run.period * weight, continuous=True)
-            or request.allows(run.repeats)
+            or request.allows(run.repeats, reversed_unit[::-1])
         ):
             continue
         sample = _unfolded(tail, run)

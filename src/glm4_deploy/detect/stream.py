@@ -10,8 +10,10 @@ from glm4_deploy.detect.counting import counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_mixed_scripts, find_poor_vocabulary, find_runaway
-from glm4_deploy.detect.prompt import Ending, request_of
-from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, fold
+from glm4_deploy.detect.lines import Lines, find_repeated_lines
+from glm4_deploy.detect.prompt import Ending, fold, is_row, request_of
+from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
+from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import HOP, TOKEN_HOPS, TOKENS, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
@@ -39,26 +41,33 @@ class Stream:
         self._blank = True
         self._tokens = TokenWindow(TOKENS)
         self._shingles = Shingles()
+        self._lines = Lines()
         self._due = math.inf  # offset at which a run becomes a loop if the text continues it
         self._due_blocks = 0  # blocks to search there
-        self._finding: LoopFinding | None = None
+        self._fences = Fences()
+        self._finding: LoopFinding | None = None  # final: the text cannot recover
+        self._alarm: LoopFinding | None = None  # provisional: it ends when what was found does
         self._growth: _LoopGrowth | None = None
 
     def feed(
         self, chunk: str, *, token_ids: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> LoopFinding | None:
-        """A degenerate finding as soon as there is one, and on every later call; until then None."""
+        """A degenerate finding as soon as there is one, while it holds; until then None.
+
+        A finding in rows, in a quotation or in a fence of Markdown is provisional: it holds until the text goes on
+        differently. Every other finding holds for good.
+        """
         if self._finding is None and (token_ids or logprobs):
             self._finding = self._numbers.feed(token_ids, logprobs)
         self._take(chunk)
-        return self._finding
+        return self._finding or self._alarm
 
     def close(self, finish_reason: str | None = None) -> LoopFinding:
         """The verdict on the complete text, given how it ended."""
-        if self._growth is not None:
-            return self._growth.finding()
         if self._finding is None:
             self._finding = self._conclude(Ending.of(finish_reason)) or clean("no loop and no garbage found")
+        elif self._growth is not None:
+            self._finding, self._growth = self._growth.finding(), None
         return self._finding
 
     def _conclude(self, ending: Ending) -> LoopFinding | None:
@@ -70,9 +79,12 @@ class Stream:
             return _blank_answer(end)
         self._take_tokens(self._hops % TOKEN_HOPS, self._pending)
         tail = Tail(self._pending[::-1] + self._reversed_tail(_BLOCKS), end)
+        unfinished = self._fences.open or is_unfinished(tail)
+        cut = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
         return (
-            self._find_loop(tail, ending)
-            or self._search_tokens(_BLOCKS, tail, ending)
+            find_loop(tail, ending=ending, request=self._request, unfinished=unfinished)
+            or self._search_tokens(_BLOCKS, tail, cut)
+            or self._find_lines(ending)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
             or find_mixed_scripts(tail)
@@ -83,40 +95,43 @@ class Stream:
         while self._finding is None:
             block = text[at : at + HOP]
             if self._due <= self._end + len(block):
-                at += self._take_due(block)
+                self._take_due(block)
             if self._finding is not None or len(block) < HOP:
                 break
             self._take_block(block)
             at += HOP
         self._pending = text[at:] if self._finding is None else ""
-        if self._growth is not None:
-            self._growth.take(text[at:])
+        if self._finding is not None and self._growth is not None:
+            self._growth.take(text[at:], self._end)
+            self._end += len(text) - at
 
-    def _take_due(self, block: str) -> int:
-        """Search at the point within a block where a run was due to become a loop.
-
-        Returns:
-            How much of the block is consumed: what precedes the end of the loop that was found, else 0.
-        """
+    def _take_due(self, block: str) -> None:
+        """Search at the point within a block where a run was due to become a loop."""
         length, self._due = int(self._due) - self._end, math.inf
         tail = Tail(block[:length][::-1] + self._reversed_tail(self._due_blocks), self._end + length)
         self._find_running_loop(tail)
-        return length if self._finding is not None else 0
 
     def _take_block(self, block: str) -> None:
         self._reversed_blocks.appendleft(block[::-1])
+        self._fences.feed(block)
+        if self._growth is not None and not self._growth.take(block, self._end):
+            self._alarm = self._growth = None
         self._end += HOP
         self._hops += 1
         self._blank = self._blank and is_blank(block)
         # Search 8 times the largest power of two that divides the count: every scale once per eighth of its length.
         hops = self._hops & -self._hops
         tail = Tail(self._reversed_tail(8 * hops), self._end)
-        due = self._find_running_loop(tail)
-        if due < min(self._due, self._end + hops * HOP):
-            self._due, self._due_blocks = due, 9 * hops
+        if self._growth is None:
+            due = self._find_running_loop(tail)
+            if due < min(self._due, self._end + hops * HOP):
+                self._due, self._due_blocks = due, 9 * hops
         if self._finding is None and self._hops % TOKEN_HOPS == 0:
             self._take_tokens(TOKEN_HOPS)
-            self._finding = self._search_tokens(8 * hops, tail, Ending.RUNNING)
+            if self._growth is None:
+                self._report(self._search_tokens(8 * hops, tail, Ending.RUNNING), tail)
+            if self._finding is None and self._alarm is None:
+                self._report(self._find_lines(Ending.RUNNING), tail, provisional=True)
 
     def _take_tokens(self, blocks: int, last: str | None = None) -> None:
         """Pass on the last `blocks` blocks; `last` is what follows them where the text has ended."""
@@ -126,25 +141,44 @@ class Stream:
         else:
             text += last
             self._tokens.finish(text, offset)
+        self._lines.feed(text, offset + len(text), last=last is not None)
         self._reversed_folded.appendleft(fold(text)[::-1])
         self._shingles.feed(self._tokens)
 
     def _find_running_loop(self, tail: Tail) -> float:
         """Search for an exact loop. Returns the offset at which one is due if the text goes on as it does."""
-        self._finding, due = find_or_due(tail, ending=Ending.RUNNING, request=self._request)
-        if self._finding is not None and self._finding.start == tail.begin:
+        finding, due = find_or_due(tail, ending=Ending.RUNNING, request=self._request)
+        if finding is not None and finding.start == tail.begin:
             # It fills what was searched: search all that is kept for where it begins.
             tail = Tail(tail.reversed[: tail.end - self._end] + self._reversed_tail(_BLOCKS), tail.end)
-            self._finding = self._find_loop(tail, Ending.RUNNING) or self._finding
-        if self._finding is not None and self._finding.period:
-            self._growth = _LoopGrowth(self._finding, tail)
+            finding = self._find_loop(tail, Ending.RUNNING) or finding
+        self._report(finding, tail)
         return due
+
+    def _report(self, finding: LoopFinding | None, tail: Tail, *, provisional: bool = False) -> None:
+        """Keep a finding, for good or for as long as what it found goes on."""
+        if finding is None:
+            if self._growth is None and not self._fences.open and not self._lines.stalled:
+                self._alarm = None
+            return
+        exact = finding.verdict is LoopVerdict.EXACT_LOOP or (
+            finding.verdict is LoopVerdict.NAN_COLLAPSE and finding.period is not None
+        )
+        if provisional or self._fences.open or (exact and (is_row(finding.unit) or is_quoted(tail, finding.start or 0))):
+            self._alarm = finding
+        else:
+            self._finding = finding
+        if exact:
+            self._growth = _LoopGrowth(finding, tail)
 
     def _reversed_tail(self, blocks: int) -> str:
         return "".join(islice(self._reversed_blocks, blocks))
 
     def _find_loop(self, tail: Tail, ending: Ending) -> LoopFinding | None:
         return find_loop(tail, ending=ending, request=self._request)
+
+    def _find_lines(self, ending: Ending) -> LoopFinding | None:
+        return find_repeated_lines(self._lines, self._end, ending=ending, request=self._request)
 
     def _search_tokens(self, blocks: int, tail: Tail, ending: Ending) -> LoopFinding | None:
         """Search for counters, a poor vocabulary and near duplicates."""
@@ -172,21 +206,24 @@ class _LoopGrowth:
     def __init__(self, finding: LoopFinding, tail: Tail) -> None:
         self._finding = finding
         self._unit = tail.reversed[: finding.period][::-1]
+        self._known_to = tail.end
         self._more = 0
         self._over = not self._unit or finding.repeats is None
 
-    def take(self, chunk: str) -> None:
-        """Take the text that follows."""
+    def take(self, chunk: str, offset: int) -> bool:
+        """Take the text that begins at `offset`; what is known of it is skipped. Returns whether the loop goes on."""
+        chunk = chunk[max(self._known_to - offset, 0) :]
         if self._over or not chunk:
-            return
+            return not self._over
         period, size = len(self._unit), len(chunk)
         phase = self._more % period
         expected = (self._unit * ((phase + size) // period + 1))[phase : phase + size]
         if chunk == expected:
             self._more += size
-            return
+            return True
         self._over = True
         self._more += next(at for at, (got, want) in enumerate(zip(chunk, expected, strict=True)) if got != want)
+        return False
 
     def finding(self) -> LoopFinding:
         """The finding with all copies counted."""

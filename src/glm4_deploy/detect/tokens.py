@@ -15,15 +15,27 @@ from typing import Final
 from zlib import crc32
 
 NUMERAL: Final = "#"
+STAMP: Final = "\ue001"
 _LONGEST = 64  # characters of one token; longer words are split, so that little must be kept back at a cut
 _HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10000}
 _HAN = "".join(_HAN_DIGITS) + "".join(_HAN_UNITS)
+# A date or a time of day, and an identifier: letters and digits that alternate, as in a hash.
+_CLOCK = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?Z?)?(?!\w)|\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d{1,9})?(?!\w)"
+_ID = r"(?=[A-Za-z]{0,16}\d{1,16}[A-Za-z]{1,16}\d)[A-Za-z\d]{6,64}"
+STAMPS = re.compile(rf"{_CLOCK}|(?<![A-Za-z\d]){_ID}")
 _TOKEN = re.compile(
     # Plain letters come first because most text is made of them; a word with other letters in it becomes two tokens.
-    rf"[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-    rf"|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
+    rf"[A-Za-z]{{1,{_LONGEST}}}+(?!\d)|{_CLOCK}|{_ID}|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
+    rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
 )
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens of a text."""
+    return _TOKEN.findall(text)
+
+
 _CARDINALS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
@@ -75,6 +87,11 @@ def roman_of(token: str) -> int | None:
     return sum(-value if value < next_ else value for value, next_ in zip(values, after, strict=True))
 
 
+def is_stamp(token: str) -> bool:
+    """A date, a time or an identifier: it differs in every record."""
+    return len(token) > 3 and not token.isalpha() and not token.isdecimal() and token[0] not in _HAN_DIGITS
+
+
 @lru_cache(maxsize=8192)
 def mask_of(token: str) -> str:
     """One character: NUMERAL, or one that stands for the token (two words share one about once in a million).
@@ -83,6 +100,8 @@ def mask_of(token: str) -> str:
     """
     if value_of(token) is not None or token.isdecimal():
         return NUMERAL
+    if is_stamp(token):
+        return STAMP
     if len(token) == 1:
         return token if token != NUMERAL else "\ue000"
     return chr(0x10000 + crc32(token.encode("utf-8", "surrogatepass")) % 0x100000)
@@ -125,8 +144,12 @@ class TokenWindow:
 
     def _take(self, tokens: list[str], text: str, base: int) -> None:
         self._blocks.append((self.dropped + len(self.kept), base, text))
+        masks = "".join(map(mask_of, tokens))
+        if STAMP in masks:
+            # All stamps of one length are one token, so that they hide no repetition.
+            tokens = [STAMP * len(token) if mask == STAMP else token for token, mask in zip(tokens, masks, strict=True)]
         self.kept += tokens
-        self._reversed_masks.appendleft("".join(map(mask_of, tokens))[::-1])
+        self._reversed_masks.appendleft(masks[::-1])
 
     def _drop(self, count: int) -> None:
         self.dropped += count

@@ -1,0 +1,110 @@
+"""Repeated lines: the same few sentences or lines in any order, whatever they are made of.
+
+A text in which hardly a line is new says nothing new. Prose, code, tool calls and transcripts of subtitles are judged
+alike; dates, times and identifiers do not make a line new, other numerals do. Blank, short and purely symbolic lines
+(braces, bars of music, rows of digits) tell nothing either way.
+"""
+
+import re
+from collections import Counter, deque
+
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.prompt import Ending, PromptRequest
+from glm4_deploy.detect.thresholds import LINES
+from glm4_deploy.detect.tokens import STAMP, STAMPS
+
+_LINE = re.compile(r"[^\n.!?。！？；]+(?:[.!?]+(?=[^\s.!?。！？；])[^\n.!?。！？；]*)*[.!?。！？；\n]*")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_WIDE = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff]")
+
+
+class Lines:
+    """Follows the lines and sentences of a stream, and which stretch at its end consists of known ones.
+
+    Attributes:
+        recent: the informative lines of the stretch, each with its offset and whether a newline ended it.
+        broken_off: the text ended in the middle of a known line.
+    """
+
+    def __init__(self) -> None:
+        self._carry = ""
+        self._count = 0
+        self._known: dict[str, int] = {}
+        self._score = 0.0
+        self._trailing = 0  # new lines since the last known one
+        self.recent: deque[tuple[str, int, bool]] = deque(maxlen=LINES.memory)
+        self.broken_off = False
+
+    def feed(self, text: str, end: int, *, last: bool = False) -> None:
+        """Take the text up to offset `end`; if it is not the last, its last line may continue."""
+        text = self._carry + text
+        begin = end - len(text)
+        lines = list(_LINE.finditer(text))
+        self._carry = ""
+        if lines and not last:
+            self._carry = text[lines.pop().start() :][-LINES.longest :]
+        if lines and last and not text.endswith("\n"):
+            final = STAMPS.sub(STAMP, lines[-1][0].strip())
+            self.broken_off = final not in self._known and any(known.startswith(final) for known in self._known)
+        for line in lines:
+            self._take(line[0], begin + line.start())
+
+    def _take(self, text: str, offset: int) -> None:
+        line = STAMPS.sub(STAMP, text.strip())
+        if not _informs(line):
+            if line not in self._known and _WORD.search(line):
+                self._score -= LINES.word_cost
+                self._known[line] = self._count
+            return
+        known = self._known.pop(line, None)
+        self._known[line] = self._count
+        self._count += 1
+        if known is not None and self._count - known <= LINES.memory:
+            if self._score <= 0:
+                self._score = 0.0
+                self.recent.clear()
+            self._score = min(self._score + 1, LINES.ceiling)
+            self._trailing = 0
+        else:
+            self._score -= LINES.cost
+            self._trailing += 1
+        self.recent.append((line, offset, text.endswith("\n")))
+        if len(self._known) > LINES.memory:
+            del self._known[next(iter(self._known))]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last lines are known ones."""
+        return self._score > 0 and self._trailing <= 1 and len(self.recent) >= LINES.lines
+
+
+def _informs(line: str) -> bool:
+    if len(line) < LINES.shortest:
+        return False
+    return len(_WORD.findall(line)) >= LINES.words or len(_WIDE.findall(line)) >= LINES.ideographs
+
+
+def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
+    """The last lines are a few, over and over."""
+    if not lines.stalled:
+        return None
+    kinds = Counter(line for line, _, _ in lines.recent)
+    repeats = len(lines.recent) / len(kinds)
+    if ending is Ending.UNKNOWN:
+        ending = Ending.CUT if lines.broken_off else Ending.STOPPED
+    if ending is Ending.STOPPED and sum(is_row for _, _, is_row in lines.recent) > len(lines.recent) / 2:
+        return None  # complete rows: a form, a log, a litany
+    if repeats < LINES.repeats[ending] or request.allows(repeats) or request.lists(len(lines.recent)):
+        return None
+    start = lines.recent[0][1]
+    unit, _ = kinds.most_common(1)[0]
+    few = "one line" if len(kinds) == 1 else f"{len(kinds)} different ones"
+    return degenerate(
+        LoopVerdict.NEAR_DUPLICATE,
+        f"the last {len(lines.recent)} lines and sentences are only {few}, apart from times and identifiers",
+        confidence=0.85,
+        start=start,
+        unit=unit,
+        period=max(round((end - start) / repeats), 1),
+        repeats=repeats,
+    )
