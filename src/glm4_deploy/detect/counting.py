@@ -147,7 +147,12 @@ def _limit(count: CountingRun, shape: Shape, ending: Ending, request: PromptRequ
     if shape is Shape.ZEROS:
         shape = Shape.SYMBOLS
     row = "\n" in count.unit or len(count.unit) * weight_of(count.unit) < SENTENCE
-    if ending is Ending.RUNNING and shape is Shape.PROSE and not row and not (request.repeat or request.count or request.limit):
+    if (
+        ending is Ending.RUNNING
+        and shape is Shape.PROSE
+        and not row
+        and not (request.repeat or request.count or request.limit)
+    ):
         # Rows count in good texts; a sentence within a paragraph hardly ever does, least of all unasked.
         ending = Ending.UNKNOWN
     return COUNTER_LIMITS[shape, ending]

@@ -15,7 +15,7 @@ from glm4_deploy.detect.prompt import (
     shape_of,
     weight_of,
 )
-from glm4_deploy.detect.quoting import closes_quotation
+from glm4_deploy.detect.quoting import is_quoted
 from glm4_deploy.detect.tail import Run, Tail, across_gaps, runs_before_end, tail_runs
 from glm4_deploy.detect.thresholds import (
     ALL_BANGS,
@@ -42,9 +42,7 @@ from glm4_deploy.detect.thresholds import (
 from glm4_deploy.detect.tokens import tokens_of
 
 
-def find_loop(
-    tail: Tail, *, ending: Ending, request: PromptRequest, unfinished: bool = False
-) -> LoopFinding | None:
+def find_loop(tail: Tail, *, ending: Ending, request: PromptRequest, unfinished: bool = False) -> LoopFinding | None:
     """The loop that the text ends in; once the text has ended, something short may follow the loop.
 
     Args:
@@ -96,8 +94,8 @@ def _find_before_end(tail: Tail, ending: Ending, request: PromptRequest) -> Loop
         cut_there = shape is not Shape.ZEROS and ending is Ending.CUT and distance <= STRAY
         if is_blank(unit) or not (shape is Shape.PROSE or cut_there):
             continue
-        if ending is not Ending.CUT and closes_quotation(tail.between(earlier.end, earlier.end + STRAY)):
-            continue
+        if ending is not Ending.CUT and distance > 1 and is_quoted(tail, earlier.end - run.length):
+            continue  # a text about loops goes on
         # A text that went on after its loop was not cut off within it.
         loop_ending = Ending.UNKNOWN if ending is Ending.CUT and distance > STRAY else ending
         finding, _ = _judge(run, unit, earlier, loop_ending, request)
@@ -162,7 +160,7 @@ def _row_copies(limit: LoopLimit, unit: str, size: float) -> float:
     """Copies of a row of `size` Latin characters that make a loop; rows of few different tokens count as short."""
     size = min(size, TOKEN_WORTH * len(set(tokens_of(unit))))
     share = min(max(math.log(size / SHORT_ROW) / math.log(LONG_ROW / SHORT_ROW), 0), 1)
-    return limit.short_copies * (limit.long_copies / limit.short_copies) ** share
+    return limit.short_copies * math.pow(limit.long_copies / limit.short_copies, share)
 
 
 def _fills_text(run: Run, unit: str, ending: Ending) -> bool:

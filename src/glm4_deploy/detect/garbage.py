@@ -2,28 +2,25 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from unicodedata import name
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import Ending, Shape, is_verse, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
+    DISORDER,
     END_IDS,
     NULL_LOGPROBS,
+    POOR_SYMBOLS,
     POOR_TOKENS,
     POOR_WORDS,
     SALAD_MEAN,
     SALAD_WINDOW,
     SALAD_WORST,
-    SCRIPTS,
-    SCRIPTS_TAIL,
-    SWITCH_SHARE,
-    SWITCHES,
     ZERO_IDS,
 )
-from glm4_deploy.detect.tokens import TokenWindow
+from glm4_deploy.detect.tokens import TokenWindow, value_of
 
 # A poor vocabulary: a few words in random order.
 
@@ -32,21 +29,58 @@ _VALUES = frozenset(
 )
 
 
-def find_poor_vocabulary(tokens: TokenWindow, tail: Tail) -> LoopFinding | None:
+def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> LoopFinding | None:
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
-    kinds = set(last)
-    if len(last) < POOR_TOKENS or len(kinds) > 4 * POOR_WORDS:
-        return None
-    words = {token.lower() for token in kinds if token.isalpha()}
-    if not words or len(words) > POOR_WORDS or words <= _VALUES or not _is_prose(last):
+    if len(last) < POOR_TOKENS or len(set(last)) > POOR_TOKENS / 2:
         return None
     start = tokens.start(len(tokens.kept) - POOR_TOKENS)
     sample = tail.between(start, tail.end)
-    if shape_of(sample) is not Shape.PROSE or is_verse(sample):
+    if not (_disordered(last, sample) or (ending is Ending.CUT and _few_symbols(last))):
         return None
-    why = f"the last {POOR_TOKENS} words and marks are only {', '.join(sorted(words))}, in random order"
+    words = sorted(set(last), key=last.count, reverse=True)
+    shown = ", ".join(word for word in words if word.strip())[:100]
+    why = f"the last {POOR_TOKENS} words and marks are only {len(words)} different ones in random order: {shown}"
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
+
+
+def _disordered(tokens: Sequence[str], sample: str) -> bool:
+    words = [token.lower() for token in tokens if token.isalpha() and (len(token) == 1 or value_of(token) is None)]
+    kinds = set(words)
+    if not words or kinds <= _VALUES or not _is_prose(tokens) or is_verse(sample):
+        return False
+    if len(kinds) > POOR_WORDS:
+        words = _parts(words)
+        kinds = set(words)
+        pairs = len(set(pairwise(words))) / len(kinds)
+        if not any(len(kinds) <= most and pairs >= least for most, least in DISORDER):
+            return False
+    return shape_of(sample) is Shape.PROSE
+
+
+def _parts(words: Sequence[str]) -> list[str]:
+    """The words, with those that are others written together taken apart."""
+    parts: dict[str, list[str]] = {}
+    for kind in sorted(set(words), key=len):
+        parts[kind] = _split(kind, parts) or [kind]
+    return [part for word in words for part in parts[word]]
+
+
+def _split(word: str, known: Mapping[str, object]) -> list[str]:
+    """The known words that a word is written together from, fewest first; empty if it is not."""
+    best: list[list[str] | None] = [[]] + [None] * len(word)
+    for end in range(2, len(word) + 1):
+        for begin in range(end - 1):
+            before = best[begin]
+            if before is not None and word[begin:end] in known and best[end] is None:
+                best[end] = [*before, word[begin:end]]
+    return best[-1] or []
+
+
+def _few_symbols(tokens: Sequence[str]) -> bool:
+    """Three tokens, one of them longer than a character, as boards and bit strings do not have."""
+    kinds = set(tokens)
+    return 1 < len(kinds) <= POOR_SYMBOLS and any(len(kind) > 1 for kind in kinds) and not kinds <= _VALUES
 
 
 def _is_prose(tokens: Sequence[str]) -> bool:
@@ -54,38 +88,6 @@ def _is_prose(tokens: Sequence[str]) -> bool:
     words = [token for token in tokens if token.isalpha()]
     spoken = sum(len(word) > 1 or word >= "\u0900" for word in words)
     return spoken >= len(tokens) / 2 or tokens.count("'") >= len(tokens) / 3
-
-
-# Mixed scripts: the one kind of salad that is visible without logprobs.
-
-_WORD = re.compile(r"[^\W\d_]+")
-_EAST = {"CJK": "EAST", "HIRAGANA": "EAST", "KATAKANA": "EAST", "KATAKANA-HIRAGANA": "EAST", "HALFWIDTH": "EAST"}
-
-
-def find_mixed_scripts(tail: Tail) -> LoopFinding | None:
-    """Words that change their script in the middle, again and again, among many scripts."""
-    sample = tail.reversed[:SCRIPTS_TAIL]
-    if sample.isascii():
-        return None
-    scripts: set[str] = set()
-    switches = letters = 0
-    for word in _WORD.findall(sample):
-        letters += len(word)
-        if word.isascii():
-            continue
-        kinds = [_script(char) for char in word]
-        scripts.update(kinds)
-        # Chinese and Japanese write foreign words without a space before them.
-        switches += sum(one != other and "EAST" not in (one, other) for one, other in pairwise(kinds))
-    if len(scripts) < SCRIPTS or switches < SWITCHES or switches < SWITCH_SHARE * letters:
-        return None
-    why = f"the script changes {switches} times within words, among {len(scripts)} scripts: no language does that"
-    return degenerate(LoopVerdict.SALAD, why, confidence=0.85, start=max(tail.end - len(sample), 0))
-
-
-def _script(char: str) -> str:
-    script = name(char, "LATIN").split(" ", 1)[0]
-    return _EAST.get(script, script)
 
 
 # Missed stops: the text went on after its end, through the next turns or up to the token limit.

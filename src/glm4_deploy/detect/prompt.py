@@ -174,17 +174,24 @@ _REPEAT = re.compile(
     re.IGNORECASE,
 )
 _VERSE = re.compile(
-    r"\blyrics?\b|\bsongs?\b|\bsing\b|\bwords of\b|\brefrains?\b|\bprayers?\b|canción|chanson|\blied\b|песн|노래|うた|歌|\bpoems?\b|\brhymes?\b|\blitany\b|\bmantra\b|\bchant\b|\bpsalm|歌词|诗|祷文", re.IGNORECASE
+    r"\blyrics?\b|\bsongs?\b|\bsing\b|\bwords of\b|\brefrains?\b|\bprayers?\b|\bpoems?\b|\brhymes?\b|\blitany\b|"
+    r"\bmantra\b|\bchant\b|\bpsalm|canción|chanson|\blied\b|песн|노래|うた|歌|诗|祷文",
+    re.IGNORECASE,
 )
 _VARIANTS = re.compile(
     r"\b(?:versions|variations|variants|drafts|rewrites|alternatives|paraphrases|options)\b|版本|变体|方案",
     re.IGNORECASE,
 )
-_COUNTING = re.compile(r"\bcount(?:s|ing)?\b|\bcuenta\b|\bcontar\b|\bzähle?n?\b|\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|数数|数羊|数一数", re.IGNORECASE)
+_COUNTING_WORDS = (
+    r"\bcount(?:s|ing|down)?\b|\bcuenta\b|\bcontar\b|\bzähle?n?\b|\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|数数|"
+    r"数羊|数一数"
+)
+_COUNTING = re.compile(_COUNTING_WORDS, re.IGNORECASE)
 _COUNT = re.compile(
-    r"\bcount(?:ing|down)?\b|\bnumbers?\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
-    r"\b\d+\s*(?:-|–|to|through|until|bis|à|a|al|hasta|до)\s*\d+\b|\d+\s*(?:부터|から|到|至)\s*\d+|\bcuenta\b|\bcontar\b|\bzähle?n?\b|"
-    r"\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
+    rf"{_COUNTING_WORDS}|"
+    r"\bnumbers?\b|\bwords\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
+    r"\b\d+\s*(?:-|–|to|through|until|bis|à|a|al|hasta|до)\s*\d+\b|\d+\s*(?:부터|から|到|至)\s*\d+|"
+    r"\bfirst \d+\b|\brows?\b|\blines?\b|\bitems?\b|"
     r"\barray\b|\bmatrix\b|\bgrid\b|\bzeros\b|\bcells?\b|"
     r"数到|从\s*\d+|列出|表格|数组|矩阵|计数|编号|乘法",
     re.IGNORECASE,

@@ -25,12 +25,14 @@ class Fences:
             self._carry = "`" * (ticks % len(_FENCE))
 
 
-_OPENING, _CLOSING = "\"“「『«‘`(", "\"”」』»’`)"
+_OPENING, _CLOSING = '"“「『«‘`(', '"”」』»’`)'
 _LINE = 200  # characters before a loop in which its quotation begins
 
 
 def is_quoted(tail: Tail, start: int) -> bool:
-    """Whether offset `start` stands in a quotation that its line began."""
+    """Whether offset `start` stands in a quotation that its line began, or in a fence."""
+    if tail.between(tail.begin, start).count(_FENCE) % 2:
+        return True
     line = tail.between(start - _LINE, start + 1).rpartition("\n")[2]
     if line.lstrip().startswith(">"):
         return True
@@ -38,11 +40,6 @@ def is_quoted(tail: Tail, start: int) -> bool:
         line.count(one) % 2 == 1 if one == other else line.count(one) > line.count(other)
         for one, other in zip(_OPENING, _CLOSING, strict=True)
     )
-
-
-def closes_quotation(text: str) -> bool:
-    """Whether a text begins with what closes a quotation or a fence."""
-    return text.lstrip()[:1] in tuple('"”」』»’`')
 
 
 def is_unfinished(tail: Tail) -> bool:

@@ -31,6 +31,7 @@ class Region:
         numerals: those of them that are numbers.
         lags: distance of each covered token from what covers it.
         before_new: the token before each row of new ones.
+        trailing: new tokens since the last covered one.
         next_look: length at which it is due for a look.
     """
 
@@ -44,8 +45,13 @@ class Region:
         self.new = self.numerals = 0
         self.lags: deque[int] = deque(maxlen=_REMEMBERED)
         self.before_new: deque[str] = deque(maxlen=_REMEMBERED)
-        self._in_new = False
+        self.trailing = 0
         self.next_look = NEAR.tokens
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the text has not gone on differently since."""
+        return self._score > 0 and self.trailing <= NEAR.trailing
 
     def take(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
         """Take the next tokens.
@@ -70,7 +76,7 @@ class Region:
                     score += 1
                 self.length += 1
                 self.lags.append(lag)
-                self._in_new = False
+                self.trailing = 0
             elif lag < 0:
                 self.length += score > 0
             elif score > 0:
@@ -82,9 +88,9 @@ class Region:
     def _take_new(self, before: str, token: str) -> None:
         self.new += 1
         self.numerals += value_of(token) is not None
-        if not self._in_new:
+        if not self.trailing:
             self.before_new.append(before)
-        self._in_new = True
+        self.trailing += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +173,11 @@ class Shingles:
 
     def repetitions(self, tokens: TokenWindow, *, ended: bool) -> list[Repetition]:
         """The regions that grew by a quarter since the last look; once the text has ended, all that are long enough."""
-        due = [region for region in self._regions if region.length >= (NEAR.tokens if ended else region.next_look)]
+        due = [
+            region
+            for region in self._regions
+            if region.goes_on and region.length >= (NEAR.tokens if ended else region.next_look)
+        ]
         for region in due:
             region.next_look = region.length * 5 // 4
         return [_repetition(region, tokens) for region in due]
@@ -204,6 +214,9 @@ def find_near_duplicate(
     return None
 
 
+_WORD = re.compile(r"[^\W\d_]{2,}|[\u2e80-\ud7ff]")
+
+
 def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
     lag, copies, novelty = repetition.lag, repetition.copies, repetition.novelty
     # A long paragraph whose changes fall anywhere is not a template being filled in: fewer copies suffice.
@@ -211,7 +224,7 @@ def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
     if repetition.tokens < NEAR.tokens or copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
         return False
     sample = tail.between(repetition.start, repetition.end)
-    if shape_of(sample) is not Shape.PROSE or (is_verse(sample) and copies < NEAR.verse_copies):
+    if shape_of(sample) is not Shape.PROSE or is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
         return False
     if novelty and repetition.numerals >= 0.8:
         # Only numbers change, as in rows and records. Counters have their own rule.
@@ -243,6 +256,7 @@ def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
 
 # The same words in capitals, with hyphens, with other spaces and marks: the search for exact loops, over the letters
 # and digits alone.
+
 
 def find_folded(reversed_folded: str, tail: Tail, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
     """A loop of words written differently.

@@ -9,10 +9,11 @@ from itertools import islice
 from glm4_deploy.detect.counting import counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
-from glm4_deploy.detect.garbage import EngineNumbers, find_mixed_scripts, find_poor_vocabulary, find_runaway
+from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway
 from glm4_deploy.detect.lines import Lines, find_repeated_lines
 from glm4_deploy.detect.prompt import Ending, fold, is_row, request_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
+from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import HOP, TOKEN_HOPS, TOKENS, WINDOW
@@ -87,7 +88,7 @@ class Stream:
             or self._find_lines(ending)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
-            or find_mixed_scripts(tail)
+            or find_salad(tail, self._request)
         )
 
     def _take(self, chunk: str) -> None:
@@ -161,10 +162,10 @@ class Stream:
             if self._growth is None and not self._fences.open and not self._lines.stalled:
                 self._alarm = None
             return
-        exact = finding.verdict is LoopVerdict.EXACT_LOOP or (
-            finding.verdict is LoopVerdict.NAN_COLLAPSE and finding.period is not None
-        )
-        if provisional or self._fences.open or (exact and (is_row(finding.unit) or is_quoted(tail, finding.start or 0))):
+        exact = finding.verdict in (LoopVerdict.EXACT_LOOP, LoopVerdict.NAN_COLLAPSE)
+        kept = Tail(self._reversed_tail(_BLOCKS), self._end)
+        quoted = self._fences.open or (finding.start is not None and is_quoted(kept, finding.start))
+        if provisional or quoted or (exact and is_row(finding.unit)):
             self._alarm = finding
         else:
             self._finding = finding
@@ -190,8 +191,8 @@ class Stream:
             return finding
         folded = "".join(islice(self._reversed_folded, token_blocks))
         finding = find_folded(folded, tail, ending=ending, request=request)
-        if finding is None and not (request.repeat or request.count):
-            finding = find_poor_vocabulary(self._tokens, tail)
+        if finding is None and not (request.repeat or (request.count and request.limit)):
+            finding = find_poor_vocabulary(self._tokens, tail, ending)
         if finding is None and (repetitions := self._shingles.repetitions(self._tokens, ended=ended)):
             kept = tail if ended else Tail(self._reversed_tail(_BLOCKS), tail.end)
             finding = find_near_duplicate(repetitions, kept, ending=ending, request=request)

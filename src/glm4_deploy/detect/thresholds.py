@@ -132,7 +132,8 @@ class NearLimits:
         tokens: shortest stretch that is considered.
         copies: copies needed.
         varied_copies: copies needed above `few` new tokens.
-        verse_copies: copies needed of verse.
+        words: different words needed.
+        trailing: new tokens in a row after which the text has gone on.
         numeral_copies: copies needed where only numbers change.
         text_unit: a unit of this length where only numbers change is text rather than a record,
         text_copies: and this many copies of it suffice.
@@ -150,7 +151,8 @@ class NearLimits:
     tokens: int
     copies: dict[Ending, float]
     varied_copies: float
-    verse_copies: float
+    words: int
+    trailing: int
     numeral_copies: float
     text_unit: int
     text_copies: float
@@ -169,7 +171,8 @@ NEAR = NearLimits(
     tokens=60,
     copies={Ending.RUNNING: 4, Ending.STOPPED: 4, Ending.UNKNOWN: 4, Ending.CUT: 3.5},
     varied_copies=5.3,
-    verse_copies=24,
+    words=3,
+    trailing=16,
     numeral_copies=12,
     text_unit=48,
     text_copies=5,
@@ -255,10 +258,58 @@ NULL_LOGPROBS = 8
 SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.CUT: 96}
 NEWLINES = 64
 
-POOR_TOKENS = 256  # last tokens examined for a poor vocabulary
-POOR_WORDS = 4  # different words that are too few among them
-SCRIPTS_TAIL = 4096  # last characters examined for scripts that change within words
-SCRIPTS, SWITCHES, SWITCH_SHARE = 5, 12, 0.04
+POOR_TOKENS = 192  # last tokens examined for a poor vocabulary
+POOR_WORDS = 4  # different words that are too few among them, in any order
+POOR_SYMBOLS = 3
+# Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
+# structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.
+DISORDER = ((12, 2), (24, 2.5), (60, 3.3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaladLimits:
+    """When text is salad without log probabilities. Tails are the last characters examined.
+
+    Attributes:
+        broken: U+FFFD, at least, and their share.
+        scripts: different ones, with `switches` within words, or `switch_share` per letter.
+        neighbours: scripts with at least `script_share` of the words, between which words change.
+        twice: different words said twice in a row, and their share of all.
+        unmarked: words in a row without a mark, of which the last `unmarked_window` are examined;
+        common_share: and of which the ten commonest have at most this share.
+        glued_window: or words in a row without a mark, and the share with a capital in the middle.
+        articles: at least, of which wrong_share cannot stand where they do.
+        brackets: closed ones at least, of which bracket_share were opened by another kind.
+    """
+
+    tail: int = 4096
+    bytes_tail: int = 512
+    broken: int = 16
+    broken_share: float = 0.06
+    scripts: int = 5
+    switches: int = 12
+    switch_share: float = 0.04
+    neighbours: int = 3
+    script_share: float = 0.05
+    between: int = 24
+    between_share: float = 0.25
+    twice_tail: int = 1024
+    twice: int = 6
+    twice_share: float = 0.1
+    unmarked: int = 80
+    unmarked_window: int = 160
+    glued_window: int = 40
+    glued_share: float = 0.12
+    common_share: float = 0.25
+    order_tail: int = 2048
+    articles: int = 12
+    wrong_share: float = 0.18
+    bracket_tail: int = 1024
+    brackets: int = 12
+    bracket_share: float = 0.5
+
+
+SALAD = SaladLimits()
 
 SALAD_WINDOW = 64  # tokens
 SALAD_MEAN = -2.0  # nats per token, over the whole text

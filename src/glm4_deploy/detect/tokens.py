@@ -21,12 +21,14 @@ _HAN_DIGITS = {char: value for value, char in enumerate("零一二三四五六�
 _HAN_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10000}
 _HAN = "".join(_HAN_DIGITS) + "".join(_HAN_UNITS)
 # A date or a time of day, and an identifier: letters and digits that alternate, as in a hash.
-_CLOCK = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?Z?)?(?!\w)|\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d{1,9})?(?!\w)"
-_ID = r"(?=[A-Za-z]{0,16}\d{1,16}[A-Za-z]{1,16}\d)[A-Za-z\d]{6,64}"
-STAMPS = re.compile(rf"{_CLOCK}|(?<![A-Za-z\d]){_ID}")
+_CLOCK = (
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?Z?)?(?!\w)|\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d{1,9})?(?!\w)"
+)
+_ID = r"(?<![A-Za-z\d+/])(?=[A-Za-z]{0,16}\d{1,16}[A-Za-z]{1,16}\d)[A-Za-z\d]{6,64}+(?![+/=])"
+STAMPS = re.compile(f"{_CLOCK}|{_ID}")
 _TOKEN = re.compile(
     # Plain letters come first because most text is made of them; a word with other letters in it becomes two tokens.
-    rf"[A-Za-z]{{1,{_LONGEST}}}+(?!\d)|{_CLOCK}|{_ID}|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
+    rf"(?:twen|thir|for|fif|six|seven|eigh|nine)ty-(?:one|two|three|four|five|six|seven|eight|nine)\b|[A-Za-z]{{1,{_LONGEST}}}+(?!\d)|{_CLOCK}|{_ID}|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
     rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
 )
 
@@ -61,6 +63,9 @@ def value_of(token: str) -> int | None:
     lower = token.lower()
     if lower in _SPELLED:
         return _SPELLED[lower]
+    tens, hyphen, ones = lower.partition("-")
+    if hyphen:
+        return _SPELLED[tens] + _SPELLED[ones] if tens in _SPELLED else None
     if len(token) > 1 and (roman := roman_of(token)) is not None:
         return roman
     return ord(lower) - 96 if len(token) == 1 and token in ascii_letters else None

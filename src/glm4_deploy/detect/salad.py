@@ -1,0 +1,180 @@
+"""Salad and broken text that is visible without log probabilities. Judged once, at the end of the text.
+
+Each rule names one thing that text in order does not do: words follow each other without a mark and none of them is
+common; articles stand before commas; words are said twice; the script changes from word to word; brackets close what
+was never opened; bytes cannot be decoded.
+"""
+
+import re
+from collections import Counter
+from itertools import pairwise
+from unicodedata import name
+
+from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.prompt import PromptRequest, Shape, shape_of
+from glm4_deploy.detect.tail import Tail
+from glm4_deploy.detect.thresholds import SALAD
+
+
+def find_salad(tail: Tail, request: PromptRequest) -> LoopFinding | None:
+    """The first of the rules that the end of the text breaks. A list of words that was requested is in no order."""
+    sample = tail.reversed[: SALAD.tail][::-1]
+    for rule in (_broken_bytes, _mixed_scripts, _said_twice, _no_common_word, _no_order, _no_brackets):
+        if rule is _no_common_word and request.count:
+            continue
+        if (why := rule(sample)) is not None:
+            start = max(tail.end - len(sample), 0)
+            return degenerate(LoopVerdict.SALAD, why, confidence=0.85, start=start)
+    return None
+
+
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def _broken_bytes(sample: str) -> str | None:
+    last = sample[-SALAD.bytes_tail :]
+    broken = last.count("\ufffd")
+    if broken < SALAD.broken or broken < SALAD.broken_share * len(last):
+        return None
+    return f"{broken} of the last {len(last)} characters are U+FFFD: bytes that are no text"
+
+
+# Scripts
+
+_EAST = {"CJK": "EAST", "HIRAGANA": "EAST", "KATAKANA": "EAST", "KATAKANA-HIRAGANA": "EAST", "HALFWIDTH": "EAST"}
+_NO_SCRIPT = dict.fromkeys(("MICRO", "MASCULINE", "FEMININE", "MODIFIER", "FULLWIDTH", "MATHEMATICAL"), "LATIN")
+_SPACED = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*")  # words with nothing but single spaces between them
+
+
+def _mixed_scripts(sample: str) -> str | None:
+    """Words that change their script in the middle, or neighbours of many scripts."""
+    if sample.isascii():
+        return None
+    kinds: Counter[str] = Counter()
+    within = between = letters = words = 0
+    for run in _SPACED.findall(sample):
+        scripts = [[_script(char) for char in word] for word in run.split(" ")]
+        for word in scripts:
+            words += 1
+            letters += len(word)
+            kinds.update(set(word))
+            # Chinese and Japanese write foreign words without a space before them.
+            within += sum(one != other and "EAST" not in (one, other) for one, other in pairwise(word))
+            between += sum(one != other for one, other in pairwise(word))
+        between += sum(one[-1] != other[0] for one, other in pairwise(scripts))
+    if len(kinds) >= SALAD.scripts and within >= SALAD.switches and within >= SALAD.switch_share * letters:
+        return f"the script changes {within} times within words, among {len(kinds)} scripts: no language does that"
+    many = sum(count >= SALAD.script_share * words for count in kinds.values())
+    if many >= SALAD.neighbours and between >= SALAD.between and between >= SALAD.between_share * words:
+        return f"the script changes {between} times between {words} words, among {many} scripts"
+    return None
+
+
+def _script(char: str) -> str:
+    if char < "\u0250":
+        return "LATIN"
+    script = name(char, "LATIN").split(" ", 1)[0]
+    return _EAST.get(script) or _NO_SCRIPT.get(script, script)
+
+
+# Words
+
+_TWICE = re.compile(r"(?<![^\W_])([^\W\d_]{2,40})(?: \1(?![^\W_]|'))+", re.IGNORECASE)
+_TWICE_EAST = re.compile(r"([\u4e00-\u9fff]{1,4})\1+")
+
+
+def _said_twice(sample: str) -> str | None:
+    """Word after word is said twice, and they are different words."""
+    last = sample[-SALAD.twice_tail :]
+    words = len(_WORD.findall(last))
+    twice = [match[1].lower() for match in _TWICE.finditer(last)]
+    if len(set(twice)) >= SALAD.twice and len(twice) >= SALAD.twice_share * words:
+        return f"{len(twice)} words are said twice or more in a row, among {words}"
+    east = [match[1] for match in _TWICE_EAST.finditer(last)]
+    ideographs = sum("\u4e00" <= char <= "\u9fff" for char in last)
+    if len(set(east)) >= SALAD.twice and sum(map(len, east)) >= SALAD.twice_share * ideographs:
+        return f"{len(east)} words are said twice or more in a row, among {ideographs} ideographs"
+    return None
+
+
+_UNMARKED = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*(?: [^\W\d_]+(?:['\u2019-][^\W\d_]+)*)*")
+
+_GLUED = re.compile(r"[a-z][A-Z]")
+
+
+def _no_common_word(sample: str) -> str | None:
+    """The text ends in many words without a mark among them, and none is common.
+
+    Any language has a few words that make up a quarter of a text, or marks within it.
+    """
+    *_, run = ["", *(match[0] for match in _UNMARKED.finditer(sample) if match.end() >= len(sample) - 40)]
+    words = run.split(" ")[-SALAD.unmarked_window :]
+    glued = len(_GLUED.findall(run))
+    if len(words) >= SALAD.glued_window and glued >= SALAD.glued_share * len(words):
+        return f"{len(words)} words without a mark, with {glued} capitals in the middle of words"
+    if len(words) < SALAD.unmarked or max(map(len, words)) < 2:
+        return None
+    common = sum(count for _, count in Counter(map(str.lower, words)).most_common(10))
+    if common > SALAD.common_share * len(words):
+        return None
+    return f"{len(words)} words without a mark, of which the ten commonest make up {common / len(words):.0%}"
+
+
+# What cannot follow an article, by language. Pronouns that look like articles (German die, French la) do precede some
+# of these; a text in no order has them many times more often.
+_ORDER = {
+    "English": ("the an", "the a an of and or is are was were to in for on with by at that it as be this from but"),
+    "German": ("der die das den dem ein eine einen", "der die das den dem ein eine und oder ist"),
+    "French": ("le les une des du", "le la les un une des du et ou est dans pour que qui au"),
+    "Spanish": ("el los las una del", "el la los las un una del y o en es por con para al"),
+    "Italian": ("il gli una del della", "il lo la i gli le un una di e o in è per con del della che"),
+}  # fmt: skip
+_ARTICLES = {
+    language: (frozenset(articles.split()), frozenset([*after.split(), *",.;!?"]))
+    for language, (articles, after) in _ORDER.items()
+}
+_STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,.;!?]|[^\s,.;!?]+")
+_PARTICLE = re.compile(r"(?:^|(.))[的了们着吗]", re.DOTALL)
+
+
+def _no_order(sample: str) -> str | None:
+    """Articles stand before marks and other articles, or Chinese particles after marks."""
+    last = sample[-SALAD.order_tail :]
+    if shape_of(last) is not Shape.PROSE:
+        return None
+    steps = [step.lower() for step in _STEP.findall(last)]
+    for language, (articles, impossible) in _ARTICLES.items():
+        after = [other for one, other in pairwise(steps) if one in articles and one != other]
+        wrong = sum(step in impossible for step in after)
+        if len(after) >= SALAD.articles and wrong >= SALAD.wrong_share * len(after):
+            return f"{wrong} of {len(after)} {language} articles stand before a mark, a conjunction or an article"
+    before = [match[1] or "，" for match in _PARTICLE.finditer(last)]
+    wrong = sum(char in "，。、；：！？,.;:!?\n的了着" for char in before)
+    if len(before) >= SALAD.articles and wrong >= SALAD.wrong_share * len(before):
+        return f"{wrong} of {len(before)} Chinese particles stand after a mark or a particle"
+    return None
+
+
+# Brackets
+
+_BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\b\w\))(?<!\b\d\d\))")
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+
+
+def _no_brackets(sample: str) -> str | None:
+    """Many brackets close what another kind of bracket opened."""
+    last = sample[-SALAD.bracket_tail :]
+    stack: list[str] = []
+    wrong = closed = 0
+    for bracket in _BRACKET.findall(last):
+        if bracket not in _PAIRS:
+            stack.append(bracket)
+        elif stack:
+            closed += 1
+            if stack[-1] == _PAIRS[bracket]:
+                stack.pop()
+            else:
+                wrong += 1
+    if closed < SALAD.brackets or wrong < SALAD.bracket_share * closed or shape_of(last) is Shape.SYMBOLS:
+        return None
+    return f"{wrong} of {closed} brackets close what another kind of bracket opened"
