@@ -11,6 +11,7 @@ from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
     DISORDER,
     END_IDS,
+    FEW_TOKENS,
     NULL_LOGPROBS,
     POOR_SYMBOLS,
     POOR_TOKENS,
@@ -32,15 +33,20 @@ _VALUES = frozenset(
 def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> LoopFinding | None:
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
-    if len(last) < POOR_TOKENS or len(set(last)) > POOR_TOKENS / 2:
+    kinds = set(last)
+    if len(last) < POOR_TOKENS or len(kinds) > POOR_TOKENS / 2:
         return None
-    start = tokens.start(len(tokens.kept) - POOR_TOKENS)
+    if sum(map(str.isalpha, kinds)) <= POOR_WORDS:
+        last = tokens.kept[-FEW_TOKENS:]  # a refrain of syllables lasts longer
+        if len(last) < FEW_TOKENS or len(set(last)) > 4 * POOR_WORDS:
+            return None
+    start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
     if not (_disordered(last, sample) or (ending is Ending.CUT and _few_symbols(last))):
         return None
     words = sorted(set(last), key=last.count, reverse=True)
     shown = ", ".join(word for word in words if word.strip())[:100]
-    why = f"the last {POOR_TOKENS} words and marks are only {len(words)} different ones in random order: {shown}"
+    why = f"the last {len(last)} words and marks are only {len(words)} different ones in random order: {shown}"
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
 
 

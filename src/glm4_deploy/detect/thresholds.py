@@ -259,6 +259,7 @@ SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.
 NEWLINES = 64
 
 POOR_TOKENS = 192  # last tokens examined for a poor vocabulary
+FEW_TOKENS = 256  # and where there are hardly any words
 POOR_WORDS = 4  # different words that are too few among them, in any order
 POOR_SYMBOLS = 3
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
