@@ -132,10 +132,15 @@ def environment(bench: Bench, *, rig: bool) -> dict[str, str]:
 # The command line.
 
 
+# Texts have no other values to try; these are what docs/reference/settings.md shows.
+DOCUMENTED = ({"quantization": "none"}, {"args.seed": 7}, {"args.enable-log-requests": ""})
+
+
 def variations() -> Iterator[dict[str, Any]]:
     """Every profile as it is; and, one at a time, every setting with each of its choices or another value."""
     for profile in profiles():
         yield {"profile": profile}
+    yield from DOCUMENTED
     for name, field in Settings.model_fields.items():
         kinds = get_args(field.annotation) if get_origin(field.annotation) is not Literal else (field.annotation,)
         for kind in kinds or (field.annotation,):
