@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -99,29 +100,18 @@ class Deployed:
         return self.kit.directory / ".glm4/engine.log"
 
 
-@pytest.fixture(scope="module")
-def deployed(bench: Bench) -> Iterator[Deployed]:
-    """The demo model in bf16, repaired as this version needs it, started by `up`."""
-    with up(bench, MODEL) as running:
-        yield running
-
-
-class up:  # noqa: N801 (used as a function)
+@contextmanager
+def up(bench: Bench, checkpoint: Path, *words: str, rig: bool = False) -> Iterator[Deployed]:
     """`up --runner process` with this engine, and `down` at the end."""
-
-    def __init__(self, bench: Bench, checkpoint: Path, *words: str, rig: bool = False) -> None:
-        directory = bench.directory / f"run-{checkpoint.name}"
-        directory.mkdir()
-        self._kit = Kit(directory=directory, project="glm4-matrix", env=environment(bench, rig=rig))
-        self._words = ("--runner", "process", "--image-tag", bench.vllm, "--timeout", "600", *words)
-        self._model = bench.repaired(checkpoint)
-
-    def __enter__(self) -> Deployed:
-        done = self._kit.up(*self._words, model=self._model, timeout=1800)
-        return Deployed(kit=self._kit, code=done.code, said=done.out + done.err)
-
-    def __exit__(self, *_: object) -> None:
-        self._kit.run("down", "--yes")
+    directory = bench.directory / f"run-{checkpoint.name}"
+    directory.mkdir()
+    kit = Kit(directory=directory, project="glm4-matrix", env=environment(bench, rig=rig))
+    how = ("--runner", "process", "--image-tag", bench.vllm, "--timeout", "600")
+    try:
+        done = kit.up(*how, *words, model=bench.repaired(checkpoint), timeout=1800)
+        yield Deployed(kit=kit, code=done.code, said=done.out + done.err)
+    finally:
+        kit.run("down", "--yes")
 
 
 def environment(bench: Bench, *, rig: bool) -> dict[str, str]:
@@ -129,8 +119,14 @@ def environment(bench: Bench, *, rig: bool) -> dict[str, str]:
     return {"GLM4_CPU_PYTHON": bench.python} | ({"PYTHONPATH": path} if path else {})
 
 
-# The command line.
+@pytest.fixture(scope="module")
+def deployed(bench: Bench) -> Iterator[Deployed]:
+    """The demo model in bf16, repaired as this version needs it, started by `up`."""
+    with up(bench, MODEL) as running:
+        yield running
 
+
+# The command line.
 
 # Texts have no other values to try; these are what docs/reference/settings.md shows.
 DOCUMENTED = ({"quantization": "none"}, {"args.seed": 7}, {"args.enable-log-requests": ""})
