@@ -25,7 +25,8 @@ CONTROLS = (
 _SURROGATES = r"\ud800-\udfff"
 _CONTROL = re.compile(rf"(?![\t\n])[{CONTROLS}{_SURROGATES}]")
 _CONTROL_OR_NEWLINE = re.compile(rf"(?!\t)[{CONTROLS}{_SURROGATES}]")
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+# Of an OSC sequence that is not closed in its line only the introducer is removed: it must not hide what follows.
+ANSI = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\](?:[^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\))?|[@-Z\\^_])")
 
 BRIEF = 160  # characters: a server's message quoted inside one of ours
 

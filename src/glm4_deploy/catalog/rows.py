@@ -6,6 +6,7 @@ Each YAML file in this directory is a table with a source for every row.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -289,30 +290,88 @@ def mistaken_variables() -> dict[str, str]:
     return dict(load_catalog("variables")["mistaken"])
 
 
+class Role(IntEnum):
+    """What a signature says about a failure, in the order in which findings are believed to be its cause."""
+
+    CAUSE = 0  # names the cause
+    PLACE = 1  # names only where, or what kind of exception; a message that names the cause is better
+    SYMPTOM = 2  # usually follows from another failure: a time-out, a process that has gone
+    WRAPPER = 3  # says only that something failed; its cause is elsewhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """Another cause or fix for some versions of vLLM or some GPUs.
+
+    vllm, gpu: `<0.20` or `>=12.0`, compared with the log's version and its compute capability; "" for any.
+    """
+
+    vllm: str = ""
+    gpu: str = ""
+    cause: str = ""
+    fix: str = ""
+
+    def fits(self, version: Version | None, capability: Capability | None) -> bool:
+        """False as well if the log does not say what the condition needs."""
+        return all(
+            _compare(condition, known)
+            for condition, known in ((self.vllm, version), (self.gpu, capability))
+            if condition
+        )
+
+
+def _compare(condition: str, known: tuple[int, ...] | None) -> bool:
+    if known is None:
+        return False
+    limit = tuple(map(int, condition.lstrip("<>=").split(".")))
+    return known[: len(limit)] < limit if condition.startswith("<") else known[: len(limit)] >= limit
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
     """One row. has: literals; every matching line contains one of them, so they are searched before the regex.
 
-    wrapper: the line only says that something failed; its cause is elsewhere. example: a line as seen.
-    where: affected versions, GPUs or hosts, for people.
+    frames: searched in the files and functions of a traceback whose exception no other row knows, innermost first.
+    before_ready: severity if the engine has not come up. at_end: severity if, besides, the log ends with such lines.
+    example: a line as seen. where: affected versions, GPUs or hosts, for people. words: what a person without a log
+    would call it.
     """
 
     id: str
     severity: str
-    has: tuple[str, ...]
-    regex: re.Pattern[str]
     cause: str
     fix: str
     source: str
     example: str
+    has: tuple[str, ...] = ()
+    regex: re.Pattern[str] | None = None
+    frames: re.Pattern[str] | None = None
+    role: Role = Role.CAUSE
+    before_ready: str = ""
+    at_end: str = ""
+    advice: tuple[Advice, ...] = ()
     where: str = ""
-    wrapper: bool = False
+    words: str = ""
+
+    def matches(self, text: str) -> bool:
+        return self.regex is not None and self.regex.search(text) is not None
+
+    def told(self, version: Version | None, capability: Capability | None) -> tuple[str, str]:
+        """Cause and fix for this version and GPU."""
+        for one in self.advice:
+            if one.fits(version, capability):
+                return one.cause or self.cause, one.fix or self.fix
+        return self.cause, self.fix
 
 
 @cache
 def signatures() -> tuple[Signature, ...]:
     """All rows, in file order."""
-    return tuple(
-        Signature(**{**row, "has": tuple(row["has"]), "regex": re.compile(row["regex"])})
-        for row in load_catalog("signatures")["signatures"]
-    )
+    return tuple(Signature(**_signature(row)) for row in load_catalog("signatures")["signatures"])
+
+
+def _signature(row: dict[str, Any]) -> dict[str, Any]:
+    patterns: dict[str, Any] = {name: re.compile(row[name]) for name in ("regex", "frames") if name in row}
+    advice = tuple(Advice(**one) for one in row.get("advice", ()))
+    role = Role[row.get("role", "cause").upper()]
+    return {**row, **patterns, "has": tuple(row.get("has", ())), "advice": advice, "role": role}

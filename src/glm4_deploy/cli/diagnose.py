@@ -9,7 +9,8 @@ from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, StateDir
 from glm4_deploy.errors import UsageError
 from glm4_deploy.logs.facts import EngineFacts, Phase
-from glm4_deploy.logs.reader import LogFinding, LogReader
+from glm4_deploy.logs.finding import LogFinding
+from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.logs.source import read_file
 from glm4_deploy.report_model import make_report
 from glm4_deploy.result import Result, Status, ok, warn

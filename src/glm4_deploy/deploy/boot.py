@@ -16,8 +16,9 @@ from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.engines import Engine, RunState
 from glm4_deploy.errors import EngineDied, EngineTimeout, WrongEngine
 from glm4_deploy.logs.facts import EngineFacts, Phase
+from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.logs.line import parse_line
-from glm4_deploy.logs.reader import LogFinding, LogReader
+from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.probe.endpoints import read_metrics
 from glm4_deploy.result import Result, Status, ok, unknown
 

@@ -9,7 +9,7 @@ from glm4_deploy.deploy.releases import BOOT_LOG
 from glm4_deploy.deploy.state import Record
 from glm4_deploy.errors import DeployError, Judged, RollbackFailed, RolledBack
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.logs.reader import LogFinding
+from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.report_model import Report
 from glm4_deploy.result import Result, Status, verdict
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from docker.errors import APIError, NotFound
 
+from glm4_deploy.catalog.rows import Role
 from glm4_deploy.deploy.boot import end_of_engine
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.docker import ContainerState, connect, state_of
@@ -23,7 +24,8 @@ from glm4_deploy.deploy.replicas import RouterClient, address_of
 from glm4_deploy.deploy.state import Record, describe_journal, load_record
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.logs.reader import LogFinding, LogReader
+from glm4_deploy.logs.finding import LogFinding
+from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.logs.source import read_file, scan_log
 from glm4_deploy.probe.endpoints import ask_models
 from glm4_deploy.report_model import Report, make_report
@@ -346,9 +348,9 @@ def end_findings(now: ContainerState) -> Iterator[LogFinding]:
             severity=Severity.HIGH,
             line=line,
             cause="the container ended by itself with an error; its log says why",
-            fix="see the first finding",
+            fix="read the end of its log; dmesg -T says whether the kernel killed it",
             source="docker inspect, State.ExitCode",
-            wrapper=True,
+            role=Role.WRAPPER,
         )
     if now.restarts:
         yield LogFinding(

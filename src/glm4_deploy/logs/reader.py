@@ -6,12 +6,15 @@ It is fed lines or bytes and opens nothing. Memory does not grow with the log.
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import cache
 
-from glm4_deploy.catalog.rows import Signature
+from glm4_deploy.catalog.rows import Capability, Role, Signature, parse_version, recognise, signatures
 from glm4_deploy.logs.facts import EngineFacts, Phase, checkpoint_size, learn_line, progress
+from glm4_deploy.logs.finding import LEVELS, UNKNOWN_ERROR, UNKNOWN_EXCEPTION, LogFinding, in_order
 from glm4_deploy.logs.line import (
     LONGEST_KNOWN,
+    Frame,
     Line,
     LogPart,
     Raised,
@@ -19,67 +22,18 @@ from glm4_deploy.logs.line import (
     decode,
     looks_like_a_log,
     parts_of,
+    request_place,
 )
-from glm4_deploy.result import Result, Severity, Status
-from glm4_deploy.text import redact, strip_controls
+from glm4_deploy.result import Severity, Status
+from glm4_deploy.text import one_line, redact, strip_controls
 
 TAIL_LINES = 200
 LONGEST_QUOTE = 1000
 MOST_GENERIC = 10
 LAST_WORDS = 20  # an error among this many last lines may be the reason why the log ends
-
-
-# Levels as the signatures name them; an engine does not survive a fatal one.
-LEVELS = {"fatal": Severity.CRITICAL, "error": Severity.HIGH, "warn": Severity.MEDIUM, "info": Severity.LOW}
-_STATUS = {Severity.MEDIUM: Status.WARN, Severity.LOW: Status.OK}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogFinding:
-    """A line of the log that means something, with its cause and fix.
-
-    Attributes:
-        line: the line, without control characters and secrets.
-        wrapper: the line only reports that something else failed.
-        count: how often it occurred.
-        number: line number, from 1.
-    """
-
-    id: str
-    severity: Severity
-    line: str
-    cause: str
-    fix: str
-    source: str = ""
-    wrapper: bool = False
-    count: int = 1
-    number: int = 0
-
-    @property
-    def level(self) -> str:
-        """fatal, error, warn or info."""
-        return next(level for level, severity in LEVELS.items() if severity is self.severity)
-
-    @property
-    def status(self) -> Status:
-        return _STATUS.get(self.severity, Status.FAIL)
-
-    def result(self) -> Result:
-        """The finding as a row of a report, with the line as `observed` and the cause as `reason`."""
-        return Result(
-            check=self.id,
-            status=self.status,
-            severity=self.severity,
-            observed=self.line,
-            remedy=self.fix,
-            reason=self.cause,
-            source=self.source,
-            line=self.number or None,
-        )
-
-    def wire(self) -> dict[str, object]:
-        """The finding in JSON, with the log's level as its severity."""
-        return asdict(self) | {"severity": self.level}
+INNERMOST = 15  # calls of a traceback that may say what kind of failure it is
+HOURS_OF_A_PASTE = 12
+STALLED = 3  # times that a process must say that it waits, without anything else after it
 
 
 class LogReader:
@@ -98,6 +52,9 @@ class LogReader:
         self._generic = 0
         self._recognised = False
         self._last_error: tuple[str, int] | None = None
+        self._gpu: Capability | None = None
+        self._doubtful: set[str] = set()  # findings that may have ended the engine: no request was answered since
+        self._survived: set[str] = set()
         self._forget_start()
 
     def _forget_start(self) -> None:
@@ -110,23 +67,63 @@ class LogReader:
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """Failures in the order of their lines, then warnings, then information, and the wrappers last."""
-        return tuple(sorted(self._judged(), key=_rank))
+        """The likely cause first; see `in_order`."""
+        found = [self._judged(name, row) for name, row in self._findings.items()]
+        if not any(row.status is Status.FAIL and not row.wrapper for row in found):
+            found += self._cut_off()
+        found = self._last_words(found)
+        first = next((row for row in in_order(found) if row.status is Status.FAIL and not row.wrapper), None)
+        failures = sum(row.status is Status.FAIL for row in found)
+        shown = (row for row in found if not self._says_little(row, failures))
+        return in_order(_pointing_to(first, row) if row.wrapper and row.status is Status.FAIL else row for row in shown)
 
-    def _judged(self) -> Iterator[LogFinding]:
+    def _says_little(self, row: LogFinding, failures: int) -> bool:
+        """A wrapper that is no failure by itself is only worth showing where nothing else tells of an end."""
+        harmless = row.wrapper and row.id in self._findings and self._findings[row.id].status is Status.OK
+        return harmless and (row.status is Status.OK or failures > 1)
+
+    def _judged(self, name: str, row: LogFinding) -> LogFinding:
+        """The finding with what the rest of the log says about it: the version, the GPU, whether the engine served."""
+        ready = self.facts.phase is Phase.READY
+        if row.id in (UNKNOWN_ERROR, UNKNOWN_EXCEPTION) or row.role is Role.PLACE:
+            return replace(row, severity=Severity.MEDIUM) if name in self._survived and ready else row
+        known = _table().get(row.id)
+        if known is None:
+            return row
+        cause, fix = known.told(self._version(), self._gpu)
+        severity = row.severity
+        if known.before_ready and not ready and severity is not Severity.CRITICAL:
+            severity = LEVELS[known.before_ready]
+        if known.at_end and not ready and row.count >= STALLED and self._ends_with(known):
+            severity = LEVELS[known.at_end]
+        return replace(row, cause=cause, fix=fix, severity=severity)
+
+    def _version(self) -> tuple[int, ...] | None:
+        return None if self.facts.version is None else parse_version(self.facts.version)
+
+    def _ends_with(self, row: Signature) -> bool:
+        """Whether the log's last line is of this kind."""
+        last = next((text for text in reversed(self.tail(TAIL_LINES)) if text.strip()), "")
+        return row.matches(last)
+
+    def _cut_off(self) -> Iterator[LogFinding]:
+        """Failures whose exception is missing, because the log ends within their tracebacks."""
+        for raised in self._tracebacks.rest():
+            if raised.level not in _QUIET and not raised.request:
+                yield self._exception(raised, "", self.lines)
+
+    def _last_words(self, found: list[LogFinding]) -> list[LogFinding]:
         """Unless another failure explains the end, two warnings count as failures.
 
         An unknown error at the end of a failed start, and the end of an engine process that the server did not survive.
         """
-        rows = self._findings
-        failed = any(row.status is Status.FAIL and not row.wrapper for row in rows.values())
+        if any(row.status is Status.FAIL and not row.wrapper for row in found):
+            return found
         key, number = self._last_error or ("", 0)
-        last_word = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY
-        causes = {key} if last_word else set()
-        if "engine-dead" in rows:
-            causes.add("engine-process-gone")
-        for name, row in rows.items():
-            yield replace(row, severity=Severity.HIGH) if not failed and name in causes else row
+        at_end = self.lines - number < LAST_WORDS and self.facts.phase is not Phase.READY
+        last = self._findings.get(key) if at_end else None
+        gone = "engine-process-gone" if "engine-dead" in self._findings else ""
+        return [replace(row, severity=Severity.HIGH) if row == last or row.id == gone else row for row in found]
 
     @property
     def recognised(self) -> bool:
@@ -137,6 +134,8 @@ class LogReader:
     @property
     def fatal(self) -> LogFinding | None:
         """The first finding that stops the engine; causes before wrappers."""
+        if not self._troubled:  # asked after every line of a start
+            return None
         return next((row for row in self.findings if row.severity is Severity.CRITICAL), None)
 
     @property
@@ -156,25 +155,37 @@ class LogReader:
         return tuple(redact(line if isinstance(line, str) else strip_controls(decode(line)).rstrip()) for line in lines)
 
     def skip(self, lines: Sequence[bytes]) -> None:
-        """Count lines that contain nothing of interest."""
+        """Count lines that contain nothing of interest, except that an answered request shows a living engine."""
         self.lines += len(lines)
         self._tail.extend(lines[-TAIL_LINES:])
+        if self._doubtful and any(b'"POST /' in line and b'" 200' in line for line in lines):
+            self._survive()
+
+    def _survive(self) -> None:
+        """A request was answered after these errors, so they did not end the engine."""
+        self._survived |= self._doubtful
+        self._doubtful.clear()
 
     def _take(self, part: LogPart) -> None:
         shown, line, writer = part.shown, part.line, part.writer
         self._tail.append(shown)
-        if part.boot:
+        if part.boot and not self._out_of_order(line):
             self._begin(part.boot)
-        if line.clock != self._now or line.stamp is not None:
+        if line.clock not in (None, self._now) or line.stamp is not None:
             self._time(line)
         if part.telling:
             self._learn(line.text)
         if not self._recognised:
             self._recognised = looks_like_a_log(shown)
-        if part.opens:
+        if self._gpu is None and self.lines < TAIL_LINES:
+            self._gpu = gpu_in(line.text)
+        if part.answered and self._doubtful:
+            self._survive()
+        wrote = self._tracebacks.wrote(writer)
+        raised = self._tracebacks.feed(part) if self._tracebacks.any_open or part.of_traceback else None
+        if part.opens and not wrote:
             self._forget_errors(writer)
-        raised = self._tracebacks.feed(writer, line.text) if part.opens or self._tracebacks.any_open else None
-        if part.rows and self._match(part.rows, line, shown):
+        if part.rows and self._match(part.rows, line, shown, raised):
             return
         if raised is not None:
             self._unknown(raised, line, shown)
@@ -187,13 +198,20 @@ class LogReader:
         if under_way and (said in self._banners or not self.starts):
             self.facts = EngineFacts()
             self._forget_start()
+            self._doubtful.clear()
             self.starts += 1
         self.starts = max(self.starts, 1)
         self._banners.add(said)
 
+    def _out_of_order(self, line: Line) -> bool:
+        """Whether a banner stands after later lines, as in a text that someone put together; a restart comes later."""
+        if line.clock is None or self._now is None:
+            return False
+        return 0 < self._now - line.clock < HOURS_OF_A_PASTE * 3600
+
     def _time(self, line: Line) -> None:
-        self._now = line.clock
         if line.clock is not None:
+            self._now = line.clock
             first, last = self._clock or (line.clock, line.clock)
             self._clock = (first, line.clock if line.clock > last or first - line.clock > 15e6 else last)
         if line.stamp is not None:
@@ -213,19 +231,22 @@ class LogReader:
         before = self.facts.phase
         self.facts = learn_line(self.facts, text)
         if self.facts.phase is Phase.READY and before is not Phase.READY:
+            self._survive()
             self.facts = replace(self.facts, ready_s=self._ready_seconds(), progress=None)
         self._size = checkpoint_size(text) or self._size
         seen = progress(text, self._size)
         if seen is not None and seen[0] is self.facts.phase:
             self.facts = replace(self.facts, progress=seen[1])
 
-    def _match(self, rows: tuple[Signature, ...], line: Line, shown: str) -> bool:
+    def _match(self, rows: tuple[Signature, ...], line: Line, shown: str, raised: Raised | None) -> bool:
         """Add the findings of the matching signatures; whether any of them is credible."""
         known = False
         for row in rows:
-            severity = _severity_at(row, line.level)
+            severity = _severity_at(row, line)
             if severity is None:
                 continue
+            if row.role is Role.PLACE and raised is not None and raised.request:
+                severity = max(severity, Severity.MEDIUM, key=lambda one: one.rank)
             known = True
             self.add(_finding(row, severity, shown, self.lines))
             if row.id == "not-native-fp4":
@@ -233,52 +254,70 @@ class LogReader:
         return known
 
     def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
-        """Add an exception that no signature matches, with the place that raised it."""
-        if raised.line.partition(":")[0].rpartition(".")[2] in _ENDED_FROM_OUTSIDE:
+        """Add an exception whose text no signature matches."""
+        if raised.line.partition(":")[0].rpartition(".")[2] in _NO_FAILURES:
             return
-        key = f"unknown-exception {raised.line[:200]}"
-        if key not in self._findings:
-            if self._generic >= MOST_GENERIC:
-                return
+        # The API server reports on requests too; an engine that dies says more than one line.
+        alone = not raised.frames and bool(line.level) and _ENGINE.search(line.process) is None
+        if line.level in _QUIET or (alone and self.facts.phase is Phase.READY):
+            raised = replace(raised, level="WARNING")
+        # A number in it may be a request's, an address or a line.
+        key = f"exception {_DIGITS.sub('0', raised.line[:200])} {raised.level in _QUIET}"
+        if old := self._findings.get(key):
+            self._again(key, old)
+        elif self._generic < MOST_GENERIC:
             self._generic += 1
-        at = f"{raised.file}:{raised.number}" if raised.file else "a place that the log does not give"
-        self.add(
-            LogFinding(
-                id="unknown-exception",
-                severity=Severity.MEDIUM if line.level in _QUIET else Severity.HIGH,
-                line=shown,
-                cause=f"an exception that no signature matches, raised at {at}",
-                fix="read the lines around it; search vLLM's issues for its text and that file",
-                source=f"traceback, raised at {at}",
-                number=self.lines,
-            ),
-            key,
+            self.add(self._exception(raised, shown, self.lines), key)
+
+    def _exception(self, raised: Raised, shown: str, number: int) -> LogFinding:
+        """An exception whose text no signature matches, with what the place that raised it says about it."""
+        quiet = raised.level in _QUIET or raised.request
+        severity = Severity.MEDIUM if quiet else Severity.HIGH
+        at = raised.at
+        said = f"`{one_line(redact(raised.line), 200)}`" if raised.line else "an exception that the log cuts off"
+        if row := _row_of_place(raised.frames):
+            return replace(
+                _finding(row, severity, shown or at, number),
+                cause=f"{row.cause}; the exception is {said}, raised at {at}",
+            )
+        about = "while a request was handled; the engine is fine" if raised.request else "no signature matches it"
+        return LogFinding(
+            id=UNKNOWN_EXCEPTION,
+            severity=severity,
+            line=shown or at,
+            cause=f"{said}, raised at {at}: {about}",
+            fix="read the lines around it; search vLLM's issues for its text and that file",
+            source=f"traceback, raised at {at}",
+            number=number,
+            last=number,
         )
 
     def _unknown_error(self, writer: tuple[str, str], line: Line, shown: str) -> None:
         """Add a line of level ERROR that no signature matches, unless it continues or follows a traceback."""
         if not line.text.strip():
             return
-        key = f"unknown-error {writer} {_DIGITS.sub('0', line.text[:200])}"
+        key = f"{UNKNOWN_ERROR} {writer} {_DIGITS.sub('0', line.text[:200])}"
         if key not in self._findings:
-            others = [name for name, row in self._findings.items() if row.id == "unknown-error"]
+            others = [name for name, row in self._findings.items() if row.id == UNKNOWN_ERROR]
             for name in others[: 1 - MOST_GENERIC]:
                 del self._findings[name]
-        self._last_error = (key, self.lines)
+        if not request_place(line.place):
+            self._last_error = (key, self.lines)
         finding = LogFinding(
-            id="unknown-error",
+            id=UNKNOWN_ERROR,
             severity=Severity.MEDIUM,
             line=shown,
             cause="the engine logged an error that no signature matches",
             fix="read the lines around it; search vLLM's issues for its text",
             source=f"level {line.level}",
             number=self.lines,
+            last=self.lines,
         )
         self.add(finding, key)
 
     def _forget_errors(self, writer: tuple[str, str]) -> None:
         """Drop this writer's earlier errors: they only introduced its traceback."""
-        for key in [key for key in self._findings if key.startswith(f"unknown-error {writer} ")]:
+        for key in [key for key in self._findings if key.startswith(f"{UNKNOWN_ERROR} {writer} ")]:
             del self._findings[key]
 
     def add(self, finding: LogFinding, key: str = "") -> None:
@@ -287,35 +326,92 @@ class LogReader:
         Secrets are removed before the line is cut, because half a secret is not recognised as one.
         """
         self._troubled |= finding.status is Status.FAIL
-        old = self._findings.get(key or finding.id)
-        if old is None or finding.severity.rank < old.severity.rank:
-            count = 1 if old is None else old.count + 1
-            line = redact(finding.line)[:LONGEST_QUOTE]
-            self._findings[key or finding.id] = replace(finding, line=line, count=count)
-        else:
-            self._findings[key or finding.id] = replace(old, count=old.count + 1)
+        name = key or finding.id
+        old = self._findings.get(name)
+        if old is not None and finding.severity.rank >= old.severity.rank:
+            self._again(name, old)
+            return
+        self._doubt(name, finding)
+        line = redact(finding.line)[:LONGEST_QUOTE]
+        self._findings[name] = replace(finding, line=line, count=1 if old is None else old.count + 1)
+
+    def _again(self, name: str, old: LogFinding) -> None:
+        self._doubt(name, old)
+        self._findings[name] = replace(old, count=old.count + 1, last=self.lines)
+
+    def _doubt(self, name: str, finding: LogFinding) -> None:
+        """It may have ended the engine, as far as one can tell from its kind."""
+        if finding.role is Role.PLACE or finding.id in (UNKNOWN_ERROR, UNKNOWN_EXCEPTION):
+            self._doubtful.add(name)
+            self._survived.discard(name)
 
 
 # A stop or a disconnected client writes tracebacks too, which are not failures.
-_ENDED_FROM_OUTSIDE = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit"})
+# EntryNotFoundError: the hub was asked for an optional file.
+_NO_FAILURES = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "GeneratorExit", "EntryNotFoundError"})
+_ENGINE = re.compile("Engine|Worker|rank")
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 _LOUD = frozenset({"ERROR", "CRITICAL"})
 _DIGITS = re.compile(r"\d+")
 
 
-def _rank(finding: LogFinding) -> tuple[bool, int, int]:
-    return finding.wrapper, max(finding.severity.rank, 1), finding.number
+@cache
+def _table() -> dict[str, Signature]:
+    return {row.id: row for row in signatures()}
 
 
-def _severity_at(row: Signature, level: str) -> Severity | None:
-    """Severity of a match on a line of that level; None if not credible (a logged prompt may quote anything)."""
+def _row_of_place(frames: tuple[Frame, ...]) -> Signature | None:
+    """The row that knows the innermost of these calls."""
+    rows = [row for row in signatures() if row.frames is not None]
+    for frame in reversed(frames[-INNERMOST:]):
+        for row in rows:
+            if row.frames is not None and row.frames.search(str(frame)):
+                return row
+    return None
+
+
+def _pointing_to(first: LogFinding | None, wrapper: LogFinding) -> LogFinding:
+    """A wrapper with the name of the cause; or, if there is none in this text, with where to look for it."""
+    if first is not None:
+        return replace(wrapper, fix=f"see {first.id} (line {first.number})")
+    return replace(
+        wrapper, cause=f"{wrapper.cause}. Why is not in this text: it begins too late, or another process said it"
+    )
+
+
+_GPU = re.compile(
+    r"\bsm_(\d{2,3})[af]?\b|\bcapability \(?(?:major=)?(\d{1,2})(?:\.|, ?)(?:minor=)?(\d)"
+    r"|\b(NVIDIA [A-Z][\w -]{2,40}|GB10|DGX Spark|RTX (?:PRO )?\d{4})\b"
+)
+
+
+def gpu_in(text: str) -> Capability | None:
+    """The compute capability of the GPU that a line names."""
+    match = _GPU.search(text)
+    if match is None:
+        return None
+    if match[1]:
+        return int(match[1][:-1]), int(match[1][-1])
+    if match[2]:
+        return int(match[2]), int(match[3])
+    gpu = recognise(match[4])
+    return None if gpu is None else gpu.compute_capability
+
+
+def _severity_at(row: Signature, line: Line) -> Severity | None:
+    """Severity of a match on this line; None if not credible (a logged prompt may quote anything)."""
     severity = LEVELS[row.severity]
     if severity.rank <= Severity.HIGH.rank:
-        if level in ("DEBUG", "INFO"):
+        if line.level in ("DEBUG", "INFO"):
             return None
-        if level == "WARNING":
-            return Severity.MEDIUM
+        if line.level == "WARNING":
+            certain = row.role is Role.CAUSE and _HANDLED.search(line.text) is None
+            return Severity.MEDIUM if certain else None
     return severity
+
+
+# A warning that says what the engine does about it.
+_HANDLED = re.compile("[Ff]alling back|[Ff]all back|[Rr]etrying|[Ss]kipping|[Ii]gnoring|[Ss]hutdown|[Dd]isabling")
 
 
 def _finding(row: Signature, severity: Severity, shown: str, number: int) -> LogFinding:
@@ -326,6 +422,7 @@ def _finding(row: Signature, severity: Severity, shown: str, number: int) -> Log
         cause=row.cause,
         fix=row.fix,
         source=row.source,
-        wrapper=row.wrapper,
+        role=row.role,
         number=number,
+        last=number,
     )

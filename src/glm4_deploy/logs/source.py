@@ -4,17 +4,20 @@ import codecs
 import re
 import sys
 import zlib
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
+
+from ahocorasick_rs import BytesAhoCorasick
 
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.logs.facts import literals
-from glm4_deploy.logs.line import LONGEST_LINE, START, Unwrapped, decode, without_prompts
+from glm4_deploy.logs.line import IGNORED, LONGEST_READ, START, decode
+from glm4_deploy.logs.noise import Unwrapped, plain, rejoin, without_prompts
 from glm4_deploy.logs.reader import LogReader
-from glm4_deploy.text import ANSI
 
 # A whole log of any size through a LogReader; most lines are skipped without parsing.
 #
@@ -29,15 +32,13 @@ _UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
 MOST_SHAPES = 1 << 14
 MOST_BYTES = 1 << 20
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_ANSI = re.compile(ANSI.pattern.encode("ascii"))
 
 
 @cache
-def _needles() -> tuple[bytes, ...]:
-    """The shape of every line that may matter contains one of these. The common ones make most others redundant."""
-    words = {START, *COMMON, *literals(), *(word for row in signatures() for word in row.has)}
-    shapes = {word.encode().translate(_DIGITS) for word in words}
-    return tuple(sorted(one for one in shapes if not any(other in one for other in shapes - {one})))
+def _needles() -> BytesAhoCorasick:
+    """Finds what the shape of every line that may matter contains."""
+    words = {START, IGNORED, *COMMON, *literals(), *(word for row in signatures() for word in row.has)}
+    return BytesAhoCorasick(sorted({word.encode().translate(_DIGITS) for word in words}))
 
 
 def scan_log(reader: LogReader, chunks: Iterable[bytes]) -> LogReader:
@@ -59,9 +60,10 @@ def scan_log(reader: LogReader, chunks: Iterable[bytes]) -> LogReader:
 
 
 def _telling(shapes: set[bytes]) -> set[bytes]:
-    text = b"\n".join(shapes)
-    found = [needle for needle in _needles() if needle in text]
-    return {shape for shape in shapes if any(needle in shape for needle in found)} if found else set()
+    listed = list(shapes)
+    ends = list(accumulate(len(shape) + 1 for shape in listed))
+    found = _needles().find_matches_as_indexes(b"\n".join(listed))
+    return {listed[bisect(ends, start)] for _, start, _ in found}
 
 
 def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: set[bytes]) -> None:
@@ -75,11 +77,13 @@ def _look(reader: LogReader, lines: list[bytes], shapes: list[bytes], telling: s
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Whole lines as the engine wrote them, without the text of its users."""
-    unwrapped = Unwrapped()
+    unwrapped, first = Unwrapped(), True
     for block in _blocks(chunks):
-        yield _plain(without_prompts(unwrapped.feed(block)))
+        lines = plain(without_prompts(unwrapped.feed(block)))
+        yield rejoin(lines) if first else lines  # wrapped logs are pasted ones, and short
+        first = False
     if rest := unwrapped.rest():
-        yield rest
+        yield plain(rest)
 
 
 def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -90,16 +94,10 @@ def _blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if newline:
             yield rest + block
             rest = tail
-        elif len(rest) < LONGEST_LINE:
+        elif len(rest) < LONGEST_READ:
             rest += tail
     if rest:
         yield rest
-
-
-def _plain(chunk: bytes) -> bytes:
-    if b"\0" in chunk:
-        chunk = chunk.replace(b"\0", b"")
-    return _ANSI.sub(b"", chunk) if b"\x1b" in chunk else chunk
 
 
 def _utf8(chunks: Iterable[bytes]) -> Iterator[bytes]:

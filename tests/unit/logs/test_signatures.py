@@ -24,8 +24,15 @@ PREFIXES = (
 
 def findings(text: str) -> tuple[str, ...]:
     reader = LogReader()
-    reader.feed(text)
+    for line in text.split("\n"):
+        reader.feed(line)
     return tuple(row.id for row in reader.findings)
+
+
+def shown(row: Signature, prefix: str = "") -> str:
+    """The example as it stands in a log; a call of a traceback stands in one."""
+    lines = (row.example,) if row.frames is None else ("Traceback (most recent call last):", row.example, "Odd: x")
+    return "\n".join(prefix + line for line in lines)
 
 
 def test_the_table_is_large_and_its_names_are_unique() -> None:
@@ -36,22 +43,24 @@ def test_the_table_is_large_and_its_names_are_unique() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_row_fires_on_its_example_only(row: Signature) -> None:
-    assert any(literal in row.example for literal in row.has)
+    assert (row.regex is None) != (row.frames is None)
+    assert row.frames is not None or any(literal in row.example for literal in row.has)
     assert all((row.cause, row.fix, row.source))
-    assert findings(row.example) == (row.id,)
+    assert findings(shown(row)) == (row.id,)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES[1:])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_row_fires_behind_any_prefix(row: Signature, prefix: str) -> None:
-    assert row.id in findings(prefix + row.example)
+    assert row.id in findings(shown(row, prefix))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_row_fires_in_the_middle_of_a_large_log(row: Signature) -> None:
     dull = b'(APIServer pid=1) INFO:     127.0.0.1:49578 - "POST /v1/completions HTTP/1.1" 200 OK\n'
-    reader = scan_log(LogReader(), [dull * 3000, row.example.encode() + b"\n", dull * 3000])
-    assert [(found.id, found.number) for found in reader.findings] == [(row.id, 3001)]
+    text = shown(row).encode()
+    reader = scan_log(LogReader(), [dull * 3000, text + b"\n", dull * 3000])
+    assert [(found.id, found.number) for found in reader.findings] == [(row.id, 3001 + text.count(b"\n"))]
 
 
 def test_a_failure_that_a_prompt_quotes_is_not_believed() -> None:
