@@ -16,9 +16,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glm4_deploy.catalog.rows import gpu_by_name, parse_version
-from glm4_deploy.plan.engine_rules import WeightFormat, default_fraction, default_num_seqs, glm4_9b
+import yaml
+
+from glm4_deploy.catalog.rows import gpu_by_name, gpu_by_size, parse_capability, parse_version
+from glm4_deploy.plan.engine_rules import (
+    GIB,
+    ModelShape,
+    StoredModel,
+    WeightFormat,
+    default_fraction,
+    default_num_seqs,
+    glm4_9b,
+)
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 
 
@@ -70,6 +81,48 @@ def read_case(path: Path, gpu: str) -> Case | None:
         refused=_last(r"ValueError: (No available memory|To serve at least one request|Free memory on device)", text)
         or "",
     )
+
+
+def public_request(row: dict[str, Any]) -> MemoryRequest:
+    """The memory request of a row of tests/data/hosts/public-starts.yaml."""
+    gpu, model = row["gpu"], row["model"]
+    return MemoryRequest(
+        gpu=gpu_by_size(
+            gpu["total_mib"], parse_capability(gpu["capability"]), wsl=gpu["wsl"], from_cuda=gpu["from_cuda"]
+        ),
+        model=StoredModel(
+            name=row["name"],
+            weights=WeightFormat(model["weights"]),
+            checkpoint_bytes=round(model["stored_gib"] * GIB),
+            shape=ModelShape(**model["shape"]),
+            architecture=model["architecture"],
+        ),
+        vllm=parse_version(row["vllm"]),
+        **{key: row[key] for key in STARTED},
+    )
+
+
+STARTED = (
+    "gpu_memory_utilization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype",
+    "enforce_eager", "first_start",
+)  # fmt: skip
+
+
+def public_rows(path: Path) -> Iterator[tuple[str, ...]]:
+    """Public starts, the plan of each, and how far off it is. kept: not used for any formula."""
+    yield ("start", "kept", "KV GiB", "planned", "range", "off")
+    for row in yaml.safe_load(path.read_text(encoding="utf-8")):
+        request, logged = public_request(row), row["logged"]
+        plan = estimate(request)
+        seen = logged["tokens"] * request.token_bytes / GIB if "tokens" in logged else logged["kv_gib"]
+        yield (
+            row["name"],
+            "yes" if row["kept"] else "",
+            f"{seen:.2f}",
+            f"{plan.kv_cache_gib:.2f}",
+            f"± {plan.error_range_gib:.2f}",
+            _off(plan.kv_cache_gib, seen),
+        )
 
 
 def rows(cases: list[Case]) -> Iterator[tuple[str, ...]]:
@@ -171,7 +224,8 @@ def _whole(pattern: str, text: str) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("logs", nargs="+", type=Path, help="engine logs, or directories of them")
+    parser.add_argument("logs", nargs="*", type=Path, help="engine logs, or directories of them")
+    parser.add_argument("--public", type=Path, help="public starts: tests/data/hosts/public-starts.yaml")
     parser.add_argument("--gpu", help="the GPU that wrote the logs; by default gb10 if the path says so, else h100")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     parser.add_argument("--no-timing", action="store_true", help="do not time `plan` and `doctor`")
@@ -182,8 +236,11 @@ def main() -> None:
         for path in paths
         if (case := read_case(path, options.gpu or ("gb10" if "gb10" in str(path) else "h100"))) is not None
     ]
-    show(list(rows(cases)), markdown=options.markdown)
-    show(list(block_rows(paths)), markdown=options.markdown)
+    if paths:
+        show(list(rows(cases)), markdown=options.markdown)
+        show(list(block_rows(paths)), markdown=options.markdown)
+    if options.public:
+        show(list(public_rows(options.public)), markdown=options.markdown)
     if not options.no_timing:
         show(list(timing()), markdown=options.markdown)
 

@@ -22,7 +22,7 @@ from glm4_deploy.catalog.rows import (
 )
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import ModelMissing
-from glm4_deploy.host.gpu import GpuFacts, GpuReport, gpu_row, read_gpus
+from glm4_deploy.host.gpu import GpuFacts, GpuReport, free_bytes, gpu_row, read_gpus
 from glm4_deploy.host.system import (
     COMPOSE_MINIMUM,
     ComposeFacts,
@@ -42,7 +42,7 @@ from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.services import is_loopback
 from glm4_deploy.plan.sizing import HOST_RESERVE_GIB, highest_fraction, solve
-from glm4_deploy.plan.spec import engine_version, memory_request
+from glm4_deploy.plan.spec import engine_version, image_kind, memory_request
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, verdict, warn
 from glm4_deploy.settings import Settings
 
@@ -143,16 +143,6 @@ def _no_gpu(seen: DoctorInput, _needs: Needs) -> Result:
     )
 
 
-def free_bytes(seen: DoctorInput, gpu: Gpu) -> int | None:
-    """Bytes that an engine could allocate now; None if not known."""
-    if gpu.unified:
-        return seen.host.memory_available if seen.host else None
-    facts = seen.gpus[0] if seen.gpus else None
-    if facts is None or facts.free_mib is None:
-        return None
-    return round(min(facts.free_mib, gpu.total_mib) * 2**20)
-
-
 def _gpu(seen: DoctorInput, needs: Needs) -> Result:
     gpus, needed = seen.gpus, needs.settings.tensor_parallel_size
     names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
@@ -177,7 +167,8 @@ def _kernel(seen: DoctorInput, needs: Needs) -> Result:
         return unknown(reason, expected=expected)
     quantized = needs.settings.quantization != "none"
     version = engine_version(needs.settings, needs.profile) or resolve_version(default_tag())
-    path = kernel_path(capability, WeightFormat.NVFP4 if quantized else WeightFormat.BF16, version)
+    weights = WeightFormat.NVFP4 if quantized else WeightFormat.BF16
+    path = kernel_path(capability, weights, version, image_kind(needs.settings))
     if path.name == "none":
         return fail(path.why, expected, remedy="use a GPU of compute capability 7.5 or newer")
     judge = ok if path.native or not quantized else warn
@@ -223,7 +214,9 @@ def _fit(seen: DoctorInput, needs: Needs) -> Result:
     if gpu is None:
         mig = " (MIG is on)" if any(facts.mig for facts in seen.gpus) else ""
         return unknown(f"the size of the GPU's memory is not known{mig}", "give it: glm4-deploy plan --gpu-total-mib")
-    request = replace(memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen, gpu))
+    request = replace(
+        memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen.gpus, seen.host, gpu)
+    )
     if needs.settings.gpu_memory_utilization == "auto":
         solution = solve(request)
         fraction, plan, why = solution.fraction, solution.plan, solution.reason

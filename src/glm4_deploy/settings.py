@@ -166,6 +166,9 @@ class Settings(BaseModel):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto", description="fraction of GPU memory for the engine; auto: chosen by the memory planner"
     )
+    kv_cache_memory_bytes: int | None = Field(
+        None, ge=1, description="bytes of KV cache, in place of what the engine would profile; empty: it profiles"
+    )
     tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split across")
     data_parallel_size: int = Field(
         1, ge=1, le=64, description="copies of the model in one engine, each on its own GPU"

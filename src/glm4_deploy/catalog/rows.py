@@ -109,6 +109,8 @@ Capability: TypeAlias = tuple[int, int]
 
 # nvidia-smi's total exceeds cudaMemGetInfo's by the driver's share: 0.4 to 2.8 % in gpus.yaml.
 SAME_TOTAL = 0.004
+# nvidia-smi's totals of one size differ by a few MiB between products: 16303 (RTX 5070 Ti), 16311 (RTX 5060 Ti).
+SAME_PRODUCT_MIB = 10
 # For unknown products: the driver's share is about this much in most rows of gpus.yaml.
 DRIVER_SHARE_MIB = 500
 
@@ -213,7 +215,7 @@ def gpu_by_size(
         from_cuda: the figure is cudaMemGetInfo's, as the engine logs it.
     """
     unknown = Gpu(
-        name="custom",
+        name=label.lower() or "custom",
         label=label or f"GPU of {total_mib:g} MiB",
         compute_capability=capability,
         total_mib=total_mib,
@@ -228,7 +230,7 @@ def gpu_by_size(
         )
         return replace(row, total_mib=total_mib, exact=True, wsl=wsl, label=label or row.label)
     for gpu in known:
-        if gpu.smi_mib and abs(total_mib - gpu.smi_mib) <= 2:
+        if gpu.smi_mib and abs(total_mib - gpu.smi_mib) <= SAME_PRODUCT_MIB:
             return replace(gpu, label=label or gpu.label)
         if abs(total_mib - gpu.total_mib) <= gpu.total_mib * SAME_TOTAL:
             return replace(gpu, total_mib=total_mib, label=label or gpu.label)
@@ -245,16 +247,17 @@ def on_wsl(gpu: Gpu) -> Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One row of profiles.yaml. gpu: the key in gpus.yaml that it is solved for; None if it needs no GPU.
+    """One row of profiles.yaml: what a class of cards needs.
 
-    also: further GPUs that it serves.
+    gpu: the key in gpus.yaml that it is solved for where no host is known; None if it needs no GPU.
+    capabilities: it also serves every other card of these compute capabilities.
     """
 
     name: str
     summary: str
     engine: str = "nvcr"
     gpu: str | None = None
-    also: tuple[str, ...] = ()
+    capabilities: tuple[Capability, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -272,7 +275,20 @@ class CatalogVariable:
 @cache
 def profiles() -> dict[str, Profile]:
     rows = load_catalog("profiles")["profiles"]
-    return {name: Profile(name=name, **{**row, "also": tuple(row.get("also", ()))}) for name, row in rows.items()}
+    return {name: Profile(name=name, **_typed_profile(row)) for name, row in rows.items()}
+
+
+def _typed_profile(row: dict[str, Any]) -> dict[str, Any]:
+    capabilities = tuple(parse_capability(text) for text in row.get("capabilities", ()))
+    return {**row, "capabilities": capabilities}
+
+
+def profile_for(gpu: Gpu) -> Profile | None:
+    """The profile made for a product, else for cards of its compute capability; None if there is neither."""
+    made = [profile for profile in profiles().values() if profile.name != "seed"]
+    named = (profile for profile in made if gpu.name == profile.gpu)
+    of_class = (profile for profile in made if gpu.compute_capability in profile.capabilities)
+    return next(named, None) or next(of_class, None)
 
 
 @cache

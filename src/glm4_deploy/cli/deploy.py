@@ -16,7 +16,6 @@ from glm4_deploy.cli.params import (
     JsonLines,
     Requested,
     StateDir,
-    profile_of_this_host,
     resolve_spec,
     with_settings,
 )
@@ -32,7 +31,7 @@ from glm4_deploy.deploy.candidates import (
 from glm4_deploy.deploy.endpoint import EngineKind
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
-from glm4_deploy.deploy.plan_check import compare_plan, gpu_of_host
+from glm4_deploy.deploy.plan_check import compare_plan, free_memory, gpu_of_host
 from glm4_deploy.deploy.state import (
     Record,
     describe_journal,
@@ -142,7 +141,7 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    plan = requested.plan(profile_of_this_host)
+    plan = requested.plan_here(lambda free: free_memory(state_dir, free))
     settings, deployment = plan.settings, plan.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
@@ -155,7 +154,7 @@ def up(
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
         result = Transaction(state_dir, candidate, progress, timeout=timeout).run("up", rollback=not no_rollback)
-    host_gpu = gpu_of_host() if deployment.memory else None
+    host_gpu = gpu_of_host(settings.tensor_parallel_size) if deployment.memory else None
     planned = compare_plan(settings, plan.profile, deployment, result.start.facts, state_dir, host_gpu)
     report_result(replace(result, planned=planned), "up", progress, json_=json_)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from glm4_deploy.catalog.rows import Profile, profiles, recognise
+from glm4_deploy.catalog.rows import Profile, profile_for, profiles
 from glm4_deploy.errors import PlanRefused
-from glm4_deploy.host.gpu import read_gpus
-from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
+from glm4_deploy.host.gpu import GpuReport, free_bytes, gpu_row, read_gpus
+from glm4_deploy.host.system import HostFacts, read_host
+from glm4_deploy.plan.spec import Card, DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
 
 StateDir = Annotated[
@@ -65,9 +66,26 @@ class Requested:
         """The settings, and the profile they are based on."""
         return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
 
-    def plan(self, default_profile: Callable[[], Profile] = seed) -> "ResolvedPlan":
+    def plan(self) -> "ResolvedPlan":
         """What these settings deploy; see `resolve_plan`."""
-        return resolve_plan(self.flags, sets=self.sets, config=self.config, default_profile=default_profile)
+        return resolve_plan(self.flags, sets=self.sets, config=self.config)
+
+    def plan_here(self, free_now: Callable[[int | None], int | None] = lambda free: free) -> "ResolvedPlan":
+        """What these settings deploy on this host: its profile is the default, and its card is solved for.
+
+        Args:
+            free_now: from the bytes that are free on the card to those to plan with.
+
+        Raises:
+            UsageError: a setting is wrong.
+            PlanRefused: no NVIDIA GPU and no profile, or the settings do not fit the card.
+        """
+        seen = HostCards(gpus=read_gpus(), host=read_host())
+        settings, profile = self.load(seen.profile)
+        card = None if profile.gpu is None else seen.card(settings.tensor_parallel_size)
+        if card is not None:
+            card = replace(card, free_bytes=free_now(card.free_bytes))
+        return _resolved(settings, profile, card)
 
 
 NOTHING = Requested()
@@ -169,37 +187,42 @@ def resolve_plan(
         UsageError: a setting is wrong.
         PlanRefused: the settings do not fit the profile's GPU.
     """
-    settings, profile = load_settings(flags, file=config, sets=sets, default_profile=default_profile)
-    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile))
+    return _resolved(*load_settings(flags, file=config, sets=sets, default_profile=default_profile), None)
+
+
+def _resolved(settings: Settings, profile: Profile, card: Card | None) -> ResolvedPlan:
+    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile, card))
     return ResolvedPlan(settings=settings, profile=profile, deployment=deployment)
 
 
-def profile_of_this_host() -> Profile:
-    """The profile for this host's GPU.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCards:
+    """The GPUs of this host and what the planner makes of them."""
 
-    Raises:
-        PlanRefused: there is no NVIDIA GPU, or no profile for it.
-    """
-    report = read_gpus()
-    if not report.gpus:
-        raise PlanRefused(
-            f"no NVIDIA GPU was found on this host ({report.trouble})",
-            hint="name the host's profile with --profile (see `glm4-deploy profiles`); --profile cpu needs no GPU",
-        )
-    product = report.gpus[0].name
-    profile = profile_for(product)
-    if profile is None:
-        raise PlanRefused(
-            f"no profile is made for {product!r}", hint="choose the nearest with --profile (see `glm4-deploy profiles`)"
-        )
-    typer.echo(f"profile {profile.name}: this host has {product}", err=True)
-    return profile
+    gpus: GpuReport
+    host: HostFacts
 
+    def card(self, ranks: int) -> Card | None:
+        """The card that an engine of `ranks` GPUs is solved for; None without an NVIDIA GPU or where MIG is on."""
+        row = gpu_row(self.gpus, self.host, ranks=ranks)
+        return Card(gpu=row, free_bytes=free_bytes(self.gpus.gpus, self.host, row)) if row else None
 
-def profile_for(product: str) -> Profile | None:
-    """The profile for a GPU, by the name that its driver reports."""
-    row = recognise(product)
-    if row is None:
-        return None
-    made = (one for one in profiles().values() if one.name != "seed")
-    return next((one for one in made if row.name in (one.gpu, *one.also)), None)
+    def profile(self) -> Profile:
+        """The profile for this host's first GPU.
+
+        Raises:
+            PlanRefused: there is no NVIDIA GPU, or no profile for it.
+        """
+        if not self.gpus.gpus:
+            raise PlanRefused(
+                f"no NVIDIA GPU was found on this host ({self.gpus.trouble})",
+                hint="name the host's profile with --profile (see `glm4-deploy profiles`); --profile cpu needs no GPU",
+            )
+        product, row = self.gpus.gpus[0].name, gpu_row(self.gpus, self.host)
+        profile = profile_for(row) if row else None
+        if profile is None:
+            why = "its memory or compute capability is not known (MIG?)" if row is None else "no profile is made for it"
+            hint = "choose the nearest with --profile (see `glm4-deploy profiles`)"
+            raise PlanRefused(f"{product!r}: {why}", hint=hint)
+        typer.echo(f"profile {profile.name}: this host has {product}", err=True)
+        return profile

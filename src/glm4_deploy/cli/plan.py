@@ -16,6 +16,7 @@ from glm4_deploy.catalog.rows import (
     gpus,
     on_wsl,
     parse_capability,
+    profile_for,
     resolve_version,
 )
 from glm4_deploy.checkpoint.model import BadConfigError, stored_model
@@ -28,7 +29,6 @@ from glm4_deploy.cli.params import (
     Json,
     Requested,
     StateDir,
-    profile_for,
     seed,
     with_settings,
 )
@@ -37,10 +37,10 @@ from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b
-from glm4_deploy.plan.kernels import kernel_path
+from glm4_deploy.plan.kernels import ImageKind, kernel_path
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
-from glm4_deploy.plan.spec import engine_version, memory_request
+from glm4_deploy.plan.spec import engine_version, image_kind, memory_request
 from glm4_deploy.report.memory_plan import plan_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import make_report
@@ -124,16 +124,23 @@ def plan(
         answer = solution.plan
     else:
         answer = estimate(request)
-    _show_plan(request, answer, solved, advice(request, answer, host_reserve_gib=host_reserve_gib), outputs)
+    hints = advice(request, answer, host_reserve_gib=host_reserve_gib)
+    _show_plan(request, answer, solved, hints, outputs, image_kind(settings))
     if not answer.fits:
         why = "" if outputs.text else f": {answer.refusal}"  # already in the text above
         raise PlanRefused(f"the engine cannot start on {request.gpu.label}{why}", hint=answer.remedy)
 
 
 def _show_plan(
-    request: MemoryRequest, answer: MemoryPlan, solved: str, hints: tuple[str, ...], outputs: Outputs
+    request: MemoryRequest,
+    answer: MemoryPlan,
+    solved: str,
+    hints: tuple[str, ...],
+    outputs: Outputs,
+    image: ImageKind,
 ) -> None:
-    kernel = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm)
+    kernel = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm, image)
+    starts = {name: estimate(replace(request, first_start=name == "first")) for name in ("first", "later")}
     settings = {
         "gpu": request.gpu.label,
         "vllm": ".".join(map(str, request.vllm)),
@@ -148,8 +155,20 @@ def _show_plan(
     outputs.write(
         make_report("plan", [_fit(answer)], code=0 if answer.fits else PlanRefused.exit_code),
         lambda: plan_text(request, answer, kernel=kernel, advice=hints, solved=solved, color=color),
-        details={**settings, **_rounded(to_wire(answer)), "kernel_path": kernel, "advice": hints},
+        details={
+            **settings,
+            **_rounded(to_wire(answer)),
+            "kernel_path": kernel,
+            "advice": hints,
+            "starts": {name: _start(plan) for name, plan in starts.items()},
+        },
     )
+
+
+def _start(plan: MemoryPlan) -> dict[str, Any]:
+    """What differs between a first and a later start."""
+    figures = ("fits", "kv_cache_gib", "error_range_gib", "kv_cache_tokens", "max_concurrency")
+    return _rounded({name: getattr(plan, name) for name in figures})
 
 
 def _fit(plan: MemoryPlan) -> Result:
@@ -172,24 +191,26 @@ def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile,
     """
     if named is not None:
         return *requested.load(lambda: NO_PROFILE), named, False
-    report = read_gpus()
-    host_gpu = gpu_row(report, read_host())
-    settings, profile = requested.load(lambda: _profile_of(report))
+    report, host = read_gpus(), read_host()
+    first = gpu_row(report, host)
+    settings, profile = requested.load(lambda: _profile_of(report, first))
+    host_gpu = gpu_row(report, host, ranks=settings.tensor_parallel_size)
     if report.gpus and host_gpu is None:
         raise UsageError(
             f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
-            hint="name one: glm4-deploy plan --gpu gb10 (or --gpu-total-mib with --compute-capability)",
+            hint="name one: --gpu gb10, or the size of a MIG instance with --gpu-total-mib, --cuda-total and"
+            " --compute-capability",
         )
-    if host_gpu is not None and (profile is NO_PROFILE or host_gpu.name in (profile.gpu, *profile.also)):
+    if host_gpu is not None and (profile is NO_PROFILE or profile.name == "seed" or profile_for(host_gpu) == profile):
         return settings, profile, host_gpu, True
     if profile.gpu is None:
         raise UsageError(f"profile {profile.name} has no GPU to plan for", hint="name one with --gpu, for example gb10")
     return settings, profile, gpus()[profile.gpu], False
 
 
-def _profile_of(report: GpuReport) -> Profile:
+def _profile_of(report: GpuReport, gpu: Gpu | None) -> Profile:
     if report.gpus:
-        return profile_for(report.gpus[0].name) or NO_PROFILE
+        return (profile_for(gpu) if gpu else None) or NO_PROFILE
     typer.echo("no GPU on this host and none named: planned for the profile seed, as `render` does", err=True)
     return seed()
 

@@ -26,14 +26,18 @@ def render(
     ] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
+    for_this_host: Annotated[
+        bool,
+        typer.Option("--for-this-host", help="Solve for this host's GPU and its free memory, as `up` does."),
+    ] = False,
 ) -> None:
     """Print the Compose file, or another target's.
 
-    The same input gives the same bytes, and the file runs without this tool.
+    The same input gives the same bytes, unless --for-this-host reads the host. The file runs without this tool.
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
-    plan = requested.plan()
+    plan = requested.plan_here() if for_this_host else requested.plan()
     files = render_target(target, plan.deployment, plan.settings, plan.profile)
     router_warnings = plan.deployment.router_warnings if target == "compose" else ()
     for warning in (*plan.deployment.warnings, *router_warnings):

@@ -5,15 +5,18 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from glm4_deploy.catalog.rows import Gpu, Profile, gpus
+from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError
 from glm4_deploy.files import write_text
 from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.plan.kernels import ImageKind, kernel_path
 from glm4_deploy.plan.memory import MemoryRequest, estimate
 from glm4_deploy.plan.sizing import MeasuredMemory, Observation, compare_with_log, learn_from_starts
-from glm4_deploy.plan.spec import DeploymentSpec, memory_request
-from glm4_deploy.result import Result
+from glm4_deploy.plan.spec import DeploymentSpec, image_kind, memory_request
+from glm4_deploy.result import Result, ok, warn
 from glm4_deploy.settings import Settings
 
 # What earlier starts on this host showed, in one small JSON file.
@@ -60,9 +63,46 @@ def _checked(row: dict[str, object]) -> Observation:
     return Observation(**values)  # type: ignore[arg-type]  # checked above
 
 
-def gpu_of_host() -> Gpu | None:
-    """The planner's row for this host's GPU; None if it is not known."""
-    return gpu_row(read_gpus(), read_host())
+def gpu_of_host(ranks: int) -> Gpu | None:
+    """The planner's row for the GPUs that an engine of this host gets; None if it is not known."""
+    return gpu_row(read_gpus(), read_host(), ranks=ranks)
+
+
+FREE = "free.json"
+
+
+def free_memory(directory: Path, free: int | None) -> int | None:
+    """What to plan with of the bytes that are free on the card now; None if not known.
+
+    While an engine of ours runs, its own memory is missing from `free`: then what was free before it started counts, so
+    that the same settings give the same file.
+
+    Raises:
+        StorageError: the figure cannot be kept.
+    """
+    if _serving(directory):
+        return _kept_free(directory)
+    if free is not None:
+        write_text(directory / FREE, json.dumps({"schema": SCHEMA, "free_bytes": free}) + "\n")
+    return free
+
+
+def _serving(directory: Path) -> bool:
+    record = load_record(directory)
+    if record is None or record.started is None:
+        return False
+    try:
+        return recorded_engine(record, directory).state().running
+    except DeployError:
+        return False
+
+
+def _kept_free(directory: Path) -> int | None:
+    try:
+        content = json.loads((directory / FREE).read_text(encoding="utf-8"))
+        return int(content["free_bytes"]) if content["schema"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def compare_plan(
@@ -89,8 +129,9 @@ def compare_plan(
         max_concurrency=facts.max_concurrency,
     )
     plan = estimate(request)
+    kernel = kernel_row(request, facts, image_kind(settings))
     observation = learn_from_starts(request, plan, measured) if host_gpu is not None else None
-    rows = compare_with_log(plan, measured)
+    rows = (*compare_with_log(plan, measured), *kernel)
     if observation is None:
         return tuple(replace(row, remedy="") for row in rows)
     try:
@@ -98,6 +139,18 @@ def compare_plan(
     except DeployError as error:
         return tuple(replace(row, remedy=f"not recorded: {error.message}") for row in rows)
     return rows
+
+
+def kernel_row(request: MemoryRequest, facts: EngineFacts, image: ImageKind) -> tuple[Result, ...]:
+    """Whether NVFP4 got the arithmetic that was foretold; nothing where the log names no kernel."""
+    path = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm, image)
+    if facts.kernel is None or facts.native_fp4 is None or path.native is None:
+        return ()
+    observed = f"{facts.kernel} ({'native FP4' if facts.native_fp4 else 'weight-only'})"
+    if facts.native_fp4 is path.native:
+        return (ok(observed, path.name, check="plan-kernel"),)
+    remedy = "4-bit weights without 4-bit arithmetic: see the log for `NVFP4 GEMM`, and try another image tag"
+    return (warn(observed, path.name, remedy=remedy if path.native else "", check="plan-kernel"),)
 
 
 def _request(

@@ -2,10 +2,11 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm4_deploy.catalog.rows import Gpu, gpu_by_size, recognise
+from glm4_deploy.catalog.rows import Gpu, gpu_by_size, on_wsl, recognise
 from glm4_deploy.host.system import HostFacts
 from glm4_deploy.run import Output, RunFailure, run_program
 
@@ -224,11 +225,22 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def gpu_row(report: GpuReport, host: HostFacts | None) -> Gpu | None:
-    """The planner's row for the first GPU; None if its size or compute capability is unknown (no GPU, MIG on)."""
-    if not report.gpus:
-        return None
-    facts = report.gpus[0]
+# Not free although nothing uses it: the CUDA context that the engine opens before it looks (78.57 of 79.18 GiB on an
+# idle H100), and on unified memory its own processes (113.69 GiB where the idle host had 116.43 available).
+CONTEXT_MIB, PROCESSES = 600, 2.7 * 2**30
+
+
+def gpu_row(report: GpuReport, host: HostFacts | None, *, ranks: int = 1) -> Gpu | None:
+    """The planner's row for the GPUs that an engine gets; None if size or capability is unknown (no GPU, MIG on).
+
+    Of several different cards it is the smallest of the first `ranks`: each rank gets the same share.
+    """
+    rows = [_row(facts, host) for facts in report.gpus[:ranks]]
+    known = [row for row in rows if row is not None]
+    return min(known, key=lambda row: row.total_mib) if known and len(known) == len(rows) else None
+
+
+def _row(facts: GpuFacts, host: HostFacts | None) -> Gpu | None:
     known = recognise(facts.name)
     capability = facts.compute_capability or (known.compute_capability if known else None)
     pool = host.memory_total / 2**20 if host and host.memory_total else None
@@ -237,7 +249,18 @@ def gpu_row(report: GpuReport, host: HostFacts | None) -> Gpu | None:
     if known is not None and known.unified:
         return replace(known, total_mib=pool, exact=True) if pool else known
     if facts.total_mib is not None:
-        return gpu_by_size(facts.total_mib, capability, label=facts.name)
+        return gpu_by_size(facts.total_mib, capability, label=facts.name, wsl=host is not None and host.wsl)
     if known is None and pool:
         return gpu_by_size(pool, capability, unified=True, label=facts.name)
-    return known
+    return on_wsl(known) if known and host and host.wsl else known
+
+
+def free_bytes(gpus: Sequence[GpuFacts], host: HostFacts | None, gpu: Gpu) -> int | None:
+    """Bytes that an engine would find free on `gpu` now; None if not known."""
+    if gpu.unified:
+        available = host.memory_available if host else None
+        return None if available is None else max(0, round(available - PROCESSES))
+    free = [facts.free_mib for facts in gpus if facts.free_mib is not None]
+    if not free:
+        return None
+    return max(0, round((min(free[0], gpu.total_mib) - CONTEXT_MIB) * 2**20))

@@ -61,6 +61,11 @@ class HostFacts:
     apparmor: bool
     clock: float
 
+    @property
+    def wsl(self) -> bool:
+        """Whether this is WSL2: its kernel names Microsoft (`5.15.167.4-microsoft-standard-WSL2`)."""
+        return "microsoft" in self.kernel.lower()
+
 
 def read_host(*, proc: Path = Path("/proc"), sys: Path = Path("/sys"), shm: Path = Path("/dev/shm")) -> HostFacts:  # noqa: S108
     """Read the host. The arguments serve only to read a recorded tree instead."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB
+from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB, takes_cache_bytes
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, at_any_fraction, estimate
 from glm4_deploy.result import Result, ok, warn
 
@@ -96,6 +96,8 @@ def solve(request: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB)
     max_model_len fits.
     """
     ceiling = highest_fraction(request, host_reserve_gib=host_reserve_gib)
+    if request.kv_cache_memory_bytes is not None:
+        return _cover(request, ceiling)
     needed = load_bytes(request) / GIB
     plans = [(fraction, at(request, fraction)) for fraction in _steps(ceiling)]
     for fraction, plan in plans:
@@ -114,6 +116,22 @@ def solve(request: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB)
         return Solution(fraction=fraction, serves=True, plan=plan, reason=reason)
     reason = f"{why}; {plan.max_concurrency:.1f} of {_load(request)} fit at once"
     return Solution(fraction=fraction, serves=False, plan=plan, reason=reason)
+
+
+def _cover(request: MemoryRequest, ceiling: float) -> Solution:
+    """The smallest fraction with room for the bytes of KV cache that the engine is told to allocate.
+
+    The engine only checks that this fraction is free; the bytes decide the cache.
+    """
+    asked = (request.kv_cache_memory_bytes or 0) / GIB
+    profiled = replace(request, kv_cache_memory_bytes=None)
+    enough = (step for step in _steps(ceiling) if at(profiled, step).kv_cache_gib >= asked)
+    fraction = next(enough, ceiling)
+    plan = at(request, fraction)
+    serves = plan.fits and plan.kv_cache_gib * GIB >= load_bytes(request)
+    return Solution(
+        fraction=fraction, serves=serves, plan=plan, reason=f"covers kv_cache_memory_bytes ({asked:.1f} GiB)"
+    )
 
 
 def _at_ceiling(plan: MemoryPlan) -> MemoryPlan:
@@ -179,6 +197,13 @@ def _advice(request: MemoryRequest, plan: MemoryPlan, reserve: float) -> Iterato
     if fraction > ceiling + 1e-9:
         why = f"{reserve:g} GiB for the host" if request.gpu.unified else "room for allocations outside the request"
         yield f"{fraction:g} leaves less than {why}: {ceiling:g} is the highest safe value"
+    if request.gpu.unified and request.kv_cache_memory_bytes is None and takes_cache_bytes(request.vllm):
+        size = load_bytes(request)
+        if size / GIB <= plan.kv_cache_gib + plan.error_range_gib:
+            yield (
+                f"kv_cache_memory_bytes {size} is exactly {_load(request)}, whatever else runs on this host:"
+                f" --set kv_cache_memory_bytes={size}"
+            )
     if plan.fits:
         each = longest_context(plan, request, requests=request.max_num_seqs)
         one = longest_context(plan, request, requests=1)

@@ -4,7 +4,7 @@ Pure: the same settings give the same specification. Decisions are made here; th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from glm4_deploy.catalog.rows import (
@@ -21,7 +21,8 @@ from glm4_deploy.catalog.rows import (
     vllm_version,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, WeightFormat, glm4_9b
+from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, WeightFormat, glm4_9b, takes_cache_bytes
+from glm4_deploy.plan.kernels import ImageKind
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
 from glm4_deploy.plan.services import (
     WITH_KEY,
@@ -68,6 +69,11 @@ def engine_version(settings: Settings, profile: Profile) -> Version | None:
     return vllm_version(settings.image_tag) if settings.image_repository == repository() else None
 
 
+def image_kind(settings: Settings) -> ImageKind:
+    """Who compiled the engine in the requested image."""
+    return ImageKind.NVIDIA if settings.image_repository == repository() else ImageKind.OTHER
+
+
 def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequest:
     """The settings as a request to the memory planner."""
     weights = WeightFormat.BF16 if settings.quantization == "none" else WeightFormat.NVFP4
@@ -83,23 +89,38 @@ def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequ
         kv_cache_dtype=settings.kv_cache_dtype,
         enforce_eager=settings.enforce_eager,
         tensor_parallel_size=settings.tensor_parallel_size,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
     )
 
 
-def choose_fraction(settings: Settings, profile: Profile) -> Fraction:
-    """The fraction for the profile's GPU.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The card of a host. free_bytes: what an engine would find free; None if not known."""
+
+    gpu: Gpu
+    free_bytes: int | None = None
+
+    @property
+    def label(self) -> str:
+        free = "" if self.free_bytes is None else f", {self.free_bytes / 2**30:.1f} free"
+        return f"{self.gpu.label} ({self.gpu.total_bytes / 2**30:.1f} GiB{free})"
+
+
+def choose_fraction(settings: Settings, profile: Profile, card: Card | None = None) -> Fraction:
+    """The fraction for the host's card, else for the profile's GPU.
 
     Raises:
         PlanRefused: the engine could not start on that GPU, not even at the optimistic end of the error range.
     """
     if profile.gpu is None:
         return Fraction(value=None)
-    request = memory_request(settings, profile, gpus()[profile.gpu])
+    request = memory_request(settings, profile, card.gpu if card else gpus()[profile.gpu])
+    request = replace(request, free_bytes=card.free_bytes if card else None)
     if settings.gpu_memory_utilization == "auto":
         solution = solve(request)
         if not solution.plan.fits:
             raise _refused(solution.plan, request)
-        reason = f"solved for {request.gpu.label}: {solution.reason}"
+        reason = f"solved for {card.label if card else request.gpu.label}: {solution.reason}"
         return Fraction(value=solution.fraction, reason=reason, plan=solution.plan)
     requested = settings.gpu_memory_utilization
     plan = at(request, requested)
@@ -108,7 +129,7 @@ def choose_fraction(settings: Settings, profile: Profile) -> Fraction:
     if plan.fits:
         return Fraction(value=requested, reason=reason, plan=plan)
     # The seed profile is for any Blackwell GPU: its GPU is only the most likely one, so it cannot justify a refusal.
-    if profile.name == "seed" or plan.kv_cache_gib + plan.error_range_gib > 0:
+    if (profile.name == "seed" and card is None) or plan.kv_cache_gib + plan.error_range_gib > 0:
         warning = f"on {request.gpu.label}: {plan.refusal}; {plan.remedy}"
         return Fraction(value=requested, reason=reason, warning=warning, plan=plan)
     raise _refused(plan, request)
@@ -341,6 +362,13 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
     ]
     if fraction.value is not None:
         flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction.value:g}", note=fraction.reason))
+    if settings.kv_cache_memory_bytes is not None:
+        version = engine_version(settings, profile)
+        if version is not None and not takes_cache_bytes(version):
+            shown = ".".join(map(str, version))
+            raise UsageError(f"vLLM {shown} has no --kv-cache-memory-bytes", hint="leave kv_cache_memory_bytes out")
+        note = "exact: the engine does not profile, so its neighbours do not count"
+        flags.append(Flag(name="kv-cache-memory-bytes", value=str(settings.kv_cache_memory_bytes), note=note))
     if settings.max_num_batched_tokens is not None:
         flags.append(Flag(name="max-num-batched-tokens", value=str(settings.max_num_batched_tokens)))
     if settings.tensor_parallel_size > 1:

@@ -1,9 +1,10 @@
 """A memory plan as text: a table, a bar and advice. Without Rich, whose import takes longer than `plan` itself."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from glm4_deploy.plan.kernels import KernelPath
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
+from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.text import paint
 
 WIDTH = 60
@@ -22,41 +23,43 @@ def plan_text(
     """The complete text, ending in a newline. `solved` explains the fraction if the planner chose it."""
     version = ".".join(map(str, request.vllm))
     gpus = f"{request.tensor_parallel_size} x " if request.tensor_parallel_size > 1 else ""
+    first, later = (estimate(replace(request, first_start=start)) for start in (True, False))
     lines = [
         f"{request.model.name} ({request.model.weights}) on {gpus}{request.gpu.label} with vLLM {version}",
+        f"  rests on: {plan.basis}",
         f"  max_model_len {request.max_model_len}, max_num_seqs {request.max_num_seqs},"
         f" kv_cache_dtype {request.kv_cache_dtype}, max_num_batched_tokens {plan.max_num_batched_tokens}",
         f"  gpu_memory_utilization {request.gpu_memory_utilization:g}{f': {solved}' if solved else ''}",
         f"  arithmetic: {kernel.name} ({kernel.why}{f'; {kernel.flaw}' if kernel.flaw else ''})",
         "",
-        *_table(plan),
+        *_table(first, later),
         "",
         *_bar(plan),
         "",
         paint(_verdict(plan), plan.fits, color),
     ]
     lines += [f"  → {line}" for line in advice]
-    lines += ["", "where the figures come from:", *(f"  · {reason}" for reason in plan.reasons)]
+    lines += ["", "also:", *(f"  · {reason}" for reason in plan.reasons)]
     return "\n".join(lines) + "\n"
 
 
-def _table(plan: MemoryPlan) -> list[str]:
-    rows = [
-        ("total", plan.total_gib, ""),
-        ("requested by the engine", plan.requested_gib, ""),
-        ("weights", plan.weights_gib, ""),
-        ("activations", plan.activation_gib, "peak of the profiling run"),
-        ("overhead", plan.overhead_gib, "libraries, NCCL; the engine's own processes on unified memory"),
-        (
-            "CUDA graphs",
-            plan.graph_gib,
-            f"{plan.graph_counted_gib:.2f} GiB of graphs and workspace come out of the KV cache",
-        ),
-        ("attention workspace", plan.workspace_gib, ""),
-        ("KV cache", plan.kv_cache_gib, f"± {plan.error_range_gib:.2f} GiB"),
-        ("outside of the request", plan.outside_gib, ""),
-    ]
-    return [f"  {name:<26}{gib:9.2f} GiB{'   ' + note if note else ''}" for name, gib, note in rows]
+def _table(first: MemoryPlan, later: MemoryPlan) -> list[str]:
+    """First and later starts side by side, each part of the request with its source."""
+    rows = [("requested by the engine", first.requested_gib, later.requested_gib, f"of {first.total_gib:.2f} GiB")]
+    rows += [(one.name, one.gib, other.gib, one.source) for one, other in zip(first.terms, later.terms, strict=True)]
+    lines = [f"  {'GiB':<26}{'first start':>14}{'later starts':>14}"]
+    lines += [f"  {name:<26}{one:14.2f}{other:14.2f}   {source}" for name, one, other, source in rows]
+    kv = [f"{plan.kv_cache_gib:.2f} ± {plan.error_range_gib:.2f}" for plan in (first, later)]
+    lines.append(f"  {'KV cache':<26}{kv[0]:>14}{kv[1]:>14}")
+    tokens = [f"{plan.kv_cache_tokens:,}" if plan.fits else "no start" for plan in (first, later)]
+    lines.append(f"  {'  tokens':<26}{tokens[0]:>14}{tokens[1]:>14}")
+    served = [f"{plan.max_concurrency:.2f}" if plan.fits else "" for plan in (first, later)]
+    lines.append(f"  {'  requests of full length':<26}{served[0]:>14}{served[1]:>14}")
+    lines.append(
+        f"  {'outside of the request':<26}{first.outside_gib:14.2f}{later.outside_gib:14.2f}"
+        f"   of {first.graph_gib:.2f} GiB graphs and {first.workspace_gib:.2f} GiB attention workspace"
+    )
+    return lines
 
 
 def _bar(plan: MemoryPlan) -> list[str]:
