@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.catalog.rows import Profile, gpu_by_name
-from glm4_deploy.deploy.plan_check import compare_plan, load_observations
+from glm4_deploy.deploy.plan_check import compare_plan, free_memory, kernel_row, load_observations
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogReader
+from glm4_deploy.plan.kernels import ImageKind
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import sharpen
 from glm4_deploy.plan.spec import choose_fraction, memory_request, plan_deployment
@@ -44,7 +45,7 @@ def held(
 def test_a_start_as_planned_is_ok_in_every_row(tmp_path: Path) -> None:
     rows, _, _ = held(facts_of("h100-0.24-seed.log"), tmp_path)
 
-    assert [row.check for row in rows] == ["plan-weights", "plan-kv-cache", "plan-kv-tokens"]
+    assert [row.check for row in rows] == ["plan-weights", "plan-kv-cache", "plan-kv-tokens", "plan-kernel"]
     assert {row.status for row in rows} == {Status.OK}
     assert "51.04 GiB" in rows[1].observed
 
@@ -59,6 +60,26 @@ def test_a_start_off_its_plan_warns_and_sharpens_the_next(tmp_path: Path) -> Non
     assert "recorded" in next(one.remedy for one in rows if one.status is Status.WARN)
     assert len(learnt) == 1
     assert estimate(request).kv_cache_gib == pytest.approx(51.04, abs=0.1)
+
+
+def test_arithmetic_other_than_foretold_warns(tmp_path: Path) -> None:
+    """The log of an RTX 5090 whose engine chose a weight-only kernel, and of an H100, where nothing else was foretold."""
+    _, settings, row = held(facts_of("h100-0.24-seed.log"), tmp_path)
+    request = memory_request(settings, row, H100)
+    marlin = facts_of("h100-0.24-seed.log")
+    on_blackwell = replace(request, gpu=gpu_by_name("rtx-5090"))
+
+    assert [one.status for one in kernel_row(request, marlin, ImageKind.NVIDIA)] == [Status.OK]
+    [unlike] = kernel_row(on_blackwell, marlin, ImageKind.NVIDIA)
+    assert unlike.status is Status.WARN
+    assert "weight-only" in unlike.observed
+    assert kernel_row(request, replace(marlin, kernel=None, native_fp4=None), ImageKind.NVIDIA) == ()
+
+
+def test_without_an_engine_of_ours_what_is_free_now_counts(tmp_path: Path) -> None:
+    assert free_memory(tmp_path, 30 * 2**30) == 30 * 2**30
+    assert free_memory(tmp_path, 20 * 2**30) == 20 * 2**30
+    assert free_memory(tmp_path, None) is None
 
 
 def test_nothing_is_recorded_for_an_unknown_gpu(tmp_path: Path) -> None:
