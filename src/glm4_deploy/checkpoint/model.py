@@ -25,6 +25,10 @@ class BadConfigError(ValueError):
     """Why config.json does not determine the tensors, in one phrase."""
 
 
+class NotPlannedError(BadConfigError):
+    """The planner has no formulas for this model; the message names it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
     """A linear layer `name` with weight [rows, columns]."""
@@ -36,7 +40,11 @@ class Linear:
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Read the dimensions; a missing key has GlmConfig's default. Raises BadConfigError."""
+    """Read the dimensions; a missing key has the default of GlmConfig, or of Llama's for other models.
+
+    Raises:
+        BadConfigError: a dimension is missing or wrong.
+    """
 
     def size(key: str, default: int | None = None, limit: int = 2**31) -> int:
         value = config.get(key, default)
@@ -46,13 +54,15 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
             raise BadConfigError(f"{key} is {str(value)[:40]!r}")
         return value
 
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    glm = _architecture(config).startswith("Glm")
     return ModelShape(
         layers=size("num_hidden_layers", limit=MAX_LAYERS),
-        hidden=size("hidden_size"),
+        hidden=hidden,
         ffn=size("intermediate_size"),
-        heads=size("num_attention_heads"),
-        kv_heads=size("num_key_value_heads", 2),
-        head_dim=size("head_dim", 128),
+        heads=heads,
+        kv_heads=size("num_key_value_heads", 2 if glm else heads),
+        head_dim=size("head_dim", 128 if glm else hidden // heads),
         vocab=size("vocab_size"),
         attention_bias=config.get("attention_bias", True) is not False,
         tied=config.get("tie_word_embeddings", False) is True,
@@ -144,12 +154,13 @@ def stored_model(name: str, checkpoint: Checkpoint) -> StoredModel:
     """What the planner needs to know of a checkpoint.
 
     Raises:
-        BadConfigError: config.json lacks a dimension, a shard is missing, or the planner has no formulas for the model.
+        BadConfigError: config.json lacks a dimension, or a shard is missing.
+        NotPlannedError: the planner has no formulas for the model.
     """
     config = checkpoint.config or {}
     unknown = beyond_the_planner(config)
     if unknown:
-        raise BadConfigError(f"{unknown}: the planner knows dense text models with full attention only")
+        raise NotPlannedError(f"{unknown}: the planner knows dense text models with full attention only")
     shape = model_shape(config)
     size = sum(tensor.nbytes for shard in checkpoint.shards for tensor in shard.header.tensors)
     if not size or not checkpoint.complete:

@@ -19,7 +19,7 @@ from glm4_deploy.catalog.rows import (
     profile_for,
     resolve_version,
 )
-from glm4_deploy.checkpoint.model import BadConfigError, stored_model
+from glm4_deploy.checkpoint.model import BadConfigError, NotPlannedError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import (
@@ -246,6 +246,8 @@ def _model(checkpoint: Path | None, weights: str) -> StoredModel:
     if checkpoint is not None:
         try:
             return stored_model(checkpoint.resolve().name, read_checkpoint(checkpoint))
+        except NotPlannedError as error:
+            raise UsageError(f"{checkpoint}: {error}", hint="its engine's log says what fits, once it runs") from None
         except BadConfigError as error:
             hint = f"see what is missing: glm4-deploy checkpoint verify {checkpoint}"
             raise UsageError(f"{checkpoint}: {error}", hint=hint) from None
