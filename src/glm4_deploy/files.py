@@ -2,23 +2,31 @@
 
 import errno
 import os
+import re
+import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from glm4_deploy.errors import StorageError, UsageError
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
     """Write the whole text as UTF-8, or nothing. Raises StorageError."""
     write_bytes(path, text.encode(), mode=mode)
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write all the data or nothing: to a temporary file beside the target, flushed to disk, then renamed.
 
     Of a symbolic link, the file that it points to is replaced. A device or a pipe is written to, never replaced.
+
+    Args:
+        mode: permissions of the file; None keeps those of the file that is replaced, and leaves those of a new one to
+            the umask.
 
     Raises:
         StorageError: the path is a directory, its directory is not writable, or the disk is full.
@@ -29,19 +37,34 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             return
         target = path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        if mode is None:
+            with suppress(FileNotFoundError):
+                mode = stat.S_IMODE(target.stat().st_mode)
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{_TEMPORARY}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode & 0o700)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(mode)
-            Path(name).replace(target)
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
+                os.fsync(descriptor)
+            temporary.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+_TEMPORARY = ".glm4-tmp"
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of writers that were killed. For a directory with one writer, who holds its lock."""
+    for path in directory.glob(f".*{_TEMPORARY}"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -103,14 +126,31 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-MAX_YAML_CHARACTERS = 2_000_000
-MAX_YAML_VALUES = 100_000
+MAX_YAML_CHARACTERS = 1_000_000
+MAX_YAML_NODES = 20_000  # PyYAML reads about 20,000 in a second
+MAX_YAML_VALUES = 100_000  # once aliases are expanded
+# YAML 1.2's core schema: 1.1, PyYAML's own, also makes numbers of 010, 12:30:45 and 1_000, and truth of yes and on.
+_CORE_SCHEMA = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    "merge": (r"<<", "<"),
+}
 
 
-def parse_yaml(text: str, name: object) -> Any:
-    """The content of a YAML text. `name`: the source, for error messages.
+_BOOL = "tag:yaml.org,2002:bool"
+_VERBATIM = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def parse_yaml(text: str, name: object, *, verbatim: frozenset[str] = frozenset()) -> Any:
+    """The content of a YAML 1.2 text.
 
     Aliases are limited: nested ones can make a few lines expand to billions of values.
+
+    Args:
+        name: the source, for error messages.
+        verbatim: top-level keys whose entries stay text as they are written, except `true`, `false` and `null`.
 
     Raises:
         UsageError: not YAML, too large, a duplicate key, or too many values once aliases are expanded.
@@ -120,9 +160,9 @@ def parse_yaml(text: str, name: object) -> Any:
     if len(text) > MAX_YAML_CHARACTERS:
         raise UsageError(f"{name} is too large: {len(text):,} characters", hint="check that it is the right file")
     try:
-        content = _load_yaml(text, name)
+        content = yaml.load(text, _loader(name, verbatim))  # noqa: S506 (a SafeLoader)
         values = _expanded_size(content, {})
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise UsageError(f"{name}{line} is not valid YAML", hint="check indentation and quotes") from None
@@ -131,22 +171,49 @@ def parse_yaml(text: str, name: object) -> Any:
     return content
 
 
-def _load_yaml(text: str, name: object) -> Any:
-    """Load YAML with duplicate keys as an error, as in Compose; PyYAML itself silently keeps the last one."""
+def _loader(name: object, verbatim: frozenset[str]) -> Any:
+    """A SafeLoader with YAML 1.2's types, for which a duplicate key is an error, as it is for Compose."""
     import yaml
 
     class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own shape)
+        nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.nodes += 1
+            if self.nodes > MAX_YAML_NODES:
+                raise UsageError(f"{name} is too large: over {MAX_YAML_NODES:,} values", hint="is it the right file?")
+            return super().compose_node(parent, index)
+
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
             seen = set()
             for key, _ in node.value:
-                if (key.tag, str(key.value)) in seen:
-                    line = f"{name} line {key.start_mark.line + 1}"
-                    raise UsageError(f"{line}: {str(key.value)[:60]!r} is given twice", hint="keep one of them")
-                seen.add((key.tag, str(key.value)))
+                line = f"{name} line {key.start_mark.line + 1}"
+                if not isinstance(key, yaml.ScalarNode):
+                    raise UsageError(
+                        f"{line}: a list or a mapping cannot be a key", hint="check indentation and quotes"
+                    )
+                if (key.tag, key.value) in seen:
+                    raise UsageError(f"{line}: {key.value[:60]!r} is given twice", hint="keep one of them")
+                seen.add((key.tag, key.value))
             return node
 
-    return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+        def get_single_node(self) -> Any:
+            root = super().get_single_node()
+            for scalar in _entries(root):
+                if scalar.tag in _VERBATIM or (scalar.tag == _BOOL and scalar.value not in ("true", "false")):
+                    scalar.tag = "tag:yaml.org,2002:str"
+            return root
+
+    def _entries(root: Any) -> Iterator[Any]:
+        for key, group in root.value if isinstance(root, yaml.MappingNode) else ():
+            if key.value in verbatim and isinstance(group, yaml.MappingNode):
+                yield from (value for _, value in group.value if isinstance(value, yaml.ScalarNode))
+
+    for kind, (pattern, first) in _CORE_SCHEMA.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"), list(first))
+    return Loader
 
 
 def _expanded_size(value: Any, known: dict[int, int]) -> int:

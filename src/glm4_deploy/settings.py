@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from glm4_deploy.catalog.rows import Profile, default_tag, profiles, repository
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.text import CONTROLS, did_you_mean
+from glm4_deploy.text import CONTROLS, MASK, did_you_mean, redact, secret_name
 
 FILE = Path("glm4.yaml")
 STATE_DIR = Path(".glm4")
@@ -59,6 +59,10 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
 DeviceName = Annotated[
     str, StringConstraints(pattern=r"^([0-9]{1,4}(:[0-9]{1,3})?|(GPU|MIG)-[A-Za-z0-9/-]+)$", max_length=128)
 ]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+User = Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")]
+BodyLimit = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")]
+HostPort = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -83,9 +87,11 @@ def _ip_address(value: str) -> str:
 
 
 def _flag_text(value: object) -> object:
-    """An engine flag's JSON may be written as YAML; an empty value is a flag without a value."""
-    if value == "":
+    """An engine flag's JSON may be written as YAML; an empty value is a flag without a value, as `True` is."""
+    if value in ("", "True", "TRUE"):
         return None
+    if value in ("False", "FALSE"):
+        return False
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
@@ -188,9 +194,7 @@ class Settings(BaseModel):
         8192, ge=256, description="most processes and threads in the container; null: no limit"
     )
     mem_limit: Size | None = Field(None, description="memory limit of the container, for example 8gb; null: no limit")
-    user: Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = Field(
-        None, description="UID or UID:GID that the engine runs as; null: the image's default"
-    )
+    user: User | None = Field(None, description="UID or UID:GID that the engine runs as; null: the image's default")
     gateway_host: Name = Field("localhost", description="host name by which clients reach the gateway")
     gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")
     gateway_port: int = Field(8443, ge=1, le=65535, description="host port of the gateway")
@@ -198,19 +202,15 @@ class Settings(BaseModel):
     gateway_tls: Literal["internal", "acme"] = Field(
         "internal", description="certificates from the gateway's internal CA, or from ACME for a public gateway_host"
     )
-    gateway_body_limit: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")] = Field(
-        "4MB", description="largest request body, in KB or MB"
-    )
+    gateway_body_limit: BodyLimit = Field("4MB", description="largest request body, in KB or MB")
     prometheus_port: int = Field(9090, ge=1, le=65535, description="port of Prometheus on 127.0.0.1")
     grafana_port: int = Field(3000, ge=1, le=65535, description="port of Grafana on 127.0.0.1")
-    gpu_exporter: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")] | None = Field(
-        None, description="host:port of a dcgm-exporter for Prometheus to scrape"
-    )
+    gpu_exporter: HostPort | None = Field(None, description="host:port of a dcgm-exporter for Prometheus to scrape")
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
         (), description="services to run next to the engine, for example gateway,monitoring"
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
-    digests: dict[Text, Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]] = Field(
+    digests: dict[Text, Digest] = Field(
         default_factory=dict, description="image → digest, as written by `glm4-deploy lock`"
     )
     env: dict[EnvName, EnvText] = Field(default_factory=dict, description="additional environment variables")
@@ -261,6 +261,9 @@ def load_settings(
         ("command line", {key: value for key, value in (flags or {}).items() if value is not None}),
         ("--set", _from_sets(sets)),
     ]
+    here = Path.cwd()
+    beside = [(here / (file or FILE)).parent, here, here, here]
+    layers = [(name, _absolute(layer, base)) for (name, layer), base in zip(layers, beside, strict=True)]
     for name, layer in layers:
         _refuse_unknown(name, layer)
     named = [layer["profile"] for _, layer in layers if "profile" in layer]
@@ -276,6 +279,20 @@ def load_settings(
         return Settings.model_validate(merged), profile
     except ValidationError as error:
         raise _usage_error(error, origin) from None
+
+
+# A file's relative path starts at the file, any other at the working directory. Compose would read `a/b` as a volume's
+# name, and `./m/x` as a path beside whichever file is rendered.
+_PATHS = ("model_dir", "api_key_file")
+
+
+def _absolute(layer: Mapping[str, Any], base: Path) -> Mapping[str, Any]:
+    relative = {
+        key: str(base / layer[key])
+        for key in _PATHS
+        if isinstance(layer.get(key), str) and layer[key] and not layer[key].startswith(("/", "~"))
+    }
+    return {**layer, **relative}
 
 
 def limits(field: FieldInfo) -> tuple[str, ...]:
@@ -308,6 +325,9 @@ def _profile(name: object) -> Profile:
     return known[name]
 
 
+_VERBATIM = frozenset({"env", "args"})
+
+
 def _read_file(file: Path | None) -> Mapping[str, Any]:
     path = file or FILE
     try:
@@ -318,7 +338,7 @@ def _read_file(file: Path | None) -> Mapping[str, Any]:
         raise UsageError(f"no settings file at {path}", hint="check the path given with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", hint="make it a readable UTF-8 text file") from None
-    content = parse_yaml(text, path)
+    content = parse_yaml(text, path, verbatim=_VERBATIM)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -328,10 +348,19 @@ def _read_file(file: Path | None) -> Mapping[str, Any]:
 
 def _from_environ(environ: Mapping[str, str]) -> Mapping[str, Any]:
     return {
-        name.removeprefix(ENV_PREFIX).lower(): _scalar(value)
+        (key := name.removeprefix(ENV_PREFIX).lower()): _group(key, value) if key in _GROUPS else _scalar(value)
         for name, value in environ.items()
         if name.startswith(ENV_PREFIX) and name not in TOOL_VARIABLES
     }
+
+
+_GROUPS = ("env", "args", "kubernetes", "digests")
+
+
+def _group(key: str, text: str) -> Any:
+    """A mapping in an environment variable, as JSON: GLM4_ARGS='{"seed": 7}'."""
+    wrapped = parse_yaml(f'{{"{key}": {text}}}', f"{ENV_PREFIX}{key.upper()}", verbatim=_VERBATIM)
+    return wrapped[key] if isinstance(wrapped, dict) else text
 
 
 def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
@@ -369,15 +398,16 @@ def _flag_scalar(text: str) -> Any:
 def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
     for key in layer:
         if key not in Settings.model_fields:
-            shown = f"{ENV_PREFIX}{key.upper()}" if layer_name == "environment" else key
+            prefix = ENV_PREFIX if layer_name == "environment" else ""
+            shown, *known = (f"{prefix}{name.upper()}" if prefix else name for name in (key, *Settings.model_fields))
             raise UsageError(
                 f"{layer_name}: unknown key {shown[:60]!r}",
-                hint=did_you_mean(key, Settings.model_fields) or "docs/reference/settings.md lists them all",
+                hint=did_you_mean(shown, known) or "docs/reference/settings.md lists them all",
             )
 
 
 def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     key = path[0] if path else "settings"
     dotted = ".".join([key, *path[1:2]]) if key in ("env", "args", "kubernetes") else key
@@ -387,6 +417,42 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
         hint = did_you_mean(path[1], Kubernetes.model_fields) or "docs/reference/settings.md lists them all"
         return UsageError(f"{origin.get(key, 'settings')}: unknown key {dotted[:60]!r}", hint=hint)
     meaning = f"{dotted}: {field.description}" if field and field.description else ""
-    where, value = origin.get(key, "settings"), str(first["input"])[:60]
-    problem = first["msg"].removeprefix("Value error, ")
-    return UsageError(f"{where}: {dotted} = {value!r}: {problem[0].lower()}{problem[1:]}", hint=meaning)
+    where = origin.get(key, "settings")
+    shown = f" = {_shown(path, first['input'])}" if key not in _GROUPS or len(path) > 1 else ""
+    problem = _IN_WORDS.get(str(first.get("ctx", {}).get("pattern", ""))) or first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{where}: {dotted}{shown}: {problem[0].lower()}{problem[1:]}", hint=meaning)
+
+
+# What a pattern asks for, in words: nobody should have to read the expression.
+_IN_WORDS = {
+    pattern: words
+    for kind, words in (
+        (Text, "must be text without line breaks or control characters, and not empty"),
+        (Name, "must begin with a letter or digit, and contain only letters, digits, `.`, `_` and `-`"),
+        (Repository, "must be an image's name without its tag, as registries accept it (lower case)"),
+        (Tag, "must be an image's tag: letters, digits, `.`, `_` and `-`"),
+        (Image, "must be an image's name, with or without a tag and a digest"),
+        (Size, "must be a whole number with a unit: 512mb, 8gb"),
+        (Quantity, "must be a whole number with Mi, Gi or Ti"),
+        (EnvName, "a variable's name has only letters, digits and `_`, and does not begin with a digit"),
+        (FlagName, "a flag's name has only lower-case letters, digits and `-`"),
+        (DnsLabel, "must be a DNS label: lower-case letters, digits and `-`"),
+        (DnsName, "must be a DNS name: lower-case letters, digits, `-` and `.`"),
+        (Url, "must be an http:// or https:// address"),
+        (LabelKey, "must be a label's name as Kubernetes accepts it"),
+        (LabelValue, "must be a label's value as Kubernetes accepts it"),
+        (Digest, "must be sha256: and 64 hexadecimal digits"),
+        (User, "must be a number, UID, or two, UID:GID"),
+        (BodyLimit, "must be a whole number with KB or MB"),
+        (HostPort, "must be HOST:PORT"),
+        (DeviceName, "must be a GPU's index, or its UUID as `nvidia-smi -L` prints it"),
+    )
+    for pattern in [next(note.pattern for note in get_args(kind) if isinstance(note, StringConstraints))]
+}
+
+
+def _shown(path: list[str], value: object) -> str:
+    """A refused value for a message, which goes to logs and screens: without secrets."""
+    if any(secret_name(part) for part in path):
+        return MASK
+    return repr(redact(str(value))[:60])

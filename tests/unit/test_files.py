@@ -2,13 +2,15 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from glm4_deploy.errors import StorageError, UsageError
-from glm4_deploy.files import ensure_writable, parse_yaml, write_text
+from glm4_deploy.files import ensure_writable, parse_yaml, remove_leftovers, write_text
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -27,7 +29,9 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("port: 1\nbind: x\nport: 2", "line 3: 'port' is given twice"),
         ("env:\n  A: 1\n  A: 1", "line 3: 'A' is given twice"),
         (BOMB, "values through its aliases"),
-        ("a: " + "x" * 2_000_001, "too large"),
+        ("a: " + "x" * 1_000_001, "too large"),
+        ("a: [" + "x," * 400_000 + "]", "too large"),
+        ("a: &a [x, x]\n? [*a, *a]\n: 1", "line 2: a list or a mapping cannot be a key"),
     ],
 )
 def test_a_hostile_file_is_one_error(text: str, message: str) -> None:
@@ -46,6 +50,35 @@ def test_aliases_that_only_repeat_are_accepted() -> None:
     }
     merged = parse_yaml("b: &b {<<: &a {x: 1}, x: 2}\nc: {<<: *b, x: 3}\nd: {1: x, '1': y}", "f")
     assert merged == {"b": {"x": 2}, "c": {"x": 3}, "d": {1: "x", "1": "y"}}
+
+
+def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_mode(tmp_path: Path) -> None:
+    old, new, private = tmp_path / "old", tmp_path / "new", tmp_path / "private"
+    old.write_text("x")
+    old.chmod(0o600)
+    umask = os.umask(0o077)
+    try:
+        for path in (old, new):
+            write_text(path, "y")
+        write_text(private, "y", mode=0o640)
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (old, new, private)] == [0o600, 0o600, 0o640]
+    write_text(tmp_path / "open", "y")
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from glm4_deploy import files\n"
+        "files.os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
+        "files.write_text(Path(sys.argv[1]), 'x')"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "state.json"], check=False)
+    (tmp_path / ".mine").write_text("kept")
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mine"]
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:

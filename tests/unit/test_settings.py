@@ -19,6 +19,69 @@ def test_flags_override_the_environment_the_file_and_the_profile(tmp_path: Path)
     assert settings.env == {"A": "1", "B": "x"}
 
 
+def test_environment_and_flags_of_a_file_stay_as_they_are_written(tmp_path: Path) -> None:
+    """YAML 1.1 reads yes as true, 010 as 8, 12:30:45 as 45045 and 1.10 as 1.1; a container got that."""
+    file = tmp_path / "glm4.yaml"
+    file.write_text(
+        "env: {A: yes, B: on, C: 010, D: 12:30:45, E: 1.10, F: .inf, G: True, H: true, I: 2026-01-02, J: 1_000}\n"
+        "args: {a: on, b: 010, c: 1e-3, d: true, e: null, f: {x: 1, y: true}, g: True}\n"
+    )
+    settings, _ = load_settings(file=file, environ={})
+    assert settings.env == {
+        "A": "yes", "B": "on", "C": "010", "D": "12:30:45", "E": "1.10", "F": ".inf", "G": "True", "H": "true",
+        "I": "2026-01-02", "J": "1_000",
+    }  # fmt: skip
+    assert settings.args == {
+        "a": "on", "b": "010", "c": "1e-3", "d": True, "e": None, "f": '{"x": 1, "y": true}', "g": None,
+    }  # fmt: skip
+
+
+def test_groups_are_json_in_the_environment() -> None:
+    settings, _ = load_settings(environ={"GLM4_ENV": '{"A": "x", "B": 1.10}', "GLM4_KUBERNETES": '{"cpu": 3}'})
+    assert (settings.env, settings.kubernetes.cpu) == ({"A": "x", "B": "1.10"}, 3)
+    for bad in ("x", "{", "[1]"):
+        with pytest.raises(UsageError, match=r"GLM4_ENV|env"):
+            load_settings(environ={"GLM4_ENV": bad})
+
+
+def test_a_relative_path_starts_at_its_file_or_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there/glm4.yaml"
+    file.write_text("model_dir: ./models/x\napi_key_file: key\n")
+    settings, _ = load_settings(file=file, environ={})
+    assert (settings.model_dir, settings.api_key_file) == (f"{file.parent}/models/x", f"{file.parent}/key")
+    for given in (load_settings({"model_dir": "m/x"}, environ={}), load_settings(environ={"GLM4_MODEL_DIR": "m/x"})):
+        assert given[0].model_dir == f"{tmp_path}/m/x"
+
+
+@pytest.mark.parametrize(
+    ("sets", "environ"),
+    [
+        (["env.HF_TOKEN=hf_Zq7secret\r"], {}),
+        (["env.DATABASE=https://me:hf_Zq7secret@host/\r"], {}),
+        ([], {"GLM4_ENV": '{"HF_TOKEN": ["hf_Zq7secret"]}'}),
+        ([], {"GLM4_ENV": '["hf_Zq7secret"]'}),
+    ],
+)
+def test_a_refused_value_is_shown_without_its_secret(sets: list[str], environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings(environ=environ, sets=sets)
+    assert "Zq7secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_no_refusal_shows_a_regular_expression() -> None:
+    wrong = {"env": {"A-B": "x"}, "args": {"A": 1}, "digests": {"x": "y"}} | {
+        key: "a b\r" for key in Settings.model_fields if key not in ("profile", "env", "args", "digests", "kubernetes")
+    }
+    for key, value in wrong.items():
+        with pytest.raises(UsageError) as caught:
+            load_settings({key: value}, environ={})
+        assert "pattern" not in caught.value.message, caught.value.message
+
+
 def test_a_bare_no_is_the_restart_policy(tmp_path: Path) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text("restart: no\n")

@@ -1,10 +1,11 @@
 """The Compose file, and the files next to it. The same spec gives the same bytes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from glm4_deploy import __version__
 from glm4_deploy.errors import UsageError
+from glm4_deploy.files import parse_yaml
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, DeploymentSpec
 from glm4_deploy.render.quoting import environment
 
@@ -85,10 +86,11 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
     """Path relative to the Compose file → text: the Compose file (COMPOSE) first, then the files that its extras mount.
 
     Raises:
-        UsageError: an extra without a template.
+        UsageError: an extra without a template; two services with one name, or on one port.
     """
     host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     beside = tuple(extras(deployment))
+    _refuse_collisions(deployment, beside)
     text = (
         environment()
         .get_template("compose.yaml.j2")
@@ -107,3 +109,35 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
         )
     )
     return {COMPOSE: text} | dict(file for extra in beside for file in extra.files)
+
+
+def _refuse_collisions(deployment: DeploymentSpec, beside: Iterable[Extra]) -> None:
+    """Raises UsageError if two services share a name, in which container names count, or publish the same port."""
+    services: list[tuple[str, set[str], list[str]]] = []
+    for engine in deployment.replicas:
+        names = {f"the name {engine.service}", f"the name {engine.container_name}"}
+        services.append(("the engine", names, [] if deployment.router else [f"port {deployment.port}"]))
+    if deployment.router:
+        names = {"the name router", f"the name {deployment.router.container_name}"}
+        services.append(("the router", names, [f"port {deployment.port}"]))
+    for extra in beside:
+        for name, body in (parse_yaml(extra.service, "an extra's template") or {}).items():
+            names = {f"the name {name}", f"the name {body.get('container_name', name)}"}
+            services.append((name, names, [f"port {port}" for port in _host_ports(body.get("ports", ()))]))
+    taken: dict[str, str] = {}
+    for owner, names, ports in services:
+        for what in (*sorted(names), *ports):
+            if what in taken:
+                raise UsageError(
+                    f"{what} is wanted twice: by {taken[what]} and by {owner}",
+                    hint="change one of them: docs/reference/settings.md lists the names and ports",
+                )
+            taken[what] = owner
+
+
+def _host_ports(ports: Iterable[object]) -> Iterator[str]:
+    """Of Compose's short form, ADDRESS:HOST:CONTAINER[/PROTOCOL]."""
+    for port in ports:
+        words = str(port).rpartition("/")[0] or str(port)
+        if ":" in words:
+            yield words.split(":")[-2]

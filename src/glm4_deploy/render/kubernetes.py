@@ -47,11 +47,6 @@ def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, s
 
 def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
     section = settings.kubernetes
-    if section.model_claim is None and not deployment.model_source.startswith("/"):
-        raise UsageError(
-            f"model_dir {deployment.model_source[:60]!r} cannot be expressed in the target kubernetes",
-            hint="give an absolute path on the nodes, or name a claim: kubernetes.model_claim",
-        )
     model = json.dumps(settings.served_model_name, ensure_ascii=False)
     limit = _quantity(settings.mem_limit) if settings.mem_limit else None
     return {

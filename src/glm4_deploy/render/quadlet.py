@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 
-from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.services import SECRET_PATH
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
 from glm4_deploy.render.compose import health_command
@@ -15,18 +14,9 @@ PULL = 1800  # seconds beyond start_period that a first start may take to pull t
 
 
 def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]:
-    """NAME.container and its cache volume.
-
-    Raises:
-        UsageError: a path that is not absolute: a unit has no working directory to resolve it against.
-    """
+    """NAME.container and its cache volume."""
     name = deployment.project
     key = deployment.hardening.api_key_file
-    for setting, path in (("model_dir", deployment.model_source), ("api_key_file", key)):
-        if path is not None and not path.startswith("/"):
-            raise UsageError(
-                f"{setting} {path[:60]!r} cannot be expressed in the target quadlet", hint="give an absolute path"
-            )
     host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     limits = deployment.hardening
     user, _, group = (limits.user or "").partition(":")

@@ -50,7 +50,6 @@ def source(name: str) -> str:
 
 
 _UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")
-_EXPANDED = re.compile(r"\$(?=[$(])")
 _CSV = re.compile(r'[,"\s]')
 
 
@@ -61,7 +60,7 @@ def text_scalar(value: object) -> str:
 
 def kubernetes_literal(value: object) -> str:
     """Text for `args`, `command` and `env`, where Kubernetes expands `$(NAME)` and reads `$$` as `$`."""
-    return _EXPANDED.sub("$$", str(value))
+    return str(value).replace("$", "$$")
 
 
 def unit_word(value: object) -> str:

@@ -39,11 +39,9 @@ def test_golden_files_have_not_drifted(name: str) -> None:
         ("kubernetes", "bind=0.0.0.0"),
         ("kubernetes", "restart=no"),
         ("kubernetes", "extras=watch"),
-        ("kubernetes", "model_dir=a/b"),
         ("compose", "kubernetes.namespace=x"),
         ("quadlet", "replicas=2"),
         ("quadlet", "kubernetes.namespace=x"),
-        ("quadlet", "model_dir=a/b"),
         ("kubernetes", "devices=0,1"),
     ],
 )
