@@ -10,15 +10,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from docker.errors import DockerException, ImageNotFound
+from pydantic import TypeAdapter
 
 from glm4_deploy import __version__
+from glm4_deploy.deploy.compose_cli import mounts_beside
 from glm4_deploy.deploy.docker import connect
 from glm4_deploy.errors import ExtraMissing, ImageMissing, Judged, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
@@ -56,33 +58,74 @@ def create_bundle(
     """Write a bundle, or complete one that was interrupted.
 
     Args:
-        files: Compose files and the files beside them.
+        files: Compose files; the files beside them that they mount are taken along, but no keys.
         images: references of images in the local Docker engine.
         checkpoint: a directory to copy; hard-linked if it is on the same disk.
         wheels: include this kit and its dependencies, for this Python and processor.
         key: an SSH private key to sign SHA256SUMS with.
 
     Raises:
-        UsageError: the directory contains a complete bundle already, or something else.
+        UsageError: the directory contains a complete bundle already, or something else; two files of one name; a
+            link that leads out of the checkpoint.
         ImageMissing, StorageError, ExtraMissing
     """
     _fresh(directory)
+    compose = _with_mounted(files, note)
+    weights = _without_links_out(checkpoint) if checkpoint is not None else {}
     with _storage(directory):
         writer = _Writer(directory, note)
-        for file in files:
-            writer.copy(file, f"compose/{file.name}")
+        for name, file in compose.items():
+            writer.copy(file, f"compose/{name}")
         bundled = [writer.image(reference) for reference in images]
         if wheels:
             writer.wheels()
-        if checkpoint is not None:
-            for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-                writer.copy(file, f"checkpoint/{checkpoint.name}/{file.relative_to(checkpoint)}")
+        for name, file in weights.items():
+            writer.copy(file, f"checkpoint/{name}")
         meta = {"schema": SCHEMA, "glm4_deploy": __version__, "images": [asdict(image) for image in bundled]}
         write_text(directory / META, json.dumps(meta, indent=2) + "\n")
         writer.add(META)
         writer.finish()
         if key is not None:
             _sign(directory, key)
+
+
+def _with_mounted(files: Iterable[Path], note: Note) -> Mapping[str, Path]:
+    """Name in the bundle → file: the Compose files, and the files beside each that it mounts.
+
+    Raises:
+        UsageError: two files with one name.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        names = {file.name: file}
+        for source in mounts_beside(file):
+            if source.is_file():
+                names[str(source.relative_to(file.parent))] = source
+            else:
+                note(f"not included: {source} (a directory beside {file.name}: keys are made on the other host)")
+        for name, path in names.items():
+            if name in found and found[name].resolve() != path.resolve():
+                raise UsageError(
+                    f"{found[name]} and {path} would both be compose/{name}", hint="make one bundle for each, or rename"
+                )
+            found[name] = path
+    return found
+
+
+def _without_links_out(checkpoint: Path) -> Mapping[str, Path]:
+    """Name in the bundle → file of the checkpoint. Raises UsageError for a link that leads out of it."""
+    home = checkpoint.resolve()
+    homes = [home, *([home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [])]
+    paths = sorted(path for path in checkpoint.rglob("*") if not path.is_dir())
+    for path in paths:
+        if not any(path.resolve().is_relative_to(one) for one in homes):
+            raise UsageError(
+                f"{path} is a link out of the checkpoint, to {str(path.readlink())[:200]!r}",
+                hint="replace it with the file itself (cp -rL DIR DIR2), or remove it",
+            )
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file", hint="remove it from the checkpoint")
+    return {f"{home.name}/{path.relative_to(checkpoint)}": path for path in paths}
 
 
 def verify_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[BundledImage, ...]:
@@ -106,16 +149,22 @@ def verify_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple
     if signers is not None:
         _check_signature(directory, signers)
     listed = dict(_lines(read_text(directory / SUMS)))
-    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() or path.is_symlink()}
+    present = {
+        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
     wrong = [f"{name}: missing" for name in sorted(listed.keys() - present)]
     wrong += [f"{name}: not listed" for name in sorted(present - listed.keys() - {SUMS, SIGNATURE})]
     for name in sorted(listed.keys() & present):
         note(f"checking {name}")
-        if (directory / name).is_symlink() or _digest(directory / name) != listed[name]:
+        if (
+            (directory / name).is_symlink()
+            or not (directory / name).is_file()
+            or _digest(directory / name) != listed[name]
+        ):
             wrong.append(f"{name}: differs from {SUMS}")
     if wrong:
         raise Judged(f"{len(wrong)} file(s) of the bundle are not as created", details=wrong[:8], hint="copy it again")
-    return _images(directory)
+    return _images(directory, frozenset(listed))
 
 
 def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[BundledImage, ...]:
@@ -256,14 +305,19 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
         yield name, digest
 
 
-def _images(directory: Path) -> tuple[BundledImage, ...]:
+def _images(directory: Path, listed: Set[str]) -> tuple[BundledImage, ...]:
+    """The images of a verified bundle. Raises UsageError: an image whose file is not one of the bundle's."""
     try:
         meta: dict[str, Any] = json.loads(read_text(directory / META))
         if meta["schema"] > SCHEMA:
             raise UsageError(f"{META} was written by a newer glm4-deploy", hint="upgrade this one")
-        return tuple(BundledImage(**row) for row in meta["images"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{META} is damaged: {error}", hint="copy the bundle again") from None
+        images = TypeAdapter(tuple[BundledImage, ...]).validate_python(meta["images"], strict=False)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UsageError(f"{META} is damaged", hint="copy the bundle again") from None
+    for image in images:
+        if image.file not in listed:
+            raise UsageError(f"{META} names {image.file[:60]!r}, which is not in the bundle", hint="do not load it")
+    return images
 
 
 def _digest(path: Path) -> str:

@@ -146,11 +146,27 @@ def images_of(files: Sequence[Path]) -> tuple[str, ...]:
     Raises:
         UsageError: a file is not a Compose file.
     """
-    images: dict[str, None] = {}  # ordered, without duplicates
-    for file in files:
-        try:
-            services = parse_yaml(read_text(file), file)["services"]
-            images |= {str(service["image"]): None for service in services.values() if "image" in service}
-        except (TypeError, KeyError, AttributeError):
-            raise UsageError(f"{file} is not a Compose file", hint="render one: glm4-deploy render -o FILE") from None
-    return tuple(images)
+    services = (service for file in files for service in _services(file))
+    return tuple(dict.fromkeys(str(service["image"]) for service in services if "image" in service))
+
+
+def mounts_beside(file: Path) -> tuple[Path, ...]:
+    """What a Compose file mounts by a path relative to itself, `./…`.
+
+    Raises:
+        UsageError: it is not a Compose file.
+    """
+    mounts = (mount for service in _services(file) for mount in service.get("volumes") or ())
+    sources = (str(mount.get("source")) if isinstance(mount, dict) else str(mount).split(":")[0] for mount in mounts)
+    inside = (source for source in dict.fromkeys(sources) if source.startswith("./") and ".." not in source.split("/"))
+    return tuple(file.parent / source for source in inside)
+
+
+def _services(file: Path) -> tuple[dict[str, Any], ...]:
+    try:
+        services = tuple(parse_yaml(read_text(file), file)["services"].values())
+    except (TypeError, KeyError, AttributeError):
+        services = (None,)
+    if not all(isinstance(service, dict) for service in services):
+        raise UsageError(f"{file} is not a Compose file", hint="render one: glm4-deploy render -o FILE")
+    return services

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, Started, record_of_schema_1
 from glm4_deploy.errors import DeployError, Locked, StorageError, UsageError
-from glm4_deploy.files import read_text, write_text
+from glm4_deploy.files import read_text, remove_leftovers, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
@@ -31,14 +31,18 @@ LOCK_FILE = "lock"
 def hold_lock(directory: Path, what: str) -> Iterator[None]:
     """Hold the directory's lock while the body runs.
 
+    Its files may hold secrets: a new directory is for its owner only. What a killed command left half-written is
+    removed.
+
     Raises:
         Locked: another process holds it; the message says which one, and what it does.
-        StorageError: the directory cannot be created or written.
+        StorageError: the directory cannot be created or written, or a file in it is a link.
     """
     path = directory / LOCK_FILE
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_links(directory)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "a+")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", hint="check the directory's owner") from error
     with file:
@@ -46,12 +50,23 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read(200).strip() or "another glm4-deploy"
             raise Locked(f"{holder} is at work in {directory}", hint="wait until it ends, or stop it")
+        remove_leftovers(directory)
         with suppress(OSError):  # a full disk: the lock holds without its label
             file.truncate(0)
             file.write(f"`glm4-deploy {what}` (pid {os.getpid()})")
             file.flush()
         yield
         file.truncate(0)
+
+
+def _refuse_links(directory: Path) -> None:
+    """A directory that came with somebody's repository may hold links that would have us overwrite other files."""
+    for path in directory.iterdir():
+        if path.is_symlink() and not path.is_dir():
+            raise StorageError(
+                f"{path} is a link to {str(path.readlink())[:200]!r}: this kit never makes one here",
+                hint="remove it, if nobody here made it on purpose",
+            )
 
 
 def _take(file: TextIO) -> bool:

@@ -1,5 +1,6 @@
 """What a killed deployment leaves, and how the next command reports it."""
 
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from glm4_deploy.deploy.state import (
     interrupted_entry,
     is_locked,
 )
-from glm4_deploy.errors import Locked
+from glm4_deploy.errors import Locked, StorageError
 
 
 def test_a_deployment_cut_off_before_it_touched_anything_is_harmless(tmp_path: Path) -> None:
@@ -90,3 +91,21 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     with hold_lock(tmp_path, "up"):
         pass
     assert time.monotonic() - begin < 1, "a stale lock does not delay anybody"
+
+
+@pytest.mark.parametrize("name", ["lock", "up.json"])
+def test_a_state_directory_with_a_link_is_refused_and_its_target_is_untouched(tmp_path: Path, name: str) -> None:
+    """A cloned repository can carry `.glm4/lock -> ~/.bashrc`."""
+    precious, directory = tmp_path / "precious", tmp_path / ".glm4"
+    precious.write_text("kept")
+    directory.mkdir()
+    (directory / name).symlink_to(precious)
+    with pytest.raises(StorageError, match="is a link"), hold_lock(directory, "up"):
+        pass
+    assert precious.read_text() == "kept"
+
+
+def test_a_new_state_directory_is_private(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / ".glm4", "up"):
+        pass
+    assert stat.S_IMODE((tmp_path / ".glm4").stat().st_mode) == 0o700
