@@ -127,6 +127,7 @@ class ServiceUnderAudit:
     Attributes:
         raw: the service as parsed.
         words: entrypoint and command as the shell would split them, including the script of an inner `sh -c`.
+        environment: of the service, and what its command assigns before it starts the engine.
     """
 
     name: str
@@ -138,17 +139,25 @@ class ServiceUnderAudit:
 
     @property
     def is_vllm(self) -> bool:
-        """Judged by the command; by the image if the command does not name another program."""
+        """Judged by the command and the variables; by the image if the command does not name another program."""
         if any("vllm_router" in word for word in self.words):
             return False  # it forwards requests and has none of an engine's options
+        if any(name.startswith("VLLM_") for name in self.environment):
+            return True
         other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
         return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
 
     def flag(self, *names: str) -> str | None:
-        """The value of `--name VALUE` or `--name=VALUE`: "" for a flag without a value, None if it is absent."""
+        """The value of `--name VALUE` or `--name=VALUE`: "" for a flag without a value, None if it is absent.
+
+        argparse also accepts the beginning of a name, as in `--trust-remote`.
+        """
         for index, word in enumerate(self.words):
             name, equals, value = word.partition("=")
-            if name.replace("_", "-") not in {f"--{known}" for known in names}:
+            dashed = name.replace("_", "-")
+            if not any(
+                f"--{known}" == dashed or (len(dashed) > 6 and f"--{known}".startswith(dashed)) for known in names
+            ):
                 continue
             follower = self.words[index + 1] if index + 1 < len(self.words) else ""
             return value if equals else "" if SEPARATE.match(follower) else follower
@@ -160,18 +169,23 @@ def services(content: object) -> Iterator[ServiceUnderAudit]:
     mapping = content.get("services") if isinstance(content, dict) else None
     for name, raw in mapping.items() if isinstance(mapping, dict) else ():
         if isinstance(raw, dict):
+            outer = (*_words(raw.get("entrypoint")), *_words(raw.get("command")))
             yield ServiceUnderAudit(
                 name=_text(name),
                 raw=raw,
                 image=_text(raw.get("image")),
-                words=tuple(_inner((*_words(raw.get("entrypoint")), *_words(raw.get("command"))))),
-                environment=_environment(raw.get("environment")),
+                words=tuple(_inner(outer)),
+                environment={**_environment(raw.get("environment")), **dict(_assignments(outer))},
                 ports=tuple(_ports(raw)),
             )
 
 
+MAX_PORT = 300  # characters of `ADDRESS:HOST:CONTAINER`, with variables
+MAX_TEXT = 64_000  # characters of one value: a longer command line is none
+
+
 def _text(value: object) -> str:
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return str(value)[:MAX_TEXT] if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
 def _words(value: object) -> list[str]:
@@ -187,8 +201,39 @@ def _inner(words: tuple[str, ...]) -> Iterator[str]:
     """The words, with the script after a `-c` split too: it may contain flags."""
     for before, word in zip(("", *words), words, strict=False):
         yield word
-        if before == "-c" and " " in word:
-            yield from _words(word)
+        if before in SCRIPT and " " in word:
+            yield from _script(word)
+
+
+SCRIPT = ("-c", "-lc", "-ec", "-exc", "-xc")
+OPERATORS = frozenset({";", ";;", "&", "&&", "|", "||", "(", ")", "{", "}", "!", "then", "do", "else"})
+TRANSPARENT = frozenset({"export", "env", "exec", "declare", "-x"})  # what follows is still at a command's start
+ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+
+
+def _script(text: str) -> list[str]:
+    """A shell script's words and operators, without its comments."""
+    lexer = shlex.shlex(text.replace("\\\n", " ").replace("\n", " ;\n"), posix=True, punctuation_chars=True)
+    lexer.commenters, lexer.whitespace_split = "#", True
+    try:
+        return list(lexer)
+    except ValueError:  # a quote that is not closed
+        return text.split()
+
+
+def _assignments(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """NAME=VALUE where the shell or `env` would assign it: at the start of a command, not in an echo or a comment."""
+    for before, word in zip(("", *words), words, strict=False):
+        if before in SCRIPT:
+            yield from _assignments(tuple(_script(word)))
+    start = True
+    for word in words:
+        if word in OPERATORS:
+            start = True
+        elif start and (match := ASSIGNMENT.fullmatch(word)):
+            yield match[1], match[2]
+        elif word.rpartition("/")[2] not in TRANSPARENT:
+            start = False
 
 
 def _environment(value: object) -> Mapping[str, str | None]:
@@ -213,7 +258,7 @@ def _ports(raw: Mapping[str, Any]) -> Iterator[Port]:
                 text=f"{host or '*'}:{_text(item.get('published'))}:{_text(item.get('target'))}", host=_known(host)
             )
         else:
-            yield Port(text=_text(item), host=_host(_text(item)))
+            yield Port(text=_text(item)[:MAX_PORT], host=_host(_text(item)[:MAX_PORT]))
 
 
 def _host(text: str) -> str | None:
@@ -282,11 +327,8 @@ def has_vllm(content: object) -> bool:
 
 
 def _has_key(service: ServiceUnderAudit) -> bool:
-    return (
-        service.flag("api-key") is not None
-        or bool(service.environment.get("VLLM_API_KEY"))
-        or any("VLLM_API_KEY" in word for word in service.words)
-    )
+    """vLLM reads an empty key as no key."""
+    return bool(service.flag("api-key") or service.environment.get("VLLM_API_KEY"))
 
 
 def _open_without_key(service: ServiceUnderAudit) -> Iterator[Result]:
@@ -310,10 +352,18 @@ def _secret_in_sight(service: ServiceUnderAudit) -> Iterator[Result]:
     if service.flag("api-key") not in (None, ""):
         risk = "--api-key on the command line: `docker inspect` and `ps` show it"
         yield warn(risk, remedy="use a secret file that the command reads into VLLM_API_KEY", severity=Severity.HIGH)
-    for name, value in service.environment.items():
-        if secret_name(name) and value and "$" not in value:
-            risk = f"the value of {name} is in the file and every copy of it, and `docker inspect` shows it"
-            yield warn(risk, remedy="use a secret file", severity=Severity.HIGH)
+    build = service.raw.get("build")
+    arguments = _environment(build.get("args")) if isinstance(build, dict) else {}
+    places = {
+        "the value of": service.environment,
+        "the label": _environment(service.raw.get("labels")),
+        "the build argument": arguments,
+    }
+    for place, values in places.items():
+        for name, value in values.items():
+            if secret_name(name) and value and "$" not in value:
+                risk = f"{place} {name} is in the file and every copy of it, and `docker inspect` shows it"
+                yield warn(risk, remedy="use a secret file", severity=Severity.HIGH)
 
 
 def _origins(service: ServiceUnderAudit) -> Iterator[Result]:
@@ -362,7 +412,8 @@ def _telemetry(service: ServiceUnderAudit) -> Iterator[Result]:
 
 
 def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
-    model = service.flag("model") or ""
+    served = dict(zip(service.words, service.words[1:], strict=False)).get("serve", "")
+    model = service.flag("model") or served
     volumes = service.raw.get("volumes")
     for item in volumes if isinstance(volumes, list) else ():
         if isinstance(item, dict):

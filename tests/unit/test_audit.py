@@ -67,6 +67,57 @@ def test_remedies_are_one_short_line_and_would_not_stop_the_engine() -> None:
     assert remedy("Do this\nand that. Details: x --explain\n\nMore.") == "Do this and that."
 
 
+OPEN = {"ports": ["8000:8000"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"command": ["--model", "/m/x", "--api-key="]},
+        {"command": ["--model", "/m/x", "--api-key", ""]},
+        {"environment": {"VLLM_API_KEY": ""}},
+        {"command": ["sh", "-c", "# VLLM_API_KEY=abc\nvllm serve /m/x"]},
+        {"command": ["sh", "-c", "echo VLLM_API_KEY=abc; vllm serve /m/x"]},
+        {"command": ["sh", "-c", "vllm serve /m/x --served-model-name VLLM_API_KEY"]},
+        {"command": "sh -c 'VLLM_API_KEY= vllm serve /m/x'"},
+    ],
+)
+def test_a_key_that_is_none_is_no_key(changes: dict[str, Any]) -> None:
+    assert "open-without-key" in rules(**OPEN, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"command": ["--model", "/m/x", "--api-key", "abc"]},
+        {"environment": {"VLLM_API_KEY": "abc"}},
+        {"command": ["sh", "-c", "export VLLM_API_KEY=$(cat /k) && exec vllm serve /m/x"]},
+        {"command": ["sh", "-c", "cd / && VLLM_API_KEY=$(cat /k) \\\n  vllm serve /m/x"]},
+        {"command": "env VLLM_API_KEY=abc vllm serve /m/x"},
+    ],
+)
+def test_a_key_is_found_wherever_it_is_given(changes: dict[str, Any]) -> None:
+    assert not {"open-without-key"} & rules(**OPEN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("risky-variable", {"command": ["sh", "-c", "export VLLM_SERVER_DEV_MODE=1; vllm serve /m/x"]}),
+        ("risky-variable", {"command": ["env", "VLLM_SERVER_DEV_MODE=1", "vllm", "serve", "/m/x"]}),
+        ("remote-code", {"command": ["--model", "/m/x", "--trust-remote"]}),
+        ("remote-code", {"command": ["--model", "/m/x", "--trust_remote_code"]}),
+        ("secret-in-sight", {"build": {"args": {"HF_TOKEN": "hf_abcdefgh"}}}),
+        ("secret-in-sight", {"build": {"args": ["HF_TOKEN=hf_abcdefgh"]}}),
+        ("secret-in-sight", {"labels": {"api_key": "abcdefgh"}}),
+        ("writable-model", {"command": ["vllm", "serve", "/m/x"], "volumes": ["/models:/m"]}),
+        ("telemetry", {"image": "ours/llm:1", "command": ["./start"], "environment": {"VLLM_USE_V1": "1"}}),
+    ],
+)
+def test_a_risk_is_seen_however_it_is_written(rule: str, changes: dict[str, Any]) -> None:
+    assert rule in rules(**changes)
+
+
 @pytest.mark.parametrize("name", [name for name in profiles() if name != "seed"])
 def test_our_own_files_have_no_high_finding(name: str) -> None:
     done = run(ROOT / f"compose/{name}.yaml")
