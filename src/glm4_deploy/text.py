@@ -163,19 +163,37 @@ MIN_SECRET_LENGTH = 6  # a log may contain a shorter value for other reasons
 # Repetitions are bounded: a line of 64 KiB must not take seconds.
 # An unclosed quote or list was truncated: the part that is left is masked.
 _QUOTED = r"""(?:'[^'\n]*'?|"[^"\n]*"?)"""
-_KEYWORDS = r"(?:api[_-]?keys?|access[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|credentials?)"
+_KEYWORDS = (
+    r"(?:api[ _-]?keys?|access[_-]?key|private[_-]?key|token|secret|(?:pg)?passw(?:or)?d|passphrase|credentials?"
+    r"|cookie)"
+)
 _VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is part of the vocabulary, not a secret
 _NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_KEYWORDS}['\"]?)"
 _VALUE = (
-    rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|{_QUOTED}|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{{}}]+)"
+    rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|\[[^\[\]'\"\n]+\]?|{_QUOTED}"
+    r"|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{}]+)"
 )
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    # Tokens recognisable by their prefix: Hugging Face, OpenAI style, NVIDIA, GitHub, JSON web tokens.
-    (re.compile(r"\b(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_)[A-Za-z0-9_-]{8,}"), MASK),
+    # Tokens recognisable by their prefix, as their issuers document them: Hugging Face, OpenAI's style, NVIDIA, GitHub,
+    # GitLab, AWS, Google, Slack, Docker Hub, npm, PyPI, Vault, Replicate, Groq, Stripe, SendGrid, Tailscale; JSON web
+    # tokens and private keys.
+    (
+        re.compile(
+            r"\b(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_|gl(?:pat|rt|dt|ptt)-|xox[abposr]-|xapp-|dckr_[po]at_|pypi-"
+            r"|hv[sb]\.|r8_|gsk_|[sr]k_live_|SG\.|tskey-|ya29\.)[A-Za-z0-9_.-]{8,}"
+        ),
+        MASK,
+    ),
+    (re.compile(r"\bnpm_[A-Za-z0-9]{36}\b|\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}"), MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{5,2000}\.[A-Za-z0-9_-]{5,8000}\.[A-Za-z0-9_-]*"), MASK),
+    (re.compile(r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)[^-]{0,20000}(-----END|)"), rf"\1{MASK}\2"),
     (re.compile(r"(?i)\b(Bearer|Basic)[ =]+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
-    (re.compile(r"""(?i)(\bauthorization['"]?\s*[:=]\s*['"]?)[^\s'",;}][^'",;}\n]*"""), rf"\1{MASK}"),
+    (re.compile(r"""(?i)(\b(?:authorization|cookie)['"]?\s*[:=]\s*['"]?)[^\s'",;}][^'",}\n]*"""), rf"\1{MASK}"),
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]*:[^\s/@]+@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]{8,}@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)([?&](?:key|sig|signature|auth|code)=)[^&\s'\"]{6,}"), rf"\1{MASK}"),
+    (re.compile(r"""(SecretStr\(\s*['"])(?!\*)[^'"\n]*"""), rf"\1{MASK}"),
+    (re.compile(rf"(?i)((?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-]){{0,4}}pwd['\"]?\s*[:=]\s*)(?!/){_VALUE}"), rf"\1{MASK}"),
     # NAME=value, `'api_key': ['x', 'y']` as vLLM logs its arguments, and `--api-key value`.
     (re.compile(rf"(?i)({_NAME}\s*[:=]\s*){_VALUE}"), rf"\1{MASK}"),
     (re.compile(rf"(?i)(--(?:[a-z0-9]+-){{0,16}}{_KEYWORDS}\s+){_VALUE}"), rf"\1{MASK}"),
@@ -196,7 +214,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 # (API_KEY_FILE) and a number of tokens (max_num_batched_tokens) do not count.
 _SECRET_NAME = re.compile(
     rf"(?is)(?!{_VOCABULARY})(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
-    rf"(?:(?:{_KEYWORDS}|secrets|passw(?:or)?ds|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
+    rf"(?:(?:{_KEYWORDS}|secrets|passw(?:or)?ds|pwd|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
     r"|(?:api[_-]?key|password|secret|(?-i:TOKEN))_)"
 )
 

@@ -61,6 +61,21 @@ SECRET = "s3cr3tValue99"
         "using nvapi-s3cr3tValue99",
         "key sk-s3cr3tValue99",
         "eyJhbGciOi.eyJzdWIiOiIx.s3cr3tValue99",
+        "PGPASSWORD=s3cr3tValue99 psql",
+        "MYSQL_PWD=s3cr3tValue99",
+        "pwd: s3cr3tValue99",
+        "https://s3cr3tValue99@registry.example/v2",
+        "https://api.example/v1?x=1&key=s3cr3tValue99",
+        "api_key=SecretStr('s3cr3tValue99')",
+        "Cookie: session=s3cr3tValue99; theme=dark",
+        "{'Set-Cookie': 'session=s3cr3tValue99'}",
+        "api-key: [s3cr3tValue99]",
+        "API KEY: s3cr3tValue99",
+        "passphrase=s3cr3tValue99",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAAs3cr3tValue99\n-----END OPENSSH PRIVATE KEY-----",
+        "glpat-s3cr3tValue99",
+        "xoxb-s3cr3tValue99",
+        "dckr_pat_s3cr3tValue99",
     ],
 )
 def test_a_secret_is_masked(line: str) -> None:
@@ -77,6 +92,10 @@ def test_a_secret_is_masked(line: str) -> None:
         "'hf_token': None, 'skip_tokenizer_init': False, 'num_key_value_heads': 2",
         "GET /v1/models?glm4-deploy=0123456789abcdef HTTP/1.1 200",
         "http://127.0.0.1:8080/v1 and key=value",
+        "PWD=/workspace",
+        "SecretStr('**********')",
+        "sk-learn 1.2, npm_config_x, git@github.com:vllm-project/vllm",
+        "user@host:/path, ssh://git@github.com/x",
         "Loading safetensors checkpoint shards: 50% Completed | 1/2 [00:01<00:01, 1.2it/s]",
     ],
 )
@@ -147,7 +166,29 @@ def test_no_setting_is_taken_for_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a-", "a_", "a.", "-eyJaaaaa", "--a-", "authorization: ", "api_key=[", "'", "//x:", "token"]
+    "unit",
+    [
+        "a-",
+        "a_",
+        "a.",
+        "-eyJaaaaa",
+        "--a-",
+        "authorization: ",
+        "api_key=[",
+        "'",
+        "//x:",
+        "token",
+        "a_pwd",
+        "-----BEGIN PRIVATE KEY-----",
+        "api key",
+        "x://",
+        "cookie",
+        "&key=",
+        "SecretStr('",
+        "hf_",
+        "sk-",
+        "pg",
+    ],
 )
 def test_a_long_line_takes_no_longer_than_its_length(unit: str) -> None:
     """Without a clock: a quadratic rule would take hours."""
