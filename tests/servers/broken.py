@@ -177,17 +177,39 @@ class AfterTheEnd(Reference):
         return [*events[:-1], events[-2], events[-1]]
 
 
-class Gzipped(Reference):
-    """Compresses everything, and so withholds each stream until it is complete."""
-
-    async def send_bytes(
-        self, send: Send, body: bytes, status: int = 200, content_type: str = "application/json", **more: str
-    ) -> None:
-        await super().send_bytes(send, gzip.compress(body), status, content_type, content_encoding="gzip", **more)
+class Buffered(Reference):
+    """Withholds each stream until it is complete, as a proxy does."""
 
     async def send_stream(self, send: Send, made: Generated) -> None:
         body = b"".join([chunk async for chunk in self.stream(made)])
         await self.send_bytes(send, body, content_type="text/event-stream")
+
+
+class Bomb(Reference):
+    """2 GiB of zeros in 3 kB: compressed twice, though no compression was asked for."""
+
+    async def send_json(self, send: Send, body: dict[str, Any], status: int = 200) -> None:
+        bomb = gzip.compress(gzip.compress(bytes(1 << 24)) * 128)
+        await self.send_bytes(send, bomb, status, content_encoding="gzip, gzip")
+
+
+class Boundless(Reference):
+    """Reports a context of 10¹² tokens: a number to be used as a size."""
+
+    async def send_json(self, send: Send, body: dict[str, Any], status: int = 200) -> None:
+        for row in body.get("data", ()):
+            row["max_model_len"] = 10**12
+        await super().send_json(send, body, status)
+
+
+class TextDelta(Reference):
+    """Sends `"delta": "text"` where the protocol has an object."""
+
+    def events(self, made: Generated) -> list[dict[str, Any]]:
+        return [
+            event | {"choices": [choice | {"delta": "text"} for choice in event["choices"]]}
+            for event in super().events(made)
+        ]
 
 
 class SaysGzip(Reference):

@@ -98,15 +98,21 @@ def sse_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, b
     Comments and other fields are skipped; several data lines of one event are joined by newlines. An event without its
     closing blank line is not yielded: a truncated stream is recognised by the missing `[DONE]`.
     """
-    pending = b""
+    buffer, searched, carry = bytearray(), 0, b""
     for at, chunk in chunks:
-        block = (pending + chunk).replace(b"\r\n", b"\n")
         # A chunk may end between \r and \n: keep the \r for the next one.
-        *events, pending = block.split(b"\n\n")
-        for event in events:
-            data = _data(event)
+        block = carry + chunk
+        carry = b"\r" if block.endswith(b"\r") else b""
+        buffer += (block[:-1] if carry else block).replace(b"\r\n", b"\n")
+        begin = 0
+        # Each byte is searched once: an event of megabytes in small chunks takes no longer than its length.
+        while (end := buffer.find(b"\n\n", max(searched - 1, begin))) >= 0:
+            data = _data(bytes(buffer[begin:end])) if end > begin else None
+            begin = searched = end + 2
             if data is not None:
                 yield at, data
+        del buffer[:begin]
+        searched = len(buffer)
 
 
 def _data(event: bytes) -> bytes | None:
@@ -174,49 +180,75 @@ class ChatAnswer:
         return tuple(value for value in self.logprobs if value is not None)
 
 
+MAX_COUNT = 1 << 40  # tokens: a server's number is used as a size only below this
+
+
+class Malformed(ValueError):
+    """JSON, but not of the types that OpenAI's API has: a server of another kind, or a damaged one."""
+
+
+def _field(holder: dict[str, Any], key: str, *kinds: type) -> Any:
+    """A field of one of these JSON types; None if it is absent or null. Raises Malformed."""
+    value = holder.get(key)
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+        return value
+    raise Malformed(f"{key} is {_NAMES.get(type(value), 'of another type')}, not {_NAMES[kinds[0]]}")
+
+
+_NAMES = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _items(holder: dict[str, Any], key: str, *kinds: type) -> list[Any] | None:
+    """A list whose items are of one of these types; None if it is absent or null. Raises Malformed."""
+    items = _field(holder, key, list)
+    for item in items or ():
+        if not isinstance(item, kinds) or isinstance(item, bool):
+            raise Malformed(f"an item of {key} is {_NAMES.get(type(item), 'null')}, not {_NAMES[kinds[0]]}")
+    return items  # type: ignore[no-any-return]
+
+
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT else None
 
 
 def _logprobs(choice: dict[str, Any]) -> list[float | None] | None:
-    block = choice.get("logprobs")
-    content = block.get("content") if isinstance(block, dict) else None
-    if not isinstance(content, list):
+    """None for a logprob that is null, not finite, or no number."""
+    content = _items(_field(choice, "logprobs", dict) or {}, "content", dict)
+    return None if content is None else [_finite(entry.get("logprob")) for entry in content]
+
+
+def _finite(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
         return None
-    values = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
-    return [value if isinstance(value, int | float) and abs(value) < float("inf") else None for value in values]
+    return float(value)
 
 
 def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
     """The answer in a body that was not streamed.
 
     Raises:
-        KeyError: not a chat completion (no choices, no message).
+        Malformed: not a chat completion: no choices, no message, or another type.
     """
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise KeyError("choices")
+    choices = _items(body, "choices", dict)
+    if not choices:
+        raise Malformed("no choices")
     choice = choices[0]
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise KeyError("choices[0].message")
+    message = _field(choice, "message", dict)
+    if message is None:
+        raise Malformed("no choices[0].message")
     usage = Usage.parse(body.get("usage"))
-    ids = choice.get("token_ids")
+    ids = _items(choice, "token_ids", int)
     logprobs = _logprobs(choice)
     return ChatAnswer(
-        text=_text(message.get("content")),
-        finish_reason=choice.get("finish_reason"),
+        text=_field(message, "content", str) or "",
+        finish_reason=_field(choice, "finish_reason", str),
         timing=Timing(total=seconds, tokens=usage.completion if usage else None),
         usage=usage,
-        model=body.get("model"),
-        role=message.get("role"),
-        token_ids=tuple(ids) if isinstance(ids, list) else None,
+        model=_field(body, "model", str),
+        role=_field(message, "role", str),
+        token_ids=tuple(ids) if ids is not None else None,
         logprobs=tuple(logprobs) if logprobs is not None else None,
-        tool_calls=tuple(message.get("tool_calls") or ()),
+        tool_calls=tuple(_items(message, "tool_calls", dict) or ()),
     )
 
 
@@ -237,11 +269,11 @@ class Assembly:
         self.events = 0
 
     def feed(self, event: dict[str, Any], at: float) -> None:
-        """One parsed event that arrived `at` seconds after the request was sent."""
+        """One parsed event that arrived `at` seconds after the request was sent. Raises Malformed."""
         self.events += 1
         if self.usage is not None and event.get("choices"):
             self._odd("content after the usage chunk")
-        self.model = event.get("model") or self.model
+        self.model = _field(event, "model", str) or self.model
         if event.get("usage"):
             self.usage = Usage.parse(event["usage"])
         choices = event.get("choices")
@@ -252,22 +284,23 @@ class Assembly:
             self._choice(choices[0], at)
 
     def _choice(self, choice: dict[str, Any], at: float) -> None:
-        delta = choice.get("delta") or {}
-        role, content = delta.get("role"), _text(delta.get("content"))
+        delta = _field(choice, "delta", dict) or {}
+        role, content = _field(delta, "role", str), _field(delta, "content", str) or ""
         if role and self.role is None:
             self.role = role
             if self.text:
                 self._odd("the role came after content")
-        ids, logprobs = choice.get("token_ids"), _logprobs(choice)
+        ids, logprobs = _items(choice, "token_ids", int), _logprobs(choice)
+        calls = _items(delta, "tool_calls", dict)
         if self.finish is not None and (content or ids):
             self._odd("content after finish_reason")
-        if content or ids or logprobs or delta.get("reasoning_content") or delta.get("tool_calls"):
+        if content or ids or logprobs or delta.get("reasoning_content") or calls:
             self.arrivals.append(at)
         self.text.append(content)
         self.ids.extend(ids or ())
         self.logprobs.extend(logprobs or ())
-        self.tool_calls.extend(delta.get("tool_calls") or ())
-        finish = choice.get("finish_reason")
+        self.tool_calls.extend(calls or ())
+        finish = _field(choice, "finish_reason", str)
         if finish:
             if self.finish is not None:
                 self._odd("finish_reason was sent twice")

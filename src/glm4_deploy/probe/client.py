@@ -25,6 +25,7 @@ from glm4_deploy.probe.answers import (
     Assembly,
     ChatAnswer,
     FailureKind,
+    Malformed,
     Refused,
     RequestFailure,
     from_body,
@@ -109,7 +110,7 @@ class ProbeTarget:
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 DONE_END = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")  # at the start of a line, where a model's own text cannot put it
 DONE_GRACE_S = 1.0
-MAX_BODY = 64 * 1024 * 1024  # bytes after decoding: far more than an answer of a few thousand tokens
+MAX_BODY = 16 * 1024 * 1024  # bytes: far more than an answer of a few thousand tokens, with log-probabilities
 CONNECT_S = 15.0  # generous: this machine may be overloaded, and a wrong `unreachable` is worse than a late one
 IDLE_S = 30.0  # between two tokens of one stream
 
@@ -185,9 +186,9 @@ class Client:
         parsed = reply.json()
         try:
             return from_body(parsed if isinstance(parsed, dict) else {}, reply.seconds)
-        except KeyError as missing:
-            detail = f"HTTP 200 without {missing.args[0]}: {one_line(reply.text, BRIEF)}"
-            raise RequestFailure(FailureKind.NOT_OPENAI, detail) from missing
+        except Malformed as error:
+            detail = f"HTTP 200, but {error}: {one_line(reply.text, BRIEF)}"
+            raise RequestFailure(FailureKind.NOT_OPENAI, detail) from error
 
     async def ask_stream(self, path: str, body: dict[str, Any], *, limit_s: float) -> ChatAnswer:
         """A streamed chat completion: usage asked for, assembled after the last event."""
@@ -214,7 +215,7 @@ class Client:
                     reply = await _drain(response, raw.start)
                     _refuse(reply)
                     raise RequestFailure(FailureKind.NOT_OPENAI, f"expected a stream, got {_describe(reply)}")
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     raw.take(chunk)
         except RequestFailure:
             if not raw.done:  # after [DONE] the server owes nothing more, not even a clean end
@@ -247,6 +248,10 @@ class Client:
             headers = headers | {"content-type": "application/json"}
         response = await self._send(method, self.root + path, content, headers)
         try:
+            encoding = response.headers.get("content-encoding", "identity").strip().lower()
+            if encoding not in ("", "identity"):  # not asked for, and a few bytes of it can become gigabytes
+                detail = f"content-encoding {one_line(encoding, 40)}, though none was asked for"
+                raise RequestFailure(FailureKind.ENCODING, detail)
             yield response
         finally:
             await response.aclose()
@@ -363,7 +368,7 @@ class _Stream:
 
 async def _drain(response: httpx.Response, start: float) -> Reply:
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > MAX_BODY:
             raise RequestFailure(FailureKind.TOO_BIG, f"more than {MAX_BODY >> 20} MiB in one answer")
@@ -391,7 +396,11 @@ def _assemble(chunks: list[tuple[float, bytes]], *, complete: bool) -> Assembly:
             detail = f"an error within the stream: {_error_message(event)}"
             raise RequestFailure(FailureKind.SERVER_ERROR, detail, partial="".join(assembly.text))
         if isinstance(event, dict):
-            assembly.feed(event, at)
+            try:
+                assembly.feed(event, at)
+            except Malformed as error:
+                if complete:
+                    raise RequestFailure(FailureKind.NOT_OPENAI, f"an event in which {error}") from error
     if complete and not done:
         raise RequestFailure(FailureKind.TRUNCATED, f"the stream ended after {assembly.events} events without [DONE]")
     return assembly

@@ -14,7 +14,8 @@ import httpx
 
 from glm4_deploy.text import BRIEF, one_line
 
-MAX_BODY = 8 << 20  # bytes: an engine's /metrics has about 100 kB
+MAX_BODY = 8 << 20  # bytes
+MAX_METRICS = 1 << 20  # characters: an engine's /metrics has about 100 kB, and parsing takes a second for each million
 MAX_LINE = 4096  # characters: the parser's time grows with the square of a line
 MODELS = "/v1/models"
 
@@ -49,7 +50,7 @@ class Metrics:
 
 
 def parse_metrics(text: str) -> Metrics:
-    """Prometheus exposition text, up to MAX_BODY characters.
+    """Prometheus exposition text, up to MAX_METRICS characters.
 
     The parser stops at the first line that it cannot read, so it gets one line at a time: a line that is not a sample
     is skipped and the others count. A counter keeps the name on its line.
@@ -57,7 +58,7 @@ def parse_metrics(text: str) -> Metrics:
     from prometheus_client.parser import text_string_to_metric_families  # imported here because it takes 0.2 s
 
     rows: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for line in text[:MAX_BODY].split("\n"):
+    for line in text[:MAX_METRICS].split("\n"):
         if not line or line.startswith("#") or len(line) > MAX_LINE:
             continue
         try:
@@ -72,7 +73,9 @@ def parse_metrics(text: str) -> Metrics:
 def model_rows(body: Any) -> list[dict[str, Any]] | None:
     """The models in an answer to /v1/models that have an id; None if it is not a list of models."""
     rows = body.get("data") if isinstance(body, dict) else None
-    return [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else None
+    if not isinstance(rows, list):
+        return None
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str) and row["id"]]
 
 
 def read_metrics(base_url: str, *, timeout: float = 10) -> Metrics | None:

@@ -99,6 +99,8 @@ CASES = (
     Case(check="chat", app=broken.HtmlAnswer, words=("not-openai", "502 Bad Gateway")),
     Case(check="chat", app=broken.ProxyGaveUp, words=("server-error", "HTTP 504, text/html")),
     Case(check="alive", app=broken.SaysGzip, words=("content-encoding",), code=4),
+    Case(check="alive", app=broken.Bomb, words=("content-encoding gzip, gzip",), code=4),
+    Case(check="stream", app=broken.TextDelta, words=("not-openai", "delta is text")),
     Case(check="chat", app=broken.Hangs, words=("hang", "stood still"), settings=HASTY),
     Case(check="chat", app=broken.Busy, words=("busy, not hung",), status=Status.UNKNOWN, settings=HASTY),
     Case(check="stream", app=broken.TruncatedStream, words=("truncated", "without [DONE]")),
@@ -109,7 +111,7 @@ CASES = (
     Case(check="stream", app=broken.OtherWords, words=("differ from character 44", "indeed", "against '.'")),
     Case(check="stream", app=broken.HangsAmidStream, words=("hang", "stood still"), settings=HASTY),
     Case(check="stream", app=broken.Drips, words=("slow", "still streaming"), settings=HASTY),
-    Case(check="stream", app=broken.Gzipped, words=("at once",), status=Status.WARN, code=0),
+    Case(check="stream", app=broken.Buffered, words=("at once",), status=Status.WARN, code=0),
     Case(check="max-tokens", app=broken.Endless, words=("28 tokens",)),
     Case(check="overflow", app=broken.CutsInSilence, words=("was accepted",)),
     Case(check="max-tokens-limit", app=broken.CutsInSilence, words=("was accepted",)),
@@ -142,6 +144,13 @@ CASES = (
     *(Case(check=f"concurrency-{n}", app=broken.CracksUnderLoad, words=("instead of",)) for n in (4, 16, 64)),
     Case(check="speed", app=broken.Slow, words=("tpot p95", "limit 4 ms")),
 )
+
+
+def test_a_context_that_no_model_has_is_not_believed() -> None:
+    """Prompts are made of the reported length: 10¹² tokens of them would take all memory."""
+    report = ask(broken.Boundless(tools=True), only=["identity", "needle-4k"])
+    assert "context unknown" in row(report, "identity").observed
+    assert row(report, "needle-4k").status is Status.SKIPPED
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,5 +1,6 @@
 """Checks that something answers, and that it is this engine with this model."""
 
+import time
 from typing import Any
 
 from glm4_deploy.errors import Unreachable, WrongEngine
@@ -13,6 +14,8 @@ from glm4_deploy.text import one_line
 
 # A process's start time is derived from the boot time and may differ from the wall clock by this much.
 CLOCK_SLACK_S = 2.0
+DAY_S = 86400.0
+MAX_CONTEXT = 1 << 20  # tokens: prompts are made of this length, so a larger number is not believed
 REFUSING = frozenset({401, 403})
 # vLLM guards only /v1. An open /tokenize answers a GET with 405.
 OUTSIDE_V1 = ("/metrics", "/version", "/tokenize")
@@ -69,10 +72,11 @@ async def identity(probe: Probe) -> Result:
     model = _pick(_models(reply), probe.target.model)
     served = probe.served
     served.model = str(model["id"])
-    served.owned_by = model.get("owned_by")
+    served.owned_by = model.get("owned_by") if isinstance(model.get("owned_by"), str) else None
     served.path = model.get("root") if isinstance(model.get("root"), str) else None
     length = model.get("max_model_len")
-    served.max_model_len = length if isinstance(length, int) else probe.target.max_model_len
+    believable = isinstance(length, int) and not isinstance(length, bool) and 0 < length <= MAX_CONTEXT
+    served.max_model_len = length if believable else probe.target.max_model_len
     _check_version(served.version, probe.target.vllm_version)
     age = await _started(probe, model)
     context, version = served.max_model_len or NOT_KNOWN, served.version or NOT_KNOWN
@@ -128,6 +132,8 @@ async def _started(probe: Probe, model: dict[str, Any]) -> str | None:
     after = probe.target.started_at
     metrics = await probe.metrics()
     start = metrics.sum("process_start_time_seconds") if metrics else None
+    if start is not None and not 0 < start < time.time() + DAY_S:
+        start = None
     probe.served.started = start
     created = model.get("created")
     for name, moment in (("process start", start), ("created", created)):
