@@ -10,7 +10,7 @@ ARGS ?=
 ENGINES ?=
 OUT ?=
 
-.PHONY: help venv up down smoke logs status demo test test-fast lint unit e2e test-needs matrix docs compose eval-detector clean
+.PHONY: help venv up down smoke logs status demo test test-fast fuzz lint unit e2e test-needs matrix docs compose eval-detector clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,10 @@ test: test-needs lint ## Everything: style, types, layers, unit and end-to-end t
 
 test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, about 3 minutes
 	@$(BIN)/pytest -n 4 tests/journeys tests/unit $(ARGS)
+
+MINUTES ?= 30
+fuzz: $(READY) ## Hostile inputs, new ones each round (MINUTES=30)
+	@scripts/fuzz.sh $(MINUTES)
 
 lint: $(READY) ## Style, types and layers
 	@$(BIN)/ruff check .

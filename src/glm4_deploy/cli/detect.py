@@ -142,7 +142,7 @@ def _document(line: str, number: int) -> dict[str, Any]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 53)
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -183,6 +183,9 @@ class ChatAnswer:
 MAX_COUNT = 1 << 40  # tokens: a server's number is used as a size only below this
 
 
+MAX_LOGPROB = 1e6  # vLLM cuts at -9999; a larger one is damage
+
+
 class Malformed(ValueError):
     """JSON, but not of the types that OpenAI's API has: a server of another kind, or a damaged one."""
 
@@ -218,7 +221,7 @@ def _logprobs(choice: dict[str, Any]) -> list[float | None] | None:
 
 
 def _finite(value: Any) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_LOGPROB:
         return None
     return float(value)
 
