@@ -313,6 +313,9 @@ class _SuiteRun:
         except (Unreachable, WrongEngine) as error:
             self.error = error
             return fail(error.message, "the engine and model expected", remedy=error.hint)
+        except Exception as error:  # noqa: BLE001 (an answer that a check cannot cope with must not end the others)
+            why = f"a defect of this check: {type(error).__name__}: {one_line(str(error), BRIEF)}"
+            return unknown(why, "please report it, with this server's name and version")
 
     async def _stuck(self, entry: Check, failure: RequestFailure) -> Result:
         """Hung, or just busy? The counters of the engine core tell: in a hung engine they stand still."""

@@ -48,6 +48,17 @@ SCRAPE_S = 8.0  # an event loop that is busy with long prompts answers within a 
 async def read_sample(client: Client, model: str | None, at: float, limit_s: float = SCRAPE_S) -> MetricsSample:
     """Scrape once. model: the name that must be served; None: any. limit_s: seconds until it counts as silent."""
     try:
+        return await _read(client, model, at, limit_s)
+    except Exception as error:  # noqa: BLE001 (no answer may end the watch)
+        return MetricsSample(at=at, outcome=Scrape.WRONG, why=_unreadable(error))
+
+
+def _unreadable(error: Exception) -> str:
+    return f"an answer that cannot be read: {type(error).__name__}: {one_line(str(error), 80)}"
+
+
+async def _read(client: Client, model: str | None, at: float, limit_s: float) -> MetricsSample:
+    try:
         reply = await client.get("/metrics", timeout_s=limit_s)
     except RequestFailure as failure:
         silent = failure.kind in (FailureKind.HANG, FailureKind.SLOW)
@@ -203,6 +214,8 @@ async def send_canary(
         return result(CanaryOutcome.BROKEN if refused.status >= 500 else CanaryOutcome.UNJUDGED, str(refused), 0)
     except RequestFailure as failure:
         return result(FAILED_CANARIES.get(failure.kind, CanaryOutcome.BROKEN), str(failure))
+    except Exception as error:  # noqa: BLE001 (no answer may end the watch)
+        return result(CanaryOutcome.BROKEN, _unreadable(error))
     fault = canary_fault(request, answer)
     tokens = answer.timing.tokens or len(answer.timing.arrivals)
     return result(CanaryOutcome.SICK if fault else CanaryOutcome.SOUND, fault or "sound", answer.timing.total, tokens)
