@@ -60,7 +60,8 @@ def test_v1_requires_a_known_key(front: Gateway, ada: str, key: str | None) -> N
 @pytest.mark.parametrize(
     "path",
     ["/metrics", "/tokenize", "/docs", "/openapi.json", "/version", "/ping", "/invocations", "/pause", "/", "/v1",
-     "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics", "//metrics", "/V1/models", "/health/../metrics"],
+     "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics", "//metrics", "/V1/models", "/health/../metrics",
+     "/v1/load_lora_adapter", "/v1/modelsx", "/v1/"],
 )  # fmt: skip
 def test_other_paths_are_404_even_with_a_key(front: Gateway, ada: str, path: str) -> None:
     # A raw request: a client library would normalise the path.

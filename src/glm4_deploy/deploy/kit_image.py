@@ -38,16 +38,26 @@ def write_context(directory: Path) -> None:
     """
     package = Path(glm4_deploy.__file__).parent
     templates = next(path for path in TEMPLATES if (path / "image/Dockerfile").is_file())
-    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc")
     try:
         shutil.copy(templates / "image/Dockerfile", directory / "Dockerfile")
         (directory / "requirements.txt").write_text("\n".join(requirements()) + "\n")
-        shutil.copytree(package, directory / "glm4_deploy", ignore=unwanted)
-        shutil.copytree(templates, directory / "glm4_deploy/templates", ignore=unwanted, dirs_exist_ok=True)
+        shutil.copytree(package, directory / "glm4_deploy", ignore=_not_ours)
+        shutil.copytree(templates, directory / "glm4_deploy/templates", ignore=_not_ours, dirs_exist_ok=True)
         for path in directory.rglob("*"):  # the container runs as uid 65532, which must be able to read it
             path.chmod(0o755 if path.is_dir() else 0o644)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}", hint="check free space") from error
+
+
+SUFFIXES = {".py", ".yaml", ".yml", ".json", ".j2", ".typed"}
+
+
+def _not_ours(directory: str, names: list[str]) -> set[str]:
+    """Whatever else lies about in a working tree: notes, `.env`, keys, and what links lead to."""
+    paths = [Path(directory, name) for name in names]
+    ours = {path.name for path in paths if path.is_dir() and path.name != "__pycache__"}
+    ours |= {path.name for path in paths if path.suffix in SUFFIXES or path.name == "Dockerfile"}
+    return {path.name for path in paths if path.is_symlink() or path.name.startswith(".") or path.name not in ours}
 
 
 def build_kit_image(*, base: str, name: str, network: str | None = None) -> None:

@@ -1,14 +1,16 @@
 """The service `watch` as Compose reads it, and the build context of its image."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import glm4_deploy
 from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.kit_image import kit_tag, requirements, write_context
+from glm4_deploy.deploy.kit_image import _not_ours, kit_tag, requirements, write_context
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
 
@@ -47,5 +49,19 @@ def test_the_images_context_contains_this_kit_and_nothing_else(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"Dockerfile", "requirements.txt", "glm4_deploy"}
     assert (tmp_path / "glm4_deploy/templates/compose.yaml.j2").is_file()
     assert not list(tmp_path.rglob("__pycache__"))
+    package = Path(glm4_deploy.__file__).parent
+    taken = {str(path.relative_to(tmp_path / "glm4_deploy")) for path in (tmp_path / "glm4_deploy").rglob("*.*")}
+    assert taken >= {str(path.relative_to(package)) for path in package.rglob("*.*") if "__pycache__" not in str(path)}
     assert any(line.startswith("prometheus-client") for line in requirements())
     assert not any("vllm" in line for line in requirements())
+
+
+def test_what_lies_about_in_a_working_tree_stays_out_of_the_image(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in (".env", "notes.key", "id_rsa", "good.py", "data.json.bak"):
+        (tree / name).write_text("x")
+    (tmp_path / "secret.py").write_text("x")
+    (tree / "link.py").symlink_to(tmp_path / "secret.py")
+    shutil.copytree(tree, tmp_path / "context", ignore=_not_ours)
+    assert [path.name for path in (tmp_path / "context").iterdir()] == ["good.py"]
