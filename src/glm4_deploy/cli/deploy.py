@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ from glm4_deploy.deploy.candidates import (
 from glm4_deploy.deploy.endpoint import EngineKind
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
-from glm4_deploy.deploy.plan_check import compare_plan, free_memory, gpu_of_host
+from glm4_deploy.deploy.plan_check import compare_plan, free_memory, gpu_of_host, keep_free
 from glm4_deploy.deploy.state import (
     Record,
     describe_journal,
@@ -43,7 +43,7 @@ from glm4_deploy.deploy.state import (
 )
 from glm4_deploy.deploy.status import log_tail, read_status
 from glm4_deploy.deploy.transaction import Transaction
-from glm4_deploy.errors import ComposeMissing, DockerMissing, Judged, UsageError
+from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps, report_json
 from glm4_deploy.settings import Settings
@@ -141,7 +141,7 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    plan = requested.plan_here(lambda free: free_memory(state_dir, free))
+    plan = requested.plan_here(lambda free: _free(state_dir, free))
     settings, deployment = plan.settings, plan.deployment
     progress = Progress()
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
@@ -157,6 +157,16 @@ def up(
     host_gpu = gpu_of_host(settings.tensor_parallel_size) if deployment.memory else None
     planned = compare_plan(settings, plan.profile, deployment, result.start.facts, state_dir, host_gpu)
     report_result(replace(result, planned=planned), "up", progress, json_=json_)
+
+
+def _free(state_dir: Path, free: int | None) -> int | None:
+    """The free memory to solve for: what is free now, unless an engine of this directory holds some of it."""
+    record = load_record(state_dir)
+    with suppress(DeployError):  # an engine that cannot be asked holds nothing that is known
+        if record is not None and recorded_engine(record, state_dir).state().running:
+            return free_memory(state_dir, free)
+    keep_free(state_dir, free)
+    return free
 
 
 def _candidate(

@@ -26,21 +26,22 @@ from glm4_deploy.cli.params import (
     NO_PROFILE,
     NOTHING,
     STATE,
+    HostCards,
     Json,
     Requested,
     StateDir,
     seed,
     with_settings,
 )
-from glm4_deploy.deploy.plan_check import load_observations
+from glm4_deploy.deploy.plan_check import free_memory, load_observations
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.host.gpu import GpuReport, gpu_row, read_gpus
+from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b
 from glm4_deploy.plan.kernels import ImageKind, kernel_path
 from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
-from glm4_deploy.plan.spec import engine_version, image_kind, memory_request
+from glm4_deploy.plan.spec import Card, engine_version, image_kind, memory_request
 from glm4_deploy.report.memory_plan import plan_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import make_report
@@ -106,12 +107,11 @@ def plan(
     named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified=unified, wsl=wsl, from_cuda=cuda_total)
     if load is not None:
         requested = requested.with_flags(_of_load(parse_load(load)))
-    settings, profile, target, on_this_host = _target(requested, named)
-    request = replace(
-        memory_request(settings, profile, target),
-        free_bytes=None if gpu_free_mib is None else round(gpu_free_mib * 2**20),
-        first_start=first_start,
-    )
+    settings, profile, card, on_this_host = _target(requested, named)
+    free = free_memory(state_dir, card.free_bytes) if on_this_host else None
+    if gpu_free_mib is not None:
+        free = round(gpu_free_mib * 2**20)
+    request = replace(memory_request(settings, profile, card.gpu), free_bytes=free, first_start=first_start)
     if checkpoint is not None or weights is not None:
         request = replace(request, model=_model(checkpoint, weights or "nvfp4"))
     request = replace(request, vllm=_version(vllm, requested, settings, profile) or request.vllm)
@@ -183,34 +183,34 @@ def _of_load(load: RequestLoad) -> dict[str, Any]:
     return {"max_model_len": load.context, "max_num_seqs": load.requests}
 
 
-def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile, Gpu, bool]:
-    """The settings, their profile, the GPU to plan for, and whether it is this host's.
+def _target(requested: Requested, named: Gpu | None) -> tuple[Settings, Profile, Card, bool]:
+    """The settings, their profile, the card to plan for, and whether it is this host's.
 
     Raises:
         UsageError: no GPU to plan for.
     """
     if named is not None:
-        return *requested.load(lambda: NO_PROFILE), named, False
-    report, host = read_gpus(), read_host()
-    first = gpu_row(report, host)
-    settings, profile = requested.load(lambda: _profile_of(report, first))
-    host_gpu = gpu_row(report, host, ranks=settings.tensor_parallel_size)
-    if report.gpus and host_gpu is None:
+        return *requested.load(lambda: NO_PROFILE), Card(gpu=named), False
+    seen = HostCards(gpus=read_gpus(), host=read_host())
+    settings, profile = requested.load(lambda: _profile_of(seen))
+    card = seen.card(settings.tensor_parallel_size)
+    if seen.gpus.gpus and card is None:
         raise UsageError(
-            f"no GPU to plan for: {report.trouble or 'its memory is not known'}",
+            f"no GPU to plan for: {seen.gpus.trouble or 'its memory is not known'}",
             hint="name one: --gpu gb10, or the size of a MIG instance with --gpu-total-mib, --cuda-total and"
             " --compute-capability",
         )
-    if host_gpu is not None and (profile is NO_PROFILE or profile.name == "seed" or profile_for(host_gpu) == profile):
-        return settings, profile, host_gpu, True
+    if card is not None and (profile.name in (NO_PROFILE.name, "seed") or profile_for(card.gpu) == profile):
+        return settings, profile, card, True
     if profile.gpu is None:
         raise UsageError(f"profile {profile.name} has no GPU to plan for", hint="name one with --gpu, for example gb10")
-    return settings, profile, gpus()[profile.gpu], False
+    return settings, profile, Card(gpu=gpus()[profile.gpu]), False
 
 
-def _profile_of(report: GpuReport, gpu: Gpu | None) -> Profile:
-    if report.gpus:
-        return (profile_for(gpu) if gpu else None) or NO_PROFILE
+def _profile_of(seen: HostCards) -> Profile:
+    if seen.gpus.gpus:
+        card = seen.card(1)
+        return (profile_for(card.gpu) if card else None) or NO_PROFILE
     typer.echo("no GPU on this host and none named: planned for the profile seed, as `render` does", err=True)
     return seed()
 

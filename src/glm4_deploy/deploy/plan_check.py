@@ -5,7 +5,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from glm4_deploy.catalog.rows import Gpu, Profile, gpus
-from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError
 from glm4_deploy.files import write_text
@@ -74,27 +73,20 @@ FREE = "free.json"
 def free_memory(directory: Path, free: int | None) -> int | None:
     """What to plan with of the bytes that are free on the card now; None if not known.
 
-    While an engine of ours runs, its own memory is missing from `free`: then what was free before it started counts, so
-    that the same settings give the same file.
+    Once an engine was brought up from this directory, its own memory may be missing from `free`: then what was free
+    before its start counts, so that the same settings give the same file.
+    """
+    return free if load_record(directory) is None else _kept_free(directory)
+
+
+def keep_free(directory: Path, free: int | None) -> None:
+    """Remember what is free before an engine starts.
 
     Raises:
         StorageError: the figure cannot be kept.
     """
-    if _serving(directory):
-        return _kept_free(directory)
     if free is not None:
         write_text(directory / FREE, json.dumps({"schema": SCHEMA, "free_bytes": free}) + "\n")
-    return free
-
-
-def _serving(directory: Path) -> bool:
-    record = load_record(directory)
-    if record is None or record.started is None:
-        return False
-    try:
-        return recorded_engine(record, directory).state().running
-    except DeployError:
-        return False
 
 
 def _kept_free(directory: Path) -> int | None:

@@ -224,8 +224,9 @@ CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_SMALL = 32 * MIB, 8.125 * MIB
 UNIFIED_OVERHEAD, UNIFIED_OVERHEAD_ALL = 0.8 * GIB, 2.05 * GIB
 # Before 0.11.1 page cache counts as used there, and reading the weights fills it: 6.6 of 32.6 GiB in the only log.
 PAGE_CACHE = 0.2
-# NCCL's buffers for several ranks: 1.38 GiB in total in one public log (two H200, vLLM 0.11).
-RANK_OVERHEAD = 1.2 * GIB
+# NCCL's and other buffers for several ranks, beyond those of one: two H200 with 0.11, two H100 with 0.15 (0.55 GiB in
+# all) and with 0.19 (2.07), two B200 with 0.22 (about 1.4).
+RANK_OVERHEAD = {(0, 18): 1.5 * GIB, (0, 14): 0.42 * GIB, (0,): 1.3 * GIB}
 # CUDA graphs as the engine estimates them (gpu_model_runner.py profile_cudagraph_memory): the larger of the two first
 # captures, plus each further piecewise and full graph. NVFP4 on an H100 with 0.24, two logs: the first piecewise graph
 # takes 34 MiB at 128 tokens and 98 at 512, the first full one 34 at 64 sequences and 132 at 256, where FlashAttention 3
@@ -304,7 +305,7 @@ def overhead_bytes(request: MemoryRequest) -> float:
     if request.overhead_bytes is not None:
         return request.overhead_bytes
     state = counted_state_bytes(request.vllm, request.max_num_seqs, request.model.shape.vocab)
-    ranks = RANK_OVERHEAD if request.tensor_parallel_size > 1 else 0
+    ranks = _by_version(RANK_OVERHEAD, request.vllm) if request.tensor_parallel_size > 1 else 0
     return _base_overhead(request) + state + ranks + compiling_kept_bytes(request)
 
 
@@ -315,7 +316,12 @@ def _base_overhead(request: MemoryRequest) -> float:
     datacenter = request.gpu.compute_capability[0] in (9, 10)
     table = OVERHEAD_DATACENTER if datacenter else OVERHEAD
     compiled = COMPILED_CODE if datacenter and request.vllm >= (0, 18) and not request.enforce_eager else 0
-    return next(size for since, size in table.items() if request.vllm >= since) + compiled
+    return _by_version(table, request.vllm) + compiled
+
+
+def _by_version(table: dict[Version, float], version: Version) -> float:
+    """The row of the newest version that is not newer than this one; rows are newest first."""
+    return next(size for since, size in table.items() if version >= since)
 
 
 def page_cache_bytes(request: MemoryRequest) -> float:
@@ -393,7 +399,7 @@ def error_range_bytes(request: MemoryRequest) -> float:
     if not request.gpu.exact:
         unknown += 0.009 * request.gpu.total_bytes * request.gpu_memory_utilization
     if request.tensor_parallel_size > 1:
-        unknown += 0.5 * GIB
+        unknown += 0.7 * GIB
     if request.overhead_bytes is None:
         unknown += _unmeasured_bytes(request)
     return unknown

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.catalog.rows import Profile, gpu_by_name
-from glm4_deploy.deploy.plan_check import compare_plan, free_memory, kernel_row, load_observations
+from glm4_deploy.deploy.plan_check import compare_plan, free_memory, keep_free, kernel_row, load_observations
+from glm4_deploy.deploy.state import expected_record, save_record
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.plan.kernels import ImageKind
@@ -76,10 +77,16 @@ def test_arithmetic_other_than_foretold_warns(tmp_path: Path) -> None:
     assert kernel_row(request, replace(marlin, kernel=None, native_fp4=None), ImageKind.NVIDIA) == ()
 
 
-def test_without_an_engine_of_ours_what_is_free_now_counts(tmp_path: Path) -> None:
-    assert free_memory(tmp_path, 30 * 2**30) == 30 * 2**30
-    assert free_memory(tmp_path, 20 * 2**30) == 20 * 2**30
-    assert free_memory(tmp_path, None) is None
+def test_an_engine_of_ours_does_not_count_as_a_neighbour(tmp_path: Path) -> None:
+    """What was free before the first start counts for the next plan, though the engine holds most of it now."""
+    keep_free(tmp_path, 30 * 2**30)
+    assert free_memory(tmp_path, 25 * 2**30) == 25 * 2**30  # nothing was brought up yet
+
+    settings, row = load_settings({"profile": "hopper", **SEED_SETTINGS})
+    save_record(expected_record(plan_deployment(settings, row, choose_fraction(settings, row))), tmp_path)
+    assert free_memory(tmp_path, 2 * 2**30) == 30 * 2**30
+    (tmp_path / "free.json").write_text("{", encoding="utf-8")
+    assert free_memory(tmp_path, 2 * 2**30) is None
 
 
 def test_nothing_is_recorded_for_an_unknown_gpu(tmp_path: Path) -> None:
