@@ -198,6 +198,53 @@ def needle_long(r: random.Random) -> Turns:
     return needle(r, 10, 90 if r.random() < 0.3 else 30)
 
 
+def log_lines(r: random.Random, count: int) -> list[str]:
+    """Lines of a ship's log, like the smoke suite's; days count up from a random one."""
+    first = r.randrange(8000)
+    winds, skies, ships, loads = (r.sample(pool, len(pool)) for pool in (t.WINDS, t.SKIES, t.SHIPS, t.LOADS))
+    return [
+        f"Day {day}: wind from the {winds[day % len(winds)]}, {skies[day % len(skies)]}. "
+        f"The {ships[day % len(ships)]} passed with {loads[day % len(loads)]}."
+        for day in range(first, first + count)
+    ]
+
+
+def log_needle(r: random.Random, low: int = 1, high: int = 30) -> Turns:
+    """A code word in a log of `low`..`high` lines."""
+    lines = log_lines(r, r.randrange(low, high + 1))
+    place = r.choice(t.PLACES)
+    if r.random() < 0.7:
+        word, kind = str(r.randrange(10 ** r.choice((3, 5, 6, 6, 6)), 10**7)), "code word"
+    else:
+        word, kind = made_up(r), r.choice(("code word", "password"))
+    lines.insert(r.randrange(len(lines) + 1), f"The {kind} of the {place} is {word}.")
+    ask = f"What is the {kind} of the {place}?" + r.choice((f" Answer with the {kind} only.", ""))
+    return one("\n".join([*lines, ask]), word)
+
+
+def log_needle_long(r: random.Random) -> Turns:
+    return log_needle(r, 40, 172)
+
+
+def log_ships(r: random.Random) -> Turns:
+    """The first three ships of a log."""
+    lines = log_lines(r, r.randrange(3, 60 if r.random() < 0.2 else 16))
+    ships = [line.split("The ")[-1].split(" passed")[0] for line in lines[:3]]
+    answer = "The {}, the {}, the {}".format(*ships) + (" and others." if len(lines) > 3 else ".")
+    head = [f"Log number {r.randrange(16**8):08x}."] if r.random() < 0.8 else []
+    return one("\n".join([*head, *lines, "Which ships passed?"]), answer)
+
+
+def log_bare(r: random.Random) -> Turns:
+    return one("\n".join(log_lines(r, r.randrange(2, 80 if r.random() < 0.3 else 16))), t.READ_EN)
+
+
+def log_story(r: random.Random) -> Turns:
+    (_, ask), (_, answer) = story(r)
+    lines = log_lines(r, r.randrange(2, 130 if r.random() < 0.3 else 20))
+    return one("\n".join([*lines, "", f"That was the log. Now leave it. {ask}"]), answer)
+
+
 def repeat(r: random.Random) -> Turns:
     pool = (*t.WORDS, *t.FIRST, "OK", "hello", "ready", "yes", "pong")
     if r.random() < 0.3:
@@ -294,6 +341,7 @@ def story(r: random.Random) -> Turns:
             f"Write a short essay about {r.choice(t.WORDS)}.",
             "Write a long text.",
             "Tell me a story.",
+            "Tell me a long story.",
         ),
         t.ESSAY_ZH: (
             "写一篇短文。",
@@ -335,6 +383,11 @@ MIX: dict[Callable[[random.Random], Turns], float] = {
     person: 7,
     needle: 12,
     needle_long: 2,
+    log_needle: 6,
+    log_needle_long: 1.5,
+    log_ships: 2,
+    log_bare: 1,
+    log_story: 0.5,
     repeat: 14,
     greeting: 2,
     stranger: 9,
@@ -370,6 +423,7 @@ def corpus(r: random.Random, samples: int) -> list[str]:
         *t.WORDS,
         *t.WORDS_ZH,
         *t.FIRST,
+        *log_lines(r, 60),
     ]
     stream = {content for _ in range(samples) for _, content in sample(r) if len(content) < 150}
     return fixed * 20 + sorted(stream)

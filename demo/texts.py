@@ -114,6 +114,22 @@ HAY_ZH = (
     "钥匙还是在第三个花盆下面。",
 )
 
+# A ship's log, in the shape of the long prompts of the smoke suite.
+WINDS = ("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west")
+SKIES = (
+    "fog until noon", "clear sky", "low cloud", "hail at dusk", "thin rain", "a red dawn", "stars all night",
+    "snow at noon", "a warm night",
+)  # fmt: skip
+SHIPS = tuple(
+    "Aurora Marlin Petrel Saturn Juniper Kestrel Cormorant Harvest Mistral Osprey Vega Heron Comet Falcon Iris".split()
+)
+LOADS = (
+    "timber", "salt", "wheat", "iron", "wool", "letters", "lamp oil", "cider", "slate", "rope", "apples", "tin", "tea",
+    "bricks", "honey",
+)  # fmt: skip
+PLACES = ("harbour", "harbour", "harbour", "lighthouse", "island", "market", "garden", "bridge")
+READ_EN = "I have read the log. What would you like to know?"
+
 # country, capital, 国家, 首都
 CAPITALS = tuple(
     tuple(row.split("|"))

@@ -1,12 +1,15 @@
-"""Train the demo model from scratch on the CPU: `python demo/train.py --out DIR [--seed 0]`.
+"""Train the demo model from scratch: `python demo/train.py --out DIR [--seed 0] [--device cuda]`.
 
-Needs torch, transformers and tokenizers, which the Python that `scripts/cpu-engine.sh` prints has.
+Needs torch, transformers and tokenizers, which the Python that `scripts/cpu-engine.sh` prints has. In half of the
+steps the layers compute as NVFP4 does (fake_nvfp4.py), so that the model answers as well once it is quantized.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import sys
 import time
@@ -14,10 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import curriculum
+import numpy as np
 import tokenizer as tok
 import torch
+from fake_nvfp4 import FakeNvfp4
 from torch.nn.functional import cross_entropy
 from transformers import GlmConfig, GlmForCausalLM, PreTrainedTokenizerFast
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic with it only
 
 LICENSE = """\
 Demo model of glm4-deploy. Copyright the glm4-deploy authors, Apache License 2.0.
@@ -27,18 +35,21 @@ texts written for this purpose (demo/texts.py, demo/curriculum.py). No weight an
 model is in them, so the glm-4-9b License does not apply to this directory.
 """
 Row = tuple[list[int], list[float]]  # token ids, weight of each as a target
+Batch = tuple[np.ndarray, np.ndarray]  # token ids and weights, each [B, T]; arrays cross processes cheaply
+CONTEXT = 4096  # tokens
+FAKE_FROM, FAKE_SHARE = 0.25, 0.5  # after this share of the steps, this share of the batches computes as NVFP4
 
 
 def config() -> GlmConfig:
     return GlmConfig(
         vocab_size=tok.VOCAB,
         hidden_size=256,
-        intermediate_size=608,
+        intermediate_size=640,
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=4096,
+        max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         pad_token_id=tok.ID["<|endoftext|>"],
         eos_token_id=[tok.ID[name] for name in tok.EOS],
@@ -67,17 +78,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, asks_too
     return ids, [w * scale for w in weights]
 
 
-def micro_batches(rows: list[Row], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of rows of similar length, at most `tokens` each, padded on the right: (ids, weights), each [B, T]."""
+def micro_batches(rows: list[Row], tokens: int) -> Iterator[Batch]:
+    """Batches of rows of similar length, at most `tokens` each, padded on the right."""
     rows = sorted(rows, key=lambda row: len(row[0]))
     while rows:
         longest = len(rows[-1][0])
         take, rows = rows[-max(1, tokens // longest) :], rows[: -max(1, tokens // longest)]
-        ids = torch.full((len(take), longest), tok.ID["<|endoftext|>"])
-        weights = torch.zeros(len(take), longest)
+        ids = np.full((len(take), longest), tok.ID["<|endoftext|>"])
+        weights = np.zeros((len(take), longest), np.float32)
         for i, (row, weight) in enumerate(take):
-            ids[i, : len(row)] = torch.tensor(row)
-            weights[i, : len(row)] = torch.tensor(weight)
+            ids[i, : len(row)] = row
+            weights[i, : len(row)] = weight
         yield ids, weights
 
 
@@ -104,66 +115,89 @@ def optimizers(model: GlmForCausalLM, args: argparse.Namespace) -> list[torch.op
     ]
 
 
-def fit(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+class Stream:
+    """The batches of a step: they depend on the seed and the step only, so processes can make them in advance."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, step_tokens: int) -> None:
+        self.tokenizer, self.seed, self.step_tokens = tokenizer, seed, step_tokens
+
+    def __call__(self, step: int) -> list[Batch]:
+        rng = random.Random(f"{self.seed} {step}")
+        rows: list[Row] = []
+        while sum(len(row[0]) for row in rows) < self.step_tokens:
+            row = encode(self.tokenizer, curriculum.sample(rng), rng.random() < 0.2)
+            if len(row[0]) <= CONTEXT:
+                rows.append(row)
+        return list(micro_batches(rows, self.step_tokens))
+
+
+def fit(model: GlmForCausalLM, fake: FakeNvfp4, steps: Iterator[list[Batch]], args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     optims = optimizers(model, args)
     peaks = [group["lr"] for optim in optims for group in optim.param_groups]
-    began, seen, shown = time.monotonic(), 0, 0.0
-    for step in range(args.steps):
+    began, seen = time.monotonic(), 0
+    for step, batches in enumerate(steps):
         warm, cool = min(1.0, (step + 1) / 50), min(1.0, (args.steps - step) / (0.6 * args.steps))
         for optim, peak in zip(optims, peaks, strict=True):
             optim.param_groups[0]["lr"] = peak * warm * cool
-        rows: list[Row] = []
-        while sum(len(row[0]) for row in rows) < args.step_tokens:
-            rows.append(encode(tokenizer, curriculum.sample(rng), rng.random() < 0.2))
-        total = sum(sum(weights) for _, weights in rows)
-        shown_loss = 0.0
-        for ids, weights in micro_batches(rows, args.step_tokens):
+        total = sum(float(weights.sum()) for _, weights in batches)
+        step_loss = torch.zeros((), device=args.device)
+        for ids, weights in (map(torch.from_numpy, batch) for batch in batches):
+            fake.on = step > FAKE_FROM * args.steps and rng.random() < FAKE_SHARE
             with torch.autocast(args.device, torch.bfloat16, enabled=not args.fp32):
                 loss = loss_sum(model, ids.to(args.device), weights.to(args.device)) / total
             loss.backward()
-            shown_loss += loss.item()
+            step_loss += loss.detach()
             seen += ids.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
-        shown = shown_loss if step == 0 else 0.95 * shown + 0.05 * shown_loss
         if step % 100 == 99 or step == args.steps - 1 or step == 4:
-            spent = time.monotonic() - began
+            shown, spent = step_loss.item(), time.monotonic() - began
             print(
                 f"step {step + 1}/{args.steps} loss {shown:.4f} {seen / spent:.0f} tokens/s {spent:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
+    fake.on = False
 
 
 def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and there are thousands
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
     tokenizer = tok.train(curriculum.corpus(random.Random(args.seed), 600))
-    model = GlmForCausalLM(config()).to(args.device)
-    model.train()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
-    fit(model, tokenizer, args)
+    with multiprocessing.get_context("fork").Pool(args.workers) as pool:  # before CUDA, which no fork survives
+        model = GlmForCausalLM(config()).to(args.device)
+        model.train()
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
+        fake = FakeNvfp4(model.model.layers)
+        stream = Stream(tokenizer, args.seed, args.step_tokens)
+        fit(model, fake, pool.imap(stream, range(args.steps)), args)
     model.to(torch.bfloat16).eval()
     save(model, tokenizer, args.out)
-    exam(model, tokenizer, args)
+    for fake.on in () if args.no_exam else (False, True):
+        print("as NVFP4" if fake.on else "as bf16", flush=True)
+        exam(model, tokenizer, args)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--step-tokens", type=int, default=2500, help="tokens per step")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--step-tokens", type=int, default=16_000, help="tokens per step")
     parser.add_argument("--lr", type=float, default=7e-4, help="of Muon")
     parser.add_argument("--lr-adam", type=float, default=3e-3, help="of AdamW")
     parser.add_argument("--no-muon", action="store_true", help="AdamW for all parameters")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make the texts")
+    parser.add_argument("--no-exam", action="store_true", help="only train")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
@@ -192,7 +226,7 @@ def exam(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argpar
     rng = random.Random(args.seed + 1)
     asked = {f"canary {name}": [turns] for name, turns in curriculum.CANARY_TURNS.items()}
     asked |= {
-        family.__name__: [family(rng) for _ in range(100)]
+        family.__name__: [family(rng) for _ in range(20)]
         for family in curriculum.MIX
         if family is not curriculum.passage
     }
