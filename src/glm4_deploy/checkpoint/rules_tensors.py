@@ -33,6 +33,11 @@ LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 # 448 and 6 are the largest FP8 (E4M3) and FP4 (E2M1) numbers: a global scale is 448 * 6 / amax, a divisor.
 GLOBAL_SCALE_NUMERATOR = 448.0 * 6.0
 AMAX_RANGE = (1e-6, 1e5)
+# The norm in front of each linear layer that has one.
+BEHIND_NORM = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "input_layernorm") | dict.fromkeys(
+    ("gate_up_proj", "gate_proj", "up_proj"), "post_attention_layernorm"
+)
+NORM_SLACK = 0.9  # bf16 rounds, and the norm's epsilon lets a faint token stay below
 
 
 def shape_of(checkpoint: Checkpoint) -> ModelShape | None:
@@ -160,12 +165,13 @@ def tensor_shapes(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
 
 
 def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
-    """Every global scale is finite, positive and plausible; layers that the engine fuses share theirs."""
+    """Global scales are finite, positive and possible; layers that the engine fuses share theirs."""
     names = quantized_layers(checkpoint)
     if not names:
         return skipped("no NVFP4 layer")
     try:
         scales = read_scalars(checkpoint)
+        clipped = list(_clipped_inputs(checkpoint, scales))
     except OSError as error:
         return unknown(f"a shard could not be read: {error.strerror or error}", observed="not read")
     wrong = [f"{name} is {value:g}" for name, value in scales.items() if not _plausible(value)]
@@ -175,6 +181,15 @@ def global_scales(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             f"{GLOBAL_SCALE_NUMERATOR:g} / amax: finite, positive, amax within {AMAX_RANGE}",
             *because("a whole layer is scaled to zero, infinity or NaN: loops and garbage", wrong),
             remedy=GET_SHARD_AGAIN,
+        )
+    if clipped:
+        return fail(
+            listed(clipped),
+            "no more than the layer's own norm weights allow",
+            *because(
+                "the layer's activations do not fit in FP8 scales: the largest are cut off in each token", clipped
+            ),
+            remedy="quantise again: calibration did not see what goes into this layer",
         )
     differing = list(_differing_scales(names, scales))
     if differing:
@@ -202,6 +217,45 @@ def read_scalars(checkpoint: Checkpoint) -> dict[str, float]:
                         raise OSError(f"{shard.file.name} ends early")
                     scales[tensor.name] = struct.unpack("<f", data)[0]
     return scales
+
+
+def _clipped_inputs(checkpoint: Checkpoint, scales: Mapping[str, float]) -> Iterable[str]:
+    """Input scales too large for any token. Raises OSError.
+
+    An RMSNorm's output is w_i * x_i with a mean x_i^2 of 1. Its largest element is smallest where all are equal, and
+    there it is mean(w_i^-2)^-0.5. Calibration saw at least that, so amax cannot be less.
+    """
+    norms = {tensor.name: tensor for tensor in checkpoint.tensors if tensor.name.endswith("_layernorm.weight")}
+    for name, scale in scales.items():
+        layer, _, linear = name.partition(".self_attn." if ".self_attn." in name else ".mlp.")
+        kind = BEHIND_NORM.get(linear.removesuffix(".input_global_scale"))
+        norm = norms.get(f"{layer}.{kind}.weight")
+        if norm is None or not linear.endswith(".input_global_scale") or not _plausible(scale):
+            continue
+        least, amax = _least_peak(_floats(checkpoint, norm)), GLOBAL_SCALE_NUMERATOR / scale
+        if amax < NORM_SLACK * least:
+            yield f"{name} is {scale:g}, for inputs up to {amax:.3g}; behind {kind} they reach {least:.3g} or more"
+
+
+def _least_peak(weights: Sequence[float]) -> float:
+    if not weights or not all(weights):
+        return 0.0  # a token may have its only elements where the weight is 0
+    least = math.fsum(weight**-2.0 for weight in weights) / len(weights)
+    return least**-0.5 if math.isfinite(least) else 0.0
+
+
+def _floats(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[float]:
+    """A small tensor's values; none where its type is not a float. Without NumPy, whose import takes longer."""
+    path = next(shard.file.path for shard in checkpoint.shards if shard.file.name == tensor.shard)
+    with open_file(path) as file:
+        file.seek(tensor.start)
+        data = file.read(tensor.nbytes)
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        wide = bytearray(2 * len(data))
+        wide[2::4], wide[3::4] = data[::2], data[1::2]
+        return struct.unpack(f"<{len(wide) // 4}f", wide)
+    kind, size = {"F16": ("e", 2), "F32": ("f", 4)}.get(tensor.dtype, ("", 1))
+    return struct.unpack(f"<{len(data) // size}{kind}", data) if kind else ()
 
 
 def _plausible(scale: float) -> bool:

@@ -169,6 +169,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "scale zero": (put(SCALE, np.zeros(1, np.float32)), "global-scales", "is 0"),
     "scale negative": (put(SCALE, -np.ones(1, np.float32)), "global-scales", "is -1"),
     "scale infinite": (put(SCALE, np.array([np.inf], np.float32)), "global-scales", "inf"),
+    "inputs clipped": (
+        put("model.layers.0.mlp.gate_up_proj.input_global_scale", np.array([2688 / 1e-5], np.float32)),
+        "global-scales",
+        "behind post_attention_layernorm they reach",
+    ),
     "q, k, v differ": (
         put("model.layers.0.self_attn.k_proj.weight_global_scale", np.array([9.0], np.float32)),
         "global-scales",
