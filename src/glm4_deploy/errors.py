@@ -35,6 +35,10 @@ class DeployError(Exception):
         """The same error with further hints."""
         return type(self)(self.message, hint=(*self.hints, *hints), details=self.details)
 
+    def blame(self, causes: Iterable[str], hint: str) -> Self:
+        """The same error with what caused it in front of its other details and hints."""
+        return type(self)(self.message, hint=(hint, *self.hints), details=(*causes, *self.details))
+
     def wire(self) -> dict[str, Any]:
         """As `--json` shows it."""
         return {

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from e2e.kit import ROOT
 from journeys.kit import Kit, alive
 from servers.reference import Reference
 from servers.serve import serving
+
+NVFP4 = ROOT / "demo/glm-4-tiny-chat-nvfp4"  # as llm-compressor wrote it
 
 
 def test_a_first_engine_that_talks_in_loops_is_stopped_and_its_log_is_kept(kit: Kit) -> None:
@@ -111,3 +114,12 @@ def test_a_checkpoint_that_would_not_load_is_refused_before_anything_starts(kit:
     assert "NoSuchModel" in up.err
     assert not (kit.directory / ".glm4/engine.log").exists()
     assert kit.recorded == []
+
+
+def test_what_verify_found_comes_first_where_a_forced_checkpoint_fails_its_gate(kit: Kit) -> None:
+    up = kit.up("--force", "--set", "image_tag=0.13.0", engine="LoopsGreedy", model=NVFP4)
+    assert up.code == 1
+    first, *rest = up.err[up.err.index("glm4-deploy: the engine came up but did not pass: loop-greedy") :].splitlines()
+    assert "in a row" in first and "'" in first, "the loop is quoted"
+    assert "known before the start: gate-up: 4 NVFP4 layers with mlp.gate_up_proj fused" in rest[0]
+    assert "glm4-deploy checkpoint repair" in next(line for line in rest if "→" in line)

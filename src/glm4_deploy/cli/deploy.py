@@ -92,6 +92,8 @@ def report_result(result: DeploymentResult, what: str, progress: Progress, *, js
         for start, planned in ((result.start, result.planned), (result.restored, ())):
             if start is not None and start.results:
                 progress.table((*start.results, *planned))
+                if start.facts.kernel:
+                    typer.echo(f"NVFP4 kernel: {start.facts.kernel_path}")
                 typer.echo(_outcome(start))
         if result.serves is None:
             typer.echo(_nothing_serves(result.restored or result.start))

@@ -39,6 +39,10 @@ class CheckpointIdentity:
     """Of its configuration, headers and sizes."""
     stamp: str | None
     """Of its file sizes and modification times: it shows weights replaced by others of the same shape."""
+    faults: tuple[str, ...] = ()
+    """What `--force` passes over: why this engine should not load it."""
+    remedy: str = ""
+    """How to mend the first of them."""
 
 
 def check_model_directory(directory: Path) -> None:
@@ -66,18 +70,18 @@ def check_checkpoint(endpoint: Endpoint, *, force: bool, note: Callable[[str], N
     check_model_directory(directory)
     report = verify_checkpoint(directory, vllm=endpoint.vllm)
     details = [f"{result.check}: {result.observed}{_consequence(result)}" for result in report.failures]
+    remedy = next((result.remedy for result in report.failures if result.remedy), "glm4-deploy checkpoint repair")
     if details and not force:
         raise CheckpointRefused(
             f"the checkpoint at {directory} has {len(details)} fault(s) that this engine would not survive",
             details=details,
-            hint=(
-                report.failures[0].remedy or "repair it: glm4-deploy checkpoint repair",
-                "start it anyway: --force",
-            ),
+            hint=(remedy, "start it anyway: --force"),
         )
     for line in details:
         note(f"forced past: {line}")
-    return CheckpointIdentity(fingerprint=report.fingerprint, stamp=stamp(directory))
+    return CheckpointIdentity(
+        fingerprint=report.fingerprint, stamp=stamp(directory), faults=tuple(details), remedy=remedy if details else ""
+    )
 
 
 def _consequence(result: Result) -> str:

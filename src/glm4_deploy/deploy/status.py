@@ -150,9 +150,8 @@ class StatusReport:
         if self.up:
             yield "not seen here", "whether it hangs: /health stays green then; `glm4-deploy watch` sees it"
         facts = self.engine
-        native = {True: "native FP4", False: "not native FP4", None: "native FP4 unknown"}[facts.native_fp4]
         yield "vLLM", facts.version or "unknown"
-        yield "kernel", f"{facts.kernel or 'unknown'} ({native})"
+        yield "kernel", facts.kernel_path
         yield "KV cache", f"{facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
 
     def report(self) -> Report:

@@ -166,8 +166,15 @@ class Transaction:
             self._announce()
             self._candidate.engine.bring_up(self)
         except DeployError as error:
-            self.result.error = error
+            self.result.error = self._with_known_faults(error)
         self.result.seconds = round(time.monotonic() - begin, 1)
+
+    def _with_known_faults(self, error: DeployError) -> DeployError:
+        """The checkpoint's faults were known before the start, so they come before what they led to."""
+        weights = self._candidate.weights
+        if weights is None or not weights.faults:
+            return error
+        return error.blame((f"known before the start: {fault}" for fault in weights.faults), weights.remedy)
 
     def _stop_old(self) -> None:
         """Stop what this directory runs now, under whatever name: one GPU holds one engine."""

@@ -60,6 +60,16 @@ class EngineFacts:
     phase: Phase = Phase.STARTING
     progress: str | None = None
 
+    @property
+    def kernel_path(self) -> str:
+        """The NVFP4 kernel, and whether it computes in FP4."""
+        native = {
+            True: "native FP4",
+            False: "not native FP4: expected without a Blackwell GPU, a fault with one",
+            None: "native FP4 unknown",
+        }[self.native_fp4]
+        return f"{self.kernel or 'unknown'} ({native})"
+
 
 @dataclass(frozen=True, slots=True)
 class _Fact:

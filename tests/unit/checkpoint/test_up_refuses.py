@@ -38,10 +38,13 @@ def test_it_refuses_with_the_reason_and_the_command(tmp_path: Path) -> None:
 
 def test_with_force_it_says_what_will_happen(tmp_path: Path) -> None:
     said: list[str] = []
-    check_checkpoint(endpoint(made.DATA, (0, 13, 0)), force=True, note=said.append)
+    identity = check_checkpoint(endpoint(made.DATA, (0, 13, 0)), force=True, note=said.append)
     assert len(said) == 4
+    assert [f"forced past: {fault}" for fault in identity.faults] == said, "kept, to be named if the start fails"
+    assert "checkpoint repair" in identity.remedy
     assert any("gate-up" in line and "loops and garbage" in line for line in said)
 
 
 def test_the_engine_that_loads_it_is_not_refused() -> None:
-    check_checkpoint(endpoint(made.DATA, (0, 24, 0)), force=False, note=pytest.fail)
+    identity = check_checkpoint(endpoint(made.DATA, (0, 24, 0)), force=False, note=pytest.fail)
+    assert (identity.faults, identity.remedy) == ((), "")

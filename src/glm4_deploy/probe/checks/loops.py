@@ -18,6 +18,7 @@ LOOP = (
     "kernel; `glm4-deploy detect --help` explains the finding"
 )
 
+BEFORE = 16  # characters quoted of the text before a loop
 SHORT = 32  # tokens: the story asked for, of four hundred words, has ten times as many
 TOO_SHORT = "the question asks for a story: read the answer; an end token that comes at once is damage too"
 
@@ -65,7 +66,7 @@ async def _free_texts(probe: Probe, tokens: int, ways: list[Mapping[str, Any]]) 
     bad = [sample for sample in samples if fault_of(sample)]
     expected = f"no loop in up to {tokens} tokens"
     if bad:
-        seen = f"{len(bad)} of {len(samples)} texts: {fault_of(bad[0])}"
+        seen = f"{len(bad)} of {len(samples)} texts: {fault_of(bad[0])}{_loop_of(bad[0])}"
         return fail(seen, expected, ("prompt", bad[0].prompt), ("answer", bad[0].answer), remedy=LOOP)
     seen = f"{len(samples)} texts of {min(lengths)} to {max(lengths)} tokens, no loop found"
     if min(lengths) < SHORT:
@@ -83,6 +84,12 @@ async def _free_texts(probe: Probe, tokens: int, ways: list[Mapping[str, Any]]) 
 async def _free_text(probe: Probe, canary: CanaryPrompt, tokens: int, way: Mapping[str, Any]) -> AnswerSample:
     answer = await probe.ask(canary.messages, tokens, extras=True, **way)
     return probe.keep(canary.prompt, answer)
+
+
+def _loop_of(sample: AnswerSample) -> str:
+    """The text at the place where the loop begins, quoted; '' where there is no such place."""
+    start = sample.finding.start if sample.finding else None
+    return "" if start is None else f": {quote(sample.answer[max(0, start - BEFORE) :])}"
 
 
 def fault_of(sample: AnswerSample) -> str | None:
