@@ -10,7 +10,7 @@ ARGS ?=
 ENGINES ?=
 OUT ?=
 
-.PHONY: help venv up down smoke logs status demo test test-fast fuzz lint unit e2e test-needs matrix docs compose eval-detector clean
+.PHONY: help venv up down smoke logs status demo demo-fault test test-fast fuzz lint unit e2e test-needs matrix docs compose eval-detector clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,8 +39,11 @@ logs: $(READY) ## Show the engine's log (ARGS="-f")
 status: $(READY) ## Show what runs, and how
 	@$(KIT) status $(ARGS)
 
-demo: $(READY) ## Without a GPU: render, start, check and stop a tiny GLM-4 on the CPU
+demo: $(READY) ## Without a GPU: verify, repair, start, gate and stop a tiny GLM-4 in NVFP4, in the default image's vLLM
 	@scripts/demo.sh
+
+demo-fault: $(READY) ## The same, then the broken checkpoint: the gate fails, and the good release comes back
+	@scripts/demo.sh fault
 
 test-needs: $(READY) ## Install what the tests need besides Python packages
 	@scripts/test-needs.sh
