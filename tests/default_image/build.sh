@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Make the image that compose/*.yaml names, for this host: an entrypoint like NVIDIA's and mount points for the files of a
+# CPU engine, which the stand-in for the NVIDIA hook mounts. Usage: build.sh IMAGE PYTHON FILES_LIST
+# Writes to FILES_LIST the paths to mount. Talks to the Docker engine in DOCKER_HOST.
+set -euo pipefail
+image=$1 python=$2 files=$3
+here=$(cd "$(dirname "$0")" && pwd)
+venv=$(dirname "$(dirname "$python")")
+prefix=$("$python" -c 'import sys; print(sys.base_prefix)')
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+root=$work/root
+mkdir -p "$root"/{usr,etc,tmp,cache,mnt/models,proc,sys,dev,run,root,opt/nvidia/entrypoint.d,opt/plugins}
+chmod 1777 "$root/tmp"
+for link in bin sbin lib lib64; do [ ! -L "/$link" ] || ln -s "usr/$link" "$root/$link"; done
+echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+echo 'root:x:0:' >"$root/etc/group"
+install "$here/entrypoint.sh" "$root/opt/nvidia/nvidia_entrypoint.sh"
+cp "$here"/entrypoint.d/* "$root/opt/nvidia/entrypoint.d/"
+cp -r "$here"/plugins/* "$here"/../nvfp4_rig/* "$root/opt/plugins/"
+
+paths=(/usr "$venv")
+case $prefix in /usr | /usr/*) ;; *) paths+=("$prefix") ;; esac
+for path in /etc/ld.so.cache /etc/alternatives; do [ ! -e "$path" ] || paths+=("$path"); done
+for path in "${paths[@]}"; do
+  if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$root${path%/*}" && touch "$root$path"; fi
+done
+printf '%s\n' "${paths[@]}" >"$files"
+tar -C "$root" --numeric-owner --owner=0 --group=0 -c . |
+  docker import --change "ENV PATH=$venv/bin:/usr/bin:/bin" \
+    --change 'ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]' - "$image" >/dev/null

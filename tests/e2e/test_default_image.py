@@ -1,0 +1,178 @@
+"""The default image's files as they are: compose/seed.yaml and compose/gb10.yaml, unmodified, on a real Docker engine.
+
+Everything is real but the silicon and the bytes of NVIDIA's image, which cannot be pulled here:
+
+- Docker's device driver `nvidia` finds its hook (tests/default_image/nvidia-container-runtime-hook), so that the
+  reservation of a GPU is granted. The hook mounts the engine's files, where the real one mounts the driver's.
+- The image under the catalogued name has an entrypoint that behaves like NVIDIA's, and the vLLM of that image, 0.13.0,
+  for the CPU of this host.
+- Bridged in the image, because a CPU cannot do it: the FP8 KV cache (kept in bf16), compilation (switched off), native
+  NVFP4 (vLLM's own emulation) and 32,768 tokens for a demo model of 4,096 (allowed; nobody asks for so many).
+  `--gpu-memory-utilization` has no effect on a CPU.
+- On a host that may not raise limits, the `ulimits` of the files are lowered to what it allows (runtime).
+
+The Docker engine is a second one with its own network and mounts: port 8080 and /models of this host stay free, and
+nothing of it remains.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from e2e.kit import KIT, ROOT, Done
+
+pytestmark = pytest.mark.e2e
+
+NVFP4 = ROOT / "demo/glm-4-tiny-chat-nvfp4"
+STAND_IN = ROOT / "tests/default_image"
+IMAGE = "nvcr.io/nvidia/vllm:26.01-py3"
+SERVED = "/models/glm-4-9b-chat-hf-nvfp4"
+ADDRESS = "http://127.0.0.1:8080"
+READY_S = 420
+DOCKERD = """
+ip link set lo up
+mount --bind {models} /models
+exec dockerd --data-root {root}/data --exec-root {root}/exec -H unix://{root}/docker.sock --pidfile {root}/pid \
+  --iptables=false --ip-masq=false --ip-forward=false \
+  --add-runtime stand-in={stand_in}/runtime --default-runtime stand-in
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A host with the stand-in for a GPU; commands run on its network and see its /models."""
+
+    root: Path
+    pid: int
+
+    def run(self, *words: str | Path, timeout: float = READY_S) -> Done:
+        done = subprocess.run(
+            ["nsenter", f"--target={self.pid}", "--net", "--mount", "--", *map(str, words)],
+            cwd=self.root, capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
+            env=os.environ | {"DOCKER_HOST": f"unix://{self.root}/docker.sock"},
+        )  # fmt: skip
+        return Done(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    def compose(self, name: str, *words: str) -> Done:
+        return self.run(Path(sys.executable).parent / "docker-compose", "-f", ROOT / f"compose/{name}.yaml", *words)
+
+    def kit(self, *words: str) -> Done:
+        return self.run(*KIT, *words, "--state-dir", str(self.root / "state"))
+
+
+@pytest.fixture(scope="module")
+def default_python() -> str:
+    """The CPU engine with the default image's vLLM."""
+    done = subprocess.run([ROOT / "scripts/cpu-engine.sh", "default"], capture_output=True, text=True, check=False)
+    if done.returncode == 3:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def nvfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The NVFP4 demo checkpoint, repaired for this image."""
+    output = tmp_path_factory.mktemp("checkpoint") / "repaired"
+    words = [*KIT, "checkpoint", "repair", NVFP4, "--for", IMAGE.partition(":")[2], "--output", output]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def host(default_python: str, nvfp4: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        pytest.skip("a second dockerd needs root and the program")
+    root = Path("/tmp") / f"glm4-default-{os.getpid()}"  # the path of a socket must be short
+    root.mkdir()
+    made = not Path("/models").exists()
+    Path("/models").mkdir(exist_ok=True)
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(nvfp4, models / Path(SERVED).name)
+    files = root / "files"
+    env = os.environ | {"PATH": f"{STAND_IN}:{os.environ['PATH']}", "GLM4_ENGINE_FILES": str(files)}
+    script = DOCKERD.format(models=models, root=root, stand_in=STAND_IN)
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec", script],
+            env=env, stdout=log, stderr=log,
+        )  # fmt: skip
+    one = Host(root=root, pid=process.pid)
+    try:
+        _wait(process, one)
+        built = one.run(STAND_IN / "build.sh", IMAGE, default_python, files)
+        assert built.code == 0, built.err
+        yield one
+    finally:
+        for name in ("seed", "gb10"):
+            one.compose(name, "down", "--volumes", "--timeout", "5")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        _clean(root)
+        if made:
+            Path("/models").rmdir()
+
+
+def _wait(process: "subprocess.Popen[bytes]", host: Host) -> None:
+    deadline = time.monotonic() + 90
+    while host.run("docker", "info").code != 0:
+        assert process.poll() is None, (host.root / "log").read_text()[-2000:]
+        assert time.monotonic() < deadline, (host.root / "log").read_text()[-2000:]
+        time.sleep(0.2)
+
+
+def _clean(root: Path) -> None:
+    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in sorted((point for point in points if point.startswith(f"{root}/")), reverse=True):
+        subprocess.run(["umount", "--lazy", point], check=False)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def up(host: Host, name: str) -> str:
+    """`docker compose up` of the file as it is, until its own health check passes; the engine's log."""
+    done = host.compose(name, "up", "--detach", "--wait", "--wait-timeout", str(READY_S))
+    log = host.run("docker", "logs", "glm4-9b-fp4")
+    assert done.code == 0, done.err[-1000:] + log.out[-3000:] + log.err[-3000:]
+    return log.out + log.err
+
+
+def environment(host: Host) -> set[str]:
+    """What the engine's process was given."""
+    done = host.run("docker", "exec", "glm4-9b-fp4", "cat", "/proc/1/environ")
+    return set(done.out.split("\0"))
+
+
+def test_the_publishers_example_starts_and_answers_soundly(host: Host) -> None:
+    log = up(host, "seed")
+    assert log.index("== vLLM ==") < log.index("non-default args"), "the entrypoint runs first"
+    assert {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=gpu"} & environment(host)
+    smoke = host.kit("smoke", "--base-url", ADDRESS, "--model", "glm-4-9b-chat", "--suite", "gate")
+    assert smoke.code == 0, smoke.out
+    assert host.compose("seed", "down", "--volumes").code == 0
+
+
+def test_up_deploys_the_file_of_its_profile_and_passes_its_gate(host: Host) -> None:
+    log = up(host, "gb10")
+    assert "'kv_cache_dtype': 'fp8'" in log
+    assert "'max_model_len': 32768" in log
+    started = host.run("docker", "inspect", "--format", "{{.State.StartedAt}}", "glm4-9b-fp4").out
+    deployed = host.kit("up", "--profile", "gb10", "--json")
+    assert deployed.code == 0, deployed.err
+    again = host.run("docker", "inspect", "--format", "{{.State.StartedAt}}", "glm4-9b-fp4").out
+    assert again == started, "the file is what `up` renders, so what runs is kept"
+    assert json.loads(deployed.out)["verdict"] in ("ok", "warn")
+    assert host.kit("status").code == 0
+    diagnosis = host.kit("diagnose", "--json")
+    assert diagnosis.code == 0, diagnosis.out
+    assert diagnosis.json["version"] == "0.13.0"
+    assert host.kit("down", "--volumes", "--yes").code == 0
