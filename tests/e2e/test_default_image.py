@@ -155,7 +155,7 @@ def environment(host: Host) -> set[str]:
 def test_the_publishers_example_starts_and_answers_soundly(host: Host) -> None:
     log = up(host, "seed")
     assert log.index("== vLLM ==") < log.index("non-default args"), "the entrypoint runs first"
-    assert {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=gpu"} & environment(host)
+    assert "NVIDIA_VISIBLE_DEVICES=0" in environment(host), "Docker granted the device"
     smoke = host.kit("smoke", "--base-url", ADDRESS, "--model", "glm-4-9b-chat", "--suite", "gate")
     assert smoke.code == 0, smoke.out
     assert host.compose("seed", "down", "--volumes").code == 0

@@ -248,8 +248,14 @@ def test_a_soak_stops_at_a_server_that_is_not_the_engine(tmp_path: Path) -> None
 
 
 def test_a_soak_counts_only_the_rounds_that_were_judged() -> None:
+    def end_after_two(number: int, *_: object) -> None:
+        task = asyncio.current_task()
+        if number == 2 and task is not None:
+            task.cancel()
+
     with mounted(broken.Tires()) as url:
-        report = asyncio.run(soak(ProbeTarget(base_url=url, **TARGET), seconds=0.5, only=["concurrency-4"]))
+        target = ProbeTarget(base_url=url, **TARGET)
+        report = asyncio.run(soak(target, seconds=600, only=["concurrency-4"], on_round=end_after_two))
     found = next(row for row in report.results if row.check == "arithmetic")
     assert found.status is Status.FAIL
     assert "concurrency-4" not in report.covered, "it was judged in a round, and no more is said"
