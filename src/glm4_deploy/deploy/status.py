@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
 from glm4_deploy.catalog.rows import Role
 from glm4_deploy.deploy.boot import end_of_engine
@@ -255,7 +255,7 @@ def autopsy(directory: Path, base_url: str) -> Result | None:
     if record is None or record.endpoint.base_url != base_url:
         return None
     time.sleep(SETTLE_S)
-    with suppress(DeployError):
+    with suppress(DeployError, DockerException, OSError):  # the report of the death matters more
         return end_of_engine(log_tail(recorded_engine(record, directory), LAST_LINES, follow=False))
     return None
 

@@ -198,10 +198,11 @@ class Client:
             await self._collect(path, payload, raw)
             return _assemble(raw.chunks, complete=True).close(raw.seconds)
         except Refused as refused:
-            self._note(str(refused))
+            self._note(refused.status, str(refused))
             raise
         except RequestFailure as failure:
-            self._note(failure.detail)
+            if failure.kind is FailureKind.SERVER_ERROR:
+                self._note(500, failure.detail)
             failure.partial = _assemble(raw.chunks, complete=False).close(0.0).text
             raise
 
@@ -230,12 +231,14 @@ class Client:
         if reply.status in REDIRECTS:
             raise RequestFailure(FailureKind.REDIRECT, _redirect(self.root + path, reply))
         if reply.status >= 500:
-            body = reply.json()
-            self._note(f"HTTP {reply.status}: {_error_message(body)}" if isinstance(body, dict) else _describe(reply))
+            said = reply.json()
+            error = f"HTTP {reply.status}: {_error_message(said)}" if isinstance(said, dict) else _describe(reply)
+            self._note(reply.status, error)
         return reply
 
-    def _note(self, error: str) -> None:
-        if self.death is None and reports_death(error):
+    def _note(self, status: int, error: str) -> None:
+        """Keep the first error of the server that reports a death; any other text may quote a model."""
+        if self.death is None and status >= 500 and reports_death(error):
             self.death = error
 
     @asynccontextmanager
