@@ -360,8 +360,8 @@ class Signature:
     source: str
     example: str
     has: tuple[str, ...] = ()
-    regex: re.Pattern[str] | None = None
-    frames: re.Pattern[str] | None = None
+    regex: str = ""
+    frames: str = ""
     role: Role = Role.CAUSE
     before_ready: str = ""
     at_end: str = ""
@@ -370,7 +370,11 @@ class Signature:
     words: str = ""
 
     def matches(self, text: str) -> bool:
-        return self.regex is not None and self.regex.search(text) is not None
+        return bool(self.regex) and _compiled(self.regex).search(text) is not None
+
+    def knows(self, call: str) -> bool:
+        """Whether it knows this call, given as file and function."""
+        return bool(self.frames) and _compiled(self.frames).search(call) is not None
 
     def told(self, version: Version | None, capability: Capability | None) -> tuple[str, str]:
         """Cause and fix for this version and GPU."""
@@ -387,7 +391,12 @@ def signatures() -> tuple[Signature, ...]:
 
 
 def _signature(row: dict[str, Any]) -> dict[str, Any]:
-    patterns: dict[str, Any] = {name: re.compile(row[name]) for name in ("regex", "frames") if name in row}
     advice = tuple(Advice(**one) for one in row.get("advice", ()))
     role = Role[row.get("role", "cause").upper()]
-    return {**row, **patterns, "has": tuple(row.get("has", ())), "advice": advice, "role": role}
+    return {**row, "has": tuple(row.get("has", ())), "advice": advice, "role": role}
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compiled when it is first needed: a log needs few of them, and all together take longer than a small log."""
+    return re.compile(pattern)

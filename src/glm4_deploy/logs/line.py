@@ -33,7 +33,7 @@ _NAME = r"(?:[A-Za-z_]\w{0,80}\.){0,10}"
 # The exception at the end of a traceback, and one that stands alone because the paste begins or ends near it.
 _EXCEPTION = re.compile(rf"{_NAME}[A-Za-z_]\w{{0,100}}(?::(?:\s|$)|$)")
 _ALONE = re.compile(
-    rf"{_NAME}[A-Za-z_]\w{{0,100}}(?:Error|Exception|Failure|Fault|Timeout|TimedOut|Exhausted|Refused|NotFound|Unavailable)"
+    rf"{_NAME}[A-Za-z_]\w{{0,100}}(?:Error(?:_\w{{1,40}})?|Exception|Failure|Fault|Timeout|TimedOut|Exhausted|Refused|NotFound|Unavailable)"
     r"(?: ?:(?:\s|$)|$)"
 )
 _CODE = frozenset(

@@ -150,10 +150,12 @@ def plain(block: bytes) -> bytes:
 
 # Lines that were wrapped at a column: by a terminal (exactly at it) or by an editor (between words).
 NARROWEST, WIDEST = 60, 240
+MOST = 0.7
 SHORT = 40  # lines
 MOST_REJOINED = 32  # pieces of one line
 _BEGINS = re.compile(
-    r"\s{2}|[(\[]|File \"|Traceback |[`~*\-=#]{3}|[\w.]{1,100}(?:Error|Exception): |NVRM: |During handling |The above "
+    r"\s{2}|[(\[]|File \"|Traceback |[`~*\-=#]{3}|NVRM: |During handling |The above "
+    r"|(?:\w{1,60}\.){1,8}\w{1,80}: |\w{1,80}(?:Error|Exception): "
 )
 
 
@@ -168,8 +170,12 @@ def rejoin(block: bytes) -> bytes:
     if not NARROWEST <= width <= WIDEST:
         return block
     goes_on = [bool(later) and not _begins(later.decode(errors="replace")) for later in lines[1:]] + [False]
-    by_terminal = _wrapped(goes_on, [size == width for size in sizes])
-    joins = by_terminal or _wrapped(goes_on, _between_words(lines, sizes, width))
+    full = [size == width for size in sizes]
+    by_terminal = _wrapped(goes_on, full, 0)
+    if by_terminal:  # then each full line goes on, whatever the next begins with, unless that has a prefix of its own
+        later_has = [_prefixed(later.decode(errors="replace")) for later in lines[1:]] + [True]
+        by_terminal = [one and not prefixed for one, prefixed in zip(full, later_has, strict=True)]
+    joins = by_terminal or _wrapped(goes_on, _between_words(lines, sizes, width), sum(goes_on))
     if joins is None:
         return b"\n".join(_once(lines, goes_on)) if len(lines) <= SHORT else block
     glue = b"" if by_terminal else b" "
@@ -186,7 +192,11 @@ def rejoin(block: bytes) -> bytes:
 
 def _begins(text: str) -> bool:
     """Whether a line looks like the beginning of one."""
-    return _BEGINS.match(text) is not None or parse_line(text).text != text
+    return _BEGINS.match(text) is not None or _prefixed(text)
+
+
+def _prefixed(text: str) -> bool:
+    return parse_line(text).text != text
 
 
 def _once(lines: list[bytes], goes_on: list[bool]) -> list[bytes]:
@@ -208,10 +218,8 @@ def _between_words(lines: list[bytes], sizes: list[int], width: int) -> list[boo
     return [size + 1 + word > width for size, word in zip(sizes, words, strict=True)]
 
 
-def _wrapped(goes_on: list[bool], full: list[bool]) -> list[bool] | None:
-    """Which lines go on in the next; None unless full lines do and others do not."""
+def _wrapped(goes_on: list[bool], full: list[bool], continuations: int) -> list[bool] | None:
+    """Which lines go on in the next; None unless most full lines do, and so explain most of the continuations."""
     joins = [one and other for one, other in zip(goes_on, full, strict=True)]
-    continued, whole = sum(joins), sum(full)
-    if continued < 2 or continued < 0.7 * whole or continued < 0.7 * sum(goes_on):
-        return None
-    return joins
+    continued = sum(joins)
+    return joins if continued >= 2 and continued >= MOST * max(sum(full), continuations) else None

@@ -186,6 +186,9 @@ class LogReader:
         if part.opens and not wrote:
             self._forget_errors(writer)
         if part.rows and self._match(part.rows, line, shown, raised):
+            vague = all(row.role is Role.SYMPTOM for row in part.rows)
+            if vague and raised is not None and _row_of_place(raised.frames):
+                self._unknown(raised, line, shown)
             return
         if raised is not None:
             self._unknown(raised, line, shown)
@@ -240,18 +243,17 @@ class LogReader:
 
     def _match(self, rows: tuple[Signature, ...], line: Line, shown: str, raised: Raised | None) -> bool:
         """Add the findings of the matching signatures; whether any of them is credible."""
-        known = False
-        for row in rows:
-            severity = _severity_at(row, line)
-            if severity is None:
-                continue
-            if row.role is Role.PLACE and raised is not None and raised.request:
-                severity = max(severity, Severity.MEDIUM, key=lambda one: one.rank)
-            known = True
-            self.add(_finding(row, severity, shown, self.lines))
+        credible = [(row, severity) for row in rows if (severity := _severity_at(row, line)) is not None]
+        clearest = min((row.role for row, _ in credible), default=Role.WRAPPER)
+        for row, severity in credible:
+            if clearest < row.role < Role.WRAPPER:
+                continue  # it says less about the same line
+            of_request = row.role is Role.PLACE and raised is not None and raised.request
+            worst = max(severity, Severity.MEDIUM, key=lambda one: one.rank) if of_request else severity
+            self.add(_finding(row, worst, shown, self.lines))
             if row.id == "not-native-fp4":
                 self.facts = replace(self.facts, native_fp4=False)
-        return known
+        return bool(credible)
 
     def _unknown(self, raised: Raised, line: Line, shown: str) -> None:
         """Add an exception whose text no signature matches."""
@@ -352,7 +354,7 @@ _NO_FAILURES = frozenset({"KeyboardInterrupt", "SystemExit", "CancelledError", "
 _ENGINE = re.compile("Engine|Worker|rank")
 _QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 _LOUD = frozenset({"ERROR", "CRITICAL"})
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile(r"\d{1,200}")
 
 
 @cache
@@ -362,12 +364,8 @@ def _table() -> dict[str, Signature]:
 
 def _row_of_place(frames: tuple[Frame, ...]) -> Signature | None:
     """The row that knows the innermost of these calls."""
-    rows = [row for row in signatures() if row.frames is not None]
-    for frame in reversed(frames[-INNERMOST:]):
-        for row in rows:
-            if row.frames is not None and row.frames.search(str(frame)):
-                return row
-    return None
+    rows = [row for row in signatures() if row.frames]
+    return next((row for frame in reversed(frames[-INNERMOST:]) for row in rows if row.knows(str(frame))), None)
 
 
 def _pointing_to(first: LogFinding | None, wrapper: LogFinding) -> LogFinding:

@@ -56,7 +56,29 @@ def requests_logged(lines: list[bytes]) -> bytes:
     return b"\n".join(part for line in lines for part in (line, request))
 
 
+def wrapped(lines: list[bytes]) -> bytes:
+    """As a terminal of 120 columns shows it."""
+    rows = []
+    for line in lines:
+        text = line.decode(errors="replace").rstrip("\r").split("\r")[-1]
+        rows += [text[at : at + 120] for at in range(0, len(text), 120)] or [""]
+    return "\n".join(rows).encode()
+
+
+def colours_as_text(escape: bytes) -> Form:
+    return lambda lines: compose_coloured(lines).replace(b"\x1b", escape)
+
+
 FORMS: dict[str, Form] = {
+    "colours, cat -v": colours_as_text(b"^["),
+    "colours, without their escape character": colours_as_text(b""),
+    "colours, in JSON": colours_as_text(b"\\u001b"),
+    "quoted": each(lambda line, _: b"> " + line),
+    "quoted twice": each(lambda line, _: b"> > " + line),
+    "in a fence": lambda lines: b"\n".join([b"```text", *lines, b"```"]),
+    "^M": each(lambda line, _: line + b"^M"),
+    "wrapped by a terminal": wrapped,
+    "HTML": each(lambda line, _: line.replace(b"'", b"&#39;").replace(b'"', b"&quot;").replace(b">", b"&gt;")),
     "compose --timestamps": each(lambda line, now: b"engine-1  | " + stamp(now) + b" " + line),
     "compose, coloured": compose_coloured,
     "swarm": each(lambda line, _: b"glm_vllm.1.x7k2@spark    | " + line),
