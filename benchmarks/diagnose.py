@@ -71,7 +71,7 @@ def tracebacks(dice: random.Random) -> bytes:
 
 
 def prose(dice: random.Random) -> bytes:
-    """Lines of words without a known beginning, none of which repeats."""
+    """Lines of words without a known beginning."""
     words = " ".join(dice.choice(WORDS) for _ in range(40)).encode()
     return b"(APIServer pid=3377) INFO 11-23 14:43:47 [plugin.py:40] %d %b\n" % (dice.randrange(10**9), words)
 
@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], bytes], float]] = {
     "access log and statistics": (serving, 1.0),
     "the same with Docker's timestamps": (stamped, 1.0),
     "requests logged with their prompts": (prompts, 0.25),
-    "prose that never repeats": (prose, 0.1),
+    "prose": (prose, 0.1),
     "nothing but tracebacks": (tracebacks, 0.25),
 }
 
