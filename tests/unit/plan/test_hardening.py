@@ -52,7 +52,7 @@ def test_every_limit_that_is_off_says_why(profile: str) -> None:
 def test_the_key_is_a_secret_file_and_the_engine_is_started_through_a_shell_that_reads_it(
     tmp_path: Path, compose: list[str]
 ) -> None:
-    hostile = 'secrets/it\'s $HOME "key"'
+    hostile = '/secrets/it\'s $HOME "key"'
     service, text = rendered(f"api_key_file={hostile}", 'args.hf-overrides={"a": "$(id) `id` $1"}')
     assert service["secrets"] == ["engine_api_key"]
     assert "entrypoint" not in service
