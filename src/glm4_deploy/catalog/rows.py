@@ -349,8 +349,7 @@ class Signature:
 
     frames: searched in the files and functions of a traceback whose exception no other row knows, innermost first.
     before_ready: severity if the engine has not come up. at_end: severity if, besides, the log ends with such lines.
-    example: a line as seen. where: affected versions, GPUs or hosts, for people. words: what a person without a log
-    would call it.
+    example: a line as seen. where: affected versions, GPUs or hosts, for people.
     """
 
     id: str
@@ -367,7 +366,6 @@ class Signature:
     at_end: str = ""
     advice: tuple[Advice, ...] = ()
     where: str = ""
-    words: str = ""
 
     def matches(self, text: str) -> bool:
         return bool(self.regex) and _compiled(self.regex).search(text) is not None

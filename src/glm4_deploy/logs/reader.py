@@ -248,7 +248,7 @@ class LogReader:
         for row, severity in credible:
             if clearest < row.role < Role.WRAPPER:
                 continue  # it says less about the same line
-            of_request = row.role is Role.PLACE and raised is not None and raised.request
+            of_request = row.role in (Role.PLACE, Role.SYMPTOM) and _of_request(line, raised)
             worst = max(severity, Severity.MEDIUM, key=lambda one: one.rank) if of_request else severity
             self.add(_finding(row, worst, shown, self.lines))
             if row.id == "not-native-fp4":
@@ -261,7 +261,7 @@ class LogReader:
             return
         # The API server reports on requests too; an engine that dies says more than one line.
         alone = not raised.frames and bool(line.level) and _ENGINE.search(line.process) is None
-        if line.level in _QUIET or (alone and self.facts.phase is Phase.READY):
+        if line.level in _QUIET or _of_request(line, raised) or (alone and self.facts.phase is Phase.READY):
             raised = replace(raised, level="WARNING")
         # A number in it may be a request's, an address or a line.
         key = f"exception {_DIGITS.sub('0', raised.line[:200])} {raised.level in _QUIET}"
@@ -406,6 +406,11 @@ def _severity_at(row: Signature, line: Line) -> Severity | None:
             certain = row.role is Role.CAUSE and _HANDLED.search(line.text) is None
             return Severity.MEDIUM if certain else None
     return severity
+
+
+def _of_request(line: Line, raised: Raised | None) -> bool:
+    """Whether a line is about one request: its logger, or a call of its traceback, only runs for requests."""
+    return request_place(line.place) or (raised is not None and raised.request)
 
 
 # A warning that says what the engine does about it.

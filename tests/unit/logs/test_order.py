@@ -114,6 +114,8 @@ def test_an_engine_that_died_is_never_called_fine(lines: tuple[str, ...]) -> Non
         (TRACE[0], '  File "/opt/vllm/entrypoints/openai/serving_chat.py", line 4, in create', "made.StrangeError: x"),
         ("WARNING 01-12 01:46:25 [x.py:1] Address already in use. Retrying with a new port.",),
         ("/usr/lib/python3/x.py:7: UserWarning: CUDA out of memory. is a text",),
+        ("ERROR 01-12 01:46:25 [serving_models.py:9] ValueError: LoRA rank 64 is greater than max_lora_rank 16.",),
+        ("ERROR 01-12 01:46:25 [serving_chat.py:9] made.StrangeError: x",),
         ("node:1:1 [0] NCCL INFO Call to ibv_reg_mr failed, falling back",),
     ],
 )
