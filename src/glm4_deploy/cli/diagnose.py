@@ -102,7 +102,8 @@ def _text(source: str, reader: LogReader) -> list[str]:
     rows.append("")
     if bad:
         first = findings[0]
-        return [*rows, f"root cause: {first.id}: {first.cause}", f"do this:    {first.fix}"]
+        cause = "not in this text" if first.wrapper else f"{first.id}: {first.cause}"
+        return [*rows, f"root cause: {cause}", f"do this:    {first.fix}"]
     if facts.phase == "ready":
         return [*rows, "no failure found; it came up"]
     if not reader.starts:

@@ -57,6 +57,14 @@ def test_the_text_ends_with_what_to_do(tmp_path: Path) -> None:
     assert " unknown\n" in out
 
 
+def test_a_cause_that_is_elsewhere_is_not_called_a_root_cause(tmp_path: Path) -> None:
+    line = b"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+    code, out, _ = kit("-", cwd=tmp_path, stdin=line)
+    assert code == 1
+    assert "root cause: not in this text" in out
+    assert "docker logs CONTAINER" in out.splitlines()[-1]
+
+
 def test_a_pipe_and_a_healthy_log(tmp_path: Path) -> None:
     code, out, _ = kit("-", cwd=tmp_path, stdin=(LOGS / "v1-0.13-native-tp2.log").read_bytes())
     assert code == 0
