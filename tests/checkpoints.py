@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,18 @@ def save_sharded(directory: Path, stored: dict[str, np.ndarray], shards: int) ->
         weight_map |= dict.fromkeys(part, file)
     total = sum(value.nbytes for value in stored.values())
     put(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_scale(directory: Path, name: str, value: float) -> float:
+    """Replace one global scale in model.safetensors, and return what it was; everything else stays as it is."""
+    with (directory / "model.safetensors").open("r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(start - 8))[name]
+        file.seek(start + entry["data_offsets"][0])
+        before: float = struct.unpack("<f", file.read(4))[0]
+        file.seek(-4, 1)
+        file.write(struct.pack("<f", value))
+    return before
 
 
 def put(path: Path, document: Any) -> None:
