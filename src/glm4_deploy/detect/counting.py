@@ -1,5 +1,6 @@
 """Counter loops: a text that repeats itself except for a number that advances by the same step."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from glm4_deploy.detect.tail import Run, Tail, runs_before_end, tail_runs
 from glm4_deploy.detect.thresholds import (
     CONSTANT_SHARE,
     COUNTER_LIMITS,
+    RECORD_LIMIT,
+    RECORD_WORDS,
     SENTENCE,
     STEP_SHARE,
     STRAY_TOKENS,
@@ -34,6 +37,7 @@ class CountingRun:
         values: the numbers of the first column that counts, as far as they could be read.
         step: from one of them to the next.
         complete: the last copy lacks no word.
+        bare: there is nothing but numerals and marks.
     """
 
     start: int
@@ -44,6 +48,7 @@ class CountingRun:
     values: tuple[int, ...]
     step: int
     complete: bool
+    bare: bool
 
 
 def counting_runs(tokens: TokenWindow, reversed_masks: str, tail: Tail, *, ended: bool) -> Iterator[CountingRun]:
@@ -63,6 +68,9 @@ def counting_runs(tokens: TokenWindow, reversed_masks: str, tail: Tail, *, ended
         count = _counting_run(tokens, run, reversed_masks[distance:], last - distance, tail)
         if count is not None:
             yield count
+
+
+_FIRST_WORD = "\U00010000"  # masks of words are these and higher ones
 
 
 def _counting_run(tokens: TokenWindow, run: Run, reversed_masks: str, last: int, tail: Tail) -> CountingRun | None:
@@ -88,6 +96,7 @@ def _counting_run(tokens: TokenWindow, run: Run, reversed_masks: str, last: int,
         values=tuple(values),
         step=_common_step(values)[0],
         complete=not any(token.isalnum() for token in lacking),
+        bare=not any(mask.isalnum() or mask >= _FIRST_WORD for mask in unit if mask != NUMERAL),
     )
 
 
@@ -131,7 +140,7 @@ def _common_step(values: Sequence[int]) -> tuple[int, float]:
 def find_counter(counts: Iterator[CountingRun], *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
     """The first of these counts that is long enough and that nothing excuses."""
     for count in counts:
-        shape = shape_of(count.unit)
+        shape = Shape.SYMBOLS if count.bare else shape_of(count.unit)
         limit = _limit(count, shape, ending, request)
         beyond = _beyond_request(count, request)
         if not beyond:
@@ -141,6 +150,9 @@ def find_counter(counts: Iterator[CountingRun], *, ending: Ending, request: Prom
                 continue
         return _finding(count, ending, beyond=beyond)
     return None
+
+
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def _limit(count: CountingRun, shape: Shape, ending: Ending, request: PromptRequest) -> CounterLimit:
@@ -155,6 +167,8 @@ def _limit(count: CountingRun, shape: Shape, ending: Ending, request: PromptRequ
     ):
         # Rows count in good texts; a sentence within a paragraph hardly ever does, least of all unasked.
         ending = Ending.UNKNOWN
+    if (shape, ending) == (Shape.STRUCTURE, Ending.CUT) and len(set(_WORD.findall(count.unit))) >= RECORD_WORDS:
+        return RECORD_LIMIT
     return COUNTER_LIMITS[shape, ending]
 
 

@@ -20,12 +20,15 @@ from glm4_deploy.detect.tail import Run, Tail, across_gaps, runs_before_end, tai
 from glm4_deploy.detect.thresholds import (
     ALL_BANGS,
     BANGS,
+    DIGITS,
     ENTIRE_TEXT,
     GAPPED_FACTOR,
     LONG_ROW,
     LONG_UNIT,
     LOOP_LIMITS,
     NEWLINES,
+    ONE_LETTER,
+    OPENING,
     REACH,
     REFRAIN,
     ROW_LIMITS,
@@ -50,6 +53,8 @@ def find_loop(tail: Tail, *, ending: Ending, request: PromptRequest, unfinished:
     """
     at_end = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
     finding = find_or_due(tail, ending=at_end, request=request)[0]
+    if finding is None and ending is not Ending.RUNNING:
+        finding = _one_letter(tail, request)
     return finding if finding is not None or ending is Ending.RUNNING else _find_before_end(tail, ending, request)
 
 
@@ -73,6 +78,28 @@ def find_or_due(tail: Tail, *, ending: Ending, request: PromptRequest) -> tuple[
         if run.length < needed:
             due = min(due, tail.end - run.length + math.ceil(needed))
     return None, due
+
+
+_LETTERS = re.compile(r"\s*([^\W\d_A])(?:\1|\s)*")  # A: base64 of zero bytes
+
+
+def _one_letter(tail: Tail, request: PromptRequest) -> LoopFinding | None:
+    """One letter over and over, with blanks anywhere."""
+    match = _LETTERS.match(tail.reversed)
+    if match is None:
+        return None
+    letter, times = match[1], match[0].count(match[1])
+    if times < ONE_LETTER or request.allows(times, letter):
+        return None
+    return degenerate(
+        LoopVerdict.EXACT_LOOP,
+        f"one letter repeats {times} times in a row",
+        confidence=0.9,
+        start=tail.end - len(match[0].rstrip()),
+        unit=letter,
+        period=1,
+        repeats=times,
+    )
 
 
 _REVERSED_END_MARKS = re.compile(r"(?:>\|\w{1,20}\|<\s*|>s/<|>soe<)+")  # `<|endoftext|>`, `</s>`, `<eos>`
@@ -131,9 +158,13 @@ def _needed(run: Run, unit: str, reversed_text: str, ending: Ending) -> float:
     if shape is Shape.ZEROS and run.period in WRAPPED:
         ending = Ending.STOPPED  # lines of base64, however the text ended
     row = shape in (Shape.STRUCTURE, Shape.SYMBOLS) and is_row(unit)
+    if not unit.strip("([{<"):
+        return OPENING
     if row and ending is Ending.UNKNOWN and ends_a_row(reversed_text[0], reversed_text[run.period - 1]):
         ending = Ending.STOPPED
     limit = ROW_LIMITS[ending] if row else LOOP_LIMITS[shape, ending]
+    if not row and (shape, ending) == (Shape.SYMBOLS, Ending.UNKNOWN) and any(map(str.isalnum, unit)):
+        limit = DIGITS
     weight = weight_of(unit)
     continuous = shape is Shape.PROSE and "\n" not in unit
     size = run.period * weight

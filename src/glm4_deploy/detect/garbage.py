@@ -13,6 +13,7 @@ from glm4_deploy.detect.thresholds import (
     END_IDS,
     FEW_TOKENS,
     NULL_LOGPROBS,
+    POOR_KINDS,
     POOR_SYMBOLS,
     POOR_TOKENS,
     POOR_WORDS,
@@ -34,9 +35,12 @@ def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> Loo
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
     kinds = set(last)
-    if len(last) < POOR_TOKENS or len(kinds) > POOR_TOKENS / 2:
+    if len(last) < POOR_TOKENS or len(kinds) > POOR_KINDS:
         return None
-    if sum(map(str.isalpha, kinds)) <= POOR_WORDS:
+    prose = sum(map(str.isalpha, last)) >= len(last) / 2 or last.count("'") >= len(last) / 3
+    if ending is not Ending.CUT and not prose:
+        return None
+    if 0 < sum(map(str.isalpha, kinds)) <= POOR_WORDS:
         last = tokens.kept[-FEW_TOKENS:]  # a refrain of syllables lasts longer
         if len(last) < FEW_TOKENS or len(set(last)) > 4 * POOR_WORDS:
             return None

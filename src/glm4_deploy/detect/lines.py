@@ -24,33 +24,41 @@ class Lines:
     Attributes:
         recent: the informative lines of the stretch, each with its offset and whether a newline ended it.
         broken_off: the text ended in the middle of a known line.
+        deeper: how often the indentation (or quotation) of the lines has grown without falling.
     """
 
     def __init__(self) -> None:
         self._carry = ""
+        self._plain = True  # nothing in the text is a date, a time or an identifier
         self._count = 0
         self._known: dict[str, int] = {}
         self._score = 0.0
         self._trailing = 0  # new lines since the last known one
         self.recent: deque[tuple[str, int, bool]] = deque(maxlen=LINES.memory)
         self.broken_off = False
+        self._indent = self.deeper = 0
 
     def feed(self, text: str, end: int, *, last: bool = False) -> None:
         """Take the text up to offset `end`; if it is not the last, its last line may continue."""
         text = self._carry + text
         begin = end - len(text)
         lines = list(_LINE.finditer(text))
+        self._plain = _STAMPED.search(text) is None
         self._carry = ""
         if lines and not last:
             self._carry = text[lines.pop().start() :][-LINES.longest :]
         if lines and last and not text.endswith("\n"):
-            final = STAMPS.sub(STAMP, lines[-1][0].strip())
+            final = _masked(lines[-1][0].strip())
             self.broken_off = final not in self._known and any(known.startswith(final) for known in self._known)
         for line in lines:
             self._take(line[0], begin + line.start())
 
     def _take(self, text: str, offset: int) -> None:
-        line = STAMPS.sub(STAMP, text.strip())
+        indent = len(text) - len(text.lstrip(" \t>"))
+        if indent != self._indent:
+            self.deeper = self.deeper + 1 if indent > self._indent else 0
+            self._indent = indent
+        line = text.strip() if self._plain else _masked(text.strip())
         if not _informs(line):
             if line not in self._known and _WORD.search(line):
                 self._score -= LINES.word_cost
@@ -78,14 +86,26 @@ class Lines:
         return self._score > 0 and self._trailing <= 1 and len(self.recent) >= LINES.lines
 
 
+_STAMPED = re.compile(r"\d[:-]\d|\d[A-Za-z]{1,16}\d")
+
+
+def _masked(line: str) -> str:
+    return STAMPS.sub(STAMP, line) if _STAMPED.search(line) else line
+
+
 def _informs(line: str) -> bool:
     if len(line) < LINES.shortest:
         return False
+    if len(line) > LINES.long:
+        return _WORD.search(line) is not None
     return len(_WORD.findall(line)) >= LINES.words or len(_WIDE.findall(line)) >= LINES.ideographs
 
 
 def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
-    """The last lines are a few, over and over."""
+    """The last lines are a few, over and over, or each is nested in the one before."""
+    if lines.deeper >= LINES.deeper:
+        why = f"the indentation of the last lines has grown {lines.deeper} times and never fallen"
+        return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, start=None)
     if not lines.stalled:
         return None
     kinds = Counter(line for line, _, _ in lines.recent)

@@ -51,18 +51,19 @@ def shape_of(unit: str) -> Shape:
     if set(unit) <= {"A", "\n"}:
         return Shape.ZEROS
     sample = _ENUMERATOR.sub("", unit[:2000])
-    visible = sum(not char.isspace() for char in sample)
-    solid = visible - sum(map(_STOPS.__contains__, sample))
-    letters = sum(map(_is_letter, _EMPTY_WORD.sub("", sample)))
+    visible = len("".join(sample.split()))
+    solid = visible - sum(map(sample.count, _STOPS))
+    letters = _letters(_EMPTY_WORD.sub("", sample))
     if letters < 0.3 * max(solid, 0.8 * visible) or not letters:
         return Shape.SYMBOLS
     marks = len(_STRUCTURE.findall(sample))
     return Shape.STRUCTURE if marks > 0.02 * len(sample) or letters < 0.75 * solid else Shape.PROSE
 
 
-def _is_letter(char: str) -> bool:
+def _letters(text: str) -> int:
     # Vowel signs and the like are marks, not letters, but words are written with them.
-    return char.isalpha() or (char >= "\u0300" and category(char)[0] == "M")
+    marks = 0 if text.isascii() else sum(char >= "\u0300" and category(char)[0] == "M" for char in text)
+    return sum(map(str.isalpha, text)) + marks
 
 
 def is_verse(text: str, *, width: int = 56) -> bool:

@@ -114,6 +114,8 @@ def _no_common_word(sample: str) -> str | None:
         return f"{len(words)} words without a mark, with {glued} capitals in the middle of words"
     if len(words) < SALAD.unmarked or max(map(len, words)) < 2:
         return None
+    if len({word[-3:] for word in words}) < len(words) / 3:
+        return None  # number words
     common = sum(count for _, count in Counter(map(str.lower, words)).most_common(10))
     if common > SALAD.common_share * len(words):
         return None

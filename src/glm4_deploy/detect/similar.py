@@ -61,7 +61,13 @@ class Region:
             tokens: the tokens, preceded by the one before them.
             lags: the distance of each from what covers it; 0 if it is new.
         """
-        if self._score > 0 or any(lags):
+        least, most = min(lags), max(lags)
+        if least > 0 < self._score:
+            self._score = min(self._score + len(lags), NEAR.ceiling)
+            self.length += len(lags)
+            self.lags.extend(lags)
+            self.trailing = 0
+        elif most > 0 or self._score > 0:
             self._take_each(first, tokens, lags)
 
     def _take_each(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
@@ -142,9 +148,9 @@ class Shingles:
         if len(recent) < SHINGLE:
             return
         lags = self._lags(recent)
-        before = tokens.kept[first - 1] if first else ""
+        recent.insert(0, tokens.kept[first - 1] if first else "")
         for region in self._regions:
-            region.take(self._next, [before, *recent], lags)
+            region.take(self._next, recent, lags)
         self._next += len(lags)
         if len(self._last) >= 2 * TOKENS:
             oldest = 4 * (self._next - TOKENS)
@@ -180,18 +186,24 @@ class Shingles:
         ]
         for region in due:
             region.next_look = region.length * 5 // 4
-        return [_repetition(region, tokens) for region in due]
+        found = (_repetition(region, tokens) for region in due)
+        return [repetition for repetition in found if repetition is not None]
 
 
 def _distinctive(shingle: tuple[str, ...]) -> bool:
     """Not made of a few symbols, as a bit string, a game board or `na na na` are."""
-    if len(set(shingle)) < SHINGLE - 1 or sum(word[0] == STAMP for word in shingle) > 1:
+    if len(set(shingle)) < SHINGLE - 1:
         return False
-    return sum(word.isalpha() and (len(word) > 1 or word >= "\u0900") for word in shingle) >= SHINGLE // 2
+    words = [word for word in shingle if word.isalpha() and (len(word) > 1 or word >= "\u0900")]
+    stamps = sum(word[0] == STAMP for word in shingle) if len(words) < SHINGLE - 1 else 0
+    return len(words) >= SHINGLE // 2 and stamps < 2
 
 
-def _repetition(region: Region, tokens: TokenWindow) -> Repetition:
+def _repetition(region: Region, tokens: TokenWindow) -> Repetition | None:
+    """None if it has too few copies for any limit."""
     lag = median_low(region.lags)
+    if region.length < (DRIFT.copies - 1) * lag:
+        return None
     return Repetition(
         start=tokens.start(region.start - lag - tokens.dropped),
         end=tokens.end(len(tokens.kept) - 1),
@@ -214,17 +226,24 @@ def find_near_duplicate(
     return None
 
 
+_SAMPLE = 4000  # characters
 _WORD = re.compile(r"[^\W\d_]{2,}|[\u2e80-\ud7ff]")
 
 
 def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
+    if not _repeats_enough(repetition, ending):
+        return False
+    sample = tail.between(repetition.start, min(repetition.end, repetition.start + _SAMPLE))
+    if is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
+        return False
+    return shape_of(sample) is Shape.PROSE
+
+
+def _repeats_enough(repetition: Repetition, ending: Ending) -> bool:
     lag, copies, novelty = repetition.lag, repetition.copies, repetition.novelty
     # A long paragraph whose changes fall anywhere is not a template being filled in: fewer copies suffice.
     drifts = lag >= DRIFT.unit and repetition.changes >= DRIFT.changes and repetition.spread >= DRIFT.spread
-    if repetition.tokens < NEAR.tokens or copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
-        return False
-    sample = tail.between(repetition.start, repetition.end)
-    if shape_of(sample) is not Shape.PROSE or is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
+    if copies < (DRIFT.copies if drifts else NEAR.copies[ending]):
         return False
     if novelty and repetition.numerals >= 0.8:
         # Only numbers change, as in rows and records. Counters have their own rule.

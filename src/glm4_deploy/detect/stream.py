@@ -16,7 +16,7 @@ from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
 from glm4_deploy.detect.tail import Tail
-from glm4_deploy.detect.thresholds import HOP, TOKEN_HOPS, TOKENS, WINDOW
+from glm4_deploy.detect.thresholds import HOP, POOR_HOPS, TOKEN_HOPS, TOKENS, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
 
 _BLOCKS = WINDOW // HOP
@@ -191,7 +191,8 @@ class Stream:
             return finding
         folded = "".join(islice(self._reversed_folded, token_blocks))
         finding = find_folded(folded, tail, ending=ending, request=request)
-        if finding is None and not (request.repeat or (request.count and request.limit)):
+        due = ended or self._hops % POOR_HOPS == 0
+        if finding is None and due and not (request.repeat or (request.count and request.limit)):
             finding = find_poor_vocabulary(self._tokens, tail, ending)
         if finding is None and (repetitions := self._shingles.repetitions(self._tokens, ended=ended)):
             kept = tail if ended else Tail(self._reversed_tail(_BLOCKS), tail.end)

@@ -14,6 +14,7 @@ WINDOW = 1024 * HOP  # characters kept
 REACH = WINDOW // 4
 
 TOKEN_HOPS = 4  # hops between two searches of the tokens
+POOR_HOPS = 8  # hops between two looks for a poor vocabulary
 TOKENS = 16384  # tokens kept
 TOKEN_REACH = TOKENS // 4
 
@@ -63,6 +64,9 @@ ROW_LIMITS = {
     Ending.CUT: LoopLimit(240, 10, 3),
 }
 TOKEN_WORTH = 8  # characters of a row that each different token in it is worth
+ONE_LETTER = 48  # of the same letter, with or without blanks between them, at the end of a text
+OPENING = 64  # opening brackets in a row
+DIGITS = LoopLimit(160, 32, 6)  # symbols with letters or digits, at an unknown ending: `0 0 0`, `%20%20`
 # A text that is nothing but copies needs fewer copies and characters (a laugh has fewer still).
 ENTIRE_TEXT = {
     Ending.RUNNING: LoopLimit(math.inf, 16, 16),  # it may yet continue differently
@@ -112,6 +116,8 @@ COUNTER_LIMITS = {
     (Shape.SYMBOLS, Ending.UNKNOWN): CounterLimit(300, 0),
     (Shape.SYMBOLS, Ending.CUT): CounterLimit(120, 300),
 }
+# Records of several words that only count, in a text that was cut off.
+RECORD_WORDS, RECORD_LIMIT = 6, CounterLimit(16, 800)
 # A column of numerals is constant if this share of its differences is 0; it steps if this share is one other number.
 CONSTANT_SHARE, STEP_SHARE = 0.9, 0.6
 SENTENCE = 36  # characters of Latin text: a unit of this length that counts, and is not a row, is reported early
@@ -216,24 +222,28 @@ class LineLimits:
 
     Attributes:
         shortest: characters, words and ideographs: a line with fewer tells nothing.
+        long: characters: a longer line needs one word.
         longest: characters of an unfinished line that are kept.
         memory: a line counts as known for this many lines.
         cost: what a new line costs where a known one earns 1,
         word_cost: and what a new line of one word costs.
         ceiling: the most that known lines can earn.
         lines: lines of the shortest stretch that is judged.
+        deeper: how often the indentation may grow without falling.
         repeats: lines of the stretch divided by different ones among them.
     """
 
     shortest: int
     words: int
     ideographs: int
+    long: int
     longest: int
     memory: int
     cost: float
     word_cost: float
     ceiling: float
     lines: int
+    deeper: int
     repeats: dict[Ending, float]
 
 
@@ -241,12 +251,14 @@ LINES = LineLimits(
     shortest=8,
     words=2,
     ideographs=4,
+    long=48,
     longest=2000,
     memory=400,
     cost=6,
     word_cost=1.5,
     ceiling=24,
     lines=12,
+    deeper=32,
     repeats={Ending.RUNNING: 9, Ending.STOPPED: 9, Ending.CUT: 6},
 )
 
@@ -261,6 +273,7 @@ NEWLINES = 64
 POOR_TOKENS = 192  # last tokens examined for a poor vocabulary
 FEW_TOKENS = 256  # and where there are hardly any words
 POOR_WORDS = 4  # different words that are too few among them, in any order
+POOR_KINDS = 80  # different words and marks that are enough, whatever their order
 POOR_SYMBOLS = 3
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
 # structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.

@@ -26,10 +26,14 @@ _CLOCK = (
 )
 _ID = r"(?<![A-Za-z\d+/])(?=[A-Za-z]{0,16}\d{1,16}[A-Za-z]{1,16}\d)[A-Za-z\d]{6,64}+(?![+/=])"
 STAMPS = re.compile(f"{_CLOCK}|{_ID}")
+_TENS_AND_ONES = (
+    r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty-(?:one|two|three|four|five|six|seven|eight|nine)\b"  # `forty-two`
+)
 _TOKEN = re.compile(
-    # Plain letters come first because most text is made of them; a word with other letters in it becomes two tokens.
-    rf"(?:twen|thir|for|fif|six|seven|eigh|nine)ty-(?:one|two|three|four|five|six|seven|eight|nine)\b|[A-Za-z]{{1,{_LONGEST}}}+(?!\d)|{_CLOCK}|{_ID}|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
-    rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\d_]{{1,{_LONGEST}}}|\n|[^\w\s]|_"
+    # Plain words and marks come first because most text is made of them; a word with other letters becomes two tokens.
+    rf"[A-Za-z]{{1,{_LONGEST}}}+(?![\d-])|[^\w\s]|\n|(?=[A-Za-z\d])(?:{_TENS_AND_ONES}|{_CLOCK}|{_ID})"
+    rf"|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
+    rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\d_]{{1,{_LONGEST}}}|_"
 )
 
 
@@ -48,6 +52,10 @@ _SPELLED = (
     {word: value for value, word in enumerate(_CARDINALS.split())}
     | {word: value for value, word in enumerate(_ORDINALS.split())}
     | {word: 10 * value for value, word in enumerate(_TENS.split(), start=3)}
+)
+_DAYS = frozenset(
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August "  # noqa: SIM905
+    "September October November December".split()
 )
 _ROMAN = re.compile(r"[IVXLC]{1,9}")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
@@ -93,13 +101,14 @@ def roman_of(token: str) -> int | None:
 
 
 def is_stamp(token: str) -> bool:
-    """A date, a time or an identifier: it differs in every record."""
+    """A date, a day, a time or an identifier: it differs in every record."""
+    if token in _DAYS:
+        return True
     return len(token) > 3 and not token.isalpha() and not token.isdecimal() and token[0] not in _HAN_DIGITS
 
 
-@lru_cache(maxsize=8192)
 def mask_of(token: str) -> str:
-    """One character: NUMERAL, or one that stands for the token (two words share one about once in a million).
+    """One character: NUMERAL, STAMP, or one that stands for the token (two words share one about once in a million).
 
     From a checksum rather than hash(), so that the verdict is the same in every process.
     """
@@ -110,6 +119,19 @@ def mask_of(token: str) -> str:
     if len(token) == 1:
         return token if token != NUMERAL else "\ue000"
     return chr(0x10000 + crc32(token.encode("utf-8", "surrogatepass")) % 0x100000)
+
+
+class _Masks(dict[str, str]):
+    """The masks of recent tokens: a plain dictionary, because it is read for every token."""
+
+    def __missing__(self, token: str) -> str:
+        if len(self) >= _CACHED:
+            self.clear()
+        return self.setdefault(token, mask_of(token))
+
+
+_CACHED = 8192
+_MASKS = _Masks()
 
 
 class TokenWindow:
@@ -149,7 +171,7 @@ class TokenWindow:
 
     def _take(self, tokens: list[str], text: str, base: int) -> None:
         self._blocks.append((self.dropped + len(self.kept), base, text))
-        masks = "".join(map(mask_of, tokens))
+        masks = "".join(map(_MASKS.__getitem__, tokens))
         if STAMP in masks:
             # All stamps of one length are one token, so that they hide no repetition.
             tokens = [STAMP * len(token) if mask == STAMP else token for token, mask in zip(tokens, masks, strict=True)]
