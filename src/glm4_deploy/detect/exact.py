@@ -168,8 +168,12 @@ def _needed(run: Run, unit: str, reversed_text: str, ending: Ending) -> float:
     weight = weight_of(unit)
     continuous = shape is Shape.PROSE and "\n" not in unit
     size = run.period * weight
-    copies = _row_copies(limit, unit, size) if row else copies_needed(limit, size, continuous=continuous)
-    if is_refrain(unit):
+    if shape is Shape.STRUCTURE:
+        size = min(size, TOKEN_WORTH * len(set(tokens_of(unit))))
+    copies = _row_copies(limit, size) if row else copies_needed(limit, size, continuous=continuous)
+    if row and ending is Ending.RUNNING:
+        weight = max(weight, 1)  # blanks do not delay a provisional alarm
+    elif is_refrain(unit):
         copies = max(copies, REFRAIN[ending])
     return max(limit.span / weight, copies * run.period)
 
@@ -187,9 +191,8 @@ def copies_needed(limit: LoopLimit, size: float, *, continuous: bool) -> float:
     return limit.short_copies + share * (limit.long_copies - limit.short_copies)
 
 
-def _row_copies(limit: LoopLimit, unit: str, size: float) -> float:
-    """Copies of a row of `size` Latin characters that make a loop; rows of few different tokens count as short."""
-    size = min(size, TOKEN_WORTH * len(set(tokens_of(unit))))
+def _row_copies(limit: LoopLimit, size: float) -> float:
+    """Copies of a row of `size` Latin characters that make a loop."""
     share = min(max(math.log(size / SHORT_ROW) / math.log(LONG_ROW / SHORT_ROW), 0), 1)
     return limit.short_copies * math.pow(limit.long_copies / limit.short_copies, share)
 

@@ -1,8 +1,8 @@
 """Repeated lines: the same few sentences or lines in any order, whatever they are made of.
 
 A text in which hardly a line is new says nothing new. Prose, code, tool calls and transcripts of subtitles are judged
-alike; dates, times and identifiers do not make a line new, other numerals do. Blank, short and purely symbolic lines
-(braces, bars of music, rows of digits) tell nothing either way.
+alike; dates, times and identifiers do not make a line new, and in a line of several words no numeral does. Blank, short
+and purely symbolic lines (braces, bars of music, rows of digits) tell nothing either way.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections import Counter, deque
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest
 from glm4_deploy.detect.thresholds import LINES
-from glm4_deploy.detect.tokens import STAMP, STAMPS
+from glm4_deploy.detect.tokens import NUMERAL, STAMP, STAMPS
 
 _LINE = re.compile(r"[^\n.!?。！？；]+(?:[.!?]+(?=[^\s.!?。！？；])[^\n.!?。！？；]*)*[.!?。！？；\n]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -29,7 +29,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._carry = ""
-        self._plain = True  # nothing in the text is a date, a time or an identifier
+        self._plain = True  # there is no digit in the text
         self._count = 0
         self._known: dict[str, int] = {}
         self._score = 0.0
@@ -43,7 +43,7 @@ class Lines:
         text = self._carry + text
         begin = end - len(text)
         lines = list(_LINE.finditer(text))
-        self._plain = _STAMPED.search(text) is None
+        self._plain = _DIGIT.search(text) is None
         self._carry = ""
         if lines and not last:
             self._carry = text[lines.pop().start() :][-LINES.longest :]
@@ -83,14 +83,17 @@ class Lines:
     @property
     def stalled(self) -> bool:
         """Whether the last lines are known ones."""
-        return self._score > 0 and self._trailing <= 1 and len(self.recent) >= LINES.lines
+        return self._score > 0 and self._trailing <= 1
 
 
+_DIGIT = re.compile(r"\d")
+_NUMERAL = re.compile(r"\d+")
 _STAMPED = re.compile(r"\d[:-]\d|\d[A-Za-z]{1,16}\d")
 
 
 def _masked(line: str) -> str:
-    return STAMPS.sub(STAMP, line) if _STAMPED.search(line) else line
+    line = STAMPS.sub(STAMP, line) if _STAMPED.search(line) else line
+    return _NUMERAL.sub(NUMERAL, line) if len(_WORD.findall(line)) >= LINES.sentence else line
 
 
 def _informs(line: str) -> bool:
@@ -114,14 +117,19 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         ending = Ending.CUT if lines.broken_off else Ending.STOPPED
     if ending is Ending.STOPPED and sum(is_row for _, _, is_row in lines.recent) > len(lines.recent) / 2:
         return None  # complete rows: a form, a log, a litany
-    if repeats < LINES.repeats[ending] or request.allows(repeats) or request.lists(len(lines.recent)):
+    if (
+        len(lines.recent) < LINES.lines[ending]
+        or repeats < LINES.repeats[ending]
+        or request.allows(repeats)
+        or request.lists(len(lines.recent))
+    ):
         return None
     start = lines.recent[0][1]
     unit, _ = kinds.most_common(1)[0]
     few = "one line" if len(kinds) == 1 else f"{len(kinds)} different ones"
     return degenerate(
         LoopVerdict.NEAR_DUPLICATE,
-        f"the last {len(lines.recent)} lines and sentences are only {few}, apart from times and identifiers",
+        f"the last {len(lines.recent)} lines and sentences are only {few}, apart from numerals and times",
         confidence=0.85,
         start=start,
         unit=unit,

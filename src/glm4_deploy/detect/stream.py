@@ -11,7 +11,7 @@ from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway
 from glm4_deploy.detect.lines import Lines, find_repeated_lines
-from glm4_deploy.detect.prompt import Ending, fold, is_row, request_of
+from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
@@ -55,7 +55,7 @@ class Stream:
     ) -> LoopFinding | None:
         """A degenerate finding as soon as there is one, while it holds; until then None.
 
-        A finding in rows, in a quotation or in a fence of Markdown is provisional: it holds until the text goes on
+        A finding in rows, structure or symbols, in a quotation or in a fence of Markdown is provisional: it holds until the text goes on
         differently. Every other finding holds for good.
         """
         if self._finding is None and (token_ids or logprobs):
@@ -165,7 +165,7 @@ class Stream:
         exact = finding.verdict in (LoopVerdict.EXACT_LOOP, LoopVerdict.NAN_COLLAPSE)
         kept = Tail(self._reversed_tail(_BLOCKS), self._end)
         quoted = self._fences.open or (finding.start is not None and is_quoted(kept, finding.start))
-        if provisional or quoted or (exact and is_row(finding.unit)):
+        if provisional or quoted or (exact and (is_row(finding.unit) or shape_of(finding.unit) is not Shape.PROSE)):
             self._alarm = finding
         else:
             self._finding = finding

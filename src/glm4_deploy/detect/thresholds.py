@@ -44,7 +44,7 @@ LOOP_LIMITS = {
     (Shape.STRUCTURE, Ending.STOPPED): LoopLimit(480, 12, 3.9),
     (Shape.STRUCTURE, Ending.UNKNOWN): LoopLimit(400, 8, 3.2),
     (Shape.STRUCTURE, Ending.CUT): LoopLimit(200, 10, 4),
-    (Shape.SYMBOLS, Ending.RUNNING): LoopLimit(960, 24, 10),
+    (Shape.SYMBOLS, Ending.RUNNING): LoopLimit(480, 24, 6),
     (Shape.SYMBOLS, Ending.STOPPED): LoopLimit(960, 24, 10),
     (Shape.SYMBOLS, Ending.UNKNOWN): LoopLimit(400, 16, 6),
     (Shape.SYMBOLS, Ending.CUT): LoopLimit(200, 10, 6),
@@ -58,12 +58,12 @@ LOOP_LIMITS = {
 # While a text is RUNNING, an alarm at rows is provisional: it ends with the rows, and the ending decides.
 SHORT_ROW, LONG_ROW = 32, 256  # characters; in between, the logarithm of the copies falls with that of the size
 ROW_LIMITS = {
-    Ending.RUNNING: LoopLimit(240, 8, 3.1),
+    Ending.RUNNING: LoopLimit(240, 3.9, 3.1),
     Ending.STOPPED: LoopLimit(480, 52, 3.1),
     Ending.UNKNOWN: LoopLimit(320, 12, 3.1),
     Ending.CUT: LoopLimit(240, 10, 3),
 }
-TOKEN_WORTH = 8  # characters of a row that each different token in it is worth
+TOKEN_WORTH = 8  # characters that each different token of structure is worth: few tokens are a short unit
 ONE_LETTER = 48  # of the same letter, with or without blanks between them, at the end of a text
 OPENING = 64  # opening brackets in a row
 DIGITS = LoopLimit(160, 32, 6)  # symbols with letters or digits, at an unknown ending: `0 0 0`, `%20%20`
@@ -223,6 +223,7 @@ class LineLimits:
     Attributes:
         shortest: characters, words and ideographs: a line with fewer tells nothing.
         long: characters: a longer line needs one word.
+        sentence: words of a line in which numerals do not count.
         longest: characters of an unfinished line that are kept.
         memory: a line counts as known for this many lines.
         cost: what a new line costs where a known one earns 1,
@@ -237,12 +238,13 @@ class LineLimits:
     words: int
     ideographs: int
     long: int
+    sentence: int
     longest: int
     memory: int
     cost: float
     word_cost: float
     ceiling: float
-    lines: int
+    lines: dict[Ending, int]
     deeper: int
     repeats: dict[Ending, float]
 
@@ -252,14 +254,15 @@ LINES = LineLimits(
     words=2,
     ideographs=4,
     long=48,
+    sentence=6,
     longest=2000,
     memory=400,
     cost=6,
     word_cost=1.5,
     ceiling=24,
-    lines=12,
+    lines={Ending.RUNNING: 6, Ending.STOPPED: 12, Ending.CUT: 8},
     deeper=32,
-    repeats={Ending.RUNNING: 9, Ending.STOPPED: 9, Ending.CUT: 6},
+    repeats={Ending.RUNNING: 6, Ending.STOPPED: 9, Ending.CUT: 6},
 )
 
 # '!' in a row: token 0 of GLM-4's vocabulary. A text of nothing else needs fewer.

@@ -25,7 +25,9 @@ _CLOCK = (
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d{1,9})?Z?)?(?!\w)|\d{1,2}:\d\d(?::\d\d)?(?:[.,]\d{1,9})?(?!\w)"
 )
 _ID = r"(?<![A-Za-z\d+/])(?=[A-Za-z]{0,16}\d{1,16}[A-Za-z]{1,16}\d)[A-Za-z\d]{6,64}+(?![+/=])"
-STAMPS = re.compile(f"{_CLOCK}|{_ID}")
+_HEX = r"(?<![A-Za-z\d])(?=\d*[a-f])(?=[a-f]*\d)[\da-f]{8,64}(?![A-Za-z\d])"
+_DAY = r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
+STAMPS = re.compile(f"{_CLOCK}|{_ID}|{_HEX}|{_DAY}")
 _TENS_AND_ONES = (
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty-(?:one|two|three|four|five|six|seven|eight|nine)\b"  # `forty-two`
 )
