@@ -146,6 +146,8 @@ def find_counter(counts: Iterator[CountingRun], *, ending: Ending, request: Prom
         if not beyond:
             if count.copies < limit.copies or (count.end - count.start) * weight_of(count.unit) < limit.span:
                 continue
+            if count.step < 0 <= count.values[-1] and ending is not Ending.CUT:
+                continue  # towards an end
             if _requested(count, shape, request) or _finished(count, shape, ending):
                 continue
         return _finding(count, ending, beyond=beyond)

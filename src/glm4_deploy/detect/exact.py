@@ -168,7 +168,7 @@ def _needed(run: Run, unit: str, reversed_text: str, ending: Ending) -> float:
     weight = weight_of(unit)
     continuous = shape is Shape.PROSE and "\n" not in unit
     size = run.period * weight
-    if shape is Shape.STRUCTURE:
+    if row or shape is Shape.STRUCTURE:
         size = min(size, TOKEN_WORTH * len(set(tokens_of(unit))))
     copies = _row_copies(limit, size) if row else copies_needed(limit, size, continuous=continuous)
     if row and ending is Ending.RUNNING:

@@ -12,6 +12,9 @@ from glm4_deploy.detect.thresholds import (
     DISORDER,
     END_IDS,
     FEW_TOKENS,
+    GLUED_GRAMS,
+    GLUED_LENGTH,
+    LETTERS,
     NULL_LOGPROBS,
     POOR_KINDS,
     POOR_SYMBOLS,
@@ -35,7 +38,8 @@ def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> Loo
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
     kinds = set(last)
-    if len(last) < POOR_TOKENS or len(kinds) > POOR_KINDS:
+    glued = sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
+    if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > POOR_KINDS and not glued):
         return None
     prose = sum(map(str.isalpha, last)) >= len(last) / 2 or last.count("'") >= len(last) / 3
     if ending is not Ending.CUT and not prose:
@@ -46,7 +50,7 @@ def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> Loo
             return None
     start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
-    if not (_disordered(last, sample) or (ending is Ending.CUT and _few_symbols(last))):
+    if not (_disordered(last, sample) or (glued and _few_grams(last)) or (ending is Ending.CUT and _few_symbols(last))):
         return None
     words = sorted(set(last), key=last.count, reverse=True)
     shown = ", ".join(word for word in words if word.strip())[:100]
@@ -85,6 +89,13 @@ def _split(word: str, known: Mapping[str, object]) -> list[str]:
             if before is not None and word[begin:end] in known and best[end] is None:
                 best[end] = [*before, word[begin:end]]
     return best[-1] or []
+
+
+def _few_grams(tokens: Sequence[str]) -> bool:
+    letters = "".join(filter(str.isalpha, tokens))[-1024:]
+    if len(letters) < 1024 or sum(map(str.islower, letters)) < 0.9 * 1024 or len(set(letters)) < LETTERS:
+        return False
+    return len({letters[at : at + 4] for at in range(1021)}) < GLUED_GRAMS * 1024
 
 
 def _few_symbols(tokens: Sequence[str]) -> bool:

@@ -117,12 +117,10 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         ending = Ending.CUT if lines.broken_off else Ending.STOPPED
     if ending is Ending.STOPPED and sum(is_row for _, _, is_row in lines.recent) > len(lines.recent) / 2:
         return None  # complete rows: a form, a log, a litany
-    if (
-        len(lines.recent) < LINES.lines[ending]
-        or repeats < LINES.repeats[ending]
-        or request.allows(repeats)
-        or request.lists(len(lines.recent))
-    ):
+    if len(lines.recent) < LINES.lines[ending] or repeats < LINES.repeats[ending]:
+        return None
+    listed = request.count and (request.limit is None or request.lists(len(lines.recent)))
+    if listed or request.allows(repeats):
         return None
     start = lines.recent[0][1]
     unit, _ = kinds.most_common(1)[0]

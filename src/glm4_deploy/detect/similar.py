@@ -227,6 +227,7 @@ def find_near_duplicate(
 
 
 _SAMPLE = 4000  # characters
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")
 _WORD = re.compile(r"[^\W\d_]{2,}|[\u2e80-\ud7ff]")
 
 
@@ -234,9 +235,17 @@ def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
     if not _repeats_enough(repetition, ending):
         return False
     sample = tail.between(repetition.start, min(repetition.end, repetition.start + _SAMPLE))
+    if repetition.numerals >= 0.8 and ending is not Ending.CUT and _counts_down(repetition, tail):
+        return False  # towards an end
     if is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
         return False
     return shape_of(sample) is Shape.PROSE
+
+
+def _counts_down(repetition: Repetition, tail: Tail) -> bool:
+    first = _NUMBER.findall(tail.between(repetition.start, repetition.start + _SAMPLE))
+    last = _NUMBER.findall(tail.between(repetition.end - _SAMPLE, repetition.end))
+    return bool(first and last) and int(first[0]) > int(last[-1])
 
 
 def _repeats_enough(repetition: Repetition, ending: Ending) -> bool:

@@ -55,8 +55,8 @@ class Stream:
     ) -> LoopFinding | None:
         """A degenerate finding as soon as there is one, while it holds; until then None.
 
-        A finding in rows, structure or symbols, in a quotation or in a fence of Markdown is provisional: it holds until the text goes on
-        differently. Every other finding holds for good.
+        A finding in rows, structure or symbols, in a quotation or in a fence of Markdown is provisional: it holds until
+        the text goes on differently. Every other finding holds for good.
         """
         if self._finding is None and (token_ids or logprobs):
             self._finding = self._numbers.feed(token_ids, logprobs)

@@ -10,7 +10,7 @@ from glm4_deploy.detect.prompt import Ending, Shape
 
 # What a stream keeps of its text, and how often it searches it. Exact loops are found up to a period of REACH.
 HOP = 64  # characters between two searches
-WINDOW = 1024 * HOP  # characters kept
+WINDOW = 1280 * HOP  # characters kept: four periods of 4,096 tokens of five characters
 REACH = WINDOW // 4
 
 TOKEN_HOPS = 4  # hops between two searches of the tokens
@@ -274,13 +274,16 @@ SPACES = {Ending.RUNNING: 400, Ending.STOPPED: 200, Ending.UNKNOWN: 160, Ending.
 NEWLINES = 64
 
 POOR_TOKENS = 192  # last tokens examined for a poor vocabulary
+GLUED_LENGTH = 9  # characters of a token on average: of good text it is 4
+LETTERS = 12  # different ones in words, at least: bases and digits of a dump are fewer
 FEW_TOKENS = 256  # and where there are hardly any words
 POOR_WORDS = 4  # different words that are too few among them, in any order
 POOR_KINDS = 80  # different words and marks that are enough, whatever their order
 POOR_SYMBOLS = 3
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
 # structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.
-DISORDER = ((12, 2), (24, 2.5), (60, 3.3))
+DISORDER = ((12, 2), (32, 2.6), (60, 3.3))
+GLUED_GRAMS = 0.4  # share of different rows of four letters, where words are written together: of prose it is 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

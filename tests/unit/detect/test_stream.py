@@ -87,13 +87,13 @@ def test_three_copies_and_something_else_are_not_a_loop(period: int) -> None:
 @pytest.mark.parametrize(
     ("prompt", "end", "copies"),
     [
-        ("Why is the sky blue?", " ", 18),
-        (None, " ", 18),
-        ("Why is the sky blue?", "\n", None),
+        ("Why is the sky blue?", " ", 9),
+        (None, " ", 9),
+        ("Why is the sky blue?", "\n", 9),
         ("List the reasons why the sky is blue.", " ", None),
     ],
 )
-def test_a_sentence_that_counts_is_reported_early_unless_it_is_a_row(
+def test_a_sentence_that_counts_is_reported_early_unless_a_list_was_requested(
     prompt: str | None, end: str, copies: int | None
 ) -> None:
     unit = "Attempt {} went wrong, so the light is scattered once more." + end
