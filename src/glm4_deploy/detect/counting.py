@@ -21,7 +21,7 @@ from glm4_deploy.detect.thresholds import (
     TOKEN_REACH,
     CounterLimit,
 )
-from glm4_deploy.detect.tokens import NUMERAL, TokenWindow, roman_of, value_of
+from glm4_deploy.detect.tokens import NUMERAL, STAMP, TokenWindow, roman_of, value_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,8 @@ def _counting_run(tokens: TokenWindow, run: Run, reversed_masks: str, last: int,
     unit = run.unit(reversed_masks)
     if NUMERAL not in unit or run.repeats < 4:
         return None
+    if unit.count(STAMP) > sum(mask >= _FIRST_WORD for mask in unit):
+        return None  # data
     places = [index for index, mask in enumerate(unit) if mask == NUMERAL]
     columns = [tokens.kept[begin + place : last : run.period] for place in places]
     kinds = [kind_of(column) for column in columns]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
-from glm4_deploy.detect.prompt import Ending, Shape, is_verse, shape_of
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
     DISORDER,
@@ -34,7 +34,9 @@ _VALUES = frozenset(
 )
 
 
-def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> LoopFinding | None:
+def find_poor_vocabulary(
+    tokens: TokenWindow, tail: Tail, *, ending: Ending, request: PromptRequest
+) -> LoopFinding | None:
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
     kinds = set(last)
@@ -50,7 +52,9 @@ def find_poor_vocabulary(tokens: TokenWindow, tail: Tail, ending: Ending) -> Loo
             return None
     start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
-    if not (_disordered(last, sample) or (glued and _few_grams(last)) or (ending is Ending.CUT and _few_symbols(last))):
+    counted = request.count and request.limit is not None
+    poor = not counted and (_disordered(last, sample) or (glued and _few_grams(last)))
+    if not poor and not (ending is Ending.CUT and _few_symbols(last)):
         return None
     words = sorted(set(last), key=last.count, reverse=True)
     shown = ", ".join(word for word in words if word.strip())[:100]
@@ -155,6 +159,14 @@ def find_runaway(tail: Tail, *, ending: Ending, prompt: str | None, passed_end: 
     if _BRIEF.search(asked) and tail.end > _BRIEF_ANSWER:
         return _runaway(f"the prompt asked for a brief answer and got {tail.end} characters, until the token limit", 0)
     return None
+
+
+_SHELL = re.compile(r"(?:\s|<\|\w{1,30}\|>|</?(?:s|think|sop|eop|answer|bos|eos|pad)>|\[gMASK\]|```\w{0,12})+")
+
+
+def is_shell(text: str) -> bool:
+    """Nothing but marks of a template or of Markdown."""
+    return _SHELL.fullmatch(text) is not None
 
 
 def _template_marks(text: str, asked: str, ending: Ending) -> list[re.Match[str]]:

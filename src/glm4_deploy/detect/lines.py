@@ -97,11 +97,20 @@ def _masked(line: str) -> str:
 
 
 def _informs(line: str) -> bool:
+    """Enough words, and more words than dates and identifiers, which are data."""
     if len(line) < LINES.shortest:
         return False
-    if len(line) > LINES.long:
+    if len(line) > LINES.long and STAMP not in line:
         return _WORD.search(line) is not None
-    return len(_WORD.findall(line)) >= LINES.words or len(_WIDE.findall(line)) >= LINES.ideographs
+    words = len(_WORD.findall(line))
+    return words >= max(LINES.words, line.count(STAMP) + 1) or len(_WIDE.findall(line)) >= LINES.ideographs
+
+
+def _is_sentence(line: str) -> bool:
+    """Not a field of a form, a record or a line of a song."""
+    if STAMP in line or NUMERAL in line:
+        return False
+    return len(_WORD.findall(line)) >= LINES.sentence or len(_WIDE.findall(line)) >= 2 * LINES.sentence
 
 
 def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
@@ -114,7 +123,7 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
     kinds = Counter(line for line, _, _ in lines.recent)
     repeats = len(lines.recent) / len(kinds)
     if ending is Ending.UNKNOWN:
-        ending = Ending.CUT if lines.broken_off else Ending.STOPPED
+        ending = Ending.CUT if lines.broken_off or all(map(_is_sentence, kinds)) else Ending.STOPPED
     if ending is Ending.STOPPED and sum(is_row for _, _, is_row in lines.recent) > len(lines.recent) / 2:
         return None  # complete rows: a form, a log, a litany
     if len(lines.recent) < LINES.lines[ending] or repeats < LINES.repeats[ending]:

@@ -79,14 +79,14 @@ def _script(char: str) -> str:
 
 # Words
 
-_TWICE = re.compile(r"(?<![^\W_])([^\W\d_]{2,40})(?: \1(?![^\W_]|'))+", re.IGNORECASE)
+_TWICE = re.compile(r"(?<!\S)(\S{0,40}[^\W\d_]\S{1,40})(?: {1,2}\1(?!\S))+")
 _TWICE_EAST = re.compile(r"([\u4e00-\u9fff]{1,4})\1+")
 
 
 def _said_twice(sample: str) -> str | None:
     """Word after word is said twice, and they are different words."""
     last = sample[-SALAD.twice_tail :]
-    words = len(_WORD.findall(last))
+    words = len(last.split())
     twice = [match[1].lower() for match in _TWICE.finditer(last)]
     if len(set(twice)) >= SALAD.twice and len(twice) >= SALAD.twice_share * words:
         return f"{len(twice)} words are said twice or more in a row, among {words}"
@@ -117,7 +117,8 @@ def _no_common_word(sample: str) -> str | None:
     if len({word[-3:] for word in words}) < len(words) / 3:
         return None  # number words
     common = sum(count for _, count in Counter(map(str.lower, words)).most_common(10))
-    if common > SALAD.common_share * len(words):
+    capitals = sum(word[:1].isupper() for word in words)
+    if common > SALAD.common_share * len(words) and capitals < SALAD.capital_share * len(words):
         return None
     return f"{len(words)} words without a mark, of which the ten commonest make up {common / len(words):.0%}"
 
@@ -135,7 +136,7 @@ _ARTICLES = {
     language: (frozenset(articles.split()), frozenset([*after.split(), *",.;!?"]))
     for language, (articles, after) in _ORDER.items()
 }
-_STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,.;!?]|[^\s,.;!?]+")
+_STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,;!?]|\.(?!\S)|[^\s,.;!?]+")
 _PARTICLE = re.compile(r"(?:^|(.))[的了们着吗]", re.DOTALL)
 
 
@@ -159,7 +160,7 @@ def _no_order(sample: str) -> str | None:
 
 # Brackets
 
-_BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\b\w\))(?<!\b\d\d\))")
+_BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\s\w\))(?<!\s\d\d\))")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 

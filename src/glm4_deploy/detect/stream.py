@@ -9,7 +9,7 @@ from itertools import islice
 from glm4_deploy.detect.counting import counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
-from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway
+from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
 from glm4_deploy.detect.lines import Lines, find_repeated_lines
 from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
@@ -78,6 +78,8 @@ class Stream:
         end = self._end + len(self._pending)
         if self._blank and is_blank(self._pending):
             return _blank_answer(end)
+        if end <= len(self._pending) + HOP and is_shell(self._reversed_tail(1)[::-1] + self._pending):
+            return degenerate(LoopVerdict.EMPTY, "the answer is only marks of a template", confidence=0.95, start=0)
         self._take_tokens(self._hops % TOKEN_HOPS, self._pending)
         tail = Tail(self._pending[::-1] + self._reversed_tail(_BLOCKS), end)
         unfinished = self._fences.open or is_unfinished(tail)
@@ -192,8 +194,8 @@ class Stream:
         folded = "".join(islice(self._reversed_folded, token_blocks))
         finding = find_folded(folded, tail, ending=ending, request=request)
         due = ended or self._hops % POOR_HOPS == 0
-        if finding is None and due and not (request.repeat or (request.count and request.limit)):
-            finding = find_poor_vocabulary(self._tokens, tail, ending)
+        if finding is None and due and not request.repeat:
+            finding = find_poor_vocabulary(self._tokens, tail, ending=ending, request=request)
         if finding is None and (repetitions := self._shingles.repetitions(self._tokens, ended=ended)):
             kept = tail if ended else Tail(self._reversed_tail(_BLOCKS), tail.end)
             finding = find_near_duplicate(repetitions, kept, ending=ending, request=request)

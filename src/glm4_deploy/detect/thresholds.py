@@ -47,7 +47,7 @@ LOOP_LIMITS = {
     (Shape.SYMBOLS, Ending.RUNNING): LoopLimit(480, 24, 6),
     (Shape.SYMBOLS, Ending.STOPPED): LoopLimit(960, 24, 10),
     (Shape.SYMBOLS, Ending.UNKNOWN): LoopLimit(400, 16, 6),
-    (Shape.SYMBOLS, Ending.CUT): LoopLimit(200, 10, 6),
+    (Shape.SYMBOLS, Ending.CUT): LoopLimit(160, 10, 6),
     (Shape.ZEROS, Ending.RUNNING): LoopLimit(4096, 24, 24),
     (Shape.ZEROS, Ending.STOPPED): LoopLimit(4096, 24, 24),
     (Shape.ZEROS, Ending.UNKNOWN): LoopLimit(400, 24, 24),
@@ -117,7 +117,7 @@ COUNTER_LIMITS = {
     (Shape.SYMBOLS, Ending.CUT): CounterLimit(120, 300),
 }
 # Records of several words that only count, in a text that was cut off.
-RECORD_WORDS, RECORD_LIMIT = 6, CounterLimit(16, 800)
+RECORD_WORDS, RECORD_LIMIT = 8, CounterLimit(16, 800)
 # A column of numerals is constant if this share of its differences is 0; it steps if this share is one other number.
 CONSTANT_SHARE, STEP_SHARE = 0.9, 0.6
 SENTENCE = 36  # characters of Latin text: a unit of this length that counts, and is not a row, is reported early
@@ -254,7 +254,7 @@ LINES = LineLimits(
     words=2,
     ideographs=4,
     long=48,
-    sentence=6,
+    sentence=7,
     longest=2000,
     memory=400,
     cost=6,
@@ -296,7 +296,8 @@ class SaladLimits:
         neighbours: scripts with at least `script_share` of the words, between which words change.
         twice: different words said twice in a row, and their share of all.
         unmarked: words in a row without a mark, of which the last `unmarked_window` are examined;
-        common_share: and of which the ten commonest have at most this share.
+        common_share: and of which the ten commonest have at most this share,
+        capital_share: or of which at least this share begins with a capital.
         glued_window: or words in a row without a mark, and the share with a capital in the middle.
         articles: at least, of which wrong_share cannot stand where they do.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
@@ -321,11 +322,12 @@ class SaladLimits:
     glued_window: int = 40
     glued_share: float = 0.12
     common_share: float = 0.25
+    capital_share: float = 0.08
     order_tail: int = 2048
     articles: int = 12
-    wrong_share: float = 0.18
+    wrong_share: float = 0.3
     bracket_tail: int = 1024
-    brackets: int = 12
+    brackets: int = 16
     bracket_share: float = 0.5
 
 
