@@ -139,7 +139,7 @@ def _judge(run: Run, unit: str, tail: Tail, ending: Ending, request: PromptReque
     """
     if unit == "!" and run.length >= (ALL_BANGS if run.length == tail.end else BANGS[ending]):
         return _nan_collapse(run, tail.end), 0
-    needed = _needed(run, unit, tail.reversed, ending)
+    needed = BANGS[ending] if unit == "!" else _needed(run, unit, tail.reversed, ending)
     if run.length >= needed or (run.length >= tail.end - STRAY and _fills_text(run, unit, ending)):
         if request.allows(run.repeats, unit) or (request.lists(run.repeats) and shape_of(unit) is not Shape.PROSE):
             return None, needed

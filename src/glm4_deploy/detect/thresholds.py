@@ -63,7 +63,7 @@ ROW_LIMITS = {
     Ending.UNKNOWN: LoopLimit(320, 12, 3.1),
     Ending.CUT: LoopLimit(240, 10, 3),
 }
-TOKEN_WORTH = 8  # characters that each different token of structure is worth: few tokens are a short unit
+TOKEN_WORTH = 10  # characters that each different token of structure is worth: few tokens are a short unit
 ONE_LETTER = 48  # of the same letter, with or without blanks between them, at the end of a text
 OPENING = 64  # opening brackets in a row
 DIGITS = LoopLimit(160, 32, 6)  # symbols with letters or digits, at an unknown ending: `0 0 0`, `%20%20`

@@ -1,0 +1,124 @@
+"""Few lines over and over, rows by their length, quotations that recover, and salad without log probabilities."""
+
+import random
+
+import pytest
+
+from glm4_deploy.detect import Stream, scan
+from glm4_deploy.detect.finding import LoopVerdict
+
+METHOD = "    public String getName() {\n        return this.name;\n    }\n\n"
+CALL = (
+    'Let me look again.\n<tool_call>\n{"id": "call_%08x", "name": "read_file", "path": "src/main.py"}\n</tool_call>\n'
+)
+SENTENCES = [
+    "The harbour is closed in winter.",
+    "Nobody has seen the keeper since.",
+    "The lamp was lit again on Sunday.",
+    "Ask at the second house on the left.",
+]
+AFTER = (
+    "The copies follow each other because greedy decoding prefers what it has just written. Check the scales of the "
+    "cache first. Then compare the log probabilities with those of the reference. Keep the log of the failing run."
+)
+COMMON = "the of and to in is that for it was on are as with by at this from they be".split()  # noqa: SIM905
+PLAIN = (
+    "harbour lamp winter keeper stone ladder copper window garden bottle silver market carpet orange pillow button "
+    "castle thunder basket mirror candle feather kitchen planet ribbon saddle turtle velvet walnut yellow anchor "
+    "barrel cactus dragon engine falcon guitar hammer island jacket kettle lizard magnet needle oyster pepper"
+)
+WORDS = PLAIN.split()
+
+
+@pytest.mark.parametrize("text", [METHOD * 9, "SELECT id FROM users;\nSELECT name FROM users;\n" * 12 + "SELECT id"])
+def test_code_that_repeats_until_the_limit_is_a_loop(text: str) -> None:
+    assert scan(text, finish_reason="length").degenerate
+
+
+def test_a_long_unit_is_never_a_row() -> None:
+    rows = "".join(f"    {word} = compute(left, {word[::-1]});\n" for word in WORDS[:9])
+    assert scan(rows * 4, finish_reason="stop").verdict is LoopVerdict.EXACT_LOOP
+
+
+def test_identifiers_and_times_do_not_make_a_line_new() -> None:
+    dice = random.Random(1)
+    calls = "".join(CALL % dice.randrange(16**8) for _ in range(20))
+    subtitles = "".join(
+        f"{n}\n00:0{n // 9}:1{n % 9},250 --> 00:0{n // 9}:2{n % 9},000\nThanks for watching.\n\n" for n in range(40)
+    )
+    assert scan(calls, finish_reason="length").verdict is LoopVerdict.NEAR_DUPLICATE
+    assert scan(subtitles, finish_reason="length").degenerate
+
+
+def test_sentences_in_any_order_are_few_lines() -> None:
+    text = " ".join(random.Random(1).choices(SENTENCES, k=60))
+    found = scan(text)
+    assert found.degenerate
+    assert found.start is not None
+
+
+def test_records_of_data_are_not_few_lines() -> None:
+    dice = random.Random(1)
+    records = "".join(f"np.float32,0x{dice.getrandbits(32):08x},0x{dice.getrandbits(32):08x},2\n" for _ in range(80))
+    assert not scan(records, finish_reason="length").degenerate
+
+
+def test_lines_that_go_ever_deeper() -> None:
+    assert scan("".join("  " * n + "- item\n" for n in range(60))).degenerate
+    assert not scan("".join("  " * (n % 9) + "- item number\n" for n in range(20))).degenerate
+
+
+@pytest.mark.parametrize("quote", ["```\n{}\n```", "> {}", '"{}"'])
+@pytest.mark.parametrize("unit", ["the the ", "Wait, let me check. ", "!"])
+def test_a_text_about_a_loop_that_quotes_it_recovers(quote: str, unit: str) -> None:
+    text = "The output looks like this:\n\n" + quote.format(unit * 90) + "\n\n" + AFTER
+    stream = Stream()
+    alarms = [stream.feed(text[at : at + 8]) is not None for at in range(0, len(text), 8)]
+    assert any(alarms)
+    assert not alarms[-1]
+    assert stream.close("stop") == scan(text, finish_reason="stop")
+    assert not scan(text, finish_reason="stop").degenerate
+
+
+def test_a_quoted_loop_that_never_ends_is_a_loop() -> None:
+    assert scan("It looks like this:\n\n```\n" + "Wait, let me check. " * 80, finish_reason="length").degenerate
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unit", "copies"),
+    [("사랑해를 100번 써줘", "사랑해 ", 100), ("Bana 45 kere 'merhaba' yaz", "merhaba\n", 45)],
+)
+def test_what_repeats_stands_in_the_prompt_beside_a_number(prompt: str, unit: str, copies: int) -> None:
+    assert not scan(unit * copies, prompt=prompt, finish_reason="stop").degenerate
+    assert scan(unit * copies * 3, prompt=prompt, finish_reason="length").degenerate
+
+
+def _salad(words: list[str], count: int, join: str = " ") -> str:
+    return join.join(random.Random(1).choices(words, k=count))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _salad(WORDS, 200),
+        _salad([*WORDS[:9], "harbourlamp", "winterkeeper"], 300, ", "),
+        _salad([f"{word}, the" for word in COMMON], 200),
+        " ".join(f"{word} {word}" for word in SENTENCES[0].split() + SENTENCES[1].split() + SENTENCES[2].split()),
+        "Well then: " + "".join("\ufffd" if n % 5 == 0 else char for n, char in enumerate(AFTER * 2)),
+        _salad(["слово ", "wort ", "单词", "단어 ", "word ", "คำ "], 200, ""),
+        _salad(["{ a", "b ]", "( c", "d }", "[ e", "f )"], 120, " "),
+        "G" * 30 + " " + "G" * 40,
+    ],
+)
+def test_salad_is_found_without_log_probabilities(text: str) -> None:
+    assert scan(text).degenerate
+
+
+@pytest.mark.parametrize("text", [", ".join(WORDS), "\n".join(WORDS), AFTER, "（一）总则。（二）分则。" * 2])
+def test_lists_of_words_and_prose_are_no_salad(text: str) -> None:
+    assert not scan(text, finish_reason="stop").degenerate
+
+
+@pytest.mark.parametrize("text", ["<think>\n\n</think>\n", "```\n```", "<|assistant|>\n", "[gMASK]<sop>"])
+def test_an_answer_of_marks_alone_is_empty(text: str) -> None:
+    assert scan(text, finish_reason="stop").verdict is LoopVerdict.EMPTY
