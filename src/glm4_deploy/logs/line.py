@@ -110,7 +110,7 @@ _OUTER = re.compile(
     r"|\[[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}\] "  # dmesg -T
     r"|\[\d{1,4},\d{1,4}\]<std(?:err|out)>: ?"  # mpirun
     r"|\[[\w./<>-]{1,80}\.py:\d{1,6}\] "  # the rest of a prefix that was cut
-    r"|`{1,3}(?=[A-Za-z(\[])"  # Markdown
+    r"|`{1,3}(?=[A-Za-z(\[])|[-*•] {1,3}(?=`|[\w.]{1,100}(?:Error|Exception): )"  # Markdown
 )
 _PROCESS = re.compile(
     r"\([A-Za-z][\w.-]{0,60}(?:[ ,][^()\n]{0,100}?)?\bpid=\d{1,10}[^()\n]{0,200}\) ?|\[rank ?\d{1,5}\]: ?"
@@ -127,6 +127,11 @@ _OTHER_LEVEL = re.compile(
     rf"- ({_LEVELS}) - |[\w.-]{{1,100}}:\d{{1,9}}:\d{{1,9}} \[\d{{1,4}}\] NCCL (INFO) "
     r"|[^\s:]{1,300}\.py:\d{1,6}: \w{0,40}(W)arning: "
     r"|\[?([WEIF])(?:\d{3,4} \d\d:\d\d:\d\d\.\d{1,9})?(?: {1,8}\d{1,9})? [^\]\s]{1,200}:\d{1,6}\] ?"
+)
+# Programs around the engine that only say that they failed: docker, podman, kubectl; logfmt (dockerd, containerd).
+_TOOL_FAILED = re.compile(
+    r"(?:[a-z][\w.-]{0,30}: )?(?:Error response from daemon|Error|FATAL|fatal|panic|error during [\w -]{1,40}): "
+    r"|(?:time=\S{1,80} )?level=(?:error|fatal|panic)\b"
 )
 # A level, a word of failure, or a time: dmesg's, syslog's, or any format with hours, minutes and seconds.
 _LOG = re.compile(
@@ -187,7 +192,8 @@ def parse_line(text: str) -> Line:
         if other := _OTHER_LEVEL.match(text, at):
             named = other[1] or other[2] or _LETTERS[other[3] or other[4]]
             return Line(text[other.end() :], process=process, level=named, stamp=stamp)
-        return Line(text[at:], process=process, stamp=stamp)
+        failed = "ERROR" if _TOOL_FAILED.match(text, at) else ""
+        return Line(text[at:], process=process, level=failed, stamp=stamp)
     return Line(
         text[level.end() :],
         process=process,

@@ -27,7 +27,7 @@ from glm4_deploy.logs.reader import LogReader
 
 # How PyTorch begins lines of level error or fatal: `[E1123 14:42:43.1 …`, `[E321 …`, `[E x.cpp:2]`.
 _TORCH = ("E0000 00:00:00", "F0000 00:00:00", "E000 00:00:00", "F000 00:00:00", "[E ", "[F ")
-COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", *_TORCH)
+COMMON = ("Error", "error", "ailed", "ERROR", "CRITICAL", "FATAL", "fatal", "panic", *_TORCH)
 _UTF16 = re.compile(rb"\xff\xfe[^\0]\0|\xfe\xff\0[^\0]", re.DOTALL)
 MOST_SHAPES = 1 << 14
 MOST_BYTES = 1 << 20

@@ -79,6 +79,29 @@ def test_a_wrapper_alone_says_that_the_cause_is_elsewhere_and_where() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "docker: Error response from daemon: could not frob the device.",
+        'Error: unable to start container "vllm": crun: no such frob',
+        'time="2026-11-28T12:00:00Z" level=error msg="no such frob"',
+        "FATAL: no such frob",
+        "- `RuntimeError: no such frob`",
+    ],
+)
+def test_what_only_another_program_says_is_a_failure_too(line: str) -> None:
+    assert failures(line)
+    assert failures(BOOT, line)
+    assert not failures(BOOT, line, READY, ANSWERED)
+
+
+def test_the_advice_below_a_cuda_error_alone_points_above() -> None:
+    advice = "For debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+    (found,) = read(advice)
+    assert (found.id, found.wrapper) == ("cuda-error-cut", True)
+    assert ids(*TRACE, "torch.AcceleratorError: CUDA error: no such frob", advice)[0] != "cuda-error-cut"
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         ("made.StrangeError: cut out of a log",),
