@@ -163,7 +163,7 @@ def _needed(run: Run, unit: str, reversed_text: str, ending: Ending) -> float:
     if row and ending is Ending.UNKNOWN and ends_a_row(reversed_text[0], reversed_text[run.period - 1]):
         ending = Ending.STOPPED
     limit = ROW_LIMITS[ending] if row else LOOP_LIMITS[shape, ending]
-    if not row and (shape, ending) == (Shape.SYMBOLS, Ending.UNKNOWN) and any(map(str.isalnum, unit)):
+    if not row and (shape, ending) == (Shape.SYMBOLS, Ending.UNKNOWN) and _is_spoken(unit):
         limit = DIGITS
     weight = weight_of(unit)
     continuous = shape is Shape.PROSE and "\n" not in unit
@@ -189,6 +189,11 @@ def copies_needed(limit: LoopLimit, size: float, *, continuous: bool) -> float:
     smallest = limit.span / limit.short_copies
     share = max(size - smallest, 0) / (LONG_UNIT - smallest)
     return limit.short_copies + share * (limit.long_copies - limit.short_copies)
+
+
+def _is_spoken(unit: str) -> bool:
+    """Digits or emoji, which do not rule lines."""
+    return any(char.isalnum() or char >= "\U0001f000" for char in unit)
 
 
 def _row_copies(limit: LoopLimit, size: float) -> float:

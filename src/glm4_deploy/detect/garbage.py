@@ -11,6 +11,7 @@ from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
     DISORDER,
     END_IDS,
+    ENDED_KINDS,
     FEW_TOKENS,
     GLUED_GRAMS,
     GLUED_LENGTH,
@@ -39,9 +40,12 @@ def find_poor_vocabulary(
 ) -> LoopFinding | None:
     """The last POOR_TOKENS tokens are a few words in random order, and those words are not values of a data set."""
     last = tokens.kept[-POOR_TOKENS:]
+    if sum("\u2e80" <= token < "\uac00" for token in last[::8]) > len(last) / 16:
+        last = tokens.kept[-2 * POOR_TOKENS :]  # an ideograph is half a word
     kinds = set(last)
+    most = POOR_KINDS if ending is Ending.RUNNING else ENDED_KINDS
     glued = sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
-    if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > POOR_KINDS and not glued):
+    if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > most and not glued):
         return None
     prose = sum(map(str.isalpha, last)) >= len(last) / 2 or last.count("'") >= len(last) / 3
     if ending is not Ending.CUT and not prose:

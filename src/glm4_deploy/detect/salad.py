@@ -80,6 +80,7 @@ def _script(char: str) -> str:
 # Words
 
 _TWICE = re.compile(r"(?<!\S)(\S{0,40}[^\W\d_]\S{1,40})(?: {1,2}\1(?!\S))+")
+_PAIR = re.compile(r"([^\W\d_])\1")
 _TWICE_EAST = re.compile(r"([\u4e00-\u9fff]{1,4})\1+")
 
 
@@ -90,6 +91,10 @@ def _said_twice(sample: str) -> str | None:
     twice = [match[1].lower() for match in _TWICE.finditer(last)]
     if len(set(twice)) >= SALAD.twice and len(twice) >= SALAD.twice_share * words:
         return f"{len(twice)} words are said twice or more in a row, among {words}"
+    pairs = _PAIR.findall(last)
+    letters = sum(map(str.isalpha, last))
+    if len(set(pairs)) >= SALAD.letters and 2 * len(pairs) >= SALAD.letters_share * letters:
+        return f"{2 * len(pairs)} of the last {letters} letters are written twice"
     east = [match[1] for match in _TWICE_EAST.finditer(last)]
     ideographs = sum("\u4e00" <= char <= "\u9fff" for char in last)
     if len(set(east)) >= SALAD.twice and sum(map(len, east)) >= SALAD.twice_share * ideographs:
@@ -136,15 +141,24 @@ _ARTICLES = {
     language: (frozenset(articles.split()), frozenset([*after.split(), *",.;!?"]))
     for language, (articles, after) in _ORDER.items()
 }
+_FIRST = re.compile(r"[^\W\d_]{3,}[.!?] ([^\W\d_])")
+_INNER = re.compile(r"[^\W\d_]{2,} ([^\W\d_])")
 _STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,;!?]|\.(?!\S)|[^\s,.;!?]+")
 _PARTICLE = re.compile(r"(?:^|(.))[的了们着吗]", re.DOTALL)
 
 
 def _no_order(sample: str) -> str | None:
-    """Articles stand before marks and other articles, or Chinese particles after marks."""
+    """Sentences begin small, articles stand before marks or other articles, or Chinese particles after marks."""
     last = sample[-SALAD.order_tail :]
     if shape_of(last) is not Shape.PROSE:
         return None
+    firsts, inner = _FIRST.findall(last), _INNER.findall(last)
+    small = sum(map(str.islower, firsts))
+    capitals = sum(map(str.isupper, inner))
+    if small >= max(SALAD.small, SALAD.small_share * len(firsts)) and capitals >= SALAD.small:
+        return (
+            f"{small} of {len(firsts)} sentences begin with a small letter, and {capitals} capitals stand within them"
+        )
     steps = [step.lower() for step in _STEP.findall(last)]
     for language, (articles, impossible) in _ARTICLES.items():
         after = [other for one, other in pairwise(steps) if one in articles and one != other]

@@ -279,6 +279,7 @@ LETTERS = 12  # different ones in words, at least: bases and digits of a dump ar
 FEW_TOKENS = 256  # and where there are hardly any words
 POOR_WORDS = 4  # different words that are too few among them, in any order
 POOR_KINDS = 80  # different words and marks that are enough, whatever their order
+ENDED_KINDS = 150  # and once the text has ended, when words written together are taken apart
 POOR_SYMBOLS = 3
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
 # structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.
@@ -295,10 +296,12 @@ class SaladLimits:
         scripts: different ones, with `switches` within words, or `switch_share` per letter.
         neighbours: scripts with at least `script_share` of the words, between which words change.
         twice: different words said twice in a row, and their share of all.
+        letters: different letters said twice in a row, and the share of such pairs.
         unmarked: words in a row without a mark, of which the last `unmarked_window` are examined;
         common_share: and of which the ten commonest have at most this share,
         capital_share: or of which at least this share begins with a capital.
         glued_window: or words in a row without a mark, and the share with a capital in the middle.
+        small: sentences that begin with a small letter, at least, and their share; and capitals within sentences.
         articles: at least, of which wrong_share cannot stand where they do.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
     """
@@ -317,6 +320,8 @@ class SaladLimits:
     twice_tail: int = 1024
     twice: int = 6
     twice_share: float = 0.1
+    letters: int = 10
+    letters_share: float = 0.6
     unmarked: int = 80
     unmarked_window: int = 160
     glued_window: int = 40
@@ -324,8 +329,10 @@ class SaladLimits:
     common_share: float = 0.25
     capital_share: float = 0.08
     order_tail: int = 2048
-    articles: int = 12
-    wrong_share: float = 0.3
+    small: int = 8
+    small_share: float = 0.6
+    articles: int = 7
+    wrong_share: float = 0.4
     bracket_tail: int = 1024
     brackets: int = 16
     bracket_share: float = 0.5
