@@ -59,6 +59,8 @@ class Lines:
             self.deeper = self.deeper + 1 if indent > self._indent else 0
             self._indent = indent
         line = text.strip() if self._plain else _masked(text.strip())
+        if len(line) > LINES.kept:
+            line = f"{line[: LINES.kept]}{hash(line)}"
         if not _informs(line):
             if line not in self._known and _WORD.search(line):
                 self._score -= LINES.word_cost

@@ -152,7 +152,7 @@ class Shingles:
         for region in self._regions:
             region.take(self._next, recent, lags)
         self._next += len(lags)
-        if len(self._last) >= 2 * TOKENS:
+        if len(self._last) >= TOKENS * 5 // 4:
             oldest = 4 * (self._next - TOKENS)
             self._last = {key: known for key, known in self._last.items() if known >= oldest}
 

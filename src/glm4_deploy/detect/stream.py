@@ -25,7 +25,8 @@ _BLOCKS = WINDOW // HOP
 class Stream:
     """Feed it chunks as they arrive; the verdict does not depend on where the chunks were cut.
 
-    Memory: the last WINDOW (65,536) characters, at most 2 × TOKENS (32,768) tokens of them, and as many hashes.
+    Memory: the last WINDOW (81,920) characters, at most 1.25 × TOKENS (20,480) tokens of them, as many hashes, and 400
+    lines.
     """
 
     def __init__(self, *, prompt: str | None = None) -> None:
@@ -40,7 +41,7 @@ class Stream:
         self._reversed_blocks: deque[str] = deque(maxlen=_BLOCKS)
         self._reversed_folded: deque[str] = deque(maxlen=_BLOCKS // TOKEN_HOPS)
         self._blank = True
-        self._tokens = TokenWindow(TOKENS)
+        self._tokens = TokenWindow(TOKENS, _BLOCKS // TOKEN_HOPS + 1)
         self._shingles = Shingles()
         self._lines = Lines()
         self._due = math.inf  # offset at which a run becomes a loop if the text continues it

@@ -225,6 +225,7 @@ class LineLimits:
         long: characters: a longer line needs one word.
         sentence: words of a line in which numerals do not count.
         longest: characters of an unfinished line that are kept.
+        kept: characters of a line that are kept, with a hash of the rest.
         memory: a line counts as known for this many lines.
         cost: what a new line costs where a known one earns 1,
         word_cost: and what a new line of one word costs.
@@ -240,6 +241,7 @@ class LineLimits:
     long: int
     sentence: int
     longest: int
+    kept: int
     memory: int
     cost: float
     word_cost: float
@@ -256,6 +258,7 @@ LINES = LineLimits(
     long=48,
     sentence=7,
     longest=2000,
+    kept=200,
     memory=400,
     cost=6,
     word_cost=1.5,

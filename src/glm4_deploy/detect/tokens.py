@@ -137,7 +137,7 @@ _MASKS = _Masks()
 
 
 class TokenWindow:
-    """The last `size` to 2 × `size` tokens of a stream that arrives in blocks.
+    """The last `size` to 1.25 × `size` tokens of a stream that arrives in blocks.
 
     Offsets are computed on request, from the blocks kept: a sane text never needs one.
 
@@ -146,12 +146,12 @@ class TokenWindow:
         dropped: how many came before them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, blocks: int) -> None:
         self._size = size
         self._carry = ""  # the end of the last block: a token that may continue
         self.dropped = 0
         self.kept: list[str] = []
-        self._reversed_masks: deque[str] = deque(maxlen=size)  # one string per block, newest first
+        self._reversed_masks: deque[str] = deque(maxlen=blocks)  # one string per block, newest first
         self._blocks: list[tuple[int, int, str]] = []  # (number of its first token, offset, text)
 
     def feed(self, block: str, offset: int) -> None:
@@ -162,7 +162,7 @@ class TokenWindow:
         if tokens and text.endswith(tokens[-1]) and len(tokens[-1]) < _LONGEST:
             self._carry = tokens.pop()
         self._take(tokens, text[: len(text) - len(self._carry)], base)
-        if len(self.kept) >= 2 * self._size:
+        if len(self.kept) >= self._size * 5 // 4:
             self._drop(len(self.kept) - self._size)
 
     def finish(self, block: str, offset: int) -> None:

@@ -34,7 +34,7 @@ def test_masks_hide_numerals_and_keep_words_apart() -> None:
 
 def test_offsets_survive_blocks_and_dropping() -> None:
     text = "".join(f"word{number} 灯塔, " for number in range(400))
-    window = TokenWindow(100)
+    window = TokenWindow(100, 1000)
     for start in range(0, len(text), 64):
         window.feed(text[start : start + 64], start)
     window.finish("", len(text))
@@ -45,10 +45,10 @@ def test_offsets_survive_blocks_and_dropping() -> None:
 
 def test_tokens_do_not_depend_on_where_blocks_end() -> None:
     text = "Straße 12345 " + "x" * 200 + " naïve 第二十三步 end"
-    whole = TokenWindow(1000)
+    whole = TokenWindow(1000, 1000)
     whole.finish(text, 0)
     for size in (1, 7, 64):
-        parts = TokenWindow(1000)
+        parts = TokenWindow(1000, 1000)
         for start in range(0, len(text), size):
             parts.feed(text[start : start + size], start)
         parts.finish("", len(text))
