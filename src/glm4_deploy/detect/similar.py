@@ -61,13 +61,12 @@ class Region:
             tokens: the tokens, preceded by the one before them.
             lags: the distance of each from what covers it; 0 if it is new.
         """
-        least, most = min(lags), max(lags)
-        if least > 0 < self._score:
+        if min(lags) > 0 < self._score:
             self._score = min(self._score + len(lags), NEAR.ceiling)
             self.length += len(lags)
             self.lags.extend(lags)
             self.trailing = 0
-        elif most > 0 or self._score > 0:
+        elif self._score > 0 or max(lags) > 0:
             self._take_each(first, tokens, lags)
 
     def _take_each(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
