@@ -1,13 +1,15 @@
 """An `up` with nothing before it that is refused, or does not come to serve: why, and what is left behind."""
 
+import json
 import os
 import signal
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from e2e.kit import ROOT
-from journeys.kit import Kit, alive
+from e2e.kit import ROOT, Done
+from journeys.kit import GOOD, Kit, alive
 from servers.reference import Reference
 from servers.serve import serving
 
@@ -45,6 +47,37 @@ def test_an_engine_that_dies_while_it_starts_is_noticed_with_its_cause(kit: Kit)
     refused = kit.run("rollback", *kit.recorded)
     assert refused.code == 2
     assert f"release {kit.recorded[0]} never passed its gate: the engine stopped" in refused.err
+
+
+def test_a_support_bundle_has_what_a_stranger_needs_to_explain_a_failed_start(kit: Kit) -> None:
+    assert kit.up(engine="dies").code == 11
+    texts, done = support_bundle(kit, HF_TOKEN="planted-secret", USER="quillfeather")
+    assert "root cause: no-kv-room" in texts["diagnose.txt"]
+    assert "ValueError: No available memory for the cache blocks" in texts["boot.log"]
+    assert "not up: " in texts["status.txt"]
+    assert kit.recorded[0] in texts["releases.json"]
+    assert str(kit.port) in texts["doctor.json"], "checked with the settings of that start"
+    assert '"profile": "cpu"' in texts["releases.json"]
+    assert "failed.log       not included: it is the same as boot.log" in texts["CONTENTS.txt"]
+    assert done.out.startswith(texts["CONTENTS.txt"])
+    assert not [name for name, text in texts.items() if "planted-secret" in text or "quillfeather" in text]
+
+
+def test_a_support_bundle_of_an_engine_that_serves_has_its_log(kit: Kit) -> None:
+    kit.good_release()
+    texts, _ = support_bundle(kit)
+    assert "Application startup complete" in texts["engine.log"]
+    assert "\nup                 yes\n" in texts["status.txt"]
+    assert json.loads(texts["smoke.json"])["verdict"] in GOOD
+
+
+def support_bundle(kit: Kit, **env: str) -> tuple[dict[str, str], Done]:
+    """The archive's texts by name, and what the command printed."""
+    done = kit.run("support-bundle", **env)
+    assert done.code == 0, done.err
+    with tarfile.open(kit.directory / "glm4-support.tar.gz") as archive:
+        files = {Path(one.name).name: archive.extractfile(one) for one in archive.getmembers()}
+        return {name: file.read().decode() for name, file in files.items() if file is not None}, done
 
 
 def test_an_engine_that_dies_in_its_gate_is_one_finding_with_its_cause(kit: Kit) -> None:

@@ -29,7 +29,7 @@ READER_GONE = 141  # as a shell reports SIGPIPE
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 # Section → command → (module in this package, first sentence of its help). The module has a function or a Typer group
-# of the command's name; a test compares the sentence with the docstring. To add a command, add a row.
+# of the command's name (`_` for `-`); a test compares the sentence with the docstring. To add a command, add a row.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Render and start": {
         "render": ("render", "Print the Compose file, or another target's."),
@@ -53,6 +53,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "bench": ("smoke", "Measure a running engine under load: TTFT, TPOT, throughput, goodput."),
         "detect": ("detect", "Find loops and garbage in generated text."),
         "diagnose": ("diagnose", "Find what went wrong in an engine's log, and how to fix it."),
+        "support-bundle": (
+            "support",
+            "Write one archive for a forum or an issue; secrets, names and addresses are masked.",
+        ),
         "watch": ("watch", "Watch a running engine and publish its verdict."),
         "fleet": ("watch", "Check many engines at once, by address or through SSH."),
     },
@@ -74,7 +78,7 @@ class _Commands(Mapping[str, Any]):
         module = next((rows[name][0] for rows in COMMANDS.values() if name in rows), None)
         if module is None:
             raise KeyError(name)
-        command = getattr(import_module(f"glm4_deploy.cli.{module}"), name)
+        command = getattr(import_module(f"glm4_deploy.cli.{module}"), name.replace("-", "_"))
         if isinstance(command, typer.Typer):
             command._add_completion = False  # as for the root: Typer would add two options to each group
             return get_command(command)

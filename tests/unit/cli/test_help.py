@@ -65,7 +65,7 @@ def test_every_summary_is_the_first_sentence_of_the_help() -> None:
     page = squeezed(printed())
     for rows in COMMANDS.values():
         for name, (module, summary) in rows.items():
-            command = getattr(import_module(f"glm4_deploy.cli.{module}"), name)
+            command = getattr(import_module(f"glm4_deploy.cli.{module}"), name.replace("-", "_"))
             written = command.info.help if isinstance(command, typer.Typer) else command.__doc__
             first = re.match(r".*?\.(?=\s|$)", " ".join(written.split()))
             assert first is not None, name
