@@ -44,7 +44,8 @@ def find_poor_vocabulary(
         last = tokens.kept[-2 * POOR_TOKENS :]  # an ideograph is half a word
     kinds = set(last)
     most = POOR_KINDS if ending is Ending.RUNNING else ENDED_KINDS
-    glued = sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
+    ended = ending is not Ending.RUNNING
+    glued = ended and sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
     if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > most and not glued):
         return None
     prose = sum(map(str.isalpha, last)) >= len(last) / 2 or last.count("'") >= len(last) / 3
@@ -57,7 +58,7 @@ def find_poor_vocabulary(
     start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
     counted = request.count and request.limit is not None
-    poor = not counted and (_disordered(last, sample) or (glued and _few_grams(last)))
+    poor = not counted and (_disordered(last, sample, ended=ended) or (glued and _few_grams(last)))
     if not poor and not (ending is Ending.CUT and _few_symbols(last)):
         return None
     words = sorted(set(last), key=last.count, reverse=True)
@@ -66,13 +67,13 @@ def find_poor_vocabulary(
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
 
 
-def _disordered(tokens: Sequence[str], sample: str) -> bool:
+def _disordered(tokens: Sequence[str], sample: str, *, ended: bool) -> bool:
     words = [token.lower() for token in tokens if token.isalpha() and (len(token) == 1 or value_of(token) is None)]
     kinds = set(words)
     if not words or kinds <= _VALUES or not _is_prose(tokens) or is_verse(sample):
         return False
     if len(kinds) > POOR_WORDS:
-        words = _parts(words)
+        words = _parts(words) if ended else words  # it is costly
         kinds = set(words)
         pairs = len(set(pairwise(words))) / len(kinds)
         if not any(len(kinds) <= most and pairs >= least for most, least in DISORDER):
