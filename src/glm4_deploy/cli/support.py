@@ -23,6 +23,7 @@ from glm4_deploy.deploy.support import (
     Masker,
     Part,
     document,
+    read_compose_file,
     read_kept,
     secrets_of,
     write_support_bundle,
@@ -90,7 +91,7 @@ def _parts(state_dir: Path, record: Record | None, newest: Release | None, scrat
     yield Part(name="releases.json", read=partial(_output, "releases", "--json", *state))
     yield Part(name="settings.yaml", read=partial(read_kept, FILE))
     for number, path in enumerate(_files(state_dir, record), start=1):
-        yield Part(name=f"compose-{number}.yaml", read=partial(read_kept, path))
+        yield Part(name=f"compose-{number}.yaml", read=partial(read_compose_file, path))
     yield Part(name="engine.log", read=partial(_engine_log, *state), limit=LOG_BYTES)
     yield Part(name="boot.log", read=partial(_of_release, state_dir, newest, BOOT_LOG), limit=LOG_BYTES)
     yield Part(name="failed.log", read=partial(_failed_log, state_dir, newest), limit=LOG_BYTES)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4_deploy.errors import DeployError, StorageError, UsageError
-from glm4_deploy.files import parse_yaml, read_text, write_bytes
+from glm4_deploy.files import parse_yaml, write_bytes
 from glm4_deploy.host.system import gather
 from glm4_deploy.text import ANSI, MASK, clean_text, head_and_tail, one_line, redact, secrets_in
 
@@ -185,8 +185,20 @@ def secrets_of(value: Any) -> Iterator[str]:
 def document(path: Path) -> Any:
     """The content of a YAML or JSON file; None if it is not there or is neither."""
     with suppress(DeployError):
-        return parse_yaml(read_text(path), path)
+        return parse_yaml(read_kept(path.resolve()), path)
     return None
+
+
+def read_compose_file(path: Path) -> str:
+    """As `read_kept`; a record that came with somebody's repository could name any file.
+
+    Raises:
+        UsageError, StorageError: it cannot be had, or is not a Compose file.
+    """
+    text, content = read_kept(path), document(path)
+    if not isinstance(content, dict) or "services" not in content:
+        raise UsageError(f"{path.name} is not a Compose file")
+    return text
 
 
 # Collecting.

@@ -2,17 +2,19 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.releases import Files, Release, Store
-from glm4_deploy.deploy.state import Record, save_record
+from glm4_deploy.deploy.state import Record, load_record, save_record
 from glm4_deploy.deploy.support import CONTENTS, LOG_BYTES, Masker, Part, secrets_of, write_support_bundle
 from glm4_deploy.errors import StorageError, UsageError
 from glm4_deploy.result import Status
@@ -245,14 +247,23 @@ def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     assert (done.returncode, "cannot write /proc/x.tar.gz" in done.stderr) == (18, True)
 
 
-def test_links_and_pipes_in_the_state_directory_are_not_followed(tmp_path: Path) -> None:
+def test_links_pipes_and_files_of_others_are_not_taken_along(tmp_path: Path) -> None:
     state = tmp_path / ".glm4"
-    state.mkdir()
-    (tmp_path / "private").write_text("private-canary")
+    deployment(tmp_path)
+    for name in ("private", "passwords.txt"):
+        (tmp_path / name).write_text("owner: private-canary\n")
+    (state / "failed.log").unlink()
     (state / "failed.log").symlink_to(tmp_path / "private")
-    (state / "compose.yaml").symlink_to(tmp_path / "private")
+    os.mkfifo(tmp_path / "pipe")
+    record = load_record(state)
+    assert record is not None
+    files = (str(tmp_path / "passwords.txt"), str(tmp_path / "pipe"), str(state / "compose.yaml"))
+    save_record(replace(record, files=files), state)
     done = command(tmp_path)
     assert done.returncode == 0, done.stderr
-    data = gzip.decompress((tmp_path / "glm4-support.tar.gz").read_bytes())
-    assert b"private-canary" not in data
-    assert "failed.log is a link" in members(tmp_path / "glm4-support.tar.gz")[CONTENTS]
+    found = members(tmp_path / "glm4-support.tar.gz")
+    assert not [name for name, text in found.items() if "private-canary" in text]
+    assert "failed.log is a link" in found[CONTENTS]
+    assert "passwords.txt is not a Compose file" in found[CONTENTS]
+    assert "there is no file pipe" in found[CONTENTS]
+    assert "compose-3.yaml" in found
