@@ -213,7 +213,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 # The name ends with a secret word, or contains one as environment variables do (HF_TOKEN_2). The path of a secret
 # (API_KEY_FILE) and a number of tokens (max_num_batched_tokens) do not count.
 _SECRET_NAME = re.compile(
-    rf"(?is)(?!{_VOCABULARY})(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
+    rf"(?is)(?!{_VOCABULARY})(?!(?:old)?pwd$)(?!.*[_.-](?:file|path|dir|ids?)$)(?:.*[_.-])?"
     rf"(?:(?:{_KEYWORDS}|secrets|passw(?:or)?ds|pwd|keys?|auth|(?:access|api|auth|bearer|hf|refresh)[_.-]?tokens)$"
     r"|(?:api[_-]?key|password|secret|(?-i:TOKEN))_)"
 )

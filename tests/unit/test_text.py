@@ -134,6 +134,7 @@ def test_settings_are_masked_by_name_at_any_depth() -> None:
         "access_tokens",
         "auth",
         "DB_PASSWORD",
+        "MYSQL_PWD",
         "my.secret",
     ],
 )
@@ -153,6 +154,8 @@ def test_names_of_secrets(name: str) -> None:
         "eos_token",
         "bos_token_id",
         "author",
+        "PWD",
+        "OLDPWD",
         "key_value",
     ],
 )
