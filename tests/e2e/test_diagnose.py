@@ -70,14 +70,14 @@ def ids(report: Any) -> list[str]:
     return [row["id"] for row in report["findings"]]
 
 
-def test_for_a_failed_container_the_cause_comes_first_and_the_exit_last(kit: Kit, start: Start) -> None:
+def test_for_a_failed_container_the_cause_comes_first_then_its_end_then_warnings(kit: Kit, start: Start) -> None:
     name = start("cat /logs/h100-0.24-no-room.log; exit 1")
     docker("wait", name)
     code, report = diagnose(kit, name)
     assert code == 1
     assert (report["version"], report["phase"], report["kv_cache_gib"]) == ("0.24.0", "kv_cache", -0.75)
     assert ids(report)[0] == "no-kv-room"
-    assert ids(report)[-2:] == ["container-ended", "engine-core-failed"]
+    assert set(ids(report)[1:3]) == {"container-ended", "engine-core-failed"}
 
 
 def test_a_healthy_container_can_be_diagnosed_while_it_runs(kit: Kit, start: Start) -> None:
