@@ -21,7 +21,9 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from glm4_deploy import errors
+from glm4_deploy.catalog.rows import MetricRow, metric_rows
 from glm4_deploy.catalog.rows import signatures as signature_rows
+from glm4_deploy.catalog.rows import symptoms as symptom_rows
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
 from glm4_deploy.report.wire import json_schema
@@ -108,6 +110,26 @@ def signatures() -> str:
             yield f"`{row.id}`", row.severity, *(text.replace("<", "&lt;") for text in (cause, row.fix, row.source))
 
     return table(("id", "severity", "cause", "what to do", "seen"), cells())
+
+
+def symptoms() -> str:
+    rows = (row for row in symptom_rows() if row.cause)
+    return table(
+        ("id", "severity", "people say", "cause", "what to do", "seen"),
+        ((f"`{row.id}`", row.severity, "; ".join(row.says), row.cause, row.fix, row.source) for row in rows),
+    )
+
+
+def metrics() -> str:
+    def limit(row: MetricRow) -> str:
+        below = f"; below it {row.below}" if row.below else ""
+        least = f", from {row.least:,.0f} on" if row.least else ""
+        return f"{row.value}: {row.limit:g}{least}{below}. {row.why[0].upper()}{row.why[1:]}"
+
+    return table(
+        ("id", "severity", "limit, and why", "cause", "what to do", "seen"),
+        ((f"`{row.id}`", row.severity, limit(row), row.cause, row.fix, row.source) for row in metric_rows()),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The catalog as typed rows: images, GPUs, profiles, variables and failure signatures.
+"""The catalog as typed rows: images, GPUs, profiles, variables, failure signatures, symptoms and metrics.
 
 Each YAML file in this directory is a table with a source for every row.
 """
@@ -392,6 +392,81 @@ def _signature(row: dict[str, Any]) -> dict[str, Any]:
     advice = tuple(Advice(**one) for one in row.get("advice", ()))
     role = Role[row.get("role", "cause").upper()]
     return {**row, "has": tuple(row.get("has", ())), "advice": advice, "role": role}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom:
+    """One row of symptoms.yaml: how people describe a failure.
+
+    says: their phrases. see: ids of signatures, the likeliest first. The rest only for a failure without a log line.
+    """
+
+    id: str
+    says: tuple[str, ...]
+    see: tuple[str, ...]
+    severity: str = ""
+    cause: str = ""
+    fix: str = ""
+    source: str = ""
+
+
+@cache
+def symptoms() -> tuple[Symptom, ...]:
+    """All rows, in file order."""
+    rows = load_catalog("symptoms")["symptoms"]
+    return tuple(Symptom(**{**row, "says": tuple(row["says"]), "see": tuple(row["see"])}) for row in rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the words of a symptom mean.
+
+    same: words in one list mean the same; the first stands for the others. ignored: they say nothing about a failure.
+    places: they say where it happens rather than what.
+    """
+
+    same: tuple[tuple[str, ...], ...]
+    ignored: frozenset[str]
+    places: frozenset[str]
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    table = load_catalog("symptoms")
+    return Vocabulary(
+        same=tuple(map(tuple, table["words"])),
+        ignored=frozenset(table["ignored"].split()),
+        places=frozenset(table["places"]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRow:
+    """One row of metrics.yaml. limit: from which value on it is a finding, for the reason in `why`.
+
+    below: severity of a value under the limit that is not 0; '' for no finding. least: observations that it takes.
+    """
+
+    id: str
+    severity: str
+    value: str
+    limit: float
+    why: str
+    cause: str
+    fix: str
+    source: str
+    below: str = ""
+    least: float = 0
+
+    def level(self, value: float) -> str:
+        """The severity of a value; '' if it is no finding."""
+        return self.severity if value >= self.limit else self.below if value else ""
+
+
+@cache
+def metric_rows() -> tuple[MetricRow, ...]:
+    """All rows, in file order."""
+    return tuple(MetricRow(**row) for row in load_catalog("metrics")["metrics"])
 
 
 @cache

@@ -27,7 +27,7 @@ from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.logs.source import read_file, scan_log
-from glm4_deploy.probe.endpoints import ask_models
+from glm4_deploy.probe.endpoints import ask_models, read_health
 from glm4_deploy.report_model import Report, make_report
 from glm4_deploy.result import Result, Severity, Status
 
@@ -178,7 +178,7 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         for line in log_tail(first, None, follow=False):
             reader.feed(line)
     deployment, unjudged = describe_journal(directory)
-    health = _health(record.endpoint) if state.running else None
+    health = read_health(record.endpoint.base_url) if state.running else None
     models, models_error = _models(record.endpoint) if state.running else (None, "")
     return StatusReport(
         record=record,
@@ -227,13 +227,6 @@ def log_tail(engine: Engine, count: int | None, *, follow: bool) -> Iterator[str
         services = groupby(lines, key=lambda line: line.partition(" | ")[0])
         return chain.from_iterable(deque(of_one, maxlen=count) for _, of_one in services)
     return iter(deque(lines, maxlen=count))
-
-
-def _health(endpoint: Endpoint) -> int | None:
-    try:
-        return httpx.get(f"{endpoint.base_url}/health", timeout=5, trust_env=False).status_code
-    except httpx.HTTPError:
-        return None
 
 
 def _models(endpoint: Endpoint) -> tuple[tuple[str, ...] | None, str]:

@@ -1,1 +1,1 @@
-"""Pure: what an engine's log says. May import `catalog`."""
+"""Pure: what an engine's log, or a person's words, say about a failure. May import `catalog`."""

@@ -1,4 +1,4 @@
-"""Query an OpenAI-compatible endpoint and judge it. May import `report_model`, `plan`, `detect`, `catalog`, `run`.
+"""Query an OpenAI endpoint and judge it. May import `report_model`, `plan`, `detect`, `logs`, `catalog`, `run`.
 
 The checks are in `checks/`, one file per family; `suite.checks()` finds them.
 """

@@ -84,6 +84,15 @@ def read_metrics(base_url: str, *, timeout: float = 10) -> Metrics | None:
     return None if body is None else parse_metrics(body.decode("utf-8", errors="replace"))
 
 
+def read_health(base_url: str) -> int | None:
+    """HTTP status of /health: 503 if the engine behind the server has died; None if nothing answers."""
+    try:
+        with httpx.stream("GET", f"{base_url}/health", timeout=5, trust_env=False) as answer:
+            return answer.status_code
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+
+
 def read_models(base_url: str, *, key: str | None = None, timeout: float = 5) -> tuple[str, ...] | None:
     """The names listed by /v1/models, safe to show; None if the answer is not a list of models."""
     return ask_models(base_url, key=key, timeout=timeout)[0]

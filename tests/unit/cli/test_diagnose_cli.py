@@ -100,6 +100,7 @@ def test_without_an_argument_the_last_failed_start_is_read(tmp_path: Path) -> No
         (("none.log",), 2, "cannot read none.log"),
         (("/",), 2, "cannot read /"),
         (("none.log", "--container", "x"), 2, "FILE and --container exclude each other"),
+        (("--metrics", "http://127.0.0.1:1", "--symptom", "x"), 2, "--metrics and --symptom exclude each other"),
         (("--container", "x"), 5, "no Docker engine answers"),
     ],
 )
@@ -107,6 +108,25 @@ def test_bad_input(tmp_path: Path, words: tuple[str, ...], code: int, message: s
     got, out, err = kit(*words, cwd=tmp_path)
     assert (got, out) == (code, "")
     assert message in err
+
+
+def test_a_symptom_finds_known_failures_and_judges_nothing(tmp_path: Path) -> None:
+    code, out, err = kit("--symptom", "ptxas error on my spark", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.index("fatal ptxas-too-old\n") < out.index("error ptxas-failed\n")
+    assert "TRITON_PTXAS_PATH" in out
+    code, out, _ = kit("--symptom", "loops", "--json", cwd=tmp_path)
+    report = json.loads(out)
+    assert (code, report["verdict"], report["exit_code"]) == (0, "warn", 0)
+    assert [*report] == [*SHARED, "findings"]
+    assert report["findings"][0] == {**report["findings"][0], "id": "answers-loop", "severity": "error", "line": ""}
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_a_symptom_that_fits_nothing_is_not_called_fine(tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, out, err = kit("--symptom", "banana\x1b[2J", *words, cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "no known failure fits 'banana␛[2J'" in err
 
 
 def test_no_line_of_a_log_controls_the_terminal(tmp_path: Path) -> None:
