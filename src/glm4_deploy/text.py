@@ -27,6 +27,8 @@ _CONTROL = re.compile(rf"(?![\t\n])[{CONTROLS}{_SURROGATES}]")
 _CONTROL_OR_NEWLINE = re.compile(rf"(?!\t)[{CONTROLS}{_SURROGATES}]")
 # Of an OSC sequence that is not closed in its line only the introducer is removed: it must not hide what follows.
 ANSI = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\](?:[^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\))?|[@-Z\\^_])")
+# The same as characters, as JSON and pastes have it.
+PASTED_COLOR = re.compile(r"(?:\\u001b|\\x1b|\\033|\^\[)\[[0-9;]{0,20}m")
 
 BRIEF = 160  # characters: a server's message quoted inside one of ours
 

@@ -24,7 +24,7 @@ from typing import Any
 from glm4_deploy.errors import DeployError, StorageError, UsageError
 from glm4_deploy.files import parse_yaml, write_bytes
 from glm4_deploy.host.system import gather
-from glm4_deploy.text import ANSI, MASK, clean_text, head_and_tail, one_line, redact, secrets_in
+from glm4_deploy.text import ANSI, MASK, PASTED_COLOR, clean_text, head_and_tail, one_line, redact, secrets_in
 
 CONTENTS = "CONTENTS.txt"
 ROOT = "glm4-support"
@@ -34,7 +34,6 @@ TEXT_BYTES, LOG_BYTES = 128 << 10, 1 << 20  # of one member, at most: under 5 MB
 
 # Masking.
 
-_COLOR = re.compile(r"(?:\\u001b|\\x1b|\\033|\^\[)\[[0-9;]{0,20}m")  # as JSON or a paste has it; ANSI is the real one
 _BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # a word begins; inside JSON, a line too
 _AFTER = r"(?![A-Za-z0-9])"
 _EMAIL = re.compile(r"[A-Za-z0-9.+_-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}" + _AFTER)
@@ -121,7 +120,7 @@ class Masker:
 
     def mask(self, text: str) -> str:
         """The text as others may see it, without control characters and colours."""
-        text = redact(clean_text(_COLOR.sub("", ANSI.sub("", text))), self._secrets)
+        text = redact(clean_text(PASTED_COLOR.sub("", ANSI.sub("", text))), self._secrets)
         self.counts["secret"] += text.count(MASK)
         for kind, pattern in self._rules:
             text = pattern.sub(partial(self._replace, kind), text)

@@ -84,10 +84,10 @@ CARD = GpuFacts(index=0, name="NVIDIA GeForce RTX 5090", total_mib=32607.0, used
 def test_a_host_with_a_gpu_is_planned_by_its_profile_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "read_gpus", lambda: GpuReport(gpus=(CARD,)))
     for words in ([], ["--profile", "rtx-5090"]):
-        settings, profile, gpu, here = plan._target(Requested(flags={"profile": words[-1] if words else None}), None)
-        assert (profile.name, settings.max_num_seqs, gpu.name, here) == ("rtx-5090", 32, "rtx-5090", True)
-    _, profile, gpu, here = plan._target(Requested(flags={"profile": "gb10"}), None)
-    assert (profile.name, gpu.name, here) == ("gb10", "gb10", False)
+        settings, profile, card, here = plan._target(Requested(flags={"profile": words[-1] if words else None}), None)
+        assert (profile.name, settings.max_num_seqs, card.gpu.name, here) == ("rtx-5090", 32, "rtx-5090", True)
+    _, profile, card, here = plan._target(Requested(flags={"profile": "gb10"}), None)
+    assert (profile.name, card.gpu.name, here) == ("gb10", "gb10", False)
 
 
 def test_a_load_overrides_the_flags_and_the_file(tmp_path: Path) -> None:
