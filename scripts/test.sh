@@ -4,4 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)
 export GLM4_CPU_PYTHON PATH="$PWD/.venv/bin:$PATH"
-exec .venv/bin/pytest -rs --durations=10 "$@"
+if [ $# -gt 0 ]; then exec .venv/bin/pytest -rs --durations=10 "$@"; fi
+# What needs no engine in parallel, and first: most mistakes show there, within minutes. An engine keeps two cores busy.
+failed=0
+.venv/bin/pytest -rs --durations=10 -n 2 tests/unit tests/journeys tests/fuzz || failed=$?
+.venv/bin/pytest -rs --durations=10 tests/e2e || failed=$?
+exit "$failed"
