@@ -55,11 +55,15 @@ def find_poor_vocabulary(
         last = tokens.kept[-FEW_TOKENS:]  # a refrain of syllables lasts longer
         if len(last) < FEW_TOKENS or len(set(last)) > 4 * POOR_WORDS:
             return None
+    disordered = _disordered(last, ended=ended)
+    symbols = ending is Ending.CUT and _few_symbols(last)
+    if not (disordered or glued or symbols):
+        return None
     start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
+    disordered = disordered and not is_verse(sample) and shape_of(sample) is Shape.PROSE
     counted = request.count and request.limit is not None
-    poor = not counted and (_disordered(last, sample, ended=ended) or (glued and _few_grams(last)))
-    if not poor and not (ending is Ending.CUT and _few_symbols(last)):
+    if not symbols and (counted or not (disordered or (glued and _few_grams(last)))):
         return None
     words = sorted(set(last), key=last.count, reverse=True)
     shown = ", ".join(word for word in words if word.strip())[:100]
@@ -67,18 +71,17 @@ def find_poor_vocabulary(
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
 
 
-def _disordered(tokens: Sequence[str], sample: str, *, ended: bool) -> bool:
+def _disordered(tokens: Sequence[str], *, ended: bool) -> bool:
     words = [token.lower() for token in tokens if token.isalpha() and (len(token) == 1 or value_of(token) is None)]
     kinds = set(words)
-    if not words or kinds <= _VALUES or not _is_prose(tokens) or is_verse(sample):
+    if not words or kinds <= _VALUES or not _is_prose(tokens):
         return False
-    if len(kinds) > POOR_WORDS:
-        words = _parts(words) if ended else words  # it is costly
-        kinds = set(words)
-        pairs = len(set(pairwise(words))) / len(kinds)
-        if not any(len(kinds) <= most and pairs >= least for most, least in DISORDER):
-            return False
-    return shape_of(sample) is Shape.PROSE
+    if len(kinds) <= POOR_WORDS:
+        return True
+    words = _parts(words) if ended else words  # it is costly
+    kinds = set(words)
+    pairs = len(set(pairwise(words))) / len(kinds)
+    return any(len(kinds) <= most and pairs >= least for most, least in DISORDER)
 
 
 def _parts(words: Sequence[str]) -> list[str]:

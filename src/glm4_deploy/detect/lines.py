@@ -10,7 +10,8 @@ from collections import Counter, deque
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest
-from glm4_deploy.detect.thresholds import LINES
+from glm4_deploy.detect.tail import Tail
+from glm4_deploy.detect.thresholds import LINES, ROWS
 from glm4_deploy.detect.tokens import NUMERAL, STAMP, STAMPS
 
 _LINE = re.compile(r"[^\n.!?。！？；]+(?:[.!?]+(?=[^\s.!?。！？；])[^\n.!?。！？；]*)*[.!?。！？；\n]*")
@@ -130,7 +131,9 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         return None  # complete rows: a form, a log, a litany
     if len(lines.recent) < LINES.lines[ending] or repeats < LINES.repeats[ending]:
         return None
-    listed = request.count and (request.limit is None or request.lists(len(lines.recent)))
+    # A list of any length was requested: what counts in it may go on, the same items over and over may not.
+    counts = request.limit is None and any(NUMERAL in line or STAMP in line for line in kinds)
+    listed = request.count and (counts or request.lists(len(lines.recent)))
     if listed or request.allows(repeats):
         return None
     start = lines.recent[0][1]
@@ -145,3 +148,27 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         period=max(round((end - start) / repeats), 1),
         repeats=repeats,
     )
+
+
+def find_keyless_rows(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
+    """A table that the token limit cut off, whose rows recur and have no key: each column has a few values only."""
+    lines = tail.reversed[: ROWS.tail][::-1].split("\n")[1:-1]
+    mark = max(_CELL_MARKS, key=lines[-1].count) if lines else ""
+    rows: list[list[str]] = []
+    for line in reversed(lines):
+        cells = [cell.strip() for cell in line.strip().strip(mark).split(mark)]
+        if len(cells) < 2 or (rows and len(cells) != len(rows[0])):
+            break
+        rows.append(cells)
+    if len(rows) < ROWS.rows or request.lists(len(rows)):
+        return None
+    kinds = len(set(map(tuple, rows)))
+    values = max(len(set(column)) for column in zip(*rows, strict=True))
+    said = sum(len(cell) for row in rows for cell in row)
+    if kinds > ROWS.kinds * len(rows) or values > ROWS.values * len(rows) or said < ROWS.said * len(rows):
+        return None
+    why = f"the last {len(rows)} rows are {kinds} different ones, and no column has more than {values} values"
+    return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=None)
+
+
+_CELL_MARKS = "|\t;,"

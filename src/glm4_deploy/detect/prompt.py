@@ -197,6 +197,10 @@ _COUNT = re.compile(
     r"数到|从\s*\d+|列出|表格|数组|矩阵|计数|编号|乘法",
     re.IGNORECASE,
 )
+# What the prompt gives, rather than asks for: `the sum of the rows`, `remove None from a list`.
+_GIVEN = re.compile(
+    r"\b(?:from|of|over|through) (?:an?|the|each|every) (?:list|array|matrix|grid|row|line|item|cell)s?\b"
+)
 # A plan counts only if the prompt names a number of steps.
 _PLAN = re.compile(r"\bplan\b|\bschedule\b|\bdays?\b|\bweeks?\b|\bmonths?\b|计划|日程|[天周步]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,_]*")
@@ -230,7 +234,7 @@ def request_of(prompt: str | None) -> PromptRequest:
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES), words=words)
     if limit is None and _COUNTING.search(text):
         return PromptRequest(count=True, limit=COUNT_LIMIT, words=words)
-    count = bool(_COUNT.search(text)) or (limit is not None and bool(_PLAN.search(text)))
+    count = bool(_COUNT.search(_GIVEN.sub("", text))) or (limit is not None and bool(_PLAN.search(text)))
     return PromptRequest(repeat=bool(_REPEAT.search(text)), count=count, limit=limit, words=words)
 
 

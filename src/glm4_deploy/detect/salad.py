@@ -13,14 +13,15 @@ from unicodedata import name
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import PromptRequest, Shape, shape_of
 from glm4_deploy.detect.tail import Tail
-from glm4_deploy.detect.thresholds import SALAD
+from glm4_deploy.detect.thresholds import NO_PATTERN, POOR_TOKENS, SALAD
+from glm4_deploy.detect.tokens import tokens_of, value_of
 
 
 def find_salad(tail: Tail, request: PromptRequest) -> LoopFinding | None:
     """The first of the rules that the end of the text breaks. A list of words that was requested is in no order."""
     sample = tail.reversed[: SALAD.tail][::-1]
-    for rule in (_broken_bytes, _mixed_scripts, _said_twice, _no_common_word, _no_order, _no_brackets):
-        if rule is _no_common_word and request.count:
+    for rule in _RULES:
+        if rule in _LISTS and request.count:
             continue
         if (why := rule(sample)) is not None:
             start = max(tail.end - len(sample), 0)
@@ -37,6 +38,25 @@ def _broken_bytes(sample: str) -> str | None:
     if broken < SALAD.broken or broken < SALAD.broken_share * len(last):
         return None
     return f"{broken} of the last {len(last)} characters are U+FFFD: bytes that are no text"
+
+
+# The national standards of the time before Unicode hold the characters in use; Big5 has its rare ones last.
+_STANDARDS = {"gb2312": b"\xff", "big5": b"\xc9", "shift_jis": b"\xff", "euc_kr": b"\xc9"}
+_EASTERN = re.compile("[\u4e00-\u9fff\uac00-\ud7a3]")
+
+
+def _rare_characters(sample: str) -> str | None:
+    """Ideographs and syllables drawn at random: most that Unicode has are in no dictionary of everyday use."""
+    eastern = [] if sample.isascii() else _EASTERN.findall(sample)
+    rare = sum(map(_is_rare, eastern)) if len(eastern) >= SALAD.eastern else 0
+    if not rare or rare < SALAD.rare_share * len(eastern):
+        return None
+    return f"{rare} of {len(eastern)} ideographs and syllables are in no national standard"
+
+
+def _is_rare(char: str) -> bool:
+    codes = ((char.encode(standard, "ignore"), rare) for standard, rare in _STANDARDS.items())
+    return not any(len(code) == 2 and code < rare for code, rare in codes)  # EUC-KR spells the others out in 8 bytes
 
 
 # Scripts
@@ -172,6 +192,35 @@ def _no_order(sample: str) -> str | None:
     return None
 
 
+_SMALL_WORD = re.compile(r"(?<![\w'\u2019.\-/@#$%\\])[a-zà-ÿ]{1,24}(?![\w\-/'\u2019@(=\[])")
+
+
+def _fragments(sample: str) -> str | None:
+    """Pieces of words: a language has few different words of up to three letters, and repeats them."""
+    words = _SMALL_WORD.findall(sample[-SALAD.fragment_tail :])[-SALAD.fragments_window :]
+    kinds = set(words)
+    short = sum(len(word) <= SALAD.short for word in kinds)
+    if len(words) < SALAD.fragments or short < SALAD.short_share * len(words):
+        return None
+    if len(kinds) < SALAD.kinds_share * len(words) or shape_of(sample) is not Shape.PROSE:
+        return None
+    return f"{short} different words of at most {SALAD.short} letters among {len(words)}: pieces of words"
+
+
+def _no_pattern(sample: str) -> str | None:
+    """A few words and marks, each of which any other follows. Numerals are one kind: data may be random."""
+    last = tokens_of(sample[-SALAD.order_tail :])[-POOR_TOKENS:]
+    steps = ["" if value_of(token) is not None else token for token in last]
+    kinds = set(steps)
+    words = sum(kind.isalpha() and len(kind) > 1 for kind in kinds)
+    if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.kind_words:
+        return None
+    pairs = len(set(pairwise(steps)))
+    if not any(len(kinds) <= most and pairs >= least * len(kinds) for most, least in NO_PATTERN):
+        return None
+    return f"the last {len(last)} words and marks are {len(kinds)} different ones in no order"
+
+
 # Brackets
 
 _BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\s\w\))(?<!\s\d\d\))")
@@ -195,3 +244,17 @@ def _no_brackets(sample: str) -> str | None:
     if closed < SALAD.brackets or wrong < SALAD.bracket_share * closed or shape_of(last) is Shape.SYMBOLS:
         return None
     return f"{wrong} of {closed} brackets close what another kind of bracket opened"
+
+
+_RULES = (
+    _broken_bytes,
+    _rare_characters,
+    _mixed_scripts,
+    _said_twice,
+    _no_common_word,
+    _no_order,
+    _fragments,
+    _no_pattern,
+    _no_brackets,
+)
+_LISTS = (_no_common_word, _fragments, _no_pattern)

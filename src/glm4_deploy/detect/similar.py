@@ -10,7 +10,7 @@ from glm4_deploy.detect.exact import copies_needed
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
-from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, REACH, SHINGLE, TOKENS
+from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, ONE_SLOT, REACH, SHINGLE, TOKENS
 from glm4_deploy.detect.tokens import STAMP, TokenWindow, value_of
 
 # Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
@@ -157,19 +157,17 @@ class Shingles:
 
     def _lags(self, tokens: Sequence[str]) -> list[int]:
         """The distance back of each token but the last few, 0 for new ones. (One loop: it runs for every token.)"""
-        last, get = self._last, self._last.get
+        last, first_seen = self._last, self._last.setdefault
         shingles = zip(*(tokens[back:] for back in range(SHINGLE)), strict=False)
         covered_to, lag, lags = self._covered_to, self._lag, []
         for number, shingle in enumerate(shingles, start=self._next):
-            key = hash(shingle)
-            known = get(key)
+            key, new = hash(shingle), 4 * number
+            known = first_seen(key, new)
             neutral = 0
-            if known is None:
-                last[key] = 4 * number
-            else:
+            if known != new:
                 neutral = -1
                 kind = known & 3 or (2 if _distinctive(shingle) else 1)
-                last[key] = 4 * number + kind
+                last[key] = new + kind
                 if kind == 2 and number - (known >> 2) >= SHINGLE:
                     covered_to, lag = number + SHINGLE - 1, number - (known >> 2)
             lags.append(lag if covered_to >= number else neutral)
@@ -194,8 +192,9 @@ def _distinctive(shingle: tuple[str, ...]) -> bool:
     if len(set(shingle)) < SHINGLE - 1:
         return False
     words = [word for word in shingle if word.isalpha() and (len(word) > 1 or word >= "\u0900")]
-    stamps = sum(word[0] == STAMP for word in shingle) if len(words) < SHINGLE - 1 else 0
-    return len(words) >= SHINGLE // 2 and stamps < 2
+    if len(words) >= SHINGLE - 1:
+        return True
+    return len(words) >= SHINGLE // 2 and sum(word[0] == STAMP for word in shingle) < 2
 
 
 def _repetition(region: Region, tokens: TokenWindow) -> Repetition | None:
@@ -220,7 +219,8 @@ def find_near_duplicate(
 ) -> LoopFinding | None:
     """The first of these repetitions that is a loop and that nothing excuses."""
     for repetition in repetitions:
-        if _is_loop(repetition, tail, ending) and not request.allows(repetition.copies):
+        one_slot = ending is Ending.CUT and not request.count and _has_one_slot(repetition)
+        if (one_slot or _is_loop(repetition, tail, ending)) and not request.allows(repetition.copies):
             return _changed_copies(repetition, tail)
     return None
 
@@ -239,6 +239,16 @@ def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
     if is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
         return False
     return shape_of(sample) is Shape.PROSE
+
+
+def _has_one_slot(repetition: Repetition) -> bool:
+    """Of any shape: structure too."""
+    return (
+        repetition.lag >= ONE_SLOT.unit
+        and repetition.copies >= ONE_SLOT.copies
+        and repetition.novelty <= ONE_SLOT.novelty
+        and repetition.spread <= ONE_SLOT.spread
+    )
 
 
 def _counts_down(repetition: Repetition, tail: Tail) -> bool:

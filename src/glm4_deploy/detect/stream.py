@@ -10,7 +10,7 @@ from glm4_deploy.detect.counting import counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
-from glm4_deploy.detect.lines import Lines, find_repeated_lines
+from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_repeated_lines
 from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
@@ -61,7 +61,11 @@ class Stream:
         """
         if self._finding is None and (token_ids or logprobs):
             self._finding = self._numbers.feed(token_ids, logprobs)
-        self._take(chunk)
+        size = len(self._pending) + len(chunk)
+        if self._finding is None and size < HOP and self._end + size < self._due:
+            self._pending += chunk  # nothing to search yet
+        else:
+            self._take(chunk)
         return self._finding or self._alarm
 
     def close(self, finish_reason: str | None = None) -> LoopFinding:
@@ -89,6 +93,7 @@ class Stream:
             find_loop(tail, ending=ending, request=self._request, unfinished=unfinished)
             or self._search_tokens(_BLOCKS, tail, cut)
             or self._find_lines(ending)
+            or (find_keyless_rows(tail, request=self._request) if cut is Ending.CUT else None)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
             or find_salad(tail, self._request)

@@ -192,6 +192,21 @@ NEAR = NearLimits(
 )
 
 
+# Structure in which one thing changes, in a text that was cut off: methods that differ by a name, records by an id. In
+# good structure of so many copies one change in seven or more comes after a different token.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneSlotLimits:
+    """When structure with one slot is a loop: tokens of a unit, copies, share of new tokens and of different places."""
+
+    unit: int = 28
+    copies: float = 20
+    novelty: float = 0.12
+    spread: float = 0.06
+
+
+ONE_SLOT = OneSlotLimits()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftLimits:
     """When a near duplicate of long paragraphs is reported early.
@@ -268,6 +283,28 @@ LINES = LineLimits(
     repeats={Ending.RUNNING: 6, Ending.STOPPED: 9, Ending.CUT: 6},
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLimits:
+    """When rows without a key are a loop, in a text that was cut off.
+
+    Attributes:
+        tail: characters examined.
+        rows: at least.
+        kinds: different rows divided by all, at most.
+        values: different values of a column divided by rows, at most; the key of a good table has 0.59 or more.
+        said: characters of a row in its cells, on average.
+    """
+
+    tail: int = 8000
+    rows: int = 40
+    kinds: float = 0.8
+    values: float = 0.2
+    said: float = 24
+
+
+ROWS = RowLimits()
+
 # '!' in a row: token 0 of GLM-4's vocabulary. A text of nothing else needs fewer.
 BANGS = {Ending.RUNNING: 48, Ending.STOPPED: 48, Ending.UNKNOWN: 32, Ending.CUT: 16}
 ALL_BANGS = 8
@@ -287,6 +324,8 @@ POOR_SYMBOLS = 3
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
 # structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.
 DISORDER = ((12, 2), (32, 2.6), (60, 3.3))
+# The same for words and marks of any text: of structure and drawings that are in order it is 4.4, 3.7 and 3.1 at most.
+NO_PATTERN = ((30, 5), (45, 4.2), (60, 3.6))
 GLUED_GRAMS = 0.4  # share of different rows of four letters, where words are written together: of prose it is 0.5
 
 
@@ -296,6 +335,8 @@ class SaladLimits:
 
     Attributes:
         broken: U+FFFD, at least, and their share.
+        eastern: ideographs and syllables of Hangul, at least, and rare_share: that in no national standard, which is
+            0.06 of classics at most, and 0.4 or more at random.
         scripts: different ones, with `switches` within words, or `switch_share` per letter.
         neighbours: scripts with at least `script_share` of the words, between which words change.
         twice: different words said twice in a row, and their share of all.
@@ -306,6 +347,10 @@ class SaladLimits:
         glued_window: or words in a row without a mark, and the share with a capital in the middle.
         small: sentences that begin with a small letter, at least, and their share; and capitals within sentences.
         articles: at least, of which wrong_share cannot stand where they do.
+        fragments: words at least, of which the last fragments_window are examined; short: letters of a short one, and
+        short_share: the different short ones divided by all words, of good prose 0.28 at most;
+        kinds_share: different words divided by all. (Languages of short syllables repeat them.)
+        kinds: different words and marks in no order, at least, and words among them.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
     """
 
@@ -313,6 +358,8 @@ class SaladLimits:
     bytes_tail: int = 512
     broken: int = 16
     broken_share: float = 0.06
+    eastern: int = 100
+    rare_share: float = 0.2
     scripts: int = 5
     switches: int = 12
     switch_share: float = 0.04
@@ -336,6 +383,14 @@ class SaladLimits:
     small_share: float = 0.6
     articles: int = 7
     wrong_share: float = 0.4
+    fragment_tail: int = 2400
+    fragments: int = 120
+    fragments_window: int = 250
+    short: int = 3
+    short_share: float = 0.32
+    kinds_share: float = 0.65
+    kinds: int = 12
+    kind_words: int = 4
     bracket_tail: int = 1024
     brackets: int = 16
     bracket_share: float = 0.5

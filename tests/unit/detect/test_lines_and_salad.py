@@ -1,6 +1,7 @@
 """Few lines over and over, rows by their length, quotations that recover, and salad without log probabilities."""
 
 import random
+from itertools import product
 
 import pytest
 
@@ -108,15 +109,61 @@ def _salad(words: list[str], count: int, join: str = " ") -> str:
         _salad(["слово ", "wort ", "单词", "단어 ", "word ", "คำ "], 200, ""),
         _salad(["{ a", "b ]", "( c", "d }", "[ e", "f )"], 120, " "),
         "G" * 30 + " " + "G" * 40,
+        "".join(chr(random.Random(n).randrange(0x4E00, 0x9FA6)) for n in range(200)),
+        "".join(chr(random.Random(n).randrange(0xAC00, 0xD7A4)) for n in range(200)),
+        _salad([*".,-():'/_*12", "the", "and", "of", "to", " ", "\n"], 600, ""),
+        _salad(["if", "foo", "return", "self", "import", "in", "def", *"(){}[]=.;:"], 400),
+        ". ".join("".join(pair) for pair in product("BCDFGHJKLM".lower(), "aeiou", "nrst")),
     ],
 )
 def test_salad_is_found_without_log_probabilities(text: str) -> None:
     assert scan(text).degenerate
 
 
-@pytest.mark.parametrize("text", [", ".join(WORDS), "\n".join(WORDS), AFTER, "（一）总则。（二）分则。" * 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        ", ".join(WORDS),
+        "\n".join(WORDS),
+        AFTER,
+        "（一）总则。（二）分则。" * 2,
+        "關關雎鳩在河之洲窈窕淑女君子好逑參差荇菜左右流之求之不得寤寐思服悠哉輾轉反側琴瑟友鐘鼓樂" * 2,
+        _salad(list("0123456789,;"), 400),
+        _salad(["true,", "false,", "null,", "1,", "2,", "[", "],"], 400),
+    ],
+)
 def test_lists_of_words_and_prose_are_no_salad(text: str) -> None:
     assert not scan(text, finish_reason="stop").degenerate
+
+
+def test_rows_without_a_key_until_the_cut() -> None:
+    columns = ["Peru", "Chad", "Fiji"], ["Lima", "Suva"], ["one million", "two million"], ["from the statistics office"]
+    rows = [f"| {' | '.join(cells)} |\n" for cells in product(*columns)]
+    table, prompt = _salad(rows, 90, ""), "Compare Peru and Chad in a table."
+    assert scan(table, prompt=prompt, finish_reason="length").degenerate
+    assert not scan(table, prompt=prompt, finish_reason="stop").degenerate
+    keyed = "".join(f"| item {n} of Peru {row}" for n, row in enumerate(table.splitlines(keepends=True)))
+    assert not scan(keyed, prompt=prompt, finish_reason="length").degenerate
+
+
+def _methods(names: list[str]) -> str:
+    body = "(data):\n    result = []\n    for item in data:\n        if item is not None:\n            "
+    return "".join(f"def get_{name}{body}result.append(item.{name})\n    return result\n\n\n" for name in names)
+
+
+@pytest.mark.parametrize(("count", "is_loop"), [(30, True), (12, False)])
+def test_methods_that_differ_by_a_name_until_the_cut(count: int, is_loop: bool) -> None:
+    code = _methods([f"{one}{other}" for one, other in product("abcdef", "uvwxyz")][:count])
+    prompt = "Write a function that removes None from a list."
+    assert scan(code, prompt=prompt, finish_reason="length").degenerate is is_loop
+    assert not scan(code, prompt=prompt, finish_reason="stop").degenerate
+
+
+def test_a_list_that_was_requested_does_not_say_the_same_again() -> None:
+    items = [f"- {how} {what}\n" for how, what in product(["Improved", "Better"], ["speed", "safety", "wording"])]
+    listed, prompt = _salad(items, 90, ""), "List the items of the new version."
+    assert scan(listed, prompt=prompt, finish_reason="length").degenerate
+    assert not scan("".join(items), prompt=prompt, finish_reason="length").degenerate
 
 
 @pytest.mark.parametrize("text", ["<think>\n\n</think>\n", "```\n```", "<|assistant|>\n", "[gMASK]<sop>"])
