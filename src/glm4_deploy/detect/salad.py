@@ -59,6 +59,21 @@ def _is_rare(char: str) -> bool:
     return not any(len(code) == 2 and code < rare for code, rare in codes)  # EUC-KR spells the others out in 8 bytes
 
 
+_WESTERN = re.compile("[\u00a1-\u024f]")
+
+
+def _many_accents(sample: str) -> str | None:
+    """Bytes read as if each were a letter: more letters with accents than all Latin alphabets need, in no order."""
+    last = sample[-SALAD.accents_tail :]
+    letters = [] if last.isascii() else _WESTERN.findall(last)
+    kinds = len(set(letters))
+    if kinds < SALAD.accents or len(letters) < SALAD.accents_share * len(last):
+        return None
+    if sum(one < other for one, other in pairwise(letters)) > SALAD.rising * len(letters):
+        return None  # a table of them
+    return f"{len(letters)} of the last {len(last)} characters are {kinds} different letters with accents and signs"
+
+
 # Scripts
 
 _EAST = {"CJK": "EAST", "HIRAGANA": "EAST", "KATAKANA": "EAST", "KATAKANA-HIRAGANA": "EAST", "HALFWIDTH": "EAST"}
@@ -192,12 +207,12 @@ def _no_order(sample: str) -> str | None:
     return None
 
 
-_SMALL_WORD = re.compile(r"(?<![\w'\u2019.\-/@#$%\\])[a-zà-ÿ]{1,24}(?![\w\-/'\u2019@(=\[])")
+_INNER_WORD = re.compile(r"(?<=[a-zà-ÿ] )[a-zà-ÿ]{1,24}(?![\w\-/'\u2019@(=\[]|\.\w)")  # in a row of words
 
 
 def _fragments(sample: str) -> str | None:
     """Pieces of words: a language has few different words of up to three letters, and repeats them."""
-    words = _SMALL_WORD.findall(sample[-SALAD.fragment_tail :])[-SALAD.fragments_window :]
+    words = _INNER_WORD.findall(sample[-SALAD.fragment_tail :])[-SALAD.fragments_window :]
     kinds = set(words)
     short = sum(len(word) <= SALAD.short for word in kinds)
     if len(words) < SALAD.fragments or short < SALAD.short_share * len(words):
@@ -212,9 +227,9 @@ def _no_pattern(sample: str) -> str | None:
     last = tokens_of(sample[-SALAD.order_tail :])[-POOR_TOKENS:]
     steps = ["" if value_of(token) is not None else token for token in last]
     kinds = set(steps)
-    words = sum(kind.isalpha() and len(kind) > 1 for kind in kinds)
-    if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.kind_words:
-        return None
+    words = sum(step.islower() and len(step) > 1 for step in steps)
+    if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.step_words * len(steps):
+        return None  # a drawing, qualities of a sequence
     pairs = len(set(pairwise(steps)))
     if not any(len(kinds) <= most and pairs >= least * len(kinds) for most, least in NO_PATTERN):
         return None
@@ -249,6 +264,7 @@ def _no_brackets(sample: str) -> str | None:
 _RULES = (
     _broken_bytes,
     _rare_characters,
+    _many_accents,
     _mixed_scripts,
     _said_twice,
     _no_common_word,

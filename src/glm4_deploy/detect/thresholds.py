@@ -337,6 +337,8 @@ class SaladLimits:
         broken: U+FFFD, at least, and their share.
         eastern: ideographs and syllables of Hangul, at least, and rare_share: that in no national standard, which is
             0.06 of classics at most, and 0.4 or more at random.
+        accents: different letters with accents and signs of Latin scripts, at least, and accents_share: theirs of all
+            characters (quoted in a text about encodings: 48 and 0.19); rising: share of pairs in order, at most.
         scripts: different ones, with `switches` within words, or `switch_share` per letter.
         neighbours: scripts with at least `script_share` of the words, between which words change.
         twice: different words said twice in a row, and their share of all.
@@ -350,7 +352,7 @@ class SaladLimits:
         fragments: words at least, of which the last fragments_window are examined; short: letters of a short one, and
         short_share: the different short ones divided by all words, of good prose 0.28 at most;
         kinds_share: different words divided by all. (Languages of short syllables repeat them.)
-        kinds: different words and marks in no order, at least, and words among them.
+        kinds: different words and marks in no order, at least; step_words: share of words of small letters.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
     """
 
@@ -360,6 +362,10 @@ class SaladLimits:
     broken_share: float = 0.06
     eastern: int = 100
     rare_share: float = 0.2
+    accents_tail: int = 1024
+    accents: int = 60
+    accents_share: float = 0.35
+    rising: float = 0.7
     scripts: int = 5
     switches: int = 12
     switch_share: float = 0.04
@@ -390,7 +396,7 @@ class SaladLimits:
     short_share: float = 0.32
     kinds_share: float = 0.65
     kinds: int = 12
-    kind_words: int = 4
+    step_words: float = 0.1
     bracket_tail: int = 1024
     brackets: int = 16
     bracket_share: float = 0.5

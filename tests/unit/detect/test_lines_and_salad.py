@@ -113,7 +113,8 @@ def _salad(words: list[str], count: int, join: str = " ") -> str:
         "".join(chr(random.Random(n).randrange(0xAC00, 0xD7A4)) for n in range(200)),
         _salad([*".,-():'/_*12", "the", "and", "of", "to", " ", "\n"], 600, ""),
         _salad(["if", "foo", "return", "self", "import", "in", "def", *"(){}[]=.;:"], 400),
-        ". ".join("".join(pair) for pair in product("BCDFGHJKLM".lower(), "aeiou", "nrst")),
+        ", ".join(f"the b{one}{two} {one}{two}a {two}o{one}" for one, two in product("bcdfghjk", "nrstvw")),
+        _salad([*map(chr, range(0xA1, 0x240)), " "], 400, ""),
     ],
 )
 def test_salad_is_found_without_log_probabilities(text: str) -> None:
@@ -129,6 +130,8 @@ def test_salad_is_found_without_log_probabilities(text: str) -> None:
         "（一）总则。（二）分则。" * 2,
         "關關雎鳩在河之洲窈窕淑女君子好逑參差荇菜左右流之求之不得寤寐思服悠哉輾轉反側琴瑟友鐘鼓樂" * 2,
         _salad(list("0123456789,;"), 400),
+        " ".join(map(chr, range(0xA1, 0x240))),
+        "\n".join("".join(letters) for letters in product("bcdfghjk", "aeiou", "nrst")),
         _salad(["true,", "false,", "null,", "1,", "2,", "[", "],"], 400),
     ],
 )
