@@ -49,7 +49,7 @@ def answers(draw: st.DrawFn) -> Any:
             for key in path[:-1]:
                 holder = holder[key]
             if draw(st.integers(0, 4)):
-                holder[path[-1]] = draw(ODD)
+                holder[path[-1]] = copy.deepcopy(draw(ODD))
             else:
                 del holder[path[-1]]
         except (KeyError, IndexError, TypeError):
