@@ -95,7 +95,8 @@ class DiesUnderLoad(Dies):
     async def chat(self, body: dict[str, Any], send: Send) -> None:
         self.running += 1
         try:
-            await asyncio.sleep(0.3 if self.running > 1 or self.dead else 0.01)
+            # Longer than the pause between the requests of a check, so that they meet however slow the machine is.
+            await asyncio.sleep(2.0 if self.running > 1 or self.dead else 0.1)
             await super().chat(body, send)
         finally:
             self.running -= 1
