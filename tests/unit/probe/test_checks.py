@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,34 @@ def test_fails_on_a_twin_for_the_right_reason(case: Case) -> None:
     assert report.exit_code == case.code
     if case.status in {Status.FAIL, Status.UNKNOWN}:
         assert result.remedy, "a failure says what to do"
+
+
+class Miscopies(Reference):
+    """Gives a wrong code word in the answers whose places are in `wrong`."""
+
+    wrong: Container[int] = ()
+    asked = 0
+
+    def reply(self, body: dict[str, Any]) -> str:
+        if "code word" not in body["messages"][-1]["content"]:
+            return super().reply(body)
+        self.asked += 1
+        return "1234567" if self.asked in self.wrong else super().reply(body)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "words"),
+    [
+        ((2,), Status.OK, "'1234567' instead of"),
+        ((2, 3), Status.FAIL, "at 50%; '1234567' instead of"),
+        ((3, 6), Status.FAIL, "at 90%; '1234567' instead of"),
+    ],
+)
+def test_one_miscopied_code_word_is_told_and_two_at_one_depth_fail(wrong: Any, status: Status, words: str) -> None:
+    app = Miscopies(max_model_len=LONG)
+    app.wrong = wrong
+    result = row(ask(app, only=["needle-4k"]), "needle-4k")
+    assert (result.status, words in result.observed) == (status, True), result
 
 
 def test_every_check_has_a_twin_that_fails_it() -> None:

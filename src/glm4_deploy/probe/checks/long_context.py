@@ -12,6 +12,7 @@ from glm4_deploy.text import one_line, quote
 # A fact hidden at several depths of a long prompt is found, and long answers to long prompts stay sound.
 
 DEPTHS = (0.1, 0.5, 0.9)
+AGAIN = 3  # further words at a depth where the first is not found
 ANSWER = 48  # tokens
 MARGIN = 160  # tokens for the question, the template and the error of the line cost
 NO_LENGTH = "the server does not report its context length: give it with --max-model-len"
@@ -28,14 +29,30 @@ def _needle(tokens: int) -> Callable[[Probe], Awaitable[Result]]:
         cost = await measure_line_cost(probe)
         if cost is None:
             return unknown("the server counts no prompt tokens, so the prompt cannot be sized")
-        missed = [await _find_needle(probe, cost, min(tokens, probe.room - ANSWER - MARGIN), depth) for depth in DEPTHS]
-        faults = [fault for fault in missed if fault]
         expected = f"found at {', '.join(f'{depth:.0%}' for depth in DEPTHS)} of {tokens} tokens"
+        slips: list[str] = []
+        faults: list[str] = []
+        for depth in DEPTHS:
+            missed = await _misses(probe, cost, min(tokens, probe.room - ANSWER - MARGIN), depth)
+            (slips if len(missed) == 1 else faults).extend(missed)
         if faults:
-            return fail("; ".join(faults), expected, remedy=REMEDY)
-        return ok(f"found {len(DEPTHS)} of {len(DEPTHS)}", expected)
+            return fail("; ".join([*faults, *slips]), expected, remedy=REMEDY)
+        found = f"found {len(DEPTHS)} of {len(DEPTHS)}"
+        return ok("; ".join([found, *(f"{slip}, then right {AGAIN} times" for slip in slips)]), expected)
 
     return run
+
+
+async def _misses(probe: Probe, cost: LineCost, tokens: int, depth: float) -> list[str]:
+    """What was answered instead of the hidden words at one depth: none if the first is found, one if only that is lost.
+
+    A healthy small model miscopies a digit now and then. A model that has lost its context loses other words there too.
+    """
+    first = await _find_needle(probe, cost, tokens, depth)
+    if first is None:
+        return []
+    again = [await _find_needle(probe, cost, tokens, depth) for _ in range(AGAIN)]
+    return [first, *(fault for fault in again if fault)]
 
 
 async def _find_needle(probe: Probe, cost: LineCost, tokens: int, depth: float) -> str | None:
