@@ -30,7 +30,8 @@ from glm4_deploy.plan.engine_rules import (
     default_num_seqs,
     glm4_9b,
 )
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.footprint import MemoryRequest
+from glm4_deploy.plan.memory import MemoryPlan, estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

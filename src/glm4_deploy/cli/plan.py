@@ -38,8 +38,9 @@ from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.kernels import ImageKind, kernel_path
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.memory import MemoryPlan, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
 from glm4_deploy.plan.spec import Card, engine_version, image_kind, memory_request
 from glm4_deploy.report.memory_plan import plan_text

@@ -11,8 +11,9 @@ from glm4_deploy.files import write_text
 from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.kernels import ImageKind, kernel_path
-from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import MeasuredMemory, Observation, compare_with_log, learn_from_starts
 from glm4_deploy.plan.spec import DeploymentSpec, image_kind, memory_request
 from glm4_deploy.result import Result, ok, warn

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB, takes_cache_bytes
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, at_any_fraction, estimate
+from glm4_deploy.plan.footprint import MemoryRequest
+from glm4_deploy.plan.memory import MemoryPlan, estimate
+from glm4_deploy.plan.refusal import at_any_fraction
 from glm4_deploy.result import Result, ok, warn
 
 # A load in words: `64 users, 8k context`.

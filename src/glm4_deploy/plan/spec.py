@@ -22,8 +22,9 @@ from glm4_deploy.catalog.rows import (
 )
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, WeightFormat, glm4_9b, takes_cache_bytes
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.kernels import ImageKind
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest
+from glm4_deploy.plan.memory import MemoryPlan
 from glm4_deploy.plan.services import (
     WITH_KEY,
     Gateway,

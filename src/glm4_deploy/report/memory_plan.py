@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.kernels import KernelPath
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.memory import MemoryPlan, estimate
 from glm4_deploy.text import paint
 
 WIDTH = 60

@@ -18,7 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.footprint import MemoryRequest
+from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import solve
 from glm4_deploy.report_model import BenchReport
 from glm4_deploy.scale.request import EngineLimits, EngineOptions, Lengths, StepCost, Workload

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.memory import MemoryRequest
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.text import seconds_of
 
 MOST_GPUS = 10_000

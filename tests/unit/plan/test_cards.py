@@ -12,7 +12,8 @@ from glm4_deploy.catalog.rows import parse_version, profile_for
 from glm4_deploy.host.gpu import free_bytes, from_nvidia_smi, gpu_row
 from glm4_deploy.host.system import HostFacts, parse_meminfo
 from glm4_deploy.plan.engine_rules import Attention, attention_backend, counts_graphs, runner_v2, workspace_bytes
-from glm4_deploy.plan.memory import Basis, estimate
+from glm4_deploy.plan.footprint import Basis
+from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import at
 from glm4_deploy.plan.spec import Card, choose_fraction
 from glm4_deploy.run import Output

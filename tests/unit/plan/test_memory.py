@@ -22,7 +22,8 @@ from glm4_deploy.plan.engine_rules import (
     glm4_9b,
     graph_counts,
 )
-from glm4_deploy.plan.memory import MemoryPlan, MemoryRequest, estimate
+from glm4_deploy.plan.footprint import MemoryRequest
+from glm4_deploy.plan.memory import MemoryPlan, estimate
 from glm4_deploy.plan.sizing import highest_fraction, load_bytes, longest_context, solve
 
 STARTS = yaml.safe_load((Path(__file__).parents[2] / "data/hosts/engine-starts.yaml").read_text(encoding="utf-8"))

@@ -9,8 +9,9 @@ from glm4_deploy.catalog.rows import gpu_by_name
 from glm4_deploy.deploy.plan_check import add_observation, load_observations
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import WeightFormat, glm4_9b
+from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.kernels import kernel_path
-from glm4_deploy.plan.memory import MemoryRequest, estimate
+from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import MeasuredMemory, advice, compare_with_log, learn_from_starts, parse_load, sharpen
 from glm4_deploy.result import Status
 
