@@ -130,11 +130,14 @@ def seconds_of(text: str, *, zero: bool = False) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+CLOSE = 0.7  # difflib's similarity: "jetson" is jetson-thor (0.71), "nope" is not hopper (0.6)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or '' if no known name is close."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(known), n=1)
+    near = get_close_matches(name[:200], list(known), n=1, cutoff=CLOSE)
     return f"did you mean {near[0]!r}?" if near else ""
 
 

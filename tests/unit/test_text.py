@@ -300,3 +300,5 @@ def test_what_is_not_a_duration(text: str) -> None:
 def test_a_near_miss_is_named() -> None:
     assert did_you_mean("max_model_le", Settings.model_fields) == "did you mean 'max_model_len'?"
     assert did_you_mean("zzz", Settings.model_fields) == did_you_mean("x", []) == ""
+    assert did_you_mean("nope", ["hopper", "gb10"]) == ""
+    assert did_you_mean("hoper", ["hopper", "gb10"]) == "did you mean 'hopper'?"

@@ -19,6 +19,7 @@ from glm4_deploy.logs.finding import LEVELS, LogFinding
 LONGEST = 500  # characters that are read
 MOST = 6  # rows: more than a person tries
 LEAST = 0.35  # share of the words that a row must explain, by weight; below it, rows are accidents
+KNOWN = 0.5  # share of the words that any row must have, at least: "the movie repeats" is not about an engine
 NEAR = 0.6  # of the best row's score: what is further behind is another failure
 STEP = 0.04  # by which each further row of a symptom's `see` is less likely
 BOTH = 0.1  # share of the lesser score that is added where both ways lead to a row
@@ -39,7 +40,8 @@ def rows_for(said: str) -> tuple[LogFinding, ...]:
     """
     index = _index()
     words = frozenset(_words(" ".join(map(index.spelled, _plain(said[:LONGEST])))))
-    if not words:
+    known = sum(word in index.rarity for word in words)
+    if known <= len(words) * KNOWN:
         return ()
     scores = {row: index.own(words, row) for row in index.texts}
     for symptom in symptoms():
@@ -69,7 +71,8 @@ class _Index:
         stem = _stem(word)
         if len(word) < 5 or word in self.spellings or stem in self.rarity or stem in _ignored():
             return word
-        return next(iter(get_close_matches(word, self.spellings, n=1, cutoff=TYPO)), word)
+        alike = [known for known in self.spellings if known[0] == word[0]]  # "fridge" is no bridge
+        return next(iter(get_close_matches(word, alike, n=1, cutoff=TYPO)), word)
 
     def weight(self, word: str) -> float:
         weight = self.rarity.get(word, NO_ROW_KNOWS * max(self.rarity.values()))
@@ -166,5 +169,6 @@ def _stem(word: str) -> str:
     """`freezes`, `freezing`, `freeze` → freez; `stopped`, `stops` → stop. Short words and numbers stay."""
     if len(word) < 4 or not word.isalpha() or word.endswith("ss"):
         return word
+    word = re.sub(r"(?<=\w{2})(ies|ied)$", "y", word)  # replies, replied → reply
     bare = re.sub(r"(?<=\w{3})(ing|ed|es|s|ly)$", "", word).removesuffix("e")
     return bare[:-1] if len(bare) > 3 and bare[-1] == bare[-2] and bare != word and bare[-1] not in "sl" else bare
