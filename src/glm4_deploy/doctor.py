@@ -14,11 +14,7 @@ from pathlib import Path
 from glm4_deploy.catalog.rows import (
     Gpu,
     Profile,
-    default_tag,
     recognise,
-    repository,
-    resolve_version,
-    transformers_major,
 )
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import ModelMissing
@@ -38,11 +34,12 @@ from glm4_deploy.host.system import (
     read_port,
 )
 from glm4_deploy.plan.engine_rules import GIB, WeightFormat
+from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.services import is_loopback
 from glm4_deploy.plan.sizing import HOST_RESERVE_GIB, highest_fraction, solve
-from glm4_deploy.plan.spec import engine_version, image_kind, memory_request
+from glm4_deploy.plan.spec import assumed_version, memory_request
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, verdict, warn
 from glm4_deploy.settings import Settings
 
@@ -56,7 +53,7 @@ class Needs:
 
     @property
     def image(self) -> str:
-        return f"{self.settings.image_repository}:{self.settings.image_tag}"
+        return self.settings.image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +163,9 @@ def _kernel(seen: DoctorInput, needs: Needs) -> Result:
         reason = "the driver does not report the compute capability, and the product is not in the catalog"
         return unknown(reason, expected=expected)
     quantized = needs.settings.quantization != "none"
-    version = engine_version(needs.settings, needs.profile) or resolve_version(default_tag())
+    image = engine_image(needs.settings, needs.profile)
     weights = WeightFormat.NVFP4 if quantized else WeightFormat.BF16
-    path = kernel_path(capability, weights, version, image_kind(needs.settings))
+    path = kernel_path(capability, weights, image.vllm or assumed_version(), image.kind)
     if path.name == "none":
         return fail(path.why, expected, remedy="use a GPU of compute capability 7.5 or newer")
     judge = ok if path.native or not quantized else warn
@@ -492,12 +489,10 @@ def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> D
 def checkpoint_result(needs: Needs) -> Result:
     """The quick verification of the checkpoint (headers and small files) as one row."""
     directory = Path(needs.settings.model_dir)
-    version = engine_version(needs.settings, needs.profile)
-    catalogued = needs.settings.image_repository == repository()
-    transformers = transformers_major(needs.settings.image_tag) if catalogued else None
+    image = engine_image(needs.settings, needs.profile)
     expected = "a checkpoint that this engine loads"
     try:
-        report = verify_checkpoint(directory, vllm=version, transformers=transformers)
+        report = verify_checkpoint(directory, vllm=image.vllm, transformers=image.transformers_major)
     except ModelMissing as error:
         return skipped(error.message, expected=expected)
     bad = [row for row in report.results if row.status is report.verdict and row.status is not Status.OK]

@@ -7,6 +7,7 @@ of an invalid value, and whose import would make `render` 1.5 times as slow (doc
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -24,7 +25,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from glm4_deploy.catalog.rows import Profile, default_tag, profiles, repository
+from glm4_deploy.catalog.images import CommandShape, default_tag, repository
+from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 from glm4_deploy.text import CONTROLS, MASK, did_you_mean, redact, secret_name
@@ -59,6 +61,7 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
 DeviceName = Annotated[
     str, StringConstraints(pattern=r"^([0-9]{1,4}(:[0-9]{1,3})?|(GPU|MIG)-[A-Za-z0-9/-]+)$", max_length=128)
 ]
+VllmText = Annotated[str, StringConstraints(pattern=r"^v?[0-9]+(\.[0-9]+)+", max_length=64)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 User = Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")]
 BodyLimit = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")]
@@ -154,7 +157,15 @@ class Settings(BaseModel):
     service: Name = Field("glm4-9b-nvfp4", description="Compose service name")
     container_name: Name = Field("glm4-9b-fp4", description="container name")
     image_repository: Repository = Field(repository(), description="image name without its tag")
-    image_tag: Tag = Field(default_tag(), description="image tag")
+    image_tag: Tag | None = Field(default_tag(), description="image tag; empty: image_digest alone names the image")
+    image_digest: Digest | None = Field(None, description="digest of the image, which pins it; empty: the tag may move")
+    image_vllm: VllmText | None = Field(
+        None, description="vLLM version in the image; empty: from the catalog, else `up` asks the image"
+    )
+    image_command: CommandShape | None = Field(
+        None,
+        description="how the server is started in the image; empty: from the catalog, else `up` inspects it",
+    )
     bind: Address = Field("127.0.0.1", description="host address that the port is published on, IPv4 or IPv6")
     port: int = Field(8080, ge=1, le=65535, description="host port")
     model_dir: Text = Field("/models/glm-4-9b-chat-hf-nvfp4", description="checkpoint directory on the host")
@@ -225,6 +236,20 @@ class Settings(BaseModel):
         default_factory=lambda: Kubernetes.model_validate({}), description="settings of the target kubernetes only"
     )
 
+    @property
+    def image(self) -> str:
+        """`repository:tag`, or `repository@digest` without a tag; `pinned` adds the digest to a tag."""
+        if self.image_tag:
+            return f"{self.image_repository}:{self.image_tag}"
+        return f"{self.image_repository}@{self.image_digest}" if self.image_digest else self.image_repository
+
+    @property
+    def pinned_image(self) -> str:
+        """The image with its digest, if one is known: from image_digest, or recorded by `glm4-deploy lock`."""
+        digest = self.image_digest if self.image_tag else None
+        digest = digest or self.digests.get(self.image)
+        return f"{self.image}@{digest}" if digest else self.image
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value_as_a_number(cls, value: object, info: ValidationInfo) -> object:
@@ -263,7 +288,9 @@ def load_settings(
     ]
     here = Path.cwd()
     beside = [(here / (file or FILE)).parent, here, here, here]
-    layers = [(name, _absolute(layer, base)) for (name, layer), base in zip(layers, beside, strict=True)]
+    layers = [
+        (name, _absolute(_whole_image(name, layer), base)) for (name, layer), base in zip(layers, beside, strict=True)
+    ]
     for name, layer in layers:
         _refuse_unknown(name, layer)
     named = [layer["profile"] for _, layer in layers if "profile" in layer]
@@ -279,6 +306,34 @@ def load_settings(
         return Settings.model_validate(merged), profile
     except ValidationError as error:
         raise _usage_error(error, origin) from None
+
+
+def _whole_image(name: str, layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`image: REPOSITORY[:TAG][@DIGEST]` becomes the three settings that it is short for.
+
+    A layer that names another image also replaces what lower layers say about theirs.
+
+    Raises:
+        UsageError: not an image, or the layer names it twice.
+    """
+    parts = ("image_repository", "image_tag", "image_digest")
+    about = dict.fromkeys(("image_digest", "image_vllm", "image_command"))
+    if "image" not in layer:
+        return {**about, **layer} if any(part in layer for part in parts[:2]) else layer
+    twice = next((part for part in parts if part in layer), None)
+    if twice is not None:
+        raise UsageError(f"{name}: image and {twice} both name the image", hint="give one of them")
+    match = re.fullmatch(
+        rf"(?P<name>{REPOSITORY})(:(?P<tag>{TAG}))?(@(?P<digest>sha256:[0-9a-f]{{64}}))?", str(layer["image"])
+    )
+    if match is None:
+        raise UsageError(
+            f"{name}: image {str(layer['image'])[:80]!r} is not an image's name",
+            hint="write REPOSITORY:TAG, with or without @sha256:DIGEST, for example vllm/vllm-openai:v0.31.0",
+        )
+    tag = match["tag"] or (None if match["digest"] else "latest")
+    named = dict(zip(parts, (match["name"], tag, match["digest"]), strict=True))
+    return {**about, **{key: value for key, value in layer.items() if key != "image"}, **named}
 
 
 # A file's relative path starts at the file, any other at the working directory. Compose would read `a/b` as a volume's
@@ -442,6 +497,7 @@ _IN_WORDS = {
         (LabelKey, "must be a label's name as Kubernetes accepts it"),
         (LabelValue, "must be a label's value as Kubernetes accepts it"),
         (Digest, "must be sha256: and 64 hexadecimal digits"),
+        (VllmText, "must be a version, for example 0.31.0"),
         (User, "must be a number, UID, or two, UID:GID"),
         (BodyLimit, "must be a whole number with KB or MB"),
         (HostPort, "must be HOST:PORT"),

@@ -23,7 +23,8 @@ from scripts.engines import EngineRow
 from e2e.engine import engine
 from e2e.kit import KIT, MODEL, ROOT, Kit, free_port
 from e2e.watching import Lines, cores
-from glm4_deploy.catalog.rows import images, profiles
+from glm4_deploy.catalog.images import images
+from glm4_deploy.catalog.rows import parse_version, profiles
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.errors import PlanRefused, UsageError
 from glm4_deploy.settings import Settings
@@ -151,7 +152,7 @@ def variations() -> Iterator[dict[str, Any]]:
 
 def command_lines(vllm: str) -> dict[tuple[str, ...], str]:
     """Arguments of the engine → the settings that gave them. What the kit refuses to render is left out."""
-    tags = [tag for tag, image in images().items() if image.vllm == vllm] or [vllm]
+    tags = [tag for tag, image in images().items() if image.vllm == parse_version(vllm)] or [vllm]
     lines = {}
     for settings in variations():
         for tag in tags:

@@ -127,7 +127,8 @@ def test_a_gpu_is_a_row(copy: SourceTree) -> None:
 def test_an_image_is_a_row(copy: SourceTree) -> None:
     words = ("render", "--profile", "gb10", "--image-tag", "29.99-py3")
     assert "not in the catalog" in copy.run(*words)
-    copy.append("catalog/images.yaml", "  29.99-py3: {vllm: 0.99.0}\n")
+    last = "      26.10-py3: {"
+    copy.replace("catalog/images.yaml", last, f"      29.99-py3: {{vllm: 0.99.0}}\n{last}")
     shown = copy.run(*words)
     assert "nvcr.io/nvidia/vllm:29.99-py3" in shown
     assert "not in the catalog" not in shown
@@ -135,10 +136,14 @@ def test_an_image_is_a_row(copy: SourceTree) -> None:
 
 
 def test_the_default_image_is_a_line(copy: SourceTree) -> None:
-    copy.replace("catalog/images.yaml", "default: 26.01-py3", "default: 26.02-py3")
+    copy.replace(
+        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.01-py3", "default: nvcr.io/nvidia/vllm:26.02-py3"
+    )
     assert "nvcr.io/nvidia/vllm:26.02-py3" in copy.run("render")
     assert "26.02-py3" in copy.run("version", "--json")
-    copy.replace("catalog/images.yaml", "default: 26.02-py3", "default: 26.01-py3")
+    copy.replace(
+        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.02-py3", "default: nvcr.io/nvidia/vllm:26.01-py3"
+    )
 
 
 def test_a_profile_is_a_row(copy: SourceTree) -> None:

@@ -1,4 +1,4 @@
-"""The catalog as typed rows: images, GPUs, profiles, variables, failure signatures, symptoms and metrics.
+"""The catalog as typed rows: GPUs, profiles, variables, failure signatures, symptoms and metrics.
 
 Each YAML file in this directory is a table with a source for every row.
 """
@@ -25,35 +25,7 @@ def load_catalog(name: str) -> Any:
     return yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader, in C where there is one)
 
 
-# Image tags and the vLLM version in each; versions are comparable tuples.
-
 Version: TypeAlias = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageTag:
-    """One row of images.yaml. The versions are text ("0.13.0"); '' is unknown."""
-
-    tag: str
-    vllm: str
-    transformers: str = ""
-    cuda: str = ""
-    note: str = ""
-
-
-@cache
-def images() -> dict[str, ImageTag]:
-    """Known tags of the default repository, oldest first."""
-    rows = load_catalog("images")["tags"]
-    return {tag: ImageTag(tag=tag, **row) for tag, row in rows.items()}
-
-
-def default_tag() -> str:
-    return str(load_catalog("images")["default"])
-
-
-def repository() -> str:
-    return str(load_catalog("images")["repository"])
 
 
 def parse_version(text: str) -> Version:
@@ -66,41 +38,6 @@ def parse_version(text: str) -> Version:
     if match is None:
         raise UsageError(f"not a vLLM version: {text[:40]!r}", hint="write it like 0.13.0")
     return tuple(int(part) for part in match[1].split("."))
-
-
-def find_image_tag(tag: str) -> ImageTag | None:
-    """The row of an image tag (`26.01-py3` or `26.01`); None if the catalog does not know it."""
-    known = images()
-    return known.get(tag) or known.get(f"{tag}-py3")
-
-
-def vllm_version(tag: str) -> Version | None:
-    """The vLLM version in an image tag; None if the catalog does not know the tag."""
-    image = find_image_tag(tag)
-    return parse_version(image.vllm) if image else None
-
-
-def transformers_major(tag: str) -> int | None:
-    """The major version of Transformers in an image tag; None if it is not known."""
-    image = find_image_tag(tag)
-    return parse_version(image.transformers)[0] if image and image.transformers else None
-
-
-def resolve_version(tag_or_version: str) -> Version:
-    """An image tag (26.01, 26.01-py3) or a vLLM version (0.13.0) as a version.
-
-    Raises:
-        UsageError: neither a known tag nor a version.
-    """
-    found = vllm_version(tag_or_version)
-    if found is not None:
-        return found
-    if re.match(r"\d\d\.\d\d(-|$)", tag_or_version):
-        raise UsageError(
-            f"image tag {tag_or_version!r} is not in the catalog (known: {', '.join(images())})",
-            hint="give the vLLM version instead, for example --vllm 0.13.0",
-        )
-    return parse_version(tag_or_version)
 
 
 # GPUs, and how to find the row of a requested or detected GPU.
@@ -330,15 +267,14 @@ class Advice:
     def fits(self, version: Version | None, capability: Capability | None) -> bool:
         """False as well if the log does not say what the condition needs."""
         return all(
-            _compare(condition, known)
+            known is not None and holds(condition, known)
             for condition, known in ((self.vllm, version), (self.gpu, capability))
             if condition
         )
 
 
-def _compare(condition: str, known: tuple[int, ...] | None) -> bool:
-    if known is None:
-        return False
+def holds(condition: str, known: tuple[int, ...]) -> bool:
+    """Whether a version or a compute capability is `<0.20`, or `>=12.0`."""
     limit = tuple(map(int, condition.lstrip("<>=").split(".")))
     return known[: len(limit)] < limit if condition.startswith("<") else known[: len(limit)] >= limit
 

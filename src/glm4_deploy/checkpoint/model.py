@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from glm4_deploy.catalog.rows import Version, default_tag, resolve_version
+from glm4_deploy.catalog.images import default_tag, resolve_version
+from glm4_deploy.catalog.rows import Version
 from glm4_deploy.checkpoint.header import Tensor
 from glm4_deploy.checkpoint.read import Checkpoint
 from glm4_deploy.plan.engine_rules import ModelShape, StoredModel, WeightFormat

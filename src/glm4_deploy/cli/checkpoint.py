@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from glm4_deploy.catalog.rows import Version, parse_version, resolve_version, transformers_major
+from glm4_deploy.catalog.images import resolve_version, transformers_major
+from glm4_deploy.catalog.rows import Version, parse_version
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
 from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint

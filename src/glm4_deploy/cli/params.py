@@ -105,7 +105,7 @@ def with_settings(*more: str, profile: str = "seed") -> Callable[[Callable[..., 
 
 def _with_settings(command: Callable[..., None], names: tuple[str, ...], profile: str) -> Callable[..., None]:
     def run(**values: Any) -> None:
-        flags = {name: values.pop(name) for name in names}
+        flags = {name: values.pop(name) for name in (*names, "image")}
         sets, config = tuple(values.pop("sets") or ()), values.pop("config")
         command(requested=Requested(flags=flags, sets=sets, config=config), **values)
 
@@ -147,8 +147,12 @@ def _default_of(name: str, about: FieldInfo) -> str:
 
 def _deployment_parameters(names: tuple[str, ...], profile: str) -> list[inspect.Parameter]:
     sets = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; repeatable.")
+    image = typer.Option(
+        "--image", metavar="NAME", help="REPOSITORY:TAG, with or without @DIGEST: the image, in place of --image-tag."
+    )
     config = typer.Option("--config", metavar="FILE", help="Settings file.", show_default=f"{FILE}, if it exists")
     rows = {name: setting_option(name) for name in names} | {"profile": setting_option("profile", profile)}
+    rows |= {"image": Annotated[str | None, image]}
     rows |= {"sets": Annotated[list[str] | None, sets], "config": Annotated[Path | None, config]}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return [inspect.Parameter(name, kind, default=None, annotation=row) for name, row in rows.items()]

@@ -7,17 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from glm4_deploy.catalog.images import ImageKind, resolve_version
 from glm4_deploy.catalog.rows import (
     Gpu,
     Profile,
-    default_tag,
     gpu_by_name,
     gpu_by_size,
     gpus,
     on_wsl,
     parse_capability,
     profile_for,
-    resolve_version,
 )
 from glm4_deploy.checkpoint.model import BadConfigError, NotPlannedError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
@@ -39,10 +38,11 @@ from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.plan.engine_rules import StoredModel, WeightFormat, glm4_9b
 from glm4_deploy.plan.footprint import MemoryRequest
-from glm4_deploy.plan.kernels import ImageKind, kernel_path
+from glm4_deploy.plan.image import engine_image, engine_version
+from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import MemoryPlan, estimate
 from glm4_deploy.plan.sizing import RequestLoad, advice, parse_load, sharpen, solve
-from glm4_deploy.plan.spec import Card, engine_version, image_kind, memory_request
+from glm4_deploy.plan.spec import Card, assumed_version, memory_request
 from glm4_deploy.report.memory_plan import plan_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import make_report
@@ -126,7 +126,7 @@ def plan(
     else:
         answer = estimate(request)
     hints = advice(request, answer, host_reserve_gib=host_reserve_gib)
-    _show_plan(request, answer, solved, hints, outputs, image_kind(settings))
+    _show_plan(request, answer, solved, hints, outputs, engine_image(settings, profile).kind)
     if not answer.fits:
         why = "" if outputs.text else f": {answer.refusal}"  # already in the text above
         raise PlanRefused(f"the engine cannot start on {request.gpu.label}{why}", hint=answer.remedy)
@@ -262,6 +262,6 @@ def _version(vllm: str | None, requested: Requested, settings: Settings, profile
     if vllm and requested.flags.get("image_tag"):
         raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
     if vllm is None and engine_version(settings, profile) is None:
-        image = f"{settings.image_repository}:{settings.image_tag}"
-        typer.echo(f"warning: image {image} is not in the catalog: planned as {default_tag()}", err=True)
+        assumed = ".".join(map(str, assumed_version()))
+        typer.echo(f"warning: image {settings.image} is not in the catalog: planned as vLLM {assumed}", err=True)
     return resolve_version(vllm) if vllm else None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from glm4_deploy import __version__
-from glm4_deploy.catalog.rows import default_tag, repository
+from glm4_deploy.catalog.images import default_image
 from glm4_deploy.catalog.rows import profiles as rows
 from glm4_deploy.cli.params import Json, Requested, with_settings
 from glm4_deploy.errors import Judged, UsageError
@@ -103,7 +103,7 @@ def profiles(json_: Json = False) -> None:
 def version(json_: Json = False) -> None:
     """Show this kit's version and the image that it deploys by default."""
     if json_:
-        _echo_json({"version": __version__, "default_image": f"{repository()}:{default_tag()}"})
+        _echo_json({"version": __version__, "default_image": default_image().reference})
     else:
         typer.echo(__version__)
 

@@ -19,6 +19,7 @@ from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import write_text
+from glm4_deploy.plan.image import MODULE
 from glm4_deploy.plan.spec import CACHE, DeploymentSpec
 from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
@@ -395,7 +396,7 @@ def _shell_exit_code(code: int | None) -> int | None:
 def command(spec: DeploymentSpec, python: str) -> list[str]:
     """The container's command line with this host's values: model directory, published address and port."""
     host = {"model": os.path.abspath(spec.model_dir), "port": str(spec.port)}  # noqa: PTH100 (no symlink is resolved)
-    arguments = [python, *spec.program[1:], "--host", spec.bind]
+    arguments = [python, "-m", MODULE, "--host", spec.bind]
     for flag in spec.flags:
         value = host.get(flag.name, flag.value)
         arguments += [f"--{flag.name}"] if value is None else [f"--{flag.name}", value]

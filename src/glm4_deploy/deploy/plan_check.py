@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from glm4_deploy.catalog.images import ImageKind
 from glm4_deploy.catalog.rows import Gpu, Profile, gpus
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError
@@ -12,10 +13,11 @@ from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.plan.footprint import MemoryRequest
-from glm4_deploy.plan.kernels import ImageKind, kernel_path
+from glm4_deploy.plan.image import engine_image
+from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.sizing import MeasuredMemory, Observation, compare_with_log, learn_from_starts
-from glm4_deploy.plan.spec import DeploymentSpec, image_kind, memory_request
+from glm4_deploy.plan.spec import DeploymentSpec, memory_request
 from glm4_deploy.result import Result, ok, warn
 from glm4_deploy.settings import Settings
 
@@ -122,7 +124,7 @@ def compare_plan(
         max_concurrency=facts.max_concurrency,
     )
     plan = estimate(request)
-    kernel = kernel_row(request, facts, image_kind(settings))
+    kernel = kernel_row(request, facts, engine_image(settings, profile).kind)
     observation = learn_from_starts(request, plan, measured) if host_gpu is not None else None
     rows = (*compare_with_log(plan, measured), *kernel)
     if observation is None:

@@ -9,17 +9,10 @@ schemes/compressed_tensors_w4a4_nvfp4.py); from 0.20 a list of kernels is tried 
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from glm4_deploy.catalog.images import ImageKind
 from glm4_deploy.catalog.rows import Capability, Version
 from glm4_deploy.plan.engine_rules import WeightFormat
-
-
-class ImageKind(StrEnum):
-    """Who compiled the engine: NVIDIA's image is built for every Blackwell card, the wheels on PyPI are not."""
-
-    NVIDIA = "nvidia"
-    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,11 +70,13 @@ def service_image(name: str, settings: Settings) -> str:
 
 
 def references(engine: str, extras: Iterable[str]) -> tuple[str, ...]:
-    """Every `repository:tag` in a deployment, without digests."""
+    """Every `repository:tag` in a deployment, without digests; an engine that only a digest names is left out."""
     used = {"gateway": ("caddy",), "monitoring": ("prometheus", "node-exporter", "grafana"), "ui": ("ui",)}
     rows = load_catalog("services")["images"]
     names = [name for extra in extras for name in used.get(extra, ())]
-    return (engine.partition("@")[0], *(f"{rows[name]['repository']}:{rows[name]['tag']}" for name in names))
+    name, _, _ = engine.partition("@")
+    tagged = (name,) if ":" in name.rpartition("/")[2] else ()
+    return (*tagged, *(f"{rows[name]['repository']}:{rows[name]['tag']}" for name in names))
 
 
 # What the engine's container may not do, and why each limit is on or off.

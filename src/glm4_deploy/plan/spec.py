@@ -7,23 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from glm4_deploy.catalog.images import CommandShape, EngineImage, default_image
 from glm4_deploy.catalog.rows import (
     Gpu,
     Profile,
     Version,
-    default_tag,
     gpus,
     mistaken_variables,
-    parse_version,
-    repository,
-    resolve_version,
     variables,
-    vllm_version,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, WeightFormat, glm4_9b, takes_cache_bytes
+from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, OLDEST, WeightFormat, glm4_9b, takes_cache_bytes
 from glm4_deploy.plan.footprint import MemoryRequest
-from glm4_deploy.plan.kernels import ImageKind
+from glm4_deploy.plan.image import engine_image, engine_version, program_words, python_words
 from glm4_deploy.plan.memory import MemoryPlan
 from glm4_deploy.plan.services import (
     WITH_KEY,
@@ -36,7 +32,6 @@ from glm4_deploy.plan.services import (
     harden,
     is_loopback,
     monitoring,
-    pinned,
     replicas,
     router,
     service_image,
@@ -63,16 +58,13 @@ class Fraction:
     plan: MemoryPlan | None = None
 
 
-def engine_version(settings: Settings, profile: Profile) -> Version | None:
-    """The vLLM version in the requested image; None for an image that is not in the catalog."""
-    if profile.engine == "cpu":
-        return parse_version(settings.image_tag) if settings.image_tag[:1].isdigit() else None
-    return vllm_version(settings.image_tag) if settings.image_repository == repository() else None
+def assumed_version() -> Version:
+    """The vLLM that an image of unknown version is planned as: that of the default image."""
+    return default_image().vllm or OLDEST
 
 
-def image_kind(settings: Settings) -> ImageKind:
-    """Who compiled the engine in the requested image."""
-    return ImageKind.NVIDIA if settings.image_repository == repository() else ImageKind.OTHER
+def _assumed() -> str:
+    return f"vLLM {'.'.join(map(str, assumed_version()))}"
 
 
 def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequest:
@@ -82,7 +74,7 @@ def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequ
     return MemoryRequest(
         gpu=gpu,
         model=glm4_9b(weights),
-        vllm=engine_version(settings, profile) or resolve_version(default_tag()),
+        vllm=engine_version(settings, profile) or assumed_version(),
         gpu_memory_utilization=fraction if isinstance(fraction, float) else 0.5,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -177,15 +169,18 @@ class EnvVariable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """An engine flag; `value` is None for a flag without a value."""
+    """An engine flag; `value` is None for a flag without a value. positional: only the value is written."""
 
     name: str
     value: str | None
     note: str = ""
+    positional: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
         """The flag as words of the engine's command line."""
+        if self.positional and self.value is not None:
+            return (self.value,)
         return (f"--{self.name}",) if self.value is None else (f"--{self.name}", self.value)
 
 
@@ -195,6 +190,9 @@ class DeploymentSpec:
 
     Attributes:
         gpus: number of GPUs of each engine.
+        keeps_entrypoint: whether the image's entrypoint runs the command; otherwise `program` takes its place.
+        program: what starts the server, before its arguments.
+        python: what runs Python 3 in the container.
         replicas: what differs between the engines.
         router: None in front of a single engine.
     """
@@ -206,6 +204,7 @@ class DeploymentSpec:
     service: str
     container_name: str
     image: str
+    keeps_entrypoint: bool
     vllm: Version | None
     bind: str
     port: int
@@ -227,6 +226,7 @@ class DeploymentSpec:
     start_period: int
     environment: tuple[EnvVariable, ...]
     program: tuple[str, ...]
+    python: tuple[str, ...]
     flags: tuple[Flag, ...]
     reasons: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -254,9 +254,14 @@ class DeploymentSpec:
         return ("/bin/sh", "-c", WITH_KEY, "engine") if self.hardening.api_key_file else ()
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """What the server is started with, after its program."""
+        return tuple(word for flag in self.flags for word in flag.words)
+
+    @property
     def argv(self) -> tuple[str, ...]:
         """The engine's command line inside the container, after its launcher."""
-        return (*self.program, *(word for flag in self.flags for word in flag.words))
+        return (*self.program, *self.arguments)
 
 
 def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) -> DeploymentSpec:
@@ -275,6 +280,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
         raise UsageError("the chat page (ui) needs the gateway in front of it", hint="add both: --with gateway,ui")
+    image = engine_image(settings, profile)
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS
@@ -285,8 +291,9 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         project=settings.project.lower(),
         service=settings.service,
         container_name=settings.container_name,
-        image=pinned(f"{settings.image_repository}:{settings.image_tag}", settings.digests),
-        vllm=engine_version(settings, profile),
+        image=settings.pinned_image,
+        keeps_entrypoint=image.command is CommandShape.PROGRAM,
+        vllm=image.vllm,
         bind=settings.bind,
         port=settings.port,
         model_dir=str(directory),
@@ -306,8 +313,9 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         restart=settings.restart,
         start_period=settings.start_period,
         environment=_environment(settings, profile),
-        program=("python3", "-m", "vllm.entrypoints.openai.api_server"),
-        flags=_flags(settings, profile, f"{MODELS}/{directory.name}", fraction),
+        program=program_words(image),
+        python=python_words(image),
+        flags=_flags(settings, profile, image, f"{MODELS}/{directory.name}", fraction),
         reasons=tuple(profile.reasons.items()),
         warnings=tuple(_warnings(settings, profile, fraction)),
         router_warnings=tuple(_router_warnings(settings, profile)),
@@ -347,10 +355,14 @@ def _environment(settings: Settings, profile: Profile) -> tuple[EnvVariable, ...
     return tuple(known.values())
 
 
-def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Fraction) -> tuple[Flag, ...]:
+def _flags(
+    settings: Settings, profile: Profile, image: EngineImage, model_path: str, fraction: Fraction
+) -> tuple[Flag, ...]:
     reasons = profile.reasons
+    served = program_words(image)[-1] == "serve"  # which warns about --model
+    note = "the checkpoint, as the container sees it"
     flags = [
-        Flag(name="model", value=model_path, note="the checkpoint, as the container sees it"),
+        Flag(name="model", value=model_path, note=note, positional=served),
         Flag(name="served-model-name", value=settings.served_model_name, note="the name that clients ask for"),
         Flag(name="port", value=str(CONTAINER_PORT), note="inside the container; `ports:` decides who reaches it"),
     ]
@@ -364,7 +376,7 @@ def _flags(settings: Settings, profile: Profile, model_path: str, fraction: Frac
     if fraction.value is not None:
         flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction.value:g}", note=fraction.reason))
     if settings.kv_cache_memory_bytes is not None:
-        version = engine_version(settings, profile)
+        version = image.vllm
         if version is not None and not takes_cache_bytes(version):
             shown = ".".join(map(str, version))
             raise UsageError(f"vLLM {shown} has no --kv-cache-memory-bytes", hint="leave kv_cache_memory_bytes out")
@@ -415,8 +427,7 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         if secret_name(name) and name != "VLLM_API_KEY":
             yield f"env.{name}: its value is visible in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
-        image = f"{settings.image_repository}:{settings.image_tag}"
-        yield f"image {image} is not in the catalog: which variables it reads is unknown"
+        yield f"image {settings.image}: its vLLM is not known (set image_vllm), so it is planned as {_assumed()}"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 

@@ -67,14 +67,14 @@ ROUTER = (
 )
 
 
-def health_command(port: int = CONTAINER_PORT, path: str = "/health") -> tuple[str, ...]:
-    """Exits 0 if the path answers 200 on the container's loopback."""
+def health_command(python: Iterable[str], port: int = CONTAINER_PORT, path: str = "/health") -> tuple[str, ...]:
+    """Exits 0 if the path answers 200 on the container's loopback. python: what runs Python 3 there."""
     code = (
         "import http.client as h, sys; "
         f"c = h.HTTPConnection('127.0.0.1', {port}, timeout=8); c.request('GET', '{path}'); "
         "sys.exit(c.getresponse().status != 200)"
     )
-    return ("CMD", "python3", "-c", code)
+    return ("CMD", *python, "-c", code)
 
 
 def compose_file(deployment: DeploymentSpec) -> str:
@@ -100,8 +100,8 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
             short_mount=deployment.model_target == MODELS and ":" not in deployment.model_source,
             cache=CACHE,
             container_port=CONTAINER_PORT,
-            health=health_command(),
-            ready=health_command(path="/readiness"),
+            health=health_command(deployment.python),
+            ready=health_command(("python3",), path="/readiness"),
             launcher=ROUTER,
             interval=HEALTH_INTERVAL,
             services=[extra.service for extra in beside],

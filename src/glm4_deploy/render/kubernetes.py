@@ -9,7 +9,7 @@ from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import LIVENESS_SECONDS
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
-from glm4_deploy.render.quoting import render_template, source
+from glm4_deploy.render.quoting import kubernetes_literal, render_template, source, text_scalar
 from glm4_deploy.settings import Settings
 
 QUEUE = "5"  # waiting requests per engine above which KEDA adds one
@@ -66,6 +66,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "drain": DRAIN,
         "liveness": int(LIVENESS_SECONDS),
         "propagation": PROPAGATION,
+        "python": ", ".join(text_scalar(kubernetes_literal(word)) for word in deployment.python),
         "identity": dict(_identity(settings.user)),
         "nodes": _architecture(deployment.profile) | section.node_selector,
     }

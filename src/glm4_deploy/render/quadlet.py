@@ -39,10 +39,11 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
             )
             if mount
         ],
-        health=json.dumps(health_command()[1:]),
+        health=json.dumps(health_command(deployment.python)[1:]),
         restart={"unless-stopped": "always"}.get(settings.restart, settings.restart),
         start_limit=settings.start_period + PULL,
-        words=(*deployment.launcher, *deployment.argv),
+        entrypoint="" if deployment.keeps_entrypoint else json.dumps([*deployment.launcher, *deployment.program]),
+        words=(*deployment.launcher, *deployment.argv) if deployment.keeps_entrypoint else deployment.arguments,
     )
     return {f"{name}.container": unit, f"{name}-cache.volume": render_template("quadlet.volume.j2", name=name)}
 

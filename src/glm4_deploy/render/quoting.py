@@ -73,8 +73,11 @@ def unit_word(value: object) -> str:
 
 
 def quadlet_line(value: object) -> str:
-    """The value of a Quadlet key that the generator passes on unchanged, with quotes: PublishPort=, HealthCmd=."""
-    return str(value).replace("%", "%%")
+    """The value of a Quadlet key that the generator passes on unchanged, with quotes: PublishPort=, HealthCmd=.
+
+    systemd expands specifiers (%) and variables ($) in the command that the generator makes of it.
+    """
+    return str(value).replace("%", "%%").replace("$", "$$")
 
 
 def csv_field(text: str) -> str:
