@@ -63,10 +63,6 @@ def assumed_version() -> Version:
     return default_image().vllm or OLDEST
 
 
-def _assumed() -> str:
-    return f"vLLM {'.'.join(map(str, assumed_version()))}"
-
-
 def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequest:
     """The settings as a request to the memory planner."""
     weights = WeightFormat.BF16 if settings.quantization == "none" else WeightFormat.NVFP4
@@ -427,7 +423,8 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
         if secret_name(name) and name != "VLLM_API_KEY":
             yield f"env.{name}: its value is visible in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
-        yield f"image {settings.image}: its vLLM is not known (set image_vllm), so it is planned as {_assumed()}"
+        assumed = ".".join(map(str, assumed_version()))
+        yield f"image {settings.image} is not in the catalog: planned as vLLM {assumed}; set image_vllm if it has another"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
