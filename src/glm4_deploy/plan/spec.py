@@ -424,7 +424,7 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
             yield f"env.{name}: its value is visible in the file, in every copy of it, and in `docker inspect`"
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
         assumed = ".".join(map(str, assumed_version()))
-        yield f"image {settings.image} is not in the catalog: planned as vLLM {assumed}; set image_vllm if it has another"
+        yield f"image {settings.image} is not in the catalog: planned as vLLM {assumed}; if not, set image_vllm"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
