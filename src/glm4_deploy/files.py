@@ -112,18 +112,36 @@ def _cannot_write(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path}: {error.strerror or error}", hint=hint)
 
 
-def read_text(path: Path) -> str:
-    """The file's text.
+MAX_BYTES = 16 << 20  # of a small file: a link in a cloned repository may lead to /dev/zero
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a small file.
 
     Raises:
-        UsageError: the file is missing, a directory, not readable or not UTF-8.
+        UsageError: the file is missing, a directory, not readable, or has more than MAX_BYTES.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path"
-        ) from None
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from None
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} has more than {MAX_BYTES >> 20} MiB", hint="check that it is the right file")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """As `read_bytes`, decoded; line ends are as Python reads them.
+
+    Raises:
+        UsageError: as `read_bytes`, or it is not UTF-8.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: {error}", hint="check the path") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 MAX_YAML_CHARACTERS = 1_000_000

@@ -1,22 +1,17 @@
 """A server that answers with anything: mutated answers, events and metrics."""
 
-import copy
 import json
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.harness import attempt, fuzzed
+from fuzz.harness import ODD, attempt, fuzzed, mutated
 from glm4_deploy.probe.answers import Malformed, RequestFailure, from_body, sse_events
 from glm4_deploy.probe.client import _assemble
 from glm4_deploy.probe.endpoints import model_rows, parse_metrics
 from glm4_deploy.probe.hang import counters
 
-ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(10**300), st.just(-1e308),
-    st.just(10**18), st.just([]), st.just({}), st.just([1]), st.just([[]]), st.just({"a": {}}), st.just("x" * 70_000),
-)  # fmt: skip
 BODY: dict[str, Any] = {
     "id": "x", "object": "chat.completion", "created": 1, "model": "m",
     "choices": [
@@ -32,29 +27,6 @@ BODY: dict[str, Any] = {
     },
     "data": [{"id": "m", "max_model_len": 2048, "created": 1, "root": "/m", "owned_by": "vllm"}],
 }  # fmt: skip
-
-
-def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(inner for key, item in items for inner in paths(item, (*path, key)))]
-
-
-@st.composite
-def answers(draw: st.DrawFn) -> Any:
-    """The body with one to three of its values replaced or removed."""
-    body = copy.deepcopy(BODY)
-    for path in draw(st.lists(st.sampled_from(paths(BODY)[1:]), min_size=1, max_size=3)):
-        holder: Any = body
-        try:
-            for key in path[:-1]:
-                holder = holder[key]
-            if draw(st.integers(0, 4)):
-                holder[path[-1]] = copy.deepcopy(draw(ODD))
-            else:
-                del holder[path[-1]]
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier mutation took it away
-    return body
 
 
 def whole(body: Any) -> None:
@@ -77,14 +49,14 @@ def streamed(chunks: list[tuple[float, bytes]]) -> None:
 
 
 @fuzzed
-@given(answers())
+@given(mutated(BODY))
 def test_a_body_is_an_answer_or_one_failure(body: Any) -> None:
     attempt(whole, body)
     attempt(model_rows, body)
 
 
 @fuzzed
-@given(st.lists(answers(), max_size=4), st.integers(1, 40), st.booleans())
+@given(st.lists(mutated(BODY), max_size=4), st.integers(1, 40), st.booleans())
 def test_a_stream_is_an_answer_or_one_failure(events: list[Any], size: int, done: bool) -> None:
     text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ("data: [DONE]\n\n" if done else "")
     data = text.encode("utf-8", errors="surrogatepass")[:20_000]

@@ -198,7 +198,7 @@ class _Writer:
         self._note = note
         directory.mkdir(parents=True, exist_ok=True)
         part = directory / PART
-        self._done = dict(_lines(part.read_text())) if part.exists() else {}
+        self._done = dict(_lines(read_text(part))) if part.exists() else {}
         self._part = part.open("a", encoding="utf-8")
 
     def copy(self, source: Path, name: str) -> None:
@@ -350,7 +350,7 @@ def _check_signature(directory: Path, signers: Path) -> None:
     if not found.ok or not signer:
         raise Judged(f"the bundle is not signed by anybody in {signers}", hint="do not load it; ask who created it")
     arguments = ["-Y", "verify", "-n", NAMESPACE, "-f", str(signers), "-I", signer, "-s", str(signature)]
-    done = _ssh_keygen(*arguments, stdin=(directory / SUMS).read_text())
+    done = _ssh_keygen(*arguments, stdin=read_text(directory / SUMS))
     if not done.ok:
         raise Judged(f"the signature does not match {SUMS}: {done.last_line}", hint="do not load it; copy it again")
 

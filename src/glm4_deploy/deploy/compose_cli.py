@@ -156,7 +156,8 @@ def mounts_beside(file: Path) -> tuple[Path, ...]:
     Raises:
         UsageError: it is not a Compose file.
     """
-    mounts = (mount for service in _services(file) for mount in service.get("volumes") or ())
+    lists = (service.get("volumes") for service in _services(file))
+    mounts = (mount for several in lists if isinstance(several, list) for mount in several)
     sources = (str(mount.get("source")) if isinstance(mount, dict) else str(mount).split(":")[0] for mount in mounts)
     inside = (source for source in dict.fromkeys(sources) if source.startswith("./") and ".." not in source.split("/"))
     return tuple(file.parent / source for source in inside)

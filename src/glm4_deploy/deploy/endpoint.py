@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import FiniteFloat
+
 from glm4_deploy.catalog.rows import Version
 from glm4_deploy.plan.spec import DeploymentSpec
 
@@ -94,7 +96,7 @@ class Started:
 
     id: str
     """The container's id, or `pid:start-ticks` of a process: unique to this start."""
-    started_at: float
+    started_at: FiniteFloat
     """Seconds since the epoch."""
 
 

@@ -8,7 +8,7 @@ from glm4_deploy.catalog.images import ImageKind
 from glm4_deploy.catalog.rows import Gpu, Profile, gpus
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError
-from glm4_deploy.files import write_text
+from glm4_deploy.files import read_text, write_text
 from glm4_deploy.host.gpu import gpu_row, read_gpus
 from glm4_deploy.host.system import read_host
 from glm4_deploy.logs.facts import EngineFacts
@@ -26,16 +26,17 @@ from glm4_deploy.settings import Settings
 SCHEMA = 1
 NAME = "observations.json"
 KEPT = 50
+UNREADABLE = (DeployError, ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of a damaged file
 
 
 def load_observations(directory: Path) -> tuple[Observation, ...]:
     """Oldest first; none from a missing, damaged or newer file: a plan must not fail because of it."""
     try:
-        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        content = json.loads(read_text(directory / NAME))
         if content["schema"] != SCHEMA:
             return ()
         return tuple(_checked(row) for row in content["observations"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return ()
 
 
@@ -94,9 +95,9 @@ def keep_free(directory: Path, free: int | None) -> None:
 
 def _kept_free(directory: Path) -> int | None:
     try:
-        content = json.loads((directory / FREE).read_text(encoding="utf-8"))
+        content = json.loads(read_text(directory / FREE))
         return int(content["free_bytes"]) if content["schema"] == SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
 
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -14,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from glm4_deploy.deploy.endpoint import Endpoint, release_of_schema_1
-from glm4_deploy.errors import StorageError, UsageError
-from glm4_deploy.files import sync_directory, write_text
+from glm4_deploy.errors import DeployError, StorageError, UsageError
+from glm4_deploy.files import read_bytes, read_text, sync_directory, write_text
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from glm4_deploy.text import redact
@@ -78,11 +79,11 @@ class Release:
     """Without secrets."""
     engine: dict[str, Any]
     """Facts from its log."""
-    phases: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, FiniteFloat] = field(default_factory=dict)
     """Seconds from the start to each phase."""
-    ready_seconds: float | None = None
+    ready_seconds: FiniteFloat | None = None
     """From the start to /health."""
-    gate_seconds: float | None = None
+    gate_seconds: FiniteFloat | None = None
     """From /health to the verdict."""
 
     @property
@@ -241,9 +242,11 @@ class Store:
         for file in release.files:
             path = self.root / release.id / file.name
             try:
-                text = path.read_bytes().decode("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                text = read_bytes(path).decode("utf-8")
+            except UnicodeDecodeError as error:
                 raise StorageError(f"cannot read {path}: {error}", hint="choose another release") from None
+            except UsageError as error:
+                raise StorageError(error.message, hint="choose another release") from None
             if _digest(text) != file.sha256:
                 raise StorageError(f"{path} was changed after it was recorded", hint="choose another release")
             texts[file.name] = text
@@ -289,22 +292,37 @@ class Store:
     @staticmethod
     def _load(path: Path) -> Release | Damaged:
         try:
-            content = json.loads((path / RECORD).read_bytes())
+            content = json.loads(read_text(path / RECORD), parse_constant=_no_number, parse_float=_finite)
             schema = content.get("schema")
             if isinstance(schema, int) and schema > RELEASE_SCHEMA:
                 return Damaged(id=path.name, reason="written by a newer glm4-deploy")
             release = TypeAdapter(Release).validate_python(release_of_schema_1(content) if schema == 1 else content)
-        except OSError as error:
-            return Damaged(id=path.name, reason=f"{RECORD}: {error.strerror}")
+        except DeployError as error:
+            return Damaged(id=path.name, reason=error.message)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             return Damaged(id=path.name, reason=f"{RECORD}: {where} {first['msg']}".replace("  ", " "))
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             return Damaged(id=path.name, reason=f"{RECORD} is not a release: {error}"[:200])
         if release.id != path.name:
             return Damaged(id=path.name, reason=f"its record is that of {release.id[:40]!r}")
+        outside = next((file.name for file in release.files if not _inside(file.name)), None)
+        if outside is not None:  # `rollback` writes each file where it was
+            return Damaged(id=path.name, reason=f"names the file {outside[:40]!r}, outside the release")
         return release
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text[:20]} is not a number that JSON can hold")
+
+
+def _inside(name: str) -> bool:
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
 
 def _digest(text: str) -> str:

@@ -12,15 +12,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, Started, record_of_schema_1
 from glm4_deploy.errors import DeployError, Locked, StorageError, UsageError
-from glm4_deploy.files import read_text, remove_leftovers, write_text
+from glm4_deploy.files import read_bytes, read_text, remove_leftovers, write_text
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Status
 from glm4_deploy.settings import STATE_DIR
+from glm4_deploy.text import one_line
 
 # The lock: one command at a time. It is advisory, and the kernel drops it when its holder dies.
 
@@ -179,10 +180,10 @@ def forget_journal(directory: Path) -> None:
 def interrupted_entry(directory: Path) -> JournalEntry | None:
     """The deployment in the journal, cut off or still at work; None for none."""
     try:
-        return TypeAdapter(JournalEntry).validate_json((directory / JOURNAL_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError):
+        if not (directory / JOURNAL_FILE).exists():
+            return None
+        return TypeAdapter(JournalEntry).validate_json(read_bytes(directory / JOURNAL_FILE))
+    except (DeployError, ValidationError):
         # A damaged journal is read as the worst case: something was started and never judged.
         return JournalEntry(what="up", stage=JournalStage.START, pid=0, at="an unknown time")
 
@@ -195,6 +196,7 @@ def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[s
     entry = interrupted_entry(directory)
     if entry is None:
         return "", False
+    entry = replace(entry, what=one_line(entry.what, 60), at=one_line(entry.at, 60), good=one_line(entry.good, 60))
     if is_locked(directory) if at_work is None else at_work:
         return f"{entry.what} is at work in the stage `{entry.stage}` (pid {entry.pid}, since {entry.at})", False
     if not entry.touched:
@@ -220,7 +222,7 @@ class Record:
     started: Started | None = None
     """None until it has been started."""
     verdict: Status = Status.UNKNOWN
-    ready_seconds: float | None = None
+    ready_seconds: FiniteFloat | None = None
     release: str = ""
     """The id of what runs, once judged and recorded; '' after a failure."""
 
@@ -245,7 +247,7 @@ def load_record(directory: Path = STATE_DIR) -> Record | None:
         if content["schema"] == 1:
             content = record_of_schema_1(content)
         return TypeAdapter(Record).validate_python(content)
-    except (ValueError, TypeError, KeyError) as error:  # Pydantic's are ValueErrors
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # Pydantic's are ValueErrors
         why = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} is damaged: {why}", hint="remove it: `glm4-deploy up` writes it again") from None
 

@@ -74,9 +74,9 @@ def read_baseline(path: Path) -> dict[str, float]:
     """
     hint = "write one with --save-baseline while the engine is good"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
         values = {str(name): float(value) for name, value in raw["perplexity"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"baseline {path}: {type(error).__name__}: {str(error)[:100]}", hint=hint) from error
     sound = values and all(math.isfinite(value) and value >= 1 for value in values.values())
     if raw.get("schema", raw.get("form")) != SCHEMA or not sound:
