@@ -58,6 +58,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Write one archive for a forum or an issue; secrets, names and addresses are masked.",
         ),
         "watch": ("watch", "Watch a running engine and publish its verdict."),
+        "guard": ("guard", "Stand in front of an engine, judge its answers as they stream, and cut those that loop."),
         "fleet": ("watch", "Check many engines at once, by address or through SSH."),
     },
     "Before you start": {

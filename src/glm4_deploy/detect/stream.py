@@ -68,6 +68,11 @@ class Stream:
             self._take(chunk)
         return self._finding or self._alarm
 
+    @property
+    def final(self) -> LoopFinding | None:
+        """The finding that holds for good, if there is one: whatever the text says next cannot clear it."""
+        return self._finding
+
     def close(self, finish_reason: str | None = None) -> LoopFinding:
         """The verdict on the complete text, given how it ended."""
         if self._finding is None:

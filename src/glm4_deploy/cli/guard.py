@@ -1,0 +1,72 @@
+"""`glm4-deploy guard`."""
+
+import asyncio
+import signal
+from collections.abc import Iterable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from glm4_deploy.errors import ExtraMissing, UsageError
+from glm4_deploy.guard.ledger import Ledger
+
+try:
+    from glm4_deploy.guard.proxy import GuardOptions, Mode, serving
+except ModuleNotFoundError as error:
+    raise ExtraMissing(
+        f"the guard needs {error.name}, which is not installed", hint="pip install 'glm4-deploy[guard]'"
+    ) from error
+
+
+def guard(
+    engine: Annotated[str, typer.Option(metavar="URL", help="The engine's address.")] = "http://127.0.0.1:8080",
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port for clients.")] = 8081,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of its own /metrics and /healthz.")] = 9110,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="off: pass on. observe: judge, count and log. cut: end an answer where it loops. "
+            "retry: as cut, but ask again first where nothing was sent yet."
+        ),
+    ] = Mode.OBSERVE,
+    model_mode: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL=MODE", help="The mode for one model; repeatable.")
+    ] = None,
+    show_text: Annotated[bool, typer.Option("--show-text", help="Also log what repeats: text of your users.")] = False,
+) -> None:
+    """Stand in front of an engine, judge its answers as they stream, and cut those that loop.
+
+    It writes one line of JSON per finding, without the text.
+
+    Example: glm4-deploy guard --engine http://127.0.0.1:8080 --mode cut
+    """
+    address = urlsplit(engine)
+    if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
+        raise UsageError("--engine is not the address of a server", hint="for example http://127.0.0.1:8080")
+    options = GuardOptions(engine=engine, mode=mode, models=dict(_model_modes(model_mode or ())))
+    ledger = Ledger(_write, show_text=show_text)
+    asyncio.run(_run(options, ledger, listen, port, metrics_port))
+
+
+def _model_modes(given: Iterable[str]) -> Iterable[tuple[str, Mode]]:
+    for text in given:
+        model, _, mode = text.rpartition("=")
+        if not model or mode not in set(Mode):
+            raise UsageError(f"--model-mode {text[:80]!r} is not MODEL=MODE", hint=f"the modes are {', '.join(Mode)}")
+        yield model, Mode(mode)
+
+
+async def _run(options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int) -> None:
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    async with serving(options, ledger, listen, port, metrics_port):
+        ledger.event("listening", port=port, metrics_port=metrics_port, mode=options.mode.value)
+        await stop.wait()
+    ledger.event("ended")
+
+
+def _write(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 (flushed: a pipe must not delay a line)

@@ -1,0 +1,261 @@
+"""One answer while it passes: its texts, each followed by a detector, and how it ends if it is cut."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from glm4_deploy.detect import LoopFinding, Stream
+from glm4_deploy.guard.question import MAX_CHOICES, Api, Question
+
+MAX_TEXTS = 256  # in one answer: choices, each with its content, reasoning and tool calls
+HEAD = 65536  # bytes: what a cut repeats of a Responses API answer's own description
+EXTENSION = "glm4_guard"  # the field that a cut, retried or marked answer has
+
+
+class UnreadableAnswer(Exception):
+    """Not what the endpoint is documented to send."""
+
+
+class TextPiece(NamedTuple):
+    """More of one text. part: content, reasoning, or tool 0, 1, …; kept in a NamedTuple: there is one per token."""
+
+    choice: int
+    part: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SickText:
+    """A finding in one text of an answer.
+
+    Attributes:
+        final: it was found while the text was still coming, and nothing that could follow would have cleared it.
+        characters: length of the text when it was found.
+    """
+
+    choice: int
+    part: str
+    finding: LoopFinding
+    final: bool
+    characters: int
+
+    def wire(self, action: str) -> dict[str, Any]:
+        """As the extension field shows it to the client."""
+        found = self.finding
+        return {
+            "action": action,
+            "verdict": found.verdict.value,
+            "choice": self.choice,
+            "part": self.part,
+            "characters": self.characters,
+            "start": found.start,
+            "period": found.period,
+            "repeats": found.repeats,
+            "why": found.why,
+        }
+
+
+class _Text:
+    def __init__(self, prompt: str) -> None:
+        self.stream = Stream(prompt=prompt)
+        self.length = 0
+        self.sick: SickText | None = None
+
+
+class Answer:
+    """Feed it the parsed events of a stream, or one whole body; then close.
+
+    Memory: that of one `Stream` per text, and the first event.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._texts: dict[tuple[int, str], _Text] = {}
+        self._finish: dict[int, str] = {}
+        self._head: dict[str, Any] = {}
+        self._sequence = 0
+        self.pieces = 0  # events with text: about one per token
+
+    @property
+    def texts(self) -> int:
+        return len(self._texts)
+
+    def feed(self, event: dict[str, Any]) -> list[SickText]:
+        """The texts that this event has made sick for good.
+
+        Raises:
+            UnreadableAnswer: a field of another type, or too many texts.
+        """
+        try:
+            if not self._head:
+                self._head = _head(self._question.api, event)
+            found = [sick for piece in self._pieces(event) if (sick := self._take(piece))]
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
+            raise UnreadableAnswer(type(error).__name__) from error
+        self.pieces += 1
+        return found
+
+    def close(self) -> list[SickText]:
+        """The texts that are sick by the detector's verdict on the whole, and were not reported before."""
+        found = []
+        for (choice, part), text in self._texts.items():
+            if text.sick is None:
+                verdict = text.stream.close(self._finish.get(choice))
+                if verdict.degenerate:
+                    found.append(
+                        SickText(choice=choice, part=part, finding=verdict, final=False, characters=text.length)
+                    )
+        return found
+
+    def hopeless(self) -> bool:
+        """Whether every choice that has not ended is sick for good, and there is one."""
+        sick = {choice for (choice, _), text in self._texts.items() if text.sick}
+        running = [choice for choice in range(self._question.choices) if choice not in self._finish]
+        return bool(running) and all(choice in sick for choice in running)
+
+    def _take(self, piece: TextPiece) -> SickText | None:
+        key = piece.choice, piece.part
+        text = self._texts.get(key)
+        if text is None:
+            if len(self._texts) >= MAX_TEXTS or not 0 <= piece.choice < MAX_CHOICES:
+                raise UnreadableAnswer("too many texts")
+            text = self._texts[key] = _Text(self._question.prompt_of(piece.choice))
+        text.length += len(piece.text)
+        text.stream.feed(piece.text)
+        finding = text.stream.final
+        if finding is None or text.sick is not None:
+            return None
+        text.sick = SickText(choice=piece.choice, part=piece.part, finding=finding, final=True, characters=text.length)
+        return text.sick
+
+    # What the three APIs send, streamed or whole.
+
+    def _pieces(self, event: dict[str, Any]) -> Iterator[TextPiece]:
+        if self._question.api is Api.RESPONSES:
+            yield from self._response_pieces(event)
+            return
+        for choice in event.get("choices") or ():
+            index = choice.get("index", 0)
+            body = choice.get("delta") or choice.get("message") or {}
+            if text := choice.get("text") or body.get("content"):
+                yield TextPiece(index, "content", text)
+            if text := body.get("reasoning_content") or body.get("reasoning"):
+                yield TextPiece(index, "reasoning", text)
+            for at, call in enumerate(body.get("tool_calls") or ()):
+                if text := (call.get("function") or {}).get("arguments"):
+                    yield TextPiece(index, f"tool {call.get('index', at)}", text)
+            if choice.get("finish_reason"):
+                self._finish[index] = str(choice["finish_reason"])
+
+    def _response_pieces(self, event: dict[str, Any]) -> Iterator[TextPiece]:
+        kind = event.get("type")
+        if isinstance(event.get("sequence_number"), int):
+            self._sequence = event["sequence_number"]
+        if isinstance(kind, str):
+            if kind.endswith(".delta") and isinstance(event.get("delta"), str) and (part := _part(kind)):
+                yield TextPiece(0, f"{part} {event.get('output_index', 0)}", event["delta"])
+            elif kind in ("response.completed", "response.incomplete", "response.failed"):
+                self._finish[0] = _reason(event.get("response") or {})
+            return
+        self._finish[0] = _reason(event)
+        for at, item in enumerate(event.get("output") or ()):
+            for field in ("content", "summary"):
+                for part in item.get(field) or ():
+                    if part.get("text"):
+                        name = "content" if item.get("type") == "message" else "reasoning"
+                        yield TextPiece(0, f"{name} {at}", part["text"])
+            if item.get("arguments"):
+                yield TextPiece(0, f"tool {at}", item["arguments"])
+
+    # The end of an answer that is cut.
+
+    def closing(self, sick: SickText) -> bytes:
+        """The events that end the stream here: a valid final chunk, and the end mark."""
+        extension = {EXTENSION: sick.wire("cut")}
+        if self._question.api is Api.RESPONSES:
+            ended = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
+            body = {
+                "type": "response.incomplete",
+                "sequence_number": self._sequence + 1,
+                "response": self._head | ended | extension,
+            }
+            return f"event: response.incomplete\ndata: {_dumps(body)}\n\n".encode()
+        running = [choice for choice in range(self._question.choices) if choice not in self._finish]
+        empty: Mapping[str, Any] = {"delta": {}} if self._question.api is Api.CHAT else {"text": ""}
+        choices = [{"index": choice, **empty, "logprobs": None, "finish_reason": "stop"} for choice in running]
+        return f"data: {_dumps(self._head | {'choices': choices} | extension)}\n\ndata: [DONE]\n\n".encode()
+
+
+def shortened(api: Api, body: dict[str, Any], sick: Iterable[SickText]) -> bytes:
+    """A whole answer without the loops: each text ends after the first copy of what repeats.
+
+    Texts without a known first copy stay as they are. `body` is changed.
+    """
+    found = list(sick)
+    for one in found:
+        start, period = one.finding.start, one.finding.period
+        if start is not None and period is not None:
+            _shorten(api, body, one, start + period)
+    body[EXTENSION] = found[0].wire("cut")
+    return _dumps(body).encode()
+
+
+def marked(body: dict[str, Any], sick: SickText) -> bytes:
+    """The whole answer to a second try, with what was wrong with the first."""
+    return _dumps(body | {EXTENSION: sick.wire("retried")}).encode()
+
+
+def _shorten(api: Api, body: dict[str, Any], sick: SickText, length: int) -> None:
+    part, _, number = sick.part.partition(" ")
+    if api is Api.RESPONSES:
+        body |= {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
+        item = body["output"][int(number)]
+        texts = [(text, "text") for field in ("content", "summary") for text in item.get(field) or ()]
+        _cut_in([(item, "arguments")] if part == "tool" else texts, length)
+        return
+    for choice in body["choices"]:
+        if choice.get("index", 0) == sick.choice:
+            choice["finish_reason"] = "stop"
+            message = choice.get("message") or choice
+            names = {"content": ("text", "content"), "reasoning": ("reasoning_content", "reasoning")}
+            if part == "tool":
+                message = message["tool_calls"][int(number)]["function"]
+            _cut_in([(message, name) for name in names.get(part, ("arguments",)) if message.get(name)][:1], length)
+
+
+def _cut_in(places: Iterable[tuple[dict[str, Any], str]], length: int) -> None:
+    """Keep the first `length` characters of several texts that were judged as one."""
+    for holder, name in places:
+        text = holder.get(name)
+        if isinstance(text, str):
+            holder[name], length = text[:length], max(length - len(text), 0)
+
+
+def _part(kind: str) -> str | None:
+    if "function_call_arguments" in kind or "mcp_call_arguments" in kind:
+        return "tool"
+    if "reasoning" in kind:
+        return "reasoning"
+    return "content" if "output_text" in kind else None
+
+
+def _reason(response: dict[str, Any]) -> str:
+    return "length" if response.get("status") == "incomplete" else "stop"
+
+
+def _head(api: Api, event: dict[str, Any]) -> dict[str, Any]:
+    """What every event of the answer repeats."""
+    if api is Api.RESPONSES:
+        response = event.get("response")
+        if not isinstance(response, dict):
+            return {}
+        if len(_dumps(response)) <= HEAD:
+            return response
+        event = response
+    names = ("id", "object", "created", "created_at", "model", "system_fingerprint")
+    return {name: event[name] for name in names if isinstance(event.get(name), str | int | float)}
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

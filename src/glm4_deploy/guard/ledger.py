@@ -1,0 +1,70 @@
+"""What the guard tells about itself: Prometheus metrics, and one line of JSON per finding."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from glm4_deploy.guard.answer import SickText
+from glm4_deploy.guard.question import Question
+
+MAX_MODELS = 64  # labels: a client names the model
+DELAY = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+class Ledger:
+    """Counts, and writes findings. show_text: also write what repeats."""
+
+    def __init__(self, write: Callable[[str], None], *, show_text: bool = False) -> None:
+        self._write = write
+        self._show_text = show_text
+        self._models: set[str] = set()
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"glm4_guard_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"glm4_guard_{name}", text, buckets=buckets, registry=registry)
+
+        self._answers = counter("answers", "Judged answers by outcome: sound, sick, cut, retried", "model", "outcome")
+        self._findings = counter("findings", "Findings by the detector's verdict", "model", "verdict")
+        self._unjudged = counter("unjudged", "Answers that were passed on without a verdict, by reason", "reason")
+        self.tokens_saved = counter("tokens_saved", "Tokens that cut answers had left, of those that had a limit")
+        self.delay = histogram("delay_seconds", "Time from a chunk's arrival until it was passed on", DELAY)
+        self.cut_at = histogram("cut_characters", "Characters from the first copy until the cut", LENGTHS)
+        self.streams = Gauge("glm4_guard_streams", "Answers that are being judged", registry=registry)
+
+    def finding(self, question: Question, sick: SickText, action: str) -> None:
+        """Count a finding and write its line."""
+        found = sick.finding
+        self._findings.labels(self._model(question), found.verdict.value).inc()
+        text = {"unit": found.unit, "why": found.why} if self._show_text else {}
+        self.event(
+            "finding", model=self._model(question), api=question.api.value, action=action, choice=sick.choice,
+            part=sick.part, verdict=found.verdict.value, unit_characters=found.period, repeats=found.repeats,
+            start=found.start, characters=sick.characters, final=sick.final, **text,
+        )  # fmt: skip
+        if action == "cut" and found.start is not None:
+            self.cut_at.observe(sick.characters - found.start)
+
+    def answer(self, question: Question, outcome: str) -> None:
+        self._answers.labels(self._model(question), outcome).inc()
+
+    def unjudged(self, reason: str) -> None:
+        self._unjudged.labels(reason).inc()
+
+    def event(self, event: str, /, **fields: Any) -> None:
+        """Write one line of JSON."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._write(json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True))
+
+    def _model(self, question: Question) -> str:
+        if question.model not in self._models and len(self._models) >= MAX_MODELS:
+            return "other"
+        self._models.add(question.model)
+        return question.model[:200]

@@ -1,0 +1,479 @@
+"""The proxy: every request goes to the engine, every answer comes back byte for byte, unless it is cut.
+
+aiohttp serves and asks: its C parsers read a token's chunk in microseconds, and bound lines and headers on both sides.
+Nothing is decompressed, so that no answer can be a bomb. A new connection per request: one that the engine closes
+while it is idle would fail a request that may not be sent twice.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from errno import EADDRINUSE
+from time import perf_counter
+from typing import Any, Protocol
+
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs, web
+from multidict import CIMultiDict
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from yarl import URL
+
+from glm4_deploy.errors import PortTaken, UsageError
+from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer, marked, shortened
+from glm4_deploy.guard.events import Events, EventTooLong
+from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.guard.question import Api, Question, read_question
+
+MODE_HEADER = "X-GLM4-Guard"
+MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
+MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
+MAX_JUDGED = 192  # answers at once; a detector on a long text takes 4 MB. More answers pass unjudged.
+HEADER_LINE = 32768  # bytes of one line of a request's or an answer's head; of those, aiohttp accepts 128
+CONNECT_S = 10.0
+BUFFER = 65536  # bytes read ahead of a slow reader
+PENALTY = 1.1  # repetition_penalty of a second try
+HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
+)
+
+
+class Mode(StrEnum):
+    """What happens to an answer that loops."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    CUT = "cut"
+    RETRY = "retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardOptions:
+    """engine: base URL. models: a mode for each model that has its own."""
+
+    engine: str
+    mode: Mode = Mode.OBSERVE
+    models: Mapping[str, Mode] = field(default_factory=dict)
+
+
+class Guard:
+    """One engine's guard: `handle` serves one request."""
+
+    def __init__(self, options: GuardOptions, ledger: Ledger, session: ClientSession) -> None:
+        self._options = options
+        self._ledger = ledger
+        self._engine = options.engine.rstrip("/")
+        self._judged = 0
+        self._session = session
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pass one request on, and its answer back."""
+        wanted = request.headers.get(MODE_HEADER, "").lower()
+        if wanted and wanted not in set(Mode):
+            return _refusal(400, f"{MODE_HEADER} {wanted[:40]!r} is not one of {', '.join(Mode)}")
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
+        if api is None or hdrs.CONTENT_ENCODING in request.headers:
+            return await self._exchange(request, request.content if request.body_exists else None, None)
+        raw = await _body(request.content, MAX_REQUEST)
+        if len(raw) > MAX_REQUEST:
+            return _refusal(413, f"the request has more than {MAX_REQUEST} bytes")
+        question = read_question(api, raw)
+        mode = self._mode(wanted, question)
+        unjudged = "request" if question is None else "off" if mode is Mode.OFF else None
+        if self._judged >= MAX_JUDGED:
+            unjudged = "too many"
+        if question is None or unjudged:
+            self._ledger.unjudged(unjudged or "")
+            return await self._exchange(request, raw, None)
+        self._count(1)
+        try:
+            return await self._exchange(request, raw, Judging(self._ledger, question, mode))
+        finally:
+            self._count(-1)
+
+    def _mode(self, wanted: str, question: Question | None) -> Mode:
+        if question is None:
+            return Mode.OFF
+        mode = Mode(wanted) if wanted else self._options.models.get(question.model, self._options.mode)
+        # A prompt that is not known may ask for what repeats.
+        return mode if question.prompt_known or mode is Mode.OFF else Mode.OBSERVE
+
+    def _count(self, more: int) -> None:
+        self._judged += more
+        self._ledger.streams.set(self._judged)
+
+    async def _exchange(self, request: web.BaseRequest, body: Any, judging: "Judging | None") -> web.StreamResponse:
+        response: web.StreamResponse | None = None
+        try:
+            async with AsyncExitStack() as held:
+                answer = await held.enter_async_context(self._ask(request, body))
+                unjudged = judging and judging.cannot_judge(answer)
+                if judging is None or unjudged:
+                    if unjudged:
+                        self._ledger.unjudged(unjudged)
+                    response = _response(answer)
+                    return await _forward(request, answer, response)
+                if answer.content_type == EVENT_STREAM:
+                    response = _response(answer)
+                    return await _forward(request, answer, response, judging.events(), self._ledger)
+                if judging.mode is Mode.OBSERVE:
+                    response = _response(answer)
+                    return await _forward(request, answer, response, judging.body(), self._ledger)
+                return await self._held(request, body, answer, judging)
+        except (ClientError, OSError, TimeoutError) as error:
+            if response is None or not response.prepared:
+                self._ledger.event("engine", trouble=type(error).__name__)
+                return _refusal(502, f"the engine gives no answer ({type(error).__name__})")
+            # The engine died in mid-answer, or the client left: the client must not take what it has for complete.
+            if request.transport is not None:
+                request.transport.close()
+            return response
+
+    @asynccontextmanager
+    async def _ask(self, request: web.BaseRequest, body: Any) -> AsyncIterator[ClientResponse]:
+        """The engine's answer; at the end its connection is closed, which makes the engine abort what still runs."""
+        dropped = HOP_BY_HOP | {name.strip().lower() for name in request.headers.get(hdrs.CONNECTION, "").split(",")}
+        headers = _headers(request.raw_headers, dropped)
+        if isinstance(body, bytes):
+            headers[hdrs.CONTENT_LENGTH] = str(len(body))
+        url = URL(self._engine + request.raw_path, encoded=True)
+        answer = await self._session.request(request.method, url, headers=headers, data=body, allow_redirects=False)
+        try:
+            yield answer
+        finally:
+            answer.close()
+
+    # Whole answers in the modes `cut` and `retry`: nothing is sent until they are judged.
+
+    async def _held(
+        self, request: web.BaseRequest, raw: bytes, answer: ClientResponse, judging: "Judging"
+    ) -> web.StreamResponse:
+        whole = await _body(answer.content, MAX_BODY)
+        response = _response(answer)
+        if len(whole) > MAX_BODY:
+            self._ledger.unjudged("too long")
+            await response.prepare(request)
+            await response.write(whole)
+            return await _forward(request, answer, response)
+        reader = judging.body()
+        reader.feed(whole)
+        sick = await asyncio.to_thread(reader.finals)  # a long text takes some 0.1 s, in which tokens must pass
+        action = "seen"
+        if sick:
+            again = await self._again(request, raw, judging) if judging.mode is Mode.RETRY else None
+            action = "cut" if again is None else "retried"
+            whole = shortened(judging.question.api, reader.parsed, sick) if again is None else marked(again, sick[0])
+            response.headers.popall(hdrs.CONTENT_LENGTH, None)
+            response.content_length = len(whole)
+        reader.close(action)
+        await response.prepare(request)
+        await response.write(whole)
+        await response.write_eof()
+        return response
+
+    async def _again(self, request: web.BaseRequest, raw: bytes, judging: "Judging") -> dict[str, Any] | None:
+        """A second answer to the same question; None if it fails or loops too."""
+        body = json.loads(raw)
+        body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
+        if isinstance(body.get("seed"), int):
+            body["seed"] += 1
+        with suppress(ClientError, OSError, TimeoutError, TypeError):
+            async with self._ask(request, json.dumps(body).encode()) as answer:
+                whole = await _body(answer.content, MAX_BODY)
+                if judging.cannot_judge(answer) is None and len(whole) <= MAX_BODY:
+                    reader = judging.body()
+                    reader.feed(whole)
+                    if not await asyncio.to_thread(reader.finals) and reader.parsed:
+                        return reader.parsed
+        return None
+
+
+# Reading what passes.
+
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Where in the chunk an answer ends, and what follows."""
+
+    end: int
+    closing: bytes
+
+
+class Reader(Protocol):
+    """Reads an answer as it passes."""
+
+    def feed(self, chunk: bytes) -> Cut | None: ...
+    def close(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Judging:
+    """What it takes to judge one answer."""
+
+    def __init__(self, ledger: Ledger, question: Question, mode: Mode) -> None:
+        self.ledger = ledger
+        self.question = question
+        self.mode = mode
+
+    def cannot_judge(self, answer: ClientResponse) -> str | None:
+        """Why not; None if it can be judged."""
+        if answer.status != 200:
+            return "status"
+        if answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            return "encoding"
+        return None if answer.content_type in (EVENT_STREAM, JSON) else "type"
+
+    def events(self) -> "EventReader":
+        return EventReader(self)
+
+    def body(self) -> "BodyReader":
+        return BodyReader(self)
+
+
+class EventReader:
+    """Reads an answer that is a stream of events."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._ledger, self._question = judging.ledger, judging.question
+        self._cuts = judging.mode in (Mode.CUT, Mode.RETRY)
+        self._events = Events()
+        self._answer = Answer(judging.question)
+        self._reading = True
+        self._finals: list[SickText] = []
+
+    def feed(self, chunk: bytes) -> Cut | None:
+        if not self._reading:
+            return None
+        try:
+            for end, data in self._events.feed(chunk):
+                if data == b"[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    self._give_up("error")
+                    return None
+                found = self._answer.feed(event)
+                self._finals += found
+                if self._finals and (cut := self._found(found, end)):
+                    return cut
+        except (ValueError, TypeError, RecursionError, UnreadableAnswer, EventTooLong):
+            self._give_up("unreadable")
+        return None
+
+    def _found(self, found: list[SickText], end: int) -> Cut | None:
+        cut = self._cuts and self._answer.hopeless()
+        for sick in found:
+            self._ledger.finding(self._question, sick, "cut" if cut else "seen")
+        if not cut:
+            return None
+        self._reading = False
+        self._ledger.answer(self._question, "cut")
+        if self._question.max_tokens:
+            self._ledger.tokens_saved.inc(max(self._question.max_tokens - self._answer.pieces, 0))
+        return Cut(end=end, closing=self._answer.closing(self._finals[-1]))
+
+    def close(self) -> None:
+        """The answer has ended."""
+        if self._reading:
+            self._reading = False
+            late = self._answer.close()
+            for sick in late:
+                self._ledger.finding(self._question, sick, "seen")
+            self._ledger.answer(self._question, "sick" if late or self._finals else "sound")
+
+    def leave(self) -> None:
+        """It was broken off, by the engine or by the client."""
+        self._give_up("broken off")
+
+    def _give_up(self, why: str) -> None:
+        if self._reading:
+            self._reading = False
+            if self._finals:
+                self._ledger.answer(self._question, "sick")
+            else:
+                self._ledger.unjudged(why)
+
+
+class BodyReader:
+    """Reads an answer that is one JSON object. parsed: {} until `finals` or `close` has read it."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._ledger, self._question = judging.ledger, judging.question
+        self._raw = bytearray()
+        self._answer = Answer(judging.question)
+        self._finals: list[SickText] | None = None
+        self._why = ""
+        self.parsed: dict[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        if len(self._raw) <= MAX_BODY:
+            self._raw += chunk
+
+    def finals(self) -> list[SickText]:
+        """What is sick for good."""
+        if self._finals is None:
+            self._finals = []
+            try:
+                if len(self._raw) > MAX_BODY:
+                    raise UnreadableAnswer
+                parsed = json.loads(self._raw)
+                self._finals = self._answer.feed(parsed)
+                self.parsed = parsed
+            except (ValueError, TypeError, RecursionError, UnreadableAnswer):
+                self._why = "unreadable"
+            self._raw.clear()
+        return self._finals
+
+    def close(self, action: str = "seen") -> None:
+        """The answer is complete."""
+        finals = self.finals()
+        if self._why:
+            self._ledger.unjudged(self._why)
+            return
+        late = self._answer.close()
+        for sick in finals:
+            self._ledger.finding(self._question, sick, action)
+        for sick in late:
+            self._ledger.finding(self._question, sick, "seen")
+        sound = "sick" if finals or late else "sound"
+        self._ledger.answer(self._question, action if action != "seen" else sound)
+
+    def leave(self) -> None:
+        self._ledger.unjudged("broken off")
+
+
+# Bytes from one side to the other.
+
+
+async def _forward(
+    request: web.BaseRequest,
+    answer: ClientResponse,
+    response: web.StreamResponse,
+    reader: Reader | None = None,
+    ledger: Ledger | None = None,
+) -> web.StreamResponse:
+    """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up."""
+    try:
+        if not response.prepared:
+            await response.prepare(request)
+        async for chunk in answer.content.iter_any():
+            if reader is None or ledger is None:
+                await response.write(chunk)
+                continue
+            arrived = perf_counter()
+            cut = reader.feed(chunk)
+            await response.write(chunk if cut is None else chunk[: cut.end] + cut.closing)
+            ledger.delay.observe(perf_counter() - arrived)
+            if cut is not None:
+                break
+        if isinstance(reader, BodyReader):
+            await asyncio.to_thread(reader.close)
+        elif reader is not None:
+            reader.close()
+        await response.write_eof()
+    except BaseException:
+        if reader is not None:
+            reader.leave()
+        raise
+    return response
+
+
+async def _body(content: Any, limit: int) -> bytes:
+    """All bytes, or somewhat more than `limit` of them if there are more."""
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body)
+
+
+def _headers(raw: tuple[tuple[bytes, bytes], ...], dropped: frozenset[str] | set[str]) -> CIMultiDict[str]:
+    headers = CIMultiDict[str]()
+    for raw_name, value in raw:
+        name = raw_name.decode("latin-1")
+        if name.lower() not in dropped:
+            headers.add(name, value.decode("utf-8", "replace"))
+    return headers
+
+
+def _response(answer: ClientResponse) -> web.StreamResponse:
+    """The head of the engine's answer."""
+    dropped = HOP_BY_HOP | {name.strip().lower() for name in answer.headers.get(hdrs.CONNECTION, "").split(",")}
+    return web.StreamResponse(status=answer.status, reason=answer.reason, headers=_headers(answer.raw_headers, dropped))
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    """An error of the guard itself, in OpenAI's form."""
+    kind = "BadGateway" if status >= 500 else "BadRequestError"
+    error = {"message": f"guard: {message}", "type": kind, "param": None, "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+# Serving.
+
+
+def _session() -> ClientSession:
+    """The client's side."""
+    return ClientSession(
+        connector=TCPConnector(limit=0, force_close=True),
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
+        auto_decompress=False,
+        skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
+        read_bufsize=BUFFER,
+        max_line_size=HEADER_LINE,
+        max_field_size=HEADER_LINE,
+    )
+
+
+@asynccontextmanager
+async def serving(
+    options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int
+) -> AsyncIterator[tuple[int, int]]:
+    """Serve clients on `port`, and /metrics and /healthz on `metrics_port`; yields both. 0: any free port.
+
+    Raises:
+        PortTaken: a port is taken.
+        UsageError: the address is not one of this machine.
+    """
+
+    async def own(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/metrics":
+            body = generate_latest(ledger.registry)
+            return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+        return web.Response(text="ok\n") if request.path == "/healthz" else web.Response(status=404)
+
+    async with _session() as session, AsyncExitStack() as listening:
+        ports = []
+        for handler, at in ((Guard(options, ledger, session).handle, port), (own, metrics_port)):
+            server = web.Server(
+                handler,
+                handler_cancellation=True,  # a client that leaves ends the engine's request at once
+                auto_decompress=False,
+                read_bufsize=BUFFER,
+                max_line_size=HEADER_LINE,
+                max_field_size=HEADER_LINE,
+                access_log=None,
+            )
+            runner = web.ServerRunner(server, shutdown_timeout=1.0)
+            await runner.setup()
+            listening.push_async_callback(runner.cleanup)
+            try:
+                await web.TCPSite(runner, listen, at, backlog=1024).start()
+            except OSError as error:
+                raise _cannot_listen(error, listen, at) from error
+            ports.append(runner.addresses[0][1])
+        yield ports[0], ports[1]
+
+
+def _cannot_listen(error: OSError, listen: str, port: int) -> PortTaken | UsageError:
+    if error.errno == EADDRINUSE:
+        return PortTaken(f"port {port} is taken on {listen}", hint="choose another with --port or --metrics-port")
+    return UsageError(f"cannot listen on {listen}:{port}: {error.strerror}", hint="see --listen")
