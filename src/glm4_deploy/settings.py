@@ -220,6 +220,9 @@ class Settings(BaseModel):
     extras: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(
         (), description="services to run next to the engine, for example gateway,monitoring"
     )
+    guard_mode: Literal["observe", "cut", "retry"] = Field(
+        "observe", description="what the guard does with an answer that loops"
+    )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     digests: dict[Text, Digest] = Field(
         default_factory=dict, description="image → digest, as written by `glm4-deploy lock`"

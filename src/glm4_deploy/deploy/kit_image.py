@@ -26,8 +26,10 @@ def kit_tag() -> str:
 
 
 def requirements() -> tuple[str, ...]:
-    """The kit's dependencies, without extras, from the metadata of the installed package."""
-    return tuple(line for line in requires("glm4-deploy") or () if "extra ==" not in line)
+    """The kit's dependencies, with the extra `guard` alone, from the metadata of the installed package."""
+    lines = requires("glm4-deploy") or ()
+    plain = [line for line in lines if "extra ==" not in line]
+    return (*plain, *(line.partition(";")[0] for line in lines if re.search(r"extra == .guard", line)))
 
 
 def write_context(directory: Path) -> None:

@@ -230,6 +230,7 @@ class DeploymentSpec:
     memory: MemoryPlan | None
     extras: tuple[str, ...] = ()
     watch_port: int = 9109
+    guard_mode: str = "observe"
 
     @property
     def base_url(self) -> str:
@@ -242,6 +243,11 @@ class DeploymentSpec:
     @property
     def front(self) -> str:
         """The service that clients in the Compose project's network talk to."""
+        return "guard" if "guard" in self.extras else self.served_by
+
+    @property
+    def served_by(self) -> str:
+        """The service that answers: the router, or the engine."""
         return "router" if self.router else self.service
 
     @property
@@ -276,6 +282,11 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
         raise UsageError("the chat page (ui) needs the gateway in front of it", hint="add both: --with gateway,ui")
+    if "guard" in settings.extras and "gateway" not in settings.extras:
+        raise UsageError(
+            "the guard publishes no port: it needs the gateway in front of it",
+            hint="add both: --with gateway,guard; or run `glm4-deploy guard` on this host",
+        )
     image = engine_image(settings, profile)
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
@@ -318,6 +329,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         memory=fraction.plan,
         extras=settings.extras,
         watch_port=settings.watch_port,
+        guard_mode=settings.guard_mode,
     )
 
 

@@ -13,6 +13,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import State
@@ -22,7 +23,7 @@ CASES = Path(__file__).parents[2] / "data/monitoring/rules_test.yml"
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
-    settings = {"profile": "gb10", "extras": ["monitoring", "watch"]}
+    settings = {"profile": "gb10", "extras": ["monitoring", "watch", "gateway", "guard"]}
     return dict(rendered(resolve_spec(settings, sets=["gpu_exporter=dcgm:9400"])))
 
 
@@ -61,6 +62,7 @@ def test_promtool_accepts_the_configuration(files: dict[str, str], promtool: str
     jobs = {job["job_name"]: job for job in yaml.safe_load(files["monitoring/prometheus.yml"])["scrape_configs"]}
     assert jobs["engine"]["static_configs"] == [{"targets": ["glm4-9b-nvfp4:8080"]}]
     assert jobs["watch"]["static_configs"] == [{"targets": ["watch:9109"]}]
+    assert jobs["guard"]["static_configs"] == [{"targets": ["guard:9110"]}]
     assert jobs["gpu"]["static_configs"] == [{"targets": ["dcgm:9400"]}]
 
 
@@ -74,10 +76,19 @@ def test_every_watch_metric_in_rules_and_dashboard_is_exported(files: dict[str, 
     assert set(judged) == {state.value for state in State if not state.good}
 
 
+def test_every_guard_metric_in_rules_and_dashboard_is_exported(files: dict[str, str]) -> None:
+    families = list(Ledger(lambda _: None).registry.collect())
+    exported = {family.name + end for family in families for end in ("", "_total", "_bucket")}
+    asked = files["monitoring/rules.yml"] + files["monitoring/engine.json"]
+    assert len(set(re.findall(r"glm4_guard_\w+", asked))) >= 4
+    assert set(re.findall(r"glm4_guard_\w+", asked)) <= exported
+
+
 def test_without_the_watch_none_of_its_metrics_is_used() -> None:
     files = rendered(resolve_spec({"profile": "gb10", "extras": ["monitoring"]}))
     assert json.loads(files["monitoring/engine.json"])["panels"]
     assert not [name for name in files if name != COMPOSE and "watch" in files[name]]
+    assert not [name for name in files if name != COMPOSE and "guard" in files[name]]
 
 
 def missing(ours: Any, theirs: Any, path: str = "") -> list[str]:

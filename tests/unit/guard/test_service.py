@@ -1,0 +1,56 @@
+"""The service `guard` as Compose reads it: between gateway and engine, and hardened."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.kit_image import kit_tag, requirements
+from glm4_deploy.errors import UsageError
+from glm4_deploy.files import write_text
+from glm4_deploy.render.compose import COMPOSE, rendered
+
+
+def services_of(tmp_path: Path, compose: list[str], *sets: str, profile: str = "*") -> dict[str, Any]:
+    files = rendered(resolve_spec({"profile": "gb10", "extras": ["gateway", "guard"]}, sets=sets))
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    words = ["-f", tmp_path / COMPOSE, "--profile", profile, "config", "--format", "json"]
+    done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
+    services: dict[str, Any] = json.loads(done.stdout)["services"]
+    assert "guard:8080" in files["gateway/Caddyfile"]
+    return services
+
+
+def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Path, compose: list[str]) -> None:
+    guard = services_of(tmp_path, compose, "guard_mode=cut", profile="gateway")["guard"]
+    assert guard["image"] == kit_tag()
+    assert (guard["user"], guard["read_only"], guard["cap_drop"]) == ("65532:65532", True, ["ALL"])
+    assert guard["security_opt"] == ["no-new-privileges:true"]
+    assert not {"ports", "volumes", "secrets"} & guard.keys()
+    words = guard["command"]
+    assert words[words.index("--engine") + 1] == "http://glm4-9b-nvfp4:8080"
+    assert words[words.index("--mode") + 1] == "cut"
+
+
+def test_in_front_of_several_engines_it_asks_the_router(tmp_path: Path, compose: list[str]) -> None:
+    words = services_of(tmp_path, compose, "replicas=2")["guard"]["command"]
+    assert words[words.index("--engine") + 1] == "http://router:8080"
+
+
+def test_without_a_gateway_no_client_could_reach_it() -> None:
+    with pytest.raises(UsageError, match="needs the gateway"):
+        resolve_spec({"profile": "gb10", "extras": ["guard"]})
+
+
+def test_without_it_nothing_changes() -> None:
+    files = rendered(resolve_spec({"profile": "gb10", "extras": ["gateway"]}))
+    assert "guard" not in files[COMPOSE]
+    assert "glm4-9b-nvfp4:8080" in files["gateway/Caddyfile"]
+
+
+def test_the_kits_image_has_what_it_needs() -> None:
+    assert any(line.startswith("aiohttp") and ";" not in line for line in requirements())
