@@ -1,6 +1,6 @@
 """Outputs of GLM-4 with tools, and what each means: `corpus()` makes every kind with every sort of content.
 
-The kinds are those of the model's format (docs/explanation/tools.md) and what models do to it: cut, malformed, with
+The kinds are those of the model's format (docs/how-to/tools.md) and what models do to it: cut, malformed, with
 prose around, with template tokens in the text.
 """
 

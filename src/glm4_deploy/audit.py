@@ -414,6 +414,29 @@ def _telemetry(service: ServiceUnderAudit) -> Iterator[Result]:
 def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
     served = dict(zip(service.words, service.words[1:], strict=False)).get("serve", "")
     model = service.flag("model") or served
+    for target in _writable_mounts(service):
+        if _inside(model, target):
+            yield warn(
+                f"the model directory {target} is writable",
+                remedy="mount it read-only (:ro)",
+                severity=Severity.MEDIUM,
+            )
+
+
+def _writable_code(service: ServiceUnderAudit) -> Iterator[Result]:
+    for target in _writable_mounts(service):
+        for name in ("tool-parser-plugin", "reasoning-parser-plugin", "chat-template"):
+            if _inside(service.flag(name) or "", target):
+                yield warn(
+                    f"--{name} is in {target}, which is writable: a program in the container can change what the "
+                    "engine runs at its next start",
+                    remedy="mount it read-only (:ro)",
+                    severity=Severity.MEDIUM,
+                )
+
+
+def _writable_mounts(service: ServiceUnderAudit) -> Iterator[str]:
+    """Where the service mounts something that it may write to."""
     volumes = service.raw.get("volumes")
     for item in volumes if isinstance(volumes, list) else ():
         if isinstance(item, dict):
@@ -421,13 +444,12 @@ def _writable_model(service: ServiceUnderAudit) -> Iterator[Result]:
         else:
             parts = str(item).split(":") if isinstance(item, str) else []
             target, read_only = (parts[1] if len(parts) > 1 else ""), len(parts) > 2 and "ro" in parts[2].split(",")
-        inside = target and (model == target or model.startswith(target.rstrip("/") + "/"))
-        if inside and not read_only:
-            yield warn(
-                f"the model directory {target} is writable",
-                remedy="mount it read-only (:ro)",
-                severity=Severity.MEDIUM,
-            )
+        if target and not read_only:
+            yield target
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def _health(service: ServiceUnderAudit) -> Iterator[Result]:
@@ -473,6 +495,7 @@ RULES: dict[str, Rule] = {
     "risky-variable": _risky_variables,
     "local-media": _local_media,
     "writable-model": _writable_model,
+    "writable-code": _writable_code,
     "entrypoint": _entrypoint,
     "telemetry": _telemetry,
     "health": _health,

@@ -231,6 +231,7 @@ class Settings(BaseModel):
     args: dict[FlagName, FlagValue] = Field(
         default_factory=dict, description="additional engine flags; null: a flag without a value"
     )
+    tools: bool = Field(False, description="let the model call the functions that a request offers")
     replicas: int = Field(1, ge=1, le=1024, description="number of engines, each on its own GPUs")
     devices: Annotated[tuple[DeviceName, ...], BeforeValidator(_device_names)] = Field(
         (), description="GPUs by index or UUID, in the order that engines use them; empty: from 0 up"

@@ -75,6 +75,9 @@ def test_the_generator_and_systemd_read_the_units_as_they_are_meant(debian: Mach
         assert shell.startswith("VLLM_API_KEY=$(cat /run/secrets/engine_api_key)")
     else:
         assert option(words, "--device") == ["nvidia.com/gpu=0"]
+    if name == "quadlet-tools":
+        file = "glm4_tool_parser.py"
+        assert f"type=bind,source=/tmp/units/tools/{file},target=/mnt/tools/{file},readonly=true" in words
 
 
 def test_a_started_unit_is_a_healthy_engine_and_starts_again_with_the_machine(

@@ -157,6 +157,7 @@ def test_a_safe_service_has_no_finding() -> None:
         ("risky-variable", {"environment": {"VLLM_SERVER_DEV_MODE": 1, "DO_NOT_TRACK": 1}}),
         ("local-media", {"command": ["--allowed-local-media-path", "/"]}),
         ("writable-model", {"volumes": ["/models:/m"]}),
+        ("writable-code", {"command": ["vllm", "serve", "/x", "--tool-parser-plugin=/p/a.py"], "volumes": ["./p:/p"]}),
         ("writable-model", {"volumes": [{"type": "bind", "source": "/models", "target": "/m/x"}]}),
         (
             "entrypoint",

@@ -32,7 +32,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 FLAGS = (
     "profile", "port", "bind", "model_dir", "served_model_name", "gpu_memory_utilization", "max_model_len",
     "max_num_seqs", "kv_cache_dtype", "shm_size", "image_tag", "extras", "tensor_parallel_size", "data_parallel_size",
-    "replicas",
+    "replicas", "tools",
 )  # fmt: skip
 SPELLED = {"extras": "--with"}
 METAVARS = {"extras": "NAME,…"}

@@ -20,7 +20,8 @@ from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.image import MODULE
-from glm4_deploy.plan.spec import CACHE, DeploymentSpec
+from glm4_deploy.plan.spec import CACHE, TOOL_FILES, TOOLS, DeploymentSpec
+from glm4_deploy.render.quoting import template_path
 from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
 
@@ -394,11 +395,13 @@ def _shell_exit_code(code: int | None) -> int | None:
 
 
 def command(spec: DeploymentSpec, python: str) -> list[str]:
-    """The container's command line with this host's values: model directory, published address and port."""
+    """The container's command line with this host's values: model directory, address, port and files."""
     host = {"model": os.path.abspath(spec.model_dir), "port": str(spec.port)}  # noqa: PTH100 (no symlink is resolved)
     arguments = [python, "-m", MODULE, "--host", spec.bind]
     for flag in spec.flags:
         value = host.get(flag.name, flag.value)
+        if value == f"{TOOLS}/{TOOL_FILES.get(flag.name)}":
+            value = str(template_path(f"tools/{TOOL_FILES[flag.name]}"))
         arguments += [f"--{flag.name}"] if value is None else [f"--{flag.name}", value]
     return arguments
 

@@ -28,6 +28,8 @@ MIB = 2**20
 KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 # The first vLLM whose argument parser knows a type (config/cache.py, CacheDType); the others are as old as 0.9.
 KV_DTYPE_FROM: dict[str, Version] = {"bfloat16": (0, 11)}
+# The first vLLM with which templates/tools/glm4_tool_parser.py was tried (scripts/engines.toml has all of them).
+TOOLS_FROM: Version = (0, 11, 0)
 
 
 class WeightFormat(StrEnum):

@@ -17,7 +17,7 @@ from glm4_deploy.catalog.rows import (
     variables,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, OLDEST, WeightFormat, glm4_9b, takes_cache_bytes
+from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, OLDEST, TOOLS_FROM, WeightFormat, glm4_9b, takes_cache_bytes
 from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.image import engine_image, engine_version, program_words, python_words
 from glm4_deploy.plan.memory import MemoryPlan
@@ -132,6 +132,9 @@ def _refused(plan: MemoryPlan, request: MemoryRequest) -> PlanRefused:
 CONTAINER_PORT = 8080
 MODELS = "/mnt/models"
 CACHE = "/cache"
+# What an engine needs for tool calls, as files of templates/tools/: flag → file. They are mounted in TOOLS.
+TOOLS = "/mnt/tools"
+TOOL_FILES = {"tool-parser-plugin": "glm4_tool_parser.py", "chat-template": "glm4_chat_template.jinja"}
 # Flags that the kit sets itself, with the setting that decides each; an `args` entry would contradict the file.
 RESERVED_FLAGS = {
     "model": "model_dir",
@@ -191,6 +194,7 @@ class DeploymentSpec:
         python: what runs Python 3 in the container.
         replicas: what differs between the engines.
         router: None in front of a single engine.
+        tool_files: names of the files that go beside the rendered one, in `tools/`, and are mounted in TOOLS.
     """
 
     profile: str
@@ -231,6 +235,7 @@ class DeploymentSpec:
     extras: tuple[str, ...] = ()
     watch_port: int = 9109
     guard_mode: str = "observe"
+    tool_files: tuple[str, ...] = ()
 
     @property
     def base_url(self) -> str:
@@ -330,6 +335,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         extras=settings.extras,
         watch_port=settings.watch_port,
         guard_mode=settings.guard_mode,
+        tool_files=tuple(TOOL_FILES.values()) if settings.tools else (),
     )
 
 
@@ -398,6 +404,8 @@ def _flags(
         flags.append(Flag(name="data-parallel-size", value=str(settings.data_parallel_size)))
     if settings.enforce_eager:
         flags.append(Flag(name="enforce-eager", value=None, note=reasons.get("enforce_eager", "")))
+    if settings.tools:
+        flags += _tool_flags()
     named = {flag.name: flag for flag in flags}
     for name, value in settings.args.items():
         if name in RESERVED_FLAGS:
@@ -411,6 +419,13 @@ def _flags(
             )
         named[name] = Flag(name=name, value=_flag_value(value), note="from the settings")
     return tuple(named.values())
+
+
+def _tool_flags() -> Iterator[Flag]:
+    yield Flag(name="enable-auto-tool-choice", value=None, note="the model decides whether it calls a function")
+    yield Flag(name="tool-call-parser", value="glm4", note="registered by the plugin; vLLM's own are for other forms")
+    for name, file in TOOL_FILES.items():
+        yield Flag(name=name, value=f"{TOOLS}/{file}")
 
 
 def _flag_value(value: object) -> str | None:
@@ -437,6 +452,9 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     if profile.engine == "nvcr" and engine_version(settings, profile) is None:
         assumed = ".".join(map(str, assumed_version()))
         yield f"image {settings.image} is not in the catalog: planned as vLLM {assumed}; if not, set image_vllm"
+    version = engine_version(settings, profile)
+    if settings.tools and version is not None and version < TOOLS_FROM:
+        yield f"tools: the tool parser was not tried with a vLLM before {'.'.join(map(str, TOOLS_FROM))}"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from glm4_deploy import __version__
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
-from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, DeploymentSpec
-from glm4_deploy.render.quoting import environment
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, TOOLS, DeploymentSpec
+from glm4_deploy.render.quoting import environment, source
 
 # Services that run next to the engine. To add one, add a file `templates/services/NAME.yaml.j2` and nothing else:
 #
@@ -83,7 +83,7 @@ def compose_file(deployment: DeploymentSpec) -> str:
 
 
 def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
-    """Path relative to the Compose file → text: the Compose file (COMPOSE) first, then the files that its extras mount.
+    """Path relative to the Compose file → text: the Compose file (COMPOSE) first, then the files that it mounts.
 
     Raises:
         UsageError: an extra without a template; two services with one name, or on one port.
@@ -99,6 +99,7 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
             published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
             short_mount=deployment.model_target == MODELS and ":" not in deployment.model_source,
             cache=CACHE,
+            tools=TOOLS,
             container_port=CONTAINER_PORT,
             health=health_command(deployment.python),
             ready=health_command(("python3",), path="/readiness"),
@@ -108,7 +109,12 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
             volumes=[name for extra in beside for name in extra.volumes],
         )
     )
-    return {COMPOSE: text} | dict(file for extra in beside for file in extra.files)
+    return {COMPOSE: text, **tool_files(deployment)} | dict(file for extra in beside for file in extra.files)
+
+
+def tool_files(deployment: DeploymentSpec) -> Mapping[str, str]:
+    """Path relative to the rendered file → text, of what an engine needs for tool calls; empty without them."""
+    return {f"tools/{name}": source(f"tools/{name}") for name in deployment.tool_files}
 
 
 def _refuse_collisions(deployment: DeploymentSpec, beside: Iterable[Extra]) -> None:

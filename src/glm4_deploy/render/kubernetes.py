@@ -8,7 +8,7 @@ from typing import Any
 from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import LIVENESS_SECONDS
-from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import kubernetes_literal, render_template, source, text_scalar
 from glm4_deploy.settings import Settings
 
@@ -37,10 +37,11 @@ def kubernetes(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, s
             hint="raise max_replicas, or lower replicas (KEDA's minimum)",
         )
     values = _values(deployment, settings)
+    tools = {name: source(f"tools/{name}") for name in deployment.tool_files}
     probes = {name: source(f"targets/{name}") for name in ("liveness.py", "drain.py")}
     smoke = _smoke(f"http://{values['name']}:{deployment.port}", deployment, settings)
     return {
-        "kubernetes.yaml": render_template("kubernetes.yaml.j2", probes=probes, **values),
+        "kubernetes.yaml": render_template("kubernetes.yaml.j2", probes=probes, tools=tools, **values),
         "smoke-job.yaml": render_template("smoke-job.yaml.j2", smoke=smoke, **values),
     }
 
@@ -62,6 +63,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "memory_limit": limit,
         "memory_request": min(section.memory, limit, key=_size) if limit else section.memory,
         "cache": CACHE,
+        "tools_path": TOOLS,
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,
         "liveness": int(LIVENESS_SECONDS),

@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 from glm4_deploy.plan.services import SECRET_PATH
-from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, DeploymentSpec
-from glm4_deploy.render.compose import health_command
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
+from glm4_deploy.render.compose import health_command, tool_files
 from glm4_deploy.render.quoting import csv_field, render_template
 from glm4_deploy.settings import Settings
 
@@ -36,6 +37,7 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
             for mount in (
                 _bind(deployment.model_source, deployment.model_target),
                 _bind(key, SECRET_PATH) if key else None,
+                *(_bind(f"./{path}", f"{TOOLS}/{PurePosixPath(path).name}") for path in tool_files(deployment)),
             )
             if mount
         ],
@@ -45,7 +47,8 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
         entrypoint="" if deployment.keeps_entrypoint else json.dumps([*deployment.launcher, *deployment.program]),
         words=(*deployment.launcher, *deployment.argv) if deployment.keeps_entrypoint else deployment.arguments,
     )
-    return {f"{name}.container": unit, f"{name}-cache.volume": render_template("quadlet.volume.j2", name=name)}
+    volume = render_template("quadlet.volume.j2", name=name)
+    return {f"{name}.container": unit, f"{name}-cache.volume": volume, **tool_files(deployment)}
 
 
 def _bind(source: str, target: str) -> str:

@@ -49,6 +49,14 @@ def source(name: str) -> str:
     return made.loader.get_source(made, name)[0]
 
 
+def template_path(name: str) -> Path:
+    """A template's file. Raises FileNotFoundError."""
+    found = next((root / name for root in TEMPLATES if (root / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(name)
+    return found
+
+
 _UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")
 _CSV = re.compile(r'[,"\s]')
 
