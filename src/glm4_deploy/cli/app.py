@@ -40,7 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("deploy", "Show the engine's log."),
     },
     "Releases": {
-        "releases": ("releases", "List the recorded releases, oldest first."),
+        "releases": ("releases", "List the recorded releases, or remove old ones."),
         "rollback": ("releases", "Put a recorded release back and gate it."),
         "diff": ("releases", "Show what differs between two releases."),
         "lock": ("releases", "Pin the images to the digests that were pulled."),

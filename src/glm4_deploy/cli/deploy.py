@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from glm4_deploy.cli.params import (
     with_settings,
 )
 from glm4_deploy.cli.progress import Progress
+from glm4_deploy.deploy.caches import Volume, project_volumes, remove_volumes
 from glm4_deploy.deploy.candidates import (
     Candidate,
     check_model_directory,
@@ -200,9 +201,29 @@ def _candidate(
     return process_candidate(spec, state_dir, os.environ.get("GLM4_CPU_PYTHON"), kept)
 
 
+def announce_removal(what: Iterable[str], *, yes: bool) -> None:
+    """Say what is about to be removed, and ask unless `yes`.
+
+    Raises:
+        typer.Abort: the answer is no.
+    """
+    lines = tuple(what)
+    for line in lines:
+        typer.echo(f"to remove: {line}", err=True)
+    if lines and not yes:
+        typer.confirm("Remove them?", abort=True, err=True)
+
+
+def volume_line(volume: Volume) -> str:
+    return f"volume {volume.name}{', compiled kernels' if volume.cache else ''}, {volume.size}"
+
+
 def down(
     volumes: Annotated[
-        bool, typer.Option("--volumes", help="Remove the cache volume too: the next start compiles again.")
+        bool,
+        typer.Option(
+            "--volumes", help="Remove the volumes too, with the caches of all releases: the next start compiles again."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing volumes.")] = False,
     state_dir: StateDir = STATE,
@@ -210,20 +231,26 @@ def down(
 ) -> None:
     """Stop the engine and remove its container and network.
 
-    Volumes and the model stay.
+    Volumes and the model stay. With --volumes, it first says what goes, and how big it is.
 
     Example: glm4-deploy down
     """
-    if volumes and not yes:
-        typer.confirm("Remove the cache volume (compiled kernels)?", abort=True, err=True)
     with hold_lock(state_dir, "down"):
         record, engine = _recorded(state_dir)
+        project = record.endpoint.project
+        doomed = project_volumes(project) if volumes and record.endpoint.in_container else ()
+        announce_removal(map(volume_line, doomed), yes=yes)
         before = engine.state()
         engine.remove(volumes=volumes)
+        _, left = remove_volumes(one.name for one in doomed)
         forget_journal(state_dir)
-    project = record.endpoint.project
+    for sentence in left:
+        typer.echo(f"not removed: {sentence}", err=True)
     if json_:
-        typer.echo(dumps({"project": project, "was_running": before.running, "removed_volumes": volumes}))
+        names = [one.name for one in doomed]
+        typer.echo(
+            dumps({"project": project, "was_running": before.running, "removed_volumes": volumes, "volumes": names})
+        )
     else:
         typer.echo(f"{project}: " + ("stopped and removed" if before.started else "nothing was running"))
 

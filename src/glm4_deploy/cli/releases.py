@@ -5,30 +5,34 @@ from typing import Annotated
 
 import typer
 
-from glm4_deploy.cli.deploy import exclusive, report_result
+from glm4_deploy.cli.deploy import announce_removal, exclusive, report_result, volume_line
 from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
 from glm4_deploy.cli.progress import Progress
+from glm4_deploy.deploy.caches import Volume, needed_volumes, project_volumes, remove_volumes
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
 from glm4_deploy.deploy.docker import image_digests, write_pins
 from glm4_deploy.deploy.keys import add_key, load_keys, revoke_key
 from glm4_deploy.deploy.kit_image import build_kit_image, kit_tag
-from glm4_deploy.deploy.releases import Damaged, Release, Store, compare_releases
-from glm4_deploy.deploy.state import load_record
+from glm4_deploy.deploy.releases import KEPT, Damaged, Release, Store, compare_releases
+from glm4_deploy.deploy.state import hold_lock, load_record
 from glm4_deploy.deploy.transaction import Transaction
 from glm4_deploy.errors import ImageMissing, Judged
+from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.plan.services import references
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.settings import FILE
 from glm4_deploy.text import clean_text, one_line
 
 
-def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
+def list_releases(context: typer.Context, state_dir: StateDir = STATE, json_: Json = False) -> None:
     """List the recorded releases, oldest first.
 
     `*` marks the release that was last in service.
 
     Example: glm4-deploy releases
     """
+    if context.invoked_subcommand is not None:
+        return
     store, record = Store(state_dir), load_record(state_dir)
     current = record.release if record else ""
     recorded = store.all()
@@ -44,6 +48,42 @@ def releases(state_dir: StateDir = STATE, json_: Json = False) -> None:
     for one in recorded:
         typer.echo(_row(one, current))
     typer.echo(f"{len(recorded)} release(s); files, boot log and report of each: {store.root}/ID", err=True)
+
+
+def prune(
+    keep: Annotated[
+        int, typer.Option(min=1, max=1000, help="Releases to keep, the newest; the last two good ones always stay.")
+    ] = KEPT,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    state_dir: StateDir = STATE,
+    json_: Json = False,
+) -> None:
+    """Remove old releases and their caches.
+
+    A cache of compiled kernels goes if no kept release needs it. The command first
+    says what goes, and how big it is.
+
+    Example: glm4-deploy releases prune --keep 5
+    """
+    with hold_lock(state_dir, "releases prune"):
+        store, record = Store(state_dir), load_record(state_dir)
+        surplus = store.surplus(keep)
+        kept = [one for one in store.releases() if one.id not in surplus]
+        volumes: tuple[Volume, ...] = ()
+        if record is not None and record.endpoint.in_container:
+            needed = needed_volumes(kept, read_gpus())
+            volumes = tuple(
+                one for one in project_volumes(record.endpoint.project) if one.cache and one.name not in needed
+            )
+        announce_removal((*(f"release {name}" for name in surplus), *map(volume_line, volumes)), yes=yes)
+        store.prune(keep)
+        gone, left = remove_volumes(one.name for one in volumes)
+    if json_:
+        typer.echo(dumps({"releases": surplus, "volumes": gone, "not_removed": left}))
+        return
+    typer.echo(f"removed {len(surplus)} release(s) and {len(gone)} cache volume(s)")
+    for sentence in left:
+        typer.echo(f"not removed: {sentence}", err=True)
 
 
 def rollback(
@@ -209,6 +249,14 @@ def image_build(
     build_kit_image(base=base, name=name, network=network)
     typer.echo(name)
 
+
+releases = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    help="List the recorded releases, or remove old ones.\n\nExample: glm4-deploy releases",
+)
+releases.callback()(list_releases)
+releases.command("prune")(prune)
 
 key = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Manage the gateway's named keys. Only their hashes are stored."

@@ -99,6 +99,8 @@ def smoke(
     )
     if save_baseline is not None:
         _save_baseline(save_baseline, report)
+    if report.exit_code == Judged.exit_code:
+        _tell_of_cache(state_dir, target)
     raise typer.Exit(report.exit_code)
 
 
@@ -232,6 +234,14 @@ def _run(
                 autopsy=autopsy,
             )
         )
+
+
+def _tell_of_cache(state_dir: Path, target: ProbeTarget) -> None:
+    """Wrong answers may come from kernels that another image compiled, which no log shows."""
+    from glm4_deploy.deploy import status  # the Docker SDK is needed only now
+
+    if why := status.cache_doubt(state_dir, target.root):
+        typer.echo(f"note: {why}", err=True)
 
 
 def _options(slo: Path | None, stored: Path | None) -> Options:

@@ -10,16 +10,18 @@ from typing import Any
 
 from glm4_deploy.catalog.rows import Version, parse_version, profiles
 from glm4_deploy.checkpoint.verify import verify_checkpoint
+from glm4_deploy.deploy.caches import CacheMaker, host_file, missing_volumes, own_names
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
 from glm4_deploy.deploy.docker import PullState, connect, find_image, pull
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, absolute
 from glm4_deploy.deploy.engines import ComposeEngine, Engine, ProcessEngine, installed_vllm
 from glm4_deploy.deploy.keys import ensure_key, secret_key
-from glm4_deploy.deploy.releases import PIN, Files, Release, ReleaseImage, Store, content_of
+from glm4_deploy.deploy.releases import HOST_FILE, PIN, CacheUse, Files, Release, ReleaseImage, Store, content_of
 from glm4_deploy.deploy.replicas import ReplicaSet
 from glm4_deploy.deploy.state import Record, load_record
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
+from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import PortState, read_port
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.probe.endpoints import read_models
@@ -150,6 +152,8 @@ class Candidate:
     weights: CheckpointIdentity | None = None
     restores: str = ""
     """The release that it puts back; '' for none."""
+    cache: CacheUse | None = None
+    """Known once the image is here; None for a process, and for a cache that the user named."""
 
     def content(self, image: ReleaseImage | None) -> str:
         """Equal to the content of a release that would start the same thing."""
@@ -220,6 +224,32 @@ def compose_engine(endpoint: Endpoint, files: Files, directory: Path, *, kept: P
             raise
         return make_engine(endpoint, directory, tuple(kept / name for name in files.compose))
     return engine
+
+
+def with_own_cache(candidate: Candidate, image: ReleaseImage | None, directory: Path) -> Candidate:
+    """The candidate with the cache of this image, GPU and driver, and no other's.
+
+    Args:
+        image: what it will run on; None for a process, whose cache is a directory.
+
+    Raises:
+        ComposeFailed, DockerMissing, StorageError
+    """
+    if image is None or not candidate.files.compose:
+        return candidate
+    endpoint = candidate.endpoint
+    profile = profiles().get(endpoint.profile)
+    maker = CacheMaker.of(image, None if profile and profile.engine == "cpu" else read_gpus())
+    names = own_names(endpoint.project, candidate.engine.caches(), maker)
+    text = host_file(names, maker, image, candidate.weights.fingerprint if candidate.weights else None)
+    order = tuple(name for name in candidate.files.compose if name != HOST_FILE)
+    files = Files(texts={**candidate.files.texts, HOST_FILE: text}, compose=(*order, HOST_FILE))
+    volumes = tuple(names.values())
+    use = CacheUse(
+        volumes=volumes, image=maker.image, gpu=maker.gpu, driver=maker.driver, cold=bool(missing_volumes(volumes))
+    )
+    engine = compose_engine(endpoint, files, directory)
+    return replace(candidate, files=files, engine=engine, cache=use if names else None)
 
 
 def recorded_engine(record: Record, directory: Path) -> Engine:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,20 @@ def images_of(files: Sequence[Path]) -> tuple[str, ...]:
     """
     services = (service for file in files for service in _services(file))
     return tuple(dict.fromkeys(str(service["image"]) for service in services if "image" in service))
+
+
+MADE_FROM = "x-glm4-deploy"
+
+
+def made_from(texts: Iterable[str]) -> dict[str, Any]:
+    """What Compose files say that they were made from, in order; {} for files that are not this kit's or damaged."""
+    facts: dict[str, Any] = {}
+    for text in texts:
+        with suppress(UsageError):
+            content = parse_yaml(text, "a Compose file")
+            block = content.get(MADE_FROM) if isinstance(content, dict) else None
+            facts |= block if isinstance(block, dict) else {}
+    return facts
 
 
 def mounts_beside(file: Path) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from docker.models.containers import Container
 
+from glm4_deploy.deploy.caches import doubt, mounted_cache
 from glm4_deploy.deploy.compose_cli import Compose
 from glm4_deploy.deploy.docker import connect, container_events, find_container, find_image, log_lines, state_of
 from glm4_deploy.deploy.endpoint import Started
@@ -22,6 +23,7 @@ from glm4_deploy.files import write_text
 from glm4_deploy.plan.image import MODULE
 from glm4_deploy.plan.spec import CACHE, TOOL_FILES, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import template_path
+from glm4_deploy.plan.services import cache_key
 from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
 
@@ -42,6 +44,10 @@ class RunState:
     container: str = ""
     """Its name; '' for a process."""
     pid: int = 0
+    cache: str = ""
+    """The volume with its compiled kernels; '' for none."""
+    cache_doubt: str = ""
+    """Why those kernels may be another image's; '' for no doubt."""
 
 
 class Steps(Protocol):
@@ -86,6 +92,9 @@ class Engine(Protocol):
     @property
     def replicas(self) -> Mapping[str, "Engine"]:
         """The engines behind a router, by name; empty for a single engine."""
+
+    def caches(self) -> Mapping[str, str]:
+        """The engines' caches: Compose key of each volume → the volume's name; empty for a process."""
 
     def secrets(self) -> frozenset[str]:
         """Values of its environment that no log or report may show."""
@@ -149,6 +158,13 @@ class ComposeEngine:
         """
         return self._compose.config_json()
 
+    def caches(self) -> Mapping[str, str]:
+        volumes = self.model.get("volumes") or {}
+        mounts = self.model["services"].get(self._service, {}).get("volumes") or ()
+        sources = (one.get("source") for one in mounts if (one.get("type"), one.get("target")) == ("volume", CACHE))
+        made = ((key, volumes[key]) for key in sources if key in volumes)
+        return {key: str(volume["name"]) for key, volume in made if not volume.get("external")}
+
     def secrets(self) -> frozenset[str]:
         services = self.model.get("services", {}).values()
         return frozenset().union(*(secrets_in(service.get("environment") or {}) for service in services))
@@ -169,7 +185,8 @@ class ComposeEngine:
             return False
         image = find_image(self._client, self.image)
         same_image = image is not None and image.id == state.image_id
-        return same_image and state.config_hash == self._compose.config_hash(self._service)
+        same_cache = container is not None and set(self.caches().values()) <= {mounted_cache(container)}
+        return same_image and same_cache and state.config_hash == self._compose.config_hash(self._service)
 
     def start(self, *, fresh: bool = False) -> Started:
         """Create and start the container, or keep the one that already runs from these very files.
@@ -204,7 +221,7 @@ class ComposeEngine:
     def state(self) -> RunState:
         container = self._container()
         state = state_of(container) if container else None
-        if state is None:
+        if container is None or state is None:
             return RunState(running=False, started=None, detail="no container")
         return RunState(
             running=state.running,
@@ -216,6 +233,8 @@ class ComposeEngine:
             detail=f"{state.name} ({state.image}) {state.status}",
             container=state.name,
             pid=state.pid,
+            cache=mounted_cache(container),
+            cache_doubt=doubt(container),
         )
 
     def lines(self, since: float, *, follow: bool = True) -> Iterator[str]:
@@ -276,6 +295,9 @@ class ProcessEngine:
         self._pid_file = directory / "engine.pid"
         self._log = directory / "engine.log"
         self._child: subprocess.Popen[bytes] | None = None
+
+    def caches(self) -> Mapping[str, str]:
+        return {}
 
     def secrets(self) -> frozenset[str]:
         return frozenset()
@@ -407,8 +429,8 @@ def command(spec: DeploymentSpec, python: str) -> list[str]:
 
 
 def environment(spec: DeploymentSpec, directory: Path) -> Mapping[str, str]:
-    """This process's environment and the plan's, with the cache volume as a directory."""
-    cache = str((directory / "cache").resolve())
+    """This process's environment and the plan's, with the cache volume as a directory; each version has its own."""
+    cache = str((directory / "cache" / cache_key(spec.image)).resolve())
     planned = {
         variable.name: cache + variable.value.removeprefix(CACHE)
         if variable.value.startswith(CACHE)

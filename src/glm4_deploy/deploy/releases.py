@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from glm4_deploy.deploy.compose_cli import made_from
 from glm4_deploy.deploy.endpoint import Endpoint, release_of_schema_1
 from glm4_deploy.errors import DeployError, StorageError, UsageError
 from glm4_deploy.files import read_bytes, read_text, sync_directory, write_text
@@ -26,6 +27,7 @@ from glm4_deploy.text import redact
 
 RELEASE_SCHEMA = 2
 PIN = "image.yaml"  # names the image by its id if its tag has moved; not part of `content_of`, which counts the image
+HOST_FILE = "host.yaml"  # names the cache volumes by image, GPU and driver; not part of `content_of` either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,24 @@ class ReleaseImage:
     """Docker's own, `sha256:…`."""
     digest: str | None = None
     """`repository@sha256:…`; None if no registry gave one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """The caches of compiled kernels that a release ran on, and what they belong to. gpu, driver: '' for none."""
+
+    volumes: tuple[str, ...]
+    image: str
+    gpu: str = ""
+    driver: str = ""
+    cold: bool = False
+    """Whether one of them was new, so that this start compiled."""
+
+    @property
+    def label(self) -> str:
+        """What it belongs to, in words."""
+        driver = f"driver {self.driver}" if self.driver else ""
+        return ", ".join(filter(None, (f"image {self.image}", self.gpu, driver)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +105,8 @@ class Release:
     """From the start to /health."""
     gate_seconds: FiniteFloat | None = None
     """From /health to the verdict."""
+    cache: CacheUse | None = None
+    """None for a process, a cache that the user named, and a release of an earlier kit."""
 
     @property
     def good(self) -> bool:
@@ -112,7 +134,7 @@ def content_of(
     files: tuple[KeptFile, ...], image: ReleaseImage | None, fingerprint: str | None, settings: Mapping[str, Any]
 ) -> str:
     """A digest of what is started. The settings count only if there are no files (a plain process)."""
-    kept = sorted((file.name, file.sha256) for file in files if file.name != PIN)
+    kept = sorted((file.name, file.sha256) for file in files if file.name not in (PIN, HOST_FILE))
     parts = [f"{name}={sha256}" for name, sha256 in kept] or [repr(settings)]
     parts += [image.id if image else "", fingerprint or ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -164,6 +186,16 @@ class ReleaseDraft:
         except (OSError, StorageError) as error:
             self.discard()
             raise _cannot_write(self._directory, error) from None
+
+    def complete(self, files: Files) -> None:
+        """Write the files again, with what was only known after the pull.
+
+        Raises:
+            StorageError
+        """
+        for name, text in files.texts.items():
+            write_text(self._directory / name, text, mode=PRIVATE)
+        self.files = files.kept()
 
     def publish(self, release: Release, notes: Mapping[str, str]) -> None:
         """Make it a release. notes: further texts to keep, by file name (the log, the report).
@@ -232,6 +264,15 @@ class Store:
         )
         return same[len(same) // 2] if same else None
 
+    def last_cold_seconds(self, model_dir: str) -> float | None:
+        """Time to /health of the last good start of this model that had to compile; None if there was none."""
+        cold = (
+            release.ready_seconds
+            for release in reversed(self.releases())
+            if release.good and release.cache and release.cache.cold and release.endpoint.model_dir == model_dir
+        )
+        return next((seconds for seconds in cold if seconds), None)
+
     def files_of(self, release: Release) -> Files:
         """The kept copies, verified by checksum.
 
@@ -272,17 +313,20 @@ class Store:
             if hidden or (NAME.fullmatch(path.name) and path.is_dir() and not (path / RECORD).exists()):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def prune(self) -> None:
-        """Remove all but the newest KEPT, and but the last two good ones that differ: a way back is always left."""
+    def surplus(self, keep: int = KEPT) -> tuple[str, ...]:
+        """The ids of all but the newest `keep`, and but the last two good ones that differ: a way back is left."""
         newest = self.last_good()
         other = self.last_good(but=newest.content) if newest else None
         spared = {release.id for release in (newest, other) if release}
-        for release in self.all()[:-KEPT]:
-            if release.id not in spared:
-                trash = self.root / f"{TRASH}{release.id}"
-                with suppress(OSError):
-                    (self.root / release.id).rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
+        return tuple(release.id for release in self.all()[:-keep] if release.id not in spared)
+
+    def prune(self, keep: int = KEPT) -> None:
+        """Remove the surplus."""
+        for name in self.surplus(keep):
+            trash = self.root / f"{TRASH}{name}"
+            with suppress(OSError):
+                (self.root / name).rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
 
     def _directories(self) -> list[Path]:
         if not self.root.is_dir():
@@ -349,7 +393,7 @@ class ValueChange:
     """One value that differs."""
 
     group: str
-    """settings, image, checkpoint, engine, gate or time."""
+    """settings, image, cache, checkpoint, engine, gate, time or made from."""
     name: str
     a: Any
     """None where it is absent."""
@@ -382,7 +426,7 @@ def compare_releases(a: Release, b: Release, texts_a: Mapping[str, str], texts_b
         a=a.id,
         b=b.id,
         same=a.content == b.content,
-        changes=tuple(_changes(a, b)),
+        changes=(*_changes(a, b), *_compared("made from", _made_from(texts_a), _made_from(texts_b))),
         files=tuple(_files(a.id, b.id, texts_a, texts_b)),
     )
 
@@ -391,20 +435,37 @@ def _changes(a: Release, b: Release) -> Iterator[ValueChange]:
     groups: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
         ("settings", _flat(a.settings), _flat(b.settings)),
         ("image", _image(a), _image(b)),
+        ("cache", _cache(a), _cache(b)),
         ("checkpoint", _checkpoint(a), _checkpoint(b)),
         ("engine", _flat(a.engine), _flat(b.engine)),
         ("gate", _gate(a), _gate(b)),
         ("time", _times(a), _times(b)),
     )
     for group, old, new in groups:
-        for name in (*old, *(name for name in new if name not in old)):
-            if old.get(name) != new.get(name):
-                yield ValueChange(group=group, name=name, a=old.get(name), b=new.get(name))
+        yield from _compared(group, old, new)
+
+
+def _compared(group: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ValueChange]:
+    for name in (*old, *(name for name in new if name not in old)):
+        if old.get(name) != new.get(name):
+            yield ValueChange(group=group, name=name, a=old.get(name), b=new.get(name))
+
+
+REPEATED = ("image", "image_id", "digest", "checkpoint", "gpu", "driver")  # the groups above compare these
+
+
+def _made_from(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(made_from(texts.values())).items() if name not in REPEATED}
 
 
 def _image(release: Release) -> dict[str, Any]:
     image = release.image
     return {"reference": image.reference, "id": image.id, "digest": image.digest} if image else {}
+
+
+def _cache(release: Release) -> dict[str, Any]:
+    use = release.cache
+    return {"volumes": ", ".join(use.volumes), "gpu": use.gpu or None, "driver": use.driver or None} if use else {}
 
 
 def _checkpoint(release: Release) -> dict[str, Any]:

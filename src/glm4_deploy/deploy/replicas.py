@@ -185,6 +185,9 @@ class ReplicaSet:
     def image(self) -> str:
         return self._first.image
 
+    def caches(self) -> Mapping[str, str]:
+        return {key: name for engine in self.replicas.values() for key, name in engine.caches().items()}
+
     def secrets(self) -> frozenset[str]:
         return self._first.secrets()
 

@@ -2,9 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
@@ -15,7 +15,9 @@ from docker.errors import APIError, DockerException, NotFound
 
 from glm4_deploy.catalog.rows import Role
 from glm4_deploy.deploy.boot import end_of_engine
+from glm4_deploy.deploy.caches import doubt
 from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.compose_cli import made_from
 from glm4_deploy.deploy.docker import ContainerState, connect, state_of
 from glm4_deploy.deploy.endpoint import Endpoint
 from glm4_deploy.deploy.engines import Engine, RunState
@@ -23,6 +25,7 @@ from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.replicas import RouterClient, address_of
 from glm4_deploy.deploy.state import Record, describe_journal, load_record
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
+from glm4_deploy.files import read_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.logs.reader import LogReader
@@ -83,6 +86,8 @@ class StatusReport:
     """One sentence about an `up` or `rollback` that is at work or was cut off; '' for none."""
     unjudged: bool
     """Whether that left what runs unjudged."""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """What the Compose files on record say that they were made from."""
 
     @property
     def up(self) -> bool:
@@ -145,6 +150,10 @@ class StatusReport:
         yield "models", ", ".join(self.models) if self.models else "no answer"
         yield "last gate", self.record.verdict
         yield "release", self.record.release or "-"
+        if self.made_from:
+            yield "made from", f"settings {self.made_from.get('settings')}, glm4-deploy {self.made_from.get('kit')}"
+        if self.state.cache:
+            yield "cache", self.state.cache_doubt or f"volume {self.state.cache}"
         if self.deployment:
             yield "deployment", self.deployment
         if self.up:
@@ -190,7 +199,16 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         engine=reader.facts,
         deployment=deployment,
         unjudged=unjudged,
+        made_from=_made_from(record),
     )
+
+
+def _made_from(record: Record) -> dict[str, Any]:
+    texts = []
+    for file in record.files:
+        with suppress(DeployError):
+            texts.append(read_text(Path(file)))
+    return made_from(texts)
 
 
 def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
@@ -253,6 +271,18 @@ def autopsy(directory: Path, base_url: str) -> Result | None:
     return None
 
 
+def cache_doubt(directory: Path, base_url: str) -> str:
+    """Why the engine on record may read another image's kernels; '' for no doubt, or if that is another engine."""
+    record = load_record(directory)
+    if record is None or record.endpoint.base_url != base_url:
+        return ""
+    with suppress(DeployError, DockerException, OSError):  # the report is complete without it
+        engine = recorded_engine(record, directory)
+        states = (one.state() for one in engine.replicas.values() or (engine,))
+        return next((state.cache_doubt for state in states if state.cache_doubt), "")
+    return ""
+
+
 def diagnose_container(name: str) -> tuple[str, LogReader]:
     """A container's log, with findings from what Docker recorded about its end.
 
@@ -274,6 +304,8 @@ def diagnose_container(name: str) -> tuple[str, LogReader]:
     if now is not None:
         for finding in end_findings(now):
             reader.add(finding)
+        if why := doubt(container):
+            reader.add(_foreign_cache(why))
     return f"container {name}" + (f" ({now.status})" if now else ""), reader
 
 
@@ -311,6 +343,19 @@ def _engine_log(record: Record, directory: Path) -> tuple[str, LogReader] | None
         lines = (line.encode() + b"\n" for line in one.lines(0, follow=False))
         return state.detail, scan_log(LogReader(), lines)
     return None
+
+
+def _foreign_cache(why: str) -> LogFinding:
+    """A cache that several images may have filled; it explains corrupt answers, of which a log says nothing."""
+    return LogFinding(
+        id="shared-cache",
+        severity=Severity.LOW,
+        line=why,
+        cause="compiled kernels of another image, GPU or driver may be read: answers can be corrupt, without any error",
+        fix="glm4-deploy up gives it a cache of its own; without the kit, remove the volume and start again",
+        source="vllm-project/vllm#41871",
+        role=Role.SYMPTOM,
+    )
 
 
 def end_findings(now: ContainerState) -> Iterator[LogFinding]:

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from glm4_deploy import __version__
 from glm4_deploy.deploy.boot import Boot
-from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate
+from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate, with_own_cache
 from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, connect, find_image, pull, wait_for_docker
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
@@ -121,11 +121,12 @@ class Transaction:
     # prepare: everything that can be refused is refused now.
 
     def _prepare(self) -> None:
-        engine = self._candidate.engine
         try:
             self._draft = self._make_draft()
             self._enter(JournalStage.PULL)
-            self._image = self._pull(engine.image)
+            self._image = self._pull(self._candidate.engine.image)
+            self._use_own_cache()
+            engine = self._candidate.engine
             self.result.kept = not self._restoring and engine.keeps()
             self._enter(JournalStage.START if self.result.kept else JournalStage.STOP, must=not self._restoring)
         except BaseException:
@@ -153,6 +154,23 @@ class Transaction:
             pull(reference, self._listener.pull)
             image = find_image(connect(), reference)
         return image
+
+    def _use_own_cache(self) -> None:
+        """Give the candidate the cache of its image. A good release is put back even where that cannot be written."""
+        try:
+            self._candidate = with_own_cache(self._candidate, self._image, self._directory)
+            if self._draft is not None:
+                self._draft.complete(self._candidate.files)
+        except StorageError as error:
+            if not self._restoring:
+                raise
+            self.note(f"continuing with the cache on record: {error.message}")
+        self.result.files = tuple(str(path) for path in self._candidate.engine.files)
+        cache = self._candidate.cache
+        if cache is not None and cache.cold:
+            last = self._store.last_cold_seconds(self._candidate.endpoint.model_dir)
+            took = "" if last is None else f"; the last start that did took {last:.0f} s until it answered"
+            self.note(f"first start with the cache of {cache.label}: it compiles, and takes longer{took}")
 
     # start and gate: from now on only an interrupt raises; a failure is in the result.
 
@@ -312,6 +330,7 @@ class Transaction:
             phases=dict(result.phases),
             ready_seconds=result.ready_seconds,
             gate_seconds=result.gate_seconds,
+            cache=self._candidate.cache,
         )
 
     def _kept_release(self) -> str:

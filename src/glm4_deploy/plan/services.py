@@ -1,5 +1,7 @@
 """What surrounds the engine's command line: services, container limits, replicas and their router."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -61,6 +63,26 @@ def gateway(settings: Settings) -> Gateway:
 def pinned(reference: str, digests: Mapping[str, str]) -> str:
     """`repository:tag`, with its digest if `glm4-deploy lock` recorded one."""
     return f"{reference}@{digests[reference]}" if reference in digests else reference
+
+
+# A kernel cache that another image filled can corrupt answers, and survives a return to the image before it
+# (vllm#41871, #42859; vllm#43119: an autotuner's file named invalid kernels). So each image has its own cache.
+
+KEY_LENGTH = 80  # characters; a volume's name is also a directory's
+
+
+def cache_key(reference: str) -> str:
+    """What tells the cache of one image from another's: its digest where the reference has one, else its full name.
+
+    Only letters, digits, `.`, `_` and `-`.
+    """
+    digest = re.search(r"@sha256:([0-9a-f]{12})", reference)
+    if digest:
+        return digest[1]
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", reference).strip("-.")
+    if len(slug) <= KEY_LENGTH:
+        return slug
+    return f"{slug[-KEY_LENGTH + 13 :].strip('-.')}-{hashlib.sha256(reference.encode()).hexdigest()[:12]}"
 
 
 def service_image(name: str, settings: Settings) -> str:

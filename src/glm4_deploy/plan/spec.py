@@ -3,6 +3,8 @@
 Pure: the same settings give the same specification. Decisions are made here; the templates only lay them out.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -28,6 +30,7 @@ from glm4_deploy.plan.services import (
     Monitoring,
     ReplicaSpec,
     RouterSpec,
+    cache_key,
     gateway,
     harden,
     is_loopback,
@@ -38,7 +41,7 @@ from glm4_deploy.plan.services import (
 )
 from glm4_deploy.plan.sizing import at, solve
 from glm4_deploy.settings import Settings
-from glm4_deploy.text import secret_name
+from glm4_deploy.text import secret_name, without_secrets
 
 # gpu_memory_utilization: the value requested, checked by the memory planner, or the value that it solved for.
 
@@ -188,6 +191,7 @@ class DeploymentSpec:
     """The plan for one engine, or for several identical ones. Paths are POSIX, sizes Docker's, times in seconds.
 
     Attributes:
+        settings: a digest of the settings, without secrets.
         gpus: number of GPUs of each engine.
         keeps_entrypoint: whether the image's entrypoint runs the command; otherwise `program` takes its place.
         program: what starts the server, before its arguments.
@@ -199,6 +203,7 @@ class DeploymentSpec:
 
     profile: str
     summary: str
+    settings: str
     engine: str
     project: str
     service: str
@@ -245,6 +250,10 @@ class DeploymentSpec:
             f"http://[{host}]:{self.port}" if ":" in host and not host.startswith("[") else f"http://{host}:{self.port}"
         )
 
+    def volume_of(self, replica: ReplicaSpec) -> str:
+        """The name of a replica's cache volume, as far as a file can know what fills it: this image."""
+        return f"{self.project}_{replica.cache}-{cache_key(self.image)}"
+
     @property
     def front(self) -> str:
         """The service that clients in the Compose project's network talk to."""
@@ -269,6 +278,12 @@ class DeploymentSpec:
     def argv(self) -> tuple[str, ...]:
         """The engine's command line inside the container, after its launcher."""
         return (*self.program, *self.arguments)
+
+
+def settings_digest(settings: Settings) -> str:
+    """12 hexadecimal digits that differ where the settings differ; secrets do not count."""
+    text = json.dumps(without_secrets(settings.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) -> DeploymentSpec:
@@ -299,6 +314,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
     return DeploymentSpec(
         profile=profile.name,
         summary=profile.summary,
+        settings=settings_digest(settings),
         engine=profile.engine,
         project=settings.project.lower(),
         service=settings.service,

@@ -96,6 +96,7 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
         .get_template("compose.yaml.j2")
         .render(
             d=deployment,
+            kit_version=__version__,
             published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
             short_mount=deployment.model_target == MODELS and ":" not in deployment.model_source,
             cache=CACHE,

@@ -1,14 +1,17 @@
 """Plain Kubernetes manifests, and the smoke suite as a Job."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from glm4_deploy import __version__
 from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import LIVENESS_SECONDS
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
+from glm4_deploy.plan.services import cache_key
 from glm4_deploy.render.quoting import kubernetes_literal, render_template, source, text_scalar
 from glm4_deploy.settings import Settings
 
@@ -64,6 +67,8 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "memory_request": min(section.memory, limit, key=_size) if limit else section.memory,
         "cache": CACHE,
         "tools_path": TOOLS,
+        "claim": f"{_dns_name(deployment.project, 40)}-cache-{_digits(deployment.image)}",
+        "kit_version": __version__,
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,
         "liveness": int(LIVENESS_SECONDS),
@@ -72,6 +77,12 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "identity": dict(_identity(settings.user)),
         "nodes": _architecture(deployment.profile) | section.node_selector,
     }
+
+
+def _digits(image: str) -> str:
+    """12 digits for an image: of its digest where the reference has one, else of the reference itself."""
+    key = cache_key(image)
+    return key if re.fullmatch("[0-9a-f]{12}", key) else hashlib.sha256(image.encode()).hexdigest()[:12]
 
 
 def _cache_claim(settings: Settings) -> bool:
@@ -115,7 +126,7 @@ def _size(quantity: str) -> int:
     return int(quantity.removesuffix(unit)) * UNITS[unit]
 
 
-def _dns_name(text: str) -> str:
+def _dns_name(text: str, longest: int = 50) -> str:
     """The closest RFC 1035 label (as a Service requires), with room for the suffix `-smoke`."""
     name = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-") or "glm4"
-    return (name if name[0].isalpha() else f"glm4-{name}")[:50].rstrip("-")
+    return (name if name[0].isalpha() else f"glm4-{name}")[:longest].rstrip("-")

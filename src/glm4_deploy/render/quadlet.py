@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from glm4_deploy import __version__
 from glm4_deploy.plan.services import SECRET_PATH
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
 from glm4_deploy.render.compose import health_command, tool_files
@@ -24,6 +25,7 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
     unit = render_template(
         "quadlet.container.j2",
         d=deployment,
+        kit_version=__version__,
         name=name,
         cache=CACHE,
         published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
@@ -47,7 +49,7 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
         entrypoint="" if deployment.keeps_entrypoint else json.dumps([*deployment.launcher, *deployment.program]),
         words=(*deployment.launcher, *deployment.argv) if deployment.keeps_entrypoint else deployment.arguments,
     )
-    volume = render_template("quadlet.volume.j2", name=name)
+    volume = render_template("quadlet.volume.j2", name=name, volume=deployment.volume_of(deployment.replicas[0]))
     return {f"{name}.container": unit, f"{name}-cache.volume": volume, **tool_files(deployment)}
 
 
