@@ -95,8 +95,9 @@ def missing_volumes(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         DockerMissing
     """
-    client = connect()
-    return tuple(name for name in names if not _exists(client, name))
+    wanted = tuple(names)
+    client = connect() if wanted else None
+    return tuple(name for name in wanted if client and not _exists(client, name))
 
 
 def _exists(client: docker.DockerClient, name: str) -> bool:
@@ -193,8 +194,10 @@ def remove_volumes(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ..
     Raises:
         DockerMissing, DockerDenied
     """
-    client, gone, kept = connect(), [], []
+    gone: list[str] = []
+    kept: list[str] = []
     for name in names:
+        client = connect()
         try:
             client.volumes.get(name).remove()
         except NotFound:

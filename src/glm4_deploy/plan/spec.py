@@ -281,8 +281,8 @@ class DeploymentSpec:
 
 
 def settings_digest(settings: Settings) -> str:
-    """12 hexadecimal digits that differ where the settings differ; secrets do not count."""
-    text = json.dumps(without_secrets(settings.model_dump(mode="json")), sort_keys=True)
+    """12 hexadecimal digits that differ where the settings differ from their defaults; secrets do not count."""
+    text = json.dumps(without_secrets(settings.model_dump(mode="json", exclude_defaults=True)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
