@@ -21,9 +21,9 @@ from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import write_text
 from glm4_deploy.plan.image import MODULE
+from glm4_deploy.plan.services import cache_key
 from glm4_deploy.plan.spec import CACHE, TOOL_FILES, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import template_path
-from glm4_deploy.plan.services import cache_key
 from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
 

@@ -10,8 +10,8 @@ from glm4_deploy import __version__
 from glm4_deploy.catalog.rows import gpus, profiles
 from glm4_deploy.errors import UsageError
 from glm4_deploy.plan.engine_rules import LIVENESS_SECONDS
-from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
 from glm4_deploy.plan.services import cache_key
+from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import kubernetes_literal, render_template, source, text_scalar
 from glm4_deploy.settings import Settings
 
