@@ -40,6 +40,14 @@ def watch(
     ] = 300.0,
     canary_tokens: Annotated[int, typer.Option(min=32, max=1024, help="Maximum tokens per canary.")] = 256,
     grace: Annotated[float, typer.Option(min=0, max=86400, help="Seconds that a start may take.")] = 900.0,
+    guard: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A guard's own address (port 9110): what it finds in the answers counts too."),
+    ] = None,
+    sick_share: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Share of sick answers in 10 minutes that counts as babbling."),
+    ] = 0.2,
     listen: Annotated[str, typer.Option(help="Address of the watch's own /metrics and /healthz.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the watch's own /metrics and /healthz.")] = 9109,
     restart: Annotated[
@@ -71,17 +79,21 @@ def watch(
     seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
-    limits = Limits(interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0)
+    limits = Limits(
+        interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0, sick_share=sick_share
+    )
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
     if base_url is None or restart:
         _one_engine(state_dir)
     target = make_target(base_url, model, api_key_file, stall, state_dir=state_dir)
-    _ = (target.root, target.key)  # raises for a wrong address or key before anything starts
+    beside = ProbeTarget(base_url=guard) if guard else None
+    # Raises for a wrong address or key before anything starts.
+    _ = (target.root, target.key, beside and beside.root)
     policy, keeper = _restarter(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
     emit = _event_printer(json_)
     end = serve(exporter, listen, port)
     try:
-        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit)
+        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit, beside)
         last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, seconds))
     finally:
         end()
@@ -120,10 +132,11 @@ def _verdicts(
     tokens: int,
     exporter: Exporter,
     emit: Callable[..., None],
+    guard: ProbeTarget | None,
 ) -> AsyncIterator[WatchVerdict]:
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
-    return judge_engine(target, limits, schedule, exporter, emit)
+    return judge_engine(target, limits, schedule, exporter, emit, guard)
 
 
 async def _run(

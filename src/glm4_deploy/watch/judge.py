@@ -3,6 +3,7 @@
 What counts as progress is in `probe.hang`; here it is judged over time, with confirmation before a state changes.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -102,13 +103,28 @@ class WatchVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits in seconds. confirm: consecutive samples or canaries that it takes to change the state, either way."""
+    """Limits in seconds. confirm: consecutive samples or canaries that it takes to change the state, either way.
+
+    sick_share: of the answers that a guard judged within sick_window_s, if they were at least sick_least.
+    """
 
     interval_s: float = 10.0
     stall_s: float = STALL_SECONDS
     start_grace_s: float = 900.0
     confirm: int = 2
     canaries: bool = True
+    sick_share: float = 0.2
+    sick_window_s: float = 600.0
+    sick_least: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerCounts:
+    """What a guard has counted since it started. at: monotonic seconds."""
+
+    at: float
+    judged: float
+    sick: float
 
 
 class Judge:
@@ -130,6 +146,7 @@ class Judge:
         self._sick = self._sound = self._broken = 0
         self._corrupt = self._warm = False
         self._stuck = self._fault = ""  # why it seems hung; what the last bad answer was
+        self._answers: deque[AnswerCounts] = deque()
 
     def restarted(self, at: float) -> None:
         """The engine was restarted: forget what was observed of the old one, and grant the new one its grace period."""
@@ -140,6 +157,25 @@ class Judge:
         self._sick = self._sound = self._broken = 0
         self._corrupt, self._stuck, self._fault = False, "", ""
         self._warm = False
+        self._answers.clear()
+
+    def answers(self, counts: AnswerCounts) -> None:
+        """What a guard in front of the engine has counted; it takes part in the verdict on the next sample."""
+        if self._answers and counts.judged < self._answers[-1].judged:
+            self._answers.clear()  # the guard was restarted
+        self._answers.append(counts)
+        while counts.at - self._answers[0].at > self.limits.sick_window_s:
+            self._answers.popleft()
+
+    def _sick_answers(self) -> str:
+        """Why the answers to clients are sick; '' if they are not, or too few."""
+        if not self._answers:
+            return ""
+        first, last = self._answers[0], self._answers[-1]
+        judged, sick = last.judged - first.judged, last.sick - first.sick
+        if judged < self.limits.sick_least or sick <= self.limits.sick_share * judged:
+            return ""
+        return f"the guard found {sick:.0f} of {judged:.0f} answers sick within {last.at - first.at:.0f} s"
 
     def sample(self, sample: MetricsSample) -> WatchVerdict:
         # A gap means that the watch itself was stopped (suspended, starved): it says nothing about the engine.
@@ -205,6 +241,8 @@ class Judge:
             return State.HUNG, f"/metrics answers but generations fail: {self._fault}"
         if self._corrupt or self._sick >= self.limits.confirm:
             return State.BABBLING, self._fault
+        if sick := self._sick_answers():
+            return State.BABBLING, sick
         return self._fine(now)
 
     def _cold(self, now: Counters, sample: MetricsSample) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from glm4_deploy.probe.probe import (
 from glm4_deploy.text import one_line
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import (
+    AnswerCounts,
     CanaryOutcome,
     CanaryResult,
     Judge,
@@ -113,6 +115,22 @@ async def _check_identity(
         why = f"GET /metrics: HTTP {reply.status} without vLLM's counters: its progress is unknown"
         return MetricsSample(at=at, outcome=Scrape.STRANGE, why=why)
     return MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=progress, model=model or names[0], epoch=time.time())
+
+
+# One scrape of a guard, if there is one in front of the engine.
+
+GUARD_ANSWERS = "glm4_guard_answers_total"
+
+
+async def read_answers(client: Client) -> AnswerCounts | None:
+    """What the guard has counted; None if it does not say. That proves nothing about the engine."""
+    try:
+        reply = await client.get("/metrics", timeout_s=SCRAPE_S)
+        outcomes = parse_metrics(reply.text).by(GUARD_ANSWERS, "outcome") if reply.status == 200 else {}
+    except Exception:  # noqa: BLE001 (no answer may end the watch)
+        return None
+    judged = sum(outcomes.values())
+    return AnswerCounts(at=time.monotonic(), judged=judged, sick=judged - outcomes.get("sound", 0.0))
 
 
 # Canaries: small generations on a schedule, within a budget: sums with known answers, and free texts for the detector.
@@ -249,15 +267,23 @@ class EventWriter(Protocol):
 
 
 async def judge_engine(
-    target: ProbeTarget, limits: Limits, schedule: Schedule | None, exporter: Exporter, emit: EventWriter
+    target: ProbeTarget,
+    limits: Limits,
+    schedule: Schedule | None,
+    exporter: Exporter,
+    emit: EventWriter,
+    guard: ProbeTarget | None = None,
 ) -> AsyncIterator[WatchVerdict]:
     """Scrape at every interval, with canaries alongside, forever; yields a verdict after each scrape."""
     judge = Judge(limits, at=time.monotonic())
     pending: asyncio.Task[CanaryResult] | None = None
-    async with Client(target) as client:
+    async with Client(target) as client, AsyncExitStack() as held:
+        beside = await held.enter_async_context(Client(guard)) if guard else None
         try:
             while True:
                 begin = time.monotonic()
+                if beside is not None and (counts := await read_answers(beside)):
+                    judge.answers(counts)
                 sample = await read_sample(client, target.model, begin, min(SCRAPE_S, limits.stall_s / 3))
                 exporter.requests.labels("look").inc()
                 starts = judge.starts

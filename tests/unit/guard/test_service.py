@@ -54,3 +54,9 @@ def test_without_it_nothing_changes() -> None:
 
 def test_the_kits_image_has_what_it_needs() -> None:
     assert any(line.startswith("aiohttp") and ";" not in line for line in requirements())
+
+
+def test_the_watch_beside_it_reads_its_counters() -> None:
+    for extras, reads in (["gateway", "guard", "watch"], True), (["gateway", "watch"], False):
+        files = rendered(resolve_spec({"profile": "gb10", "extras": extras}))
+        assert ("http://guard:9110" in files[COMPOSE]) is reads

@@ -11,7 +11,16 @@ import pytest
 from glm4_deploy.plan.engine_rules import WORK_COUNTERS
 from glm4_deploy.probe.endpoints import parse_metrics
 from glm4_deploy.probe.hang import Counters, counters
-from glm4_deploy.watch.judge import CanaryOutcome, CanaryResult, Judge, Limits, MetricsSample, Scrape, State
+from glm4_deploy.watch.judge import (
+    AnswerCounts,
+    CanaryOutcome,
+    CanaryResult,
+    Judge,
+    Limits,
+    MetricsSample,
+    Scrape,
+    State,
+)
 
 RECORDED = Path(__file__).parents[2] / "data/watch/vllm-0.32-cpu.jsonl.gz"
 LIMITS = Limits(interval_s=10, stall_s=60, start_grace_s=900, canaries=False)
@@ -229,3 +238,28 @@ def test_a_cold_engine_that_compiles_is_not_called_hung(age: float, answered: bo
         one.canary(canary(8, CanaryOutcome.SOUND))
     one.sample(MetricsSample(at=10, outcome=Scrape.ANSWERED, counters=idle, epoch=1010 + age))
     assert one.canary(CanaryResult(name="add", asked=20, at=30, outcome=CanaryOutcome.SILENT)).state is state
+
+
+def guarded(one: Judge, *counts: tuple[float, float, float]) -> State:
+    """The state after a guard has counted (at, judged, sick)."""
+    for at, judged, sick in counts:
+        one.answers(AnswerCounts(at=at, judged=judged, sick=sick))
+    return one.sample(MetricsSample(at=counts[-1][0], outcome=Scrape.ANSWERED, counters=IDLE)).state
+
+
+def test_many_sick_answers_among_those_that_a_guard_judged_are_babbling() -> None:
+    assert guarded(judge(), (10, 0, 0), (20, 100, 20)) is State.OK  # a fifth, the limit
+    assert guarded(judge(), (10, 0, 0), (20, 100, 21)) is State.BABBLING
+    assert guarded(judge(), (10, 0, 0), (20, 19, 19)) is State.OK  # too few
+    assert guarded(judge(), (10, 500, 400), (20, 600, 410)) is State.OK  # what was before the watch does not count
+
+
+def test_sick_answers_are_forgotten_after_the_window_and_after_a_restart() -> None:
+    one = judge()
+    assert guarded(one, (10, 0, 0), (20, 40, 40)) is State.BABBLING
+    guarded(one, (700, 140, 40))
+    assert guarded(one, (710, 150, 40)) is State.OK
+    assert guarded(one, (720, 0, 0), (730, 30, 30)) is State.BABBLING  # the guard was restarted, and began again at 0
+    one.restarted(740)
+    guarded(one, (750, 60, 60))
+    assert guarded(one, (760, 60, 60)) is State.OK

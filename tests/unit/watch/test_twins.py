@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.guard.proxy import GuardOptions, serving
+from glm4_deploy.guard.question import Api, read_question
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Limits, State
@@ -70,3 +73,27 @@ def test_each_fault_has_its_state(sick: Any, wanted: State) -> None:
     seen = states(sick(), wanted, 20)
     assert seen[-1] is wanted
     assert bad(seen) == {wanted}
+
+
+def test_a_guard_that_finds_the_answers_sick_makes_the_engine_babbling() -> None:
+    """Its counters, read over a socket, while the canaries are sound."""
+    ledger = Ledger(lambda _: None)
+    question = read_question(Api.CHAT, b'{"model": "m", "messages": []}')
+    assert question is not None
+
+    async def run(url: str) -> None:
+        options = GuardOptions(engine=url)
+        async with serving(options, ledger, "127.0.0.1", 0, 0) as (_, port):
+            beside = ProbeTarget(base_url=f"http://127.0.0.1:{port}")
+            target = ProbeTarget(base_url=url)
+            moments = judge_engine(target, LIMITS, None, Exporter(stale_s=60), lambda *_, **__: None, beside)
+            async with asyncio.timeout(60):
+                async for moment in moments:
+                    if moment.state is State.BABBLING:
+                        break
+                    for _ in range(25):
+                        ledger.answer(question, "cut")
+            await moments.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    with mounted(Reference()) as url:
+        asyncio.run(run(url))
