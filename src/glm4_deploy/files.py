@@ -13,6 +13,17 @@ from typing import Any
 
 from glm4_deploy.errors import StorageError, UsageError
 
+# This kit's templates: the wheel has them inside the package, a source tree at its top level.
+TEMPLATES = (Path(__file__).parent / "templates", Path(__file__).parents[2] / "templates")
+
+
+def template_path(name: str) -> Path:
+    """A file of templates/. Raises FileNotFoundError."""
+    found = next((root / name for root in TEMPLATES if (root / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(name)
+    return found
+
 
 def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
     """Write the whole text as UTF-8, or nothing. Raises StorageError."""

@@ -58,7 +58,7 @@ from glm4_deploy.checkpoint.verify import (
     verify_checkpoint,
 )
 from glm4_deploy.errors import CheckpointRefused, StorageError, UsageError
-from glm4_deploy.files import sync_directory
+from glm4_deploy.files import sync_directory, template_path
 from glm4_deploy.result import Status
 
 
@@ -321,17 +321,6 @@ def _check_copy(
 
 # The repairs: each edits the draft, and reports what it changed.
 
-# Chat without tools, in GLM-4's form (llama.cpp's test of "ChatGLM4" has the expected output).
-CHAT_TEMPLATE = """\
-[gMASK]<sop>
-{%- for message in messages -%}
-{%- set role = 'observation' if message['role'] == 'tool' else message['role'] -%}
-{{- '<|' + role + '|>\\n' + (message['content'] or '') -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|assistant|>' -}}
-{%- endif -%}
-"""
 TEMPLATE_TOKENS = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
 
@@ -399,10 +388,8 @@ def repair_chat_template(draft: RepairDraft) -> list[CheckpointEdit]:
     tokens = added_tokens(draft.checkpoint)
     if draft.checkpoint.chat_template or not all(token in tokens for token in TEMPLATE_TOKENS):
         return []
-    draft.texts["chat_template.jinja"] = CHAT_TEMPLATE
-    return [
-        CheckpointEdit(check="chat-template", file="chat_template.jinja", detail="GLM-4's chat format, without tools")
-    ]
+    draft.texts["chat_template.jinja"] = template_path("tools/glm4_chat_template.jinja").read_text(encoding="utf-8")
+    return [CheckpointEdit(check="chat-template", file="chat_template.jinja", detail="GLM-4's chat format, with tools")]
 
 
 def repair_gate_up(draft: RepairDraft) -> list[CheckpointEdit]:

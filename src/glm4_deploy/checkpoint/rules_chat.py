@@ -1,7 +1,9 @@
 """Rules for chatting and stopping (tokenizer, stop tokens, chat template), and for the licence (name, attribution)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from jinja2 import Environment, TemplateError, nodes
 
 from glm4_deploy.checkpoint.model import REPAIR, Rule, TargetEngine, listed, plural
 from glm4_deploy.checkpoint.read import Checkpoint
@@ -13,6 +15,7 @@ STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 STOP_IDS_9B = (151329, 151336, 151338)
 VOCAB_9B = 151552
 PREFIX = "glm-4"
+MAX_TEMPLATE = 200_000  # characters; GLM-4's own has 2,200
 LICENCE_FILES = ("license", "licence", "notice", "model_license")
 
 
@@ -130,7 +133,35 @@ def chat_template(checkpoint: Checkpoint, _target: TargetEngine) -> Result:
             *because("it is not GLM-4's template: the model misses the point or never stops"),
             remedy="take the chat template of the base model",
         )
-    return ok(plural(len(template), "character"))
+    tools = {True: "with tools", False: "without tools (`up --tools` brings a template with them)", None: ""}
+    return ok(", ".join(filter(None, (plural(len(template), "character"), tools[takes_tools(template)]))))
+
+
+def takes_tools(template: str) -> bool | None:
+    """Whether it reads the functions that vLLM passes as `tools`; None if it cannot be read.
+
+    The template of THUDM/glm-4-9b-chat reads them from a message instead, where vLLM never puts them.
+    """
+    if len(template) > MAX_TEMPLATE:
+        return None
+    try:
+        return _reads_tools([Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(template)])
+    except (TemplateError, RecursionError):
+        return None
+
+
+def _reads_tools(body: Iterable[nodes.Node]) -> bool:
+    """Whether these nodes read `tools` before they set it themselves."""
+    for node in body:
+        if isinstance(node, nodes.Name) and (node.name, node.ctx) == ("tools", "load"):
+            return True
+        if isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name) and node.target.name == "tools":
+            return _reads_tools([node.node])
+        for _, value in node.iter_fields():
+            inner = value if isinstance(value, list) else [value]
+            if _reads_tools(item for item in inner if isinstance(item, nodes.Node)):
+                return True
+    return False
 
 
 def name(checkpoint: Checkpoint, _target: TargetEngine) -> Result:

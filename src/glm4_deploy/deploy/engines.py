@@ -19,11 +19,10 @@ from glm4_deploy.deploy.docker import connect, container_events, find_container,
 from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.keys import read_key
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
-from glm4_deploy.files import write_text
+from glm4_deploy.files import template_path, write_text
 from glm4_deploy.plan.image import MODULE
 from glm4_deploy.plan.services import cache_key
 from glm4_deploy.plan.spec import CACHE, TOOL_FILES, TOOLS, DeploymentSpec
-from glm4_deploy.render.quoting import template_path
 from glm4_deploy.run import run_program
 from glm4_deploy.text import secrets_in
 

@@ -10,7 +10,7 @@ import glm4_deploy
 from glm4_deploy import __version__
 from glm4_deploy.deploy.docker import connect
 from glm4_deploy.errors import DockerMissing, ImageMissing, StorageError, UsageError
-from glm4_deploy.render.quoting import TEMPLATES
+from glm4_deploy.files import TEMPLATES
 from glm4_deploy.run import run_program
 from glm4_deploy.settings import REPOSITORY, TAG
 

@@ -3,14 +3,13 @@
 import json
 import re
 from functools import cache
-from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from glm4_deploy.files import TEMPLATES
+
 # The Jinja environment of templates/: undefined names are errors, and every scalar goes through `y`.
 
-# The wheel has the templates inside the package, a source tree at its top level.
-TEMPLATES = (Path(__file__).parents[1] / "templates", Path(__file__).parents[3] / "templates")
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 # Plain words that YAML 1.1 or 1.2 does not read as text.
 NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -47,14 +46,6 @@ def source(name: str) -> str:
     if made.loader is None:
         raise FileNotFoundError(name)
     return made.loader.get_source(made, name)[0]
-
-
-def template_path(name: str) -> Path:
-    """A template's file. Raises FileNotFoundError."""
-    found = next((root / name for root in TEMPLATES if (root / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(name)
-    return found
 
 
 _UNSAFE_UNIT = re.compile(r"[^A-Za-z0-9_./:=,@+-]")

@@ -9,9 +9,11 @@ import pytest
 import checkpoints as made
 from glm4_deploy.catalog.rows import Version
 from glm4_deploy.checkpoint.repair import repair_checkpoint
+from glm4_deploy.checkpoint.rules_chat import takes_tools
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
 from glm4_deploy.errors import CheckpointRefused
 from glm4_deploy.result import Result, Status
+from tool_calls import PLUGIN
 
 OLD, NEW, NEWEST = (0, 13, 0), (0, 24, 0), (0, 32, 0)
 # check → vLLM version → its status for the checkpoint that llm-compressor wrote
@@ -108,6 +110,32 @@ def test_stop_ids_and_chat_template_are_restored(tmp_path: Path) -> None:
     ids = json.loads((tmp_path / "glm-4-out/generation_config.json").read_text())["eos_token_id"]
     assert ids == [256, 263, 265]
     assert "<|assistant|>" in (tmp_path / "glm-4-out/chat_template.jinja").read_text()
+    healthy = verify_checkpoint(made.checkpoint(tmp_path / "glm-4-healthy"))
+    reports = (healthy, outcome.report)
+    said = [row.observed for report in reports for row in report.results if row.check == "chat-template"]
+    assert ["without tools" in words for words in said] == [True, False]
+    assert "with tools" in said[1]
+
+
+# As THUDM/glm-4-9b-chat has it: the functions are in a message, where vLLM does not put them.
+IN_A_MESSAGE = "{% for m in messages %}{% if m.tools %}{% set tools = m.tools %}{{ tools }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        (PLUGIN.with_name("glm4_chat_template.jinja").read_text(), True),
+        ("{% if tools is defined %}{{ tools | tojson }}{% endif %}<|assistant|>", True),
+        (IN_A_MESSAGE, False),
+        ("{% if custom is defined %}{% set tools = custom %}{% endif %}{% if tools %}x{% endif %}", True),
+        ("{# tools #}{{ 'tools' }}<|assistant|>", False),
+        ("{% generation %}{{ tools }}{% endgeneration %}", None),
+        ("{{ " + "(" * 5000 + "tools" + ")" * 5000 + " }}", None),
+        ("x" * 300_000, None),
+    ],
+)
+def test_a_template_takes_the_functions_of_a_request(template: str, takes: bool | None) -> None:
+    assert takes_tools(template) is takes
 
 
 def test_a_missing_generation_config_is_written(tmp_path: Path) -> None:
