@@ -5,7 +5,9 @@ vLLM's emulation is plain PyTorch: it quantizes activations to FP4 with `input_g
 and multiplies in bf16. vLLM does not offer it on a CPU. The rig does so, and mends only what stops it there:
 
 - `swizzle_blockscale` ends in `.cuda()`, so block scales stay linear (up to 0.15), and what undoes the swizzle takes
-  them as they are. 0.17 and 0.19 undo a swizzle that they never did; older ones forget to cut `k` to blocks.
+  them as they are. 0.17 and 0.19 undo a swizzle that they never did; older ones forget to cut `k` to blocks;
+- 0.17 and 0.19 turn the weights' global scale into its reciprocal, and then divide by it as if they had not: their
+  emulation serves garbage from every compressed-tensors checkpoint, on a GPU too. The rig turns it back;
 - the emulation expects two dimensions; GLM through the Transformers backend gives it three;
 - each weight is dequantized once, not at each step: it is for small models.
 
@@ -45,8 +47,8 @@ def register() -> None:
         kernels = importlib.import_module(KERNELS)
         cpu = importlib.import_module("vllm.platforms").PlatformEnum.CPU
         kernels._POSSIBLE_NVFP4_KERNELS[cpu] = [user.EmulationNvFp4LinearKernel]
-    elif user := module(f"{LAYERS}.utils.nvfp4_utils"):  # 0.17 to 0.19: the variable is enough
-        pass
+    elif user := module(f"{LAYERS}.utils.nvfp4_utils"):  # 0.17 to 0.19
+        utils.dequantize_to_dtype = _by_the_reciprocal(utils.dequantize_to_dtype)
     else:
         user = importlib.import_module(f"{LAYERS}.compressed_tensors.schemes.compressed_tensors_w4a4_nvfp4")
         _without_gpu_backend(user)
@@ -65,6 +67,10 @@ def _once_per_weight(dequantize: Callable[..., Any]) -> Callable[..., Any]:
         return kept[place][0]
 
     return dequantized
+
+
+def _by_the_reciprocal(dequantize: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda weight, scale, global_scale, *rest: dequantize(weight, scale, 1.0 / global_scale, *rest)
 
 
 def module(name: str) -> ModuleType | None:
