@@ -65,6 +65,9 @@ VllmText = Annotated[str, StringConstraints(pattern=r"^v?[0-9]+(\.[0-9]+)+", max
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 User = Annotated[str, StringConstraints(pattern=r"^[0-9]+(:[0-9]+)?$")]
 BodyLimit = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(KB|MB)$")]
+Email = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9._+-]+@(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+)$", max_length=254)
+]
 HostPort = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
@@ -205,11 +208,15 @@ class Settings(BaseModel):
         8192, ge=256, description="most processes and threads in the container; null: no limit"
     )
     mem_limit: Size | None = Field(None, description="memory limit of the container, for example 8gb; null: no limit")
+    cpus: float | None = Field(
+        None, ge=0.01, le=1024, description="CPU limit of the container, at most what the host has; null: no limit"
+    )
     user: User | None = Field(None, description="UID or UID:GID that the engine runs as; null: the image's default")
     gateway_host: Name = Field("localhost", description="host name by which clients reach the gateway")
     gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")
     gateway_port: int = Field(8443, ge=1, le=65535, description="host port of the gateway")
     gateway_ui_port: int = Field(8444, ge=1, le=65535, description="host port of the chat page")
+    ui_admin: Email = Field("admin@localhost", description="e-mail address of the chat page's administrator")
     gateway_tls: Literal["internal", "acme"] = Field(
         "internal", description="certificates from the gateway's internal CA, or from ACME for a public gateway_host"
     )
@@ -258,7 +265,11 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_value_as_a_number(cls, value: object, info: ValidationInfo) -> object:
         """`replicas: yes` in YAML would be 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, int | None):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (
+            int,
+            int | None,
+            float | None,
+        ):
             raise ValueError("must be a number, not true or false")
         return value
 
@@ -469,7 +480,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     key = path[0] if path else "settings"
-    dotted = ".".join([key, *path[1:2]]) if key in ("env", "args", "kubernetes") else key
+    dotted = ".".join([key, *(part[:60] for part in path[1:2])]) if key in ("env", "args", "kubernetes") else key
     within = key == "kubernetes" and len(path) > 1
     field = Kubernetes.model_fields.get(path[1]) if within else Settings.model_fields.get(key)
     if within and field is None:
@@ -505,6 +516,7 @@ _IN_WORDS = {
         (User, "must be a number, UID, or two, UID:GID"),
         (BodyLimit, "must be a whole number with KB or MB"),
         (HostPort, "must be HOST:PORT"),
+        (Email, "must be an e-mail address"),
         (DeviceName, "must be a GPU's index, or its UUID as `nvidia-smi -L` prints it"),
     )
     for pattern in [next(note.pattern for note in get_args(kind) if isinstance(note, StringConstraints))]

@@ -70,7 +70,7 @@ def test_the_generator_and_systemd_read_the_units_as_they_are_meant(debian: Mach
             'type=bind,"source=/models, new/glm-4-tiny-chat",target=/mnt/models/glm-4-tiny-chat,readonly=true' in words
         )
         assert "NOTE=50% of $it" in option(words, "--env")
-        assert option(words, "--user") == ["1000:1000"] and "--memory=16g" in words
+        assert option(words, "--user") == ["1000:1000"] and {"--memory=16g", "--cpus=1.5"} <= set(words)
         shell = words[words.index("-c") + 1]
         assert shell.startswith("VLLM_API_KEY=$(cat /run/secrets/engine_api_key)")
     else:

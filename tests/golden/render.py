@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "model_dir=/models, new/glm-4-tiny-chat",
             "mem_limit=16gb",
             "user=1000:1000",
+            "cpus=1.5",
             "api_key_file=/etc/glm4/api key",
         ),
     ),

@@ -36,11 +36,30 @@ FLAGS = (
 )  # fmt: skip
 SPELLED = {"extras": "--with"}
 METAVARS = {"extras": "NAME,…"}
+NO_GPU = "gb10"  # the publisher's hardware
 
 
 def seed() -> Profile:
-    """The profile if none is named."""
+    """The profile if none is named and nothing is rendered."""
     return profiles()["seed"]
+
+
+def host_profile() -> Profile:
+    """The profile to render with if none is named: that of this host's GPU, as `up` has it.
+
+    Without a GPU it is that of the publisher's hardware, but with all limits: `seed`, which has none, must be named.
+
+    Raises:
+        PlanRefused: there is a GPU, but no profile for it.
+    """
+    seen = HostCards(gpus=read_gpus(), host=read_host())
+    return seen.profile() if seen.gpus.gpus else no_gpu()
+
+
+def no_gpu() -> Profile:
+    """The profile for a host without a GPU, which is told."""
+    typer.echo(f"warning: no profile was named, and this host has no NVIDIA GPU: for {NO_GPU} (--profile)", err=True)
+    return profiles()[NO_GPU]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +85,9 @@ class Requested:
         """The settings, and the profile they are based on."""
         return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
 
-    def plan(self) -> "ResolvedPlan":
+    def plan(self, default_profile: Callable[[], Profile] = seed) -> "ResolvedPlan":
         """What these settings deploy; see `resolve_plan`."""
-        return resolve_plan(self.flags, sets=self.sets, config=self.config)
+        return resolve_plan(self.flags, sets=self.sets, config=self.config, default_profile=default_profile)
 
     def plan_here(self, free_now: Callable[[int | None], int | None] = lambda free: free) -> "ResolvedPlan":
         """What these settings deploy on this host: its profile is the default, and its card is solved for.

@@ -29,7 +29,7 @@ from glm4_deploy.cli.params import (
     Json,
     Requested,
     StateDir,
-    seed,
+    no_gpu,
     with_settings,
 )
 from glm4_deploy.deploy.plan_check import free_memory, load_observations
@@ -50,7 +50,7 @@ from glm4_deploy.result import Result, fail, ok
 from glm4_deploy.settings import Settings
 
 
-@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of this host's GPU, else seed; none with --gpu")
+@with_settings("max_num_batched_tokens", "enforce_eager", profile="that of this host's GPU, else gb10; none with --gpu")
 def plan(
     gpu: Annotated[
         str | None,
@@ -212,8 +212,7 @@ def _profile_of(seen: HostCards) -> Profile:
     if seen.gpus.gpus:
         card = seen.card(1)
         return (profile_for(card.gpu) if card else None) or NO_PROFILE
-    typer.echo("no GPU on this host and none named: planned for the profile seed, as `render` does", err=True)
-    return seed()
+    return no_gpu()
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

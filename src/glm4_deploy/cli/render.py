@@ -10,13 +10,13 @@ import typer
 from glm4_deploy import __version__
 from glm4_deploy.catalog.images import default_image
 from glm4_deploy.catalog.rows import profiles as rows
-from glm4_deploy.cli.params import Json, Requested, with_settings
+from glm4_deploy.cli.params import NO_GPU, Json, Requested, host_profile, with_settings
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.render.targets import TARGETS, render_target
 
 
-@with_settings()
+@with_settings(profile=f"that of this host's GPU, else {NO_GPU}")
 def render(
     requested: Requested,
     target: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")] = "compose",
@@ -33,11 +33,12 @@ def render(
 ) -> None:
     """Print the Compose file, or another target's.
 
-    The same input gives the same bytes, unless --for-this-host reads the host. The file runs without this tool.
+    With a profile, the same input gives the same bytes, unless --for-this-host reads the host. The file runs without
+    this tool.
 
     Example: glm4-deploy render --profile gb10 --port 9000 -o compose.yaml
     """
-    plan = requested.plan_here() if for_this_host else requested.plan()
+    plan = requested.plan_here() if for_this_host else requested.plan(host_profile)
     files = render_target(target, plan.deployment, plan.settings, plan.profile)
     router_warnings = plan.deployment.router_warnings if target == "compose" else ()
     for warning in (*plan.deployment.warnings, *router_warnings):

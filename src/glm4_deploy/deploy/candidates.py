@@ -25,7 +25,7 @@ from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import PortState, read_port
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.probe.endpoints import read_models
-from glm4_deploy.render.compose import COMPOSE, rendered
+from glm4_deploy.render.compose import COMPOSE, extras, rendered
 from glm4_deploy.result import WHY, Result
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import MASK, without_secrets
@@ -154,6 +154,8 @@ class Candidate:
     """The release that it puts back; '' for none."""
     cache: CacheUse | None = None
     """Known once the image is here; None for a process, and for a cache that the user named."""
+    passwords: tuple[Path, ...] = ()
+    """Files with a secret of a service beside the engine; made if missing."""
 
     def content(self, image: ReleaseImage | None) -> str:
         """Equal to the content of a release that would start the same thing."""
@@ -186,6 +188,7 @@ def compose_candidate(
         engine=compose_engine(endpoint, files, directory),
         files=files,
         settings=without_secrets(settings),
+        passwords=tuple(directory / file for extra in extras(spec) for _, file in extra.secrets),
     )
 
 
@@ -280,6 +283,9 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     key = candidate.endpoint.api_key_file
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")
+    for file in candidate.passwords:
+        if ensure_key(file):
+            note(f"made a new password in {file}")
     weights = check_checkpoint(candidate.endpoint, force=force, note=note)
     if not holds_own_port(candidate.endpoint.base_url, directory, lambda: candidate.engine):
         check_port(candidate.endpoint)

@@ -118,7 +118,8 @@ UNVERIFIED = "not verified with NVIDIA's image: its entrypoint and compilers may
 class Hardening:
     """Limits of the engine's container. off: why a limit is not set, as (Compose key, reason).
 
-    mem_limit: a size in Docker's form. user: UID or UID:GID. api_key_file: path on the host; None: no key is required.
+    mem_limit: a size in Docker's form. cpus: how many, as text. user: UID or UID:GID. api_key_file: path on the host;
+    None: no key is required.
     """
 
     cap_drop: bool
@@ -126,6 +127,7 @@ class Hardening:
     read_only: bool
     pids_limit: int | None
     mem_limit: str | None
+    cpus: str | None
     user: str | None
     api_key_file: str | None
     off: tuple[tuple[str, str], ...]
@@ -139,6 +141,7 @@ def harden(settings: Settings, profile: Profile) -> Hardening:
         read_only=settings.read_only,
         pids_limit=settings.pids_limit,
         mem_limit=settings.mem_limit,
+        cpus=None if settings.cpus is None else f"{settings.cpus:g}",
         user=settings.user,
         api_key_file=settings.api_key_file,
         off=tuple(_off(settings, profile)),
@@ -154,6 +157,7 @@ def _off(settings: Settings, profile: Profile) -> Iterator[tuple[str, str]]:
         "pids_limit": chosen,
         "mem_limit": "pinned memory, the page cache of the weights and, on unified memory, the GPU's share would "
         "count; the planner limits memory instead",
+        "cpus": "a scheduler that is held back makes every answer late",
         "user": "root without capabilities: the cache volume belongs to root, and NVIDIA's image was not verified "
         "with another user",
     }

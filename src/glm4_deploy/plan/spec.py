@@ -227,6 +227,7 @@ class DeploymentSpec:
     gateway: Gateway
     monitoring: Monitoring
     ui_image: str
+    ui_admin: str
     restart: str
     start_period: int
     environment: tuple[EnvVariable, ...]
@@ -338,6 +339,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         gateway=gateway(settings),
         monitoring=monitoring(settings),
         ui_image=service_image("ui", settings),
+        ui_admin=settings.ui_admin,
         restart=settings.restart,
         start_period=settings.start_period,
         environment=_environment(settings, profile),

@@ -12,7 +12,7 @@ from glm4_deploy.render.quoting import environment, source
 # Services that run next to the engine. To add one, add a file `templates/services/NAME.yaml.j2` and nothing else:
 #
 # - its text goes under `services:` in the Compose file (indented by two); `d` is the deployment spec;
-# - `{% set volumes = ["data"] %}` in it declares named volumes;
+# - `{% set volumes = ["data"] %}` in it declares named volumes, `{% set secrets = {"name": "./file"} %}` secrets;
 # - files under `templates/services/NAME/` are rendered to `NAME/…` next to the Compose file (without `.j2`), which
 #   mounts them as `./NAME/…`.
 
@@ -21,10 +21,11 @@ FOLDER, SUFFIX = "services/", ".yaml.j2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """One service next to the engine. files: (path relative to the Compose file, text)."""
+    """One service next to the engine. secrets: name → file; files: path → text; both relative to the Compose file."""
 
     service: str
     volumes: tuple[str, ...]
+    secrets: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str], ...]
 
 
@@ -50,6 +51,7 @@ def extras(deployment: DeploymentSpec) -> Iterator[Extra]:
         yield Extra(
             service=str(module).strip("\n"),
             volumes=tuple(getattr(module, "volumes", ())),
+            secrets=tuple(getattr(module, "secrets", {}).items()),
             files=tuple(
                 (file.removeprefix(FOLDER).removesuffix(".j2"), environment().get_template(file).render(variables))
                 for file in files
@@ -108,6 +110,7 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
             interval=HEALTH_INTERVAL,
             services=[extra.service for extra in beside],
             volumes=[name for extra in beside for name in extra.volumes],
+            secrets=[secret for extra in beside for secret in extra.secrets],
         )
     )
     return {COMPOSE: text, **tool_files(deployment)} | dict(file for extra in beside for file in extra.files)

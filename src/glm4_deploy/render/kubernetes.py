@@ -65,6 +65,9 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "shm": _quantity(settings.shm_size),
         "memory_limit": limit,
         "memory_request": min(section.memory, limit, key=_size) if limit else section.memory,
+        # Kubernetes counts CPU in thousandths.
+        "cpu_limit": None if settings.cpus is None else f"{settings.cpus * 1000:.0f}m",
+        "cpu_request": section.cpu if settings.cpus is None else f"{min(section.cpu, settings.cpus) * 1000:.0f}m",
         "cache": CACHE,
         "tools_path": TOOLS,
         "claim": f"{_dns_name(deployment.project, 40)}-cache-{_digits(deployment.image)}",

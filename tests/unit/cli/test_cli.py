@@ -84,6 +84,15 @@ def test_a_model_directory_that_is_empty_or_not_a_checkpoint_is_refused(tmp_path
     assert (done.returncode, "no config.json" in done.stderr) == (9, True)
 
 
+def test_without_a_profile_nothing_is_rendered_without_limits(tmp_path: Path) -> None:
+    done = kit("render", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "profile" in done.stderr, "which one, and why"
+    assert "cap_drop" in done.stdout
+    assert "ipc: host" not in done.stdout
+    assert "cap_drop: " not in kit("render", "--profile", "seed", cwd=tmp_path).stdout, "as its publisher wrote it"
+
+
 def test_an_unknown_key_in_the_settings_file_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "glm4.yaml").write_text("max_model_length: 4096\n")
     done = kit("render", cwd=tmp_path)

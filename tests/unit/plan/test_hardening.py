@@ -20,9 +20,10 @@ SWITCHES = {
     "read_only": ("read_only=false", "read_only"),
     "pids_limit": ("pids_limit=null", "pids_limit"),
     "mem_limit": ("mem_limit=null", "mem_limit"),
+    "cpus": ("cpus=null", "cpus"),
     "user": ("user=null", "user"),
 }
-ALL_ON = ("read_only=true", "mem_limit=9gb", "user=1000:1000")
+ALL_ON = ("read_only=true", "mem_limit=9gb", "cpus=3.5", "user=1000:1000")
 
 
 def rendered(*sets: str, profile: str = "gb10") -> tuple[dict[str, Any], str]:

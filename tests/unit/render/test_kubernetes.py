@@ -275,6 +275,17 @@ def test_requested_memory_is_never_above_its_limit() -> None:
     assert memory("mem_limit=64g", "kubernetes.memory=24Gi") == ("24Gi", "64Gi")
 
 
+def test_requested_cpus_are_never_above_their_limit() -> None:
+    def cpus(*sets: str) -> tuple[object, object]:
+        (pod,) = pods([objects(files("profile=b200", *sets)["kubernetes.yaml"])["Deployment"]])
+        resources = pod["containers"][0]["resources"]
+        return resources["requests"]["cpu"], resources["limits"].get("cpu")
+
+    assert cpus() == (4, None)
+    assert cpus("cpus=2.5") == ("2500m", "2500m")
+    assert cpus("cpus=16") == ("4000m", "16000m")
+
+
 @pytest.mark.parametrize("name", ["one", "awkward"])
 def test_it_runs_the_same_command_as_compose_and_keeps_the_entrypoint(name: str) -> None:
     values = {key: value for key, value in CASES[name].items() if key != "kubernetes"}

@@ -196,6 +196,36 @@ def test_the_chat_page_without_the_gateway_is_refused() -> None:
     assert set(resolve_spec({"extras": ["ui", "gateway"]}).extras) == {"ui", "gateway"}
 
 
+def ui_service(*sets: str) -> dict[str, Any]:
+    made = rendered(resolve_spec({"profile": "gb10", "extras": ["gateway", "ui"]}, sets=sets))
+    return dict(yaml.safe_load(made["compose.yaml"])["services"]["ui"])
+
+
+def test_the_chat_pages_administrator_is_made_from_a_secret_and_nobody_signs_up() -> None:
+    ui = ui_service("ui_admin=ada@example.org")
+    assert ui["environment"]["WEBUI_ADMIN_EMAIL"] == "ada@example.org"
+    assert ui["environment"]["ENABLE_SIGNUP"] == "false"
+    assert not [name for name in ui["environment"] if "PASSWORD" in name]
+    for wrong in ("ada", "@x.org", "a b@x.org", "a@b"):
+        with pytest.raises(UsageError, match="e-mail"):
+            ui_service(f"ui_admin={wrong}")
+
+
+@pytest.mark.parametrize("password", [None, "", "\n"])
+def test_the_chat_page_does_not_start_without_its_administrators_password(tmp_path: Path, password: str | None) -> None:
+    (tmp_path / "engine_api_key").write_text("k3y\n")
+    (tmp_path / "start.sh").write_text('echo "$WEBUI_ADMIN_PASSWORD $OPENAI_API_KEY"')
+    shell, flag, script = ui_service("api_key_file=/k")["command"]
+    words = [shell, flag, script.replace("/run/secrets", str(tmp_path)).replace("$$", "$")]
+    if password is not None:
+        (tmp_path / "ui_admin_password").write_text(password)
+    refused = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (78, "")
+    (tmp_path / "ui_admin_password").write_text("s3cret\n")
+    started = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert started.stdout == "s3cret k3y\n"
+
+
 def test_an_extra_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="'nosuch'"):
         render(extras=["nosuch"])
