@@ -58,7 +58,7 @@ def host_profile() -> Profile:
 
 def no_gpu() -> Profile:
     """The profile for a host without a GPU, which is told."""
-    typer.echo(f"warning: no profile was named, and this host has no NVIDIA GPU: for {NO_GPU} (--profile)", err=True)
+    typer.echo(f"profile {NO_GPU}: none was named (--profile), and this host has no NVIDIA GPU", err=True)
     return profiles()[NO_GPU]
 
 

@@ -224,11 +224,11 @@ def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("script", "code", "message"),
     [
-        ("kit render >/dev/full", 18, "cannot write the output: No space left on device"),
+        ("kit render --profile gb10 >/dev/full", 18, "cannot write the output: No space left on device"),
         ("kit --help >/dev/full", 18, "No space left on device"),
         ("kit plan --gpu h100 >/dev/full", 18, "No space left on device"),
         ("kit plan --gpu h100 | true", 141, ""),
-        ("kit render | true", 141, ""),
+        ("kit render --profile gb10 | true", 141, ""),
         ("kit --help | true", 141, ""),
         ("kit plan --gpu h100 1>&-", 0, ""),
         ("kit --help 1>&-", 0, ""),
