@@ -284,6 +284,8 @@ class Signature:
     """One row. has: literals; every matching line contains one of them, so they are searched before the regex.
 
     frames: searched in the files and functions of a traceback whose exception no other row knows, innermost first.
+    about: searched in the words of an exception that no other row knows, whatever their case.
+    quotes: the line says more than the row, so the cause is followed by its words.
     before_ready: severity if the engine has not come up. at_end: severity if, besides, the log ends with such lines.
     example: a line as seen. where: affected versions, GPUs or hosts, for people.
     """
@@ -297,6 +299,8 @@ class Signature:
     has: tuple[str, ...] = ()
     regex: str = ""
     frames: str = ""
+    about: str = ""
+    quotes: bool = False
     role: Role = Role.CAUSE
     before_ready: str = ""
     at_end: str = ""
@@ -309,6 +313,10 @@ class Signature:
     def knows(self, call: str) -> bool:
         """Whether it knows this call, given as file and function."""
         return bool(self.frames) and _compiled(self.frames).search(call) is not None
+
+    def speaks_of(self, words: str) -> bool:
+        """Whether these words of an exception are about what this row is about."""
+        return bool(self.about) and _compiled(f"(?i:{self.about})").search(words) is not None
 
     def told(self, version: Version | None, capability: Capability | None) -> tuple[str, str]:
         """Cause and fix for this version and GPU."""

@@ -21,6 +21,7 @@ from glm4_deploy.logs.line import (
     Tracebacks,
     decode,
     looks_like_a_log,
+    parse_line,
     parts_of,
     request_place,
 )
@@ -69,7 +70,7 @@ class LogReader:
     def findings(self) -> tuple[LogFinding, ...]:
         """The likely cause first; see `in_order`."""
         found = [self._judged(name, row) for name, row in self._findings.items()]
-        if not any(row.status is Status.FAIL and not row.wrapper for row in found):
+        if not any(row.status is Status.FAIL and not row.wrapper and row.id != UNKNOWN_EXCEPTION for row in found):
             found += self._cut_off()
         found = self._last_words(found)
         first = next((row for row in in_order(found) if row.status is Status.FAIL and not row.wrapper), None)
@@ -85,13 +86,13 @@ class LogReader:
     def _judged(self, name: str, row: LogFinding) -> LogFinding:
         """The finding with what the rest of the log says about it: the version, the GPU, whether the engine served."""
         ready = self.facts.phase is Phase.READY
-        if row.id in (UNKNOWN_ERROR, UNKNOWN_EXCEPTION) or row.role is Role.PLACE:
-            return replace(row, severity=Severity.MEDIUM) if name in self._survived and ready else row
+        severity = Severity.MEDIUM if name in self._survived and ready else row.severity
         known = _table().get(row.id)
-        if known is None:
-            return row
+        if known is None or not known.regex:  # what it says was made for this one exception
+            return replace(row, severity=severity)
         cause, fix = known.told(self._version(), self._gpu)
-        severity = row.severity
+        if known.quotes:
+            cause = f"{cause}: {_quoted(parse_line(row.line).text)}"
         if known.before_ready and not ready and severity is not Severity.CRITICAL:
             severity = LEVELS[known.before_ready]
         if known.at_end and not ready and row.count >= STALLED and self._ends_with(known):
@@ -185,15 +186,22 @@ class LogReader:
         raised = self._tracebacks.feed(part) if self._tracebacks.any_open or part.of_traceback else None
         if part.opens and not wrote:
             self._forget_errors(writer)
-        if part.rows and self._match(part.rows, line, shown, raised):
-            vague = all(row.role is Role.SYMPTOM for row in part.rows)
-            if vague and raised is not None and _row_of_place(raised.frames):
-                self._unknown(raised, line, shown)
+        if raised is not None and self._says_more(part, raised):
+            self._unknown(raised, line, shown)
+            self._match(part.rows, line, shown, raised)
+        elif part.rows and self._match(part.rows, line, shown, raised):
             return
-        if raised is not None:
+        elif raised is not None:
             self._unknown(raised, line, shown)
         elif line.level in _LOUD and not self._tracebacks.wrote(writer):
             self._unknown_error(writer, line, shown)
+
+    @staticmethod
+    def _says_more(part: LogPart, raised: Raised) -> bool:
+        """Whether the kind of exception says more than the rows for its text, which name a symptom at most."""
+        if any(row.role is not Role.SYMPTOM for row in part.rows):
+            return False
+        return not part.rows or _family(raised, words=all(row.quotes for row in part.rows)) is not None
 
     def _begin(self, said: str) -> None:
         """Count a start by its banner. A repeated banner means a new start if the last one got beyond its beginning."""
@@ -276,11 +284,12 @@ class LogReader:
         quiet = raised.level in _QUIET or raised.request
         severity = Severity.MEDIUM if quiet else Severity.HIGH
         at = raised.at
-        said = f"`{one_line(redact(raised.line), 200)}`" if raised.line else "an exception that the log cuts off"
-        if row := _row_of_place(raised.frames):
+        said = _quoted(raised.line) if raised.line else "an exception that the log cuts off"
+        if row := _family(raised):
             return replace(
                 _finding(row, severity, shown or at, number),
-                cause=f"{row.cause}; the exception is {said}, raised at {at}",
+                role=Role.PLACE if _row_of_place(raised.frames) else Role.SYMPTOM,
+                cause=f"{row.cause}; the catalogue does not know the exception itself: {said}, raised at {at}",
             )
         about = "while a request was handled; the engine is fine" if raised.request else "no signature matches it"
         return LogFinding(
@@ -309,7 +318,7 @@ class LogReader:
             id=UNKNOWN_ERROR,
             severity=Severity.MEDIUM,
             line=shown,
-            cause="the engine logged an error that no signature matches",
+            cause=f"the engine logged an error that no signature matches: {_quoted(line.text)}",
             fix="read the lines around it; search vLLM's issues for its text",
             source=f"level {line.level}",
             number=self.lines,
@@ -343,7 +352,7 @@ class LogReader:
 
     def _doubt(self, name: str, finding: LogFinding) -> None:
         """It may have ended the engine, as far as one can tell from its kind."""
-        if finding.role is Role.PLACE or finding.id in (UNKNOWN_ERROR, UNKNOWN_EXCEPTION):
+        if finding.role is Role.PLACE or name != finding.id:
             self._doubtful.add(name)
             self._survived.discard(name)
 
@@ -362,10 +371,21 @@ def _table() -> dict[str, Signature]:
     return {row.id: row for row in signatures()}
 
 
+def _family(raised: Raised, *, words: bool = True) -> Signature | None:
+    """The row for what kind of failure an unknown exception is: by its words, or by the innermost known call."""
+    message = raised.line.partition(":")[2]
+    said = (row for row in signatures() if words and row.speaks_of(message))
+    return next(said, None) or _row_of_place(raised.frames)
+
+
 def _row_of_place(frames: tuple[Frame, ...]) -> Signature | None:
     """The row that knows the innermost of these calls."""
     rows = [row for row in signatures() if row.frames]
     return next((row for frame in reversed(frames[-INNERMOST:]) for row in rows if row.knows(str(frame))), None)
+
+
+def _quoted(words: str) -> str:
+    return f"`{one_line(redact(words), 200)}`"
 
 
 def _pointing_to(first: LogFinding | None, wrapper: LogFinding) -> LogFinding:

@@ -62,6 +62,58 @@ def test_harmless_lines_never_stand_first() -> None:
     assert ids(harmless, WRAPPER) == ["engine-core-failed", "unknown-variable-v1"]
 
 
+@pytest.mark.parametrize(
+    ("exception", "family"),
+    [
+        ("made.OddError: layout of the KV cache is not the one of that backend", "in-kv-cache"),
+        ("KeyError: 'UCX'", "in-kv-transfer"),
+        ("made.OddError: the drafter and its target disagree", "in-speculative"),
+        ("ValueError: this is done on Hopper alone", "gpu-architecture-unsupported"),
+        ("RuntimeError: MoE layer 3 cannot continue", "in-moe"),
+    ],
+)
+def test_the_words_of_an_unknown_exception_say_what_it_is_about(exception: str, family: str) -> None:
+    found, wrapper = read(CORE + exception, WRAPPER)
+    assert (found.id, wrapper.id) == (family, "engine-core-failed")
+    assert exception in found.cause
+
+
+def test_words_that_say_nothing_leave_an_exception_unknown_and_quoted() -> None:
+    found = read(CORE + "made.OddError: nobody knows it", WRAPPER)[0]
+    assert found.id == "unknown-exception"
+    assert "made.OddError: nobody knows it" in found.cause
+
+
+def test_words_do_not_put_a_later_exception_before_the_first() -> None:
+    later = [CORE.replace("core.py", "api.py") + line for line in ("RuntimeError: the weights made no sense",)]
+    assert ids(CORE + "made.OddError: nobody knows it", *later)[0] == "unknown-exception"
+
+
+def test_what_refuses_without_a_row_is_quoted_and_its_words_give_advice() -> None:
+    refused = "ValueError: Unsupported shape of the kv cache: (29627, 2, 16)"
+    first, second = read(CORE + refused, WRAPPER)[:2]
+    assert (first.id, second.id) == ("in-kv-cache", "not-supported")
+    assert refused in second.cause
+
+
+def test_an_exception_above_its_call_is_placed_by_the_call() -> None:
+    call = '  File "vllm/v1/core/kv_cache_utils.py", line 1030, in unify_kv_cache_spec_page_size'
+    assert ids("AssertionError", call)[0] == "scheduler-assertion"
+
+
+def test_the_words_after_value_error_are_the_cause() -> None:
+    said = ("pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",)
+    found = read(*said, "  Value error, the odd one must be even [type=value_error]")[0]
+    assert found.id == "value-refused"
+    assert "the odd one must be even" in found.cause
+
+
+def test_no_platform_is_a_failure_unless_the_engine_comes_up() -> None:
+    none = "INFO 05-20 20:12:25 [__init__.py:252] No platform detected, vLLM is running on UnspecifiedPlatform"
+    assert failures(none) == ["no-platform"]
+    assert failures(BOOT, none, READY) == []
+
+
 def test_the_place_that_raised_an_unknown_exception_says_what_to_try() -> None:
     called = '  File "/usr/lib/python3/dist-packages/flashinfer/jit/core.py", line 320, in build_and_load'
     (found, wrapper) = read(TRACE[0], called, "made.Trouble: nobody knows it", WRAPPER)

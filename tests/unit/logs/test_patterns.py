@@ -20,7 +20,12 @@ OF_MODULES = {
     for name, pattern in vars(module).items()
     if isinstance(pattern, re.Pattern)
 }
-OF_ROWS = {row.id: re.compile(row.regex or row.frames) for row in signatures()}
+OF_ROWS = {
+    f"{row.id} {field}": re.compile(pattern)
+    for row in signatures()
+    for field in ("regex", "frames", "about")
+    if (pattern := getattr(row, field))
+}
 OF_NOISE = {f"noise {number}": row[2] for number, row in enumerate(noise._NOISE)}
 PATTERNS = {**OF_MODULES, **OF_ROWS, **OF_NOISE, "ANSI": ANSI}
 
@@ -62,12 +67,13 @@ resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.logs.reader import LogReader
 for row in signatures():
-    pattern = row.regex or row.frames
-    words = [*row.has, row.example, *re.findall(r"[A-Za-z_ /]{4,}", pattern)]
+    patterns = row.regex + row.frames + row.about
+    words = [*row.has, row.example, *re.findall(r"[A-Za-z_ /]{4,}", patterns)]
     reader = LogReader()
     for word in dict.fromkeys(words):
         for filler in ("", " ", "1"):
             reader.feed((word + filler) * 1000)
+            reader.feed("ValueError: " + (word + filler) * 1000)
         reader.feed("(a" + " " * 20_000 + word)
         reader.feed(word + "x" * 20_000)
 print("done")
