@@ -11,6 +11,7 @@ from itertools import pairwise
 from unicodedata import name
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.order import no_order
 from glm4_deploy.detect.prompt import PromptRequest, Shape, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import NO_PATTERN, POOR_TOKENS, SALAD
@@ -182,7 +183,7 @@ _STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,;!?]|\.(?!\S)|[^\s,.
 _PARTICLE = re.compile(r"(?:^|(.))[的了们着吗]", re.DOTALL)
 
 
-def _no_order(sample: str) -> str | None:
+def _misplaced_words(sample: str) -> str | None:
     """Sentences begin small, articles stand before marks or other articles, or Chinese particles after marks."""
     last = sample[-SALAD.order_tail :]
     if shape_of(last) is not Shape.PROSE:
@@ -268,9 +269,10 @@ _RULES = (
     _mixed_scripts,
     _said_twice,
     _no_common_word,
-    _no_order,
+    _misplaced_words,
     _fragments,
     _no_pattern,
     _no_brackets,
+    no_order,
 )
-_LISTS = (_no_common_word, _fragments, _no_pattern)
+_LISTS = (_no_common_word, _fragments, _no_pattern, no_order)

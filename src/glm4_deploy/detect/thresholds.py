@@ -404,6 +404,35 @@ class SaladLimits:
 
 SALAD = SaladLimits()
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderLimits:
+    """When words are in no order. Neighbours in good prose of a known language are bound by 0.27 nats or more.
+
+    Attributes:
+        steps: last words, ideographs and marks examined.
+        least: of them, at least.
+        words: share of words and ideographs among them, at least.
+        known: share of a language's commonest words among the words, at least; else foreign_bond holds,
+        rows, listed, eastern: unless this share of the steps are new lines or commas, or of the words ideographs.
+        different: different pairs of neighbours divided by all, at least: what repeats itself has other rules.
+        bond: nats by which neighbours belong together more than words far apart do, at most.
+    """
+
+    steps: int = 300
+    least: int = 120
+    words: float = 0.5
+    known: float = 0.15
+    different: float = 0.91
+    bond: float = 0.2
+    foreign_bond: float = 0.15
+    rows: float = 0.03
+    listed: float = 0.12
+    eastern: float = 0.3
+
+
+ORDER = OrderLimits()
+
 SALAD_WINDOW = 64  # tokens
 SALAD_MEAN = -2.0  # nats per token, over the whole text
 SALAD_WORST = -2.75  # over one window

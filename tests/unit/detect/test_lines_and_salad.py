@@ -7,6 +7,7 @@ import pytest
 
 from glm4_deploy.detect import Stream, scan
 from glm4_deploy.detect.finding import LoopVerdict
+from glm4_deploy.detect.order import no_order
 
 METHOD = "    public String getName() {\n        return this.name;\n    }\n\n"
 CALL = (
@@ -137,6 +138,48 @@ def test_salad_is_found_without_log_probabilities(text: str) -> None:
 )
 def test_lists_of_words_and_prose_are_no_salad(text: str) -> None:
     assert not scan(text, finish_reason="stop").degenerate
+
+
+PROSE = {
+    "English": (
+        "The harbour was built when the old town had grown too small for its ships. Most of the stone came from a "
+        "quarry behind the hill, and it took the workers nine years to carry it down. When the last wall was finished, "
+        "the council found that the water had fallen and that no large ship could reach it. For some time nobody knew "
+        "what to do with it, until a widow from the north asked for permission to breed oysters there. She was allowed "
+        "to use the western half, as long as she paid a tenth of what she earned. In a few years she had become the "
+        "richest woman on the coast, and the council wished that it had asked for more."
+    ),
+    "German": (
+        "Der Hafen wurde gebaut, als die alte Stadt für ihre Schiffe zu klein geworden war. Die meisten Steine kamen "
+        "aus einem Bruch hinter dem Hügel, und die Arbeiter brauchten neun Jahre, um sie hinunter zu tragen. Als die "
+        "letzte Mauer fertig war, stellte der Rat fest, dass das Wasser gefallen war und kein großes Schiff mehr "
+        "anlegen konnte. Eine Zeit lang wusste niemand, was man damit tun sollte, bis eine Witwe aus dem Norden um die "
+        "Erlaubnis bat, dort Austern zu züchten. Sie durfte die westliche Hälfte nutzen, solange sie den zehnten Teil "
+        "von dem zahlte, was sie verdiente. Nach wenigen Jahren war sie die reichste Frau an der Küste."
+    ),
+    "Chinese": (
+        "这个港口是在旧城已经容不下船只的时候修建的。大部分石头来自山后面的采石场，工人们用了九年的时间才把它们运下来。"
+        "最后一面墙完工的时候，人们发现水位已经下降，大船再也不能靠岸了。有一段时间，谁也不知道应该怎么办，直到一位从北方来的"
+        "寡妇请求在那里养殖牡蛎。她可以使用西边的一半，只要交出收入的十分之一。几年以后，她成了海边最富有的女人，而我们都希望当初能要得更多。"
+    ),
+}
+
+
+@pytest.mark.parametrize("language", PROSE)
+def test_words_in_no_order(language: str) -> None:
+    text = PROSE[language]
+    space = "" if language == "Chinese" else " "
+    words = [char for char in text if char not in "，。"] if language == "Chinese" else text.split()
+    random.Random(3).shuffle(words)
+    assert no_order(space.join(words)) is not None
+    assert no_order(text) is None
+
+
+def test_placeholder_text_and_lists_are_in_no_order_and_fine() -> None:
+    words = PROSE["English"].lower().replace(",", "").replace(".", "").split()
+    random.Random(1).shuffle(words)
+    assert no_order(" ".join(["lorem", "ipsum", *words])) is None
+    assert no_order("\n".join(word for word in words if len(word) > 4) * 2) is None
 
 
 def test_rows_without_a_key_until_the_cut() -> None:
