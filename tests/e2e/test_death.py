@@ -57,7 +57,7 @@ def test_an_engine_that_ends_itself_is_one_finding(tmp_path: Path) -> None:
     repair = [*KIT, "checkpoint", "repair", MODEL, "--for", "0.13.0", "--output", model]
     assert subprocess.run(repair, capture_output=True, check=False).returncode == 0
     with engine(built.stdout.strip(), model, log) as running:
-        words = ["smoke", "--base-url", running.base_url, "--only", "structured", "--only", "tools", "--json", "-"]
+        words = ["smoke", "--base-url", running.base_url, "--only", "structured", "--only", "tools-call", "--json", "-"]
         smoke = subprocess.run([*KIT, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert smoke.returncode == 11, smoke.stderr
     rows = {row["check"]: row for row in json.loads(smoke.stdout)["results"]}

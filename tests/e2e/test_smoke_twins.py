@@ -87,7 +87,8 @@ def test_the_healthy_model_passes(healthy: Engine, report: SuiteReport) -> None:
 
 def test_what_the_healthy_engine_does_not_offer_is_skipped_with_a_reason(report: SuiteReport) -> None:
     skipped = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
-    assert "not configured" in skipped.pop("tools")
+    for name in ("call", "stream", "parallel", "roundtrip", "none"):
+        assert "not configured" in skipped.pop(f"tools-{name}")
     assert "no key" in skipped.pop("key")
     assert "baseline" in skipped.pop("perplexity")
     assert set(skipped.values()) == {"the context is 4096 tokens"}

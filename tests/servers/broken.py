@@ -342,19 +342,101 @@ class ProseJson(Reference):
 class LeakyTools(Reference):
     """A tool parser that does not match the model: the call arrives as text."""
 
-    def tool_call(self) -> dict[str, Any]:
-        body = super().tool_call()
-        body["choices"][0]["message"] = {"role": "assistant", "content": 'get_weather\n{"city": "Paris"}'}
-        return body
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = super().tool_message(body)
+        calls = message.pop("tool_calls", ())
+        texts = [f"{call['function']['name']}\n{call['function']['arguments']}" for call in calls]
+        return message | ({"content": "\n".join(texts)} if texts else {})
 
 
 class BadArguments(Reference):
     """A tool call whose arguments are not JSON."""
 
-    def tool_call(self) -> dict[str, Any]:
-        body = super().tool_call()
-        body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] = "city=Paris"
-        return body
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = super().tool_message(body)
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = "city=Paris"
+        return message
+
+
+class LosesPieces(Reference):
+    """Streams the arguments of a tool call without their last piece, as a parser does that waits for more."""
+
+    def tool_deltas(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        deltas = super().tool_deltas(message)
+        return deltas[:-1] if message.get("tool_calls") else deltas
+
+
+class RepeatsNames(Reference):
+    """Sends the name with every piece of a streamed call."""
+
+    def tool_deltas(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        deltas = super().tool_deltas(message)
+        for delta in deltas:
+            for call in delta.get("tool_calls", ()):
+                call["function"]["name"] = "get_weather"
+        return deltas
+
+
+class MergesCalls(Reference):
+    """Makes one call of two."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = super().tool_message(body)
+        calls = message.get("tool_calls", ())
+        if len(calls) > 1:
+            calls[0]["function"]["arguments"] += calls[1]["function"]["arguments"]
+            del calls[1:]
+        return message
+
+
+class OneId(Reference):
+    """Gives every call the same id."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = super().tool_message(body)
+        for call in message.get("tool_calls", ()):
+            call["id"] = "call-1"
+        return message
+
+
+class OneCity(Reference):
+    """Calls a tool for the first city only."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        message = super().tool_message(body)
+        return message | {"tool_calls": message["tool_calls"][:1]} if message.get("tool_calls") else message
+
+
+class IgnoresResults(Reference):
+    """A chat template that drops the tool's turn."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["messages"][-1]["role"] == "tool":
+            return {"role": "assistant", "content": "I cannot know the weather."}
+        return super().tool_message(body)
+
+
+class AlwaysCalls(Reference):
+    """Calls a tool whatever was asked."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        asked = [{"role": "user", "content": "weather in Paris"}]
+        return super().tool_message({**body, "messages": asked})
+
+
+class ForcesCalls(Reference):
+    """Ignores tool_choice none."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        return super().tool_message({**body, "tool_choice": "auto"})
+
+
+class TalksOnly(Reference):
+    """A model that calls no tool."""
+
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        return super().tool_message({**body, "tool_choice": "none"})
 
 
 class FrozenCounters(Reference):

@@ -164,7 +164,7 @@ class Reference:
         self.requests.append(body)
         self.validate(body)
         if body.get("tools"):
-            await self.send_json(send, self.tool_call())
+            await self.send_tools(body, send)
             return
         made = self.generate(body)
         self.count(made)
@@ -211,12 +211,51 @@ class Reference:
             ids=bool(body.get("return_token_ids")),
         )
 
-    def tool_call(self) -> dict[str, Any]:
-        function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
-        call = {"id": "call-1", "type": "function", "function": function}
-        message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
-        return {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": None}
+    def tool_message(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request with tools: a call for each city, or text."""
+        last = body["messages"][-1]
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        if last["role"] == "tool":
+            return message | {"content": f"The tool says: {last['content']}."}
+        if "weather" not in last["content"] or body.get("tool_choice") == "none":
+            return message | {"content": "Hello."}
+        cities = [city for city in ("Paris", "Berlin") if city in last["content"]]
+        functions = [{"name": "get_weather", "arguments": json.dumps({"city": city})} for city in cities]
+        calls = [{"id": f"call-{n}", "type": "function", "function": one} for n, one in enumerate(functions)]
+        return message | {"tool_calls": calls}
+
+    def tool_deltas(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """A message with tool calls as the deltas of a stream: the name first, then the arguments in pieces."""
+        deltas = [{"content": message["content"]}] if message["content"] else []
+        for index, call in enumerate(message.get("tool_calls", ())):
+            function = call["function"]
+            deltas.append({"tool_calls": [{**call, "index": index, "function": {"name": function["name"]}}]})
+            for piece in brain.tokens(function["arguments"]):
+                deltas.append({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+        return deltas
+
+    async def send_tools(self, body: dict[str, Any], send: Send) -> None:
+        message = self.tool_message(body)
+        finish = "tool_calls" if message.get("tool_calls") else "stop"
+        head = {"id": "chatcmpl-1", "created": int(time.time()), "model": self.model}
+        usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+        if not body.get("stream"):
+            choice = {"index": 0, "message": message, "finish_reason": finish}
+            await self.send_json(send, head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+            return
+        deltas = [{"role": "assistant", "content": ""}, *self.tool_deltas(message)]
+        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices.append({"index": 0, "delta": {}, "finish_reason": finish})
+        head["object"] = "chat.completion.chunk"
+        await self.send_events(
+            send, [*(head | {"choices": [one]} for one in choices), head | {"choices": [], "usage": usage}]
+        )
+
+    async def send_events(self, send: Send, events: list[dict[str, Any]]) -> None:
+        lines = [b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n" for event in events]
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"".join([*lines, b"data: [DONE]\n\n"])})
 
     def reply(self, body: dict[str, Any]) -> str:
         return brain.reply(body["messages"])

@@ -255,6 +255,20 @@ def from_body(body: dict[str, Any], seconds: float) -> ChatAnswer:
     )
 
 
+def _join_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece of a stream: pieces with one index are one call, whose texts are joined (OpenAI's API).
+
+    Raises:
+        Malformed: a part of another type.
+    """
+    empty: dict[str, Any] = {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+    call = calls.setdefault(_field(piece, "index", int) or 0, empty)
+    call["id"] = call["id"] or _field(piece, "id", str)
+    function = _field(piece, "function", dict) or {}
+    for name in ("name", "arguments"):
+        call["function"][name] += _field(function, name, str) or ""
+
+
 class Assembly:
     """Builds a streamed answer: feed the events in order, then close."""
 
@@ -263,7 +277,7 @@ class Assembly:
         self.ids: list[int] = []
         self.logprobs: list[float | None] = []
         self.arrivals: list[float] = []
-        self.tool_calls: list[Any] = []
+        self.tool_calls: dict[int, dict[str, Any]] = {}
         self.oddities: list[str] = []
         self.finish: str | None = None
         self.role: str | None = None
@@ -302,7 +316,8 @@ class Assembly:
         self.text.append(content)
         self.ids.extend(ids or ())
         self.logprobs.extend(logprobs or ())
-        self.tool_calls.extend(calls or ())
+        for piece in calls or ():
+            _join_call(self.tool_calls, piece)
         finish = _field(choice, "finish_reason", str)
         if finish:
             if self.finish is not None:
@@ -325,6 +340,6 @@ class Assembly:
             role=self.role,
             token_ids=tuple(self.ids) if self.ids else None,
             logprobs=tuple(self.logprobs) if self.logprobs else None,
-            tool_calls=tuple(self.tool_calls),
+            tool_calls=tuple(self.tool_calls[index] for index in sorted(self.tool_calls)),
             oddities=tuple(self.oddities),
         )

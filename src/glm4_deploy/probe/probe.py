@@ -197,7 +197,7 @@ class Probe:
 
     async def ask(
         self,
-        messages: Iterable[Mapping[str, str]],
+        messages: Iterable[Mapping[str, Any]],
         max_tokens: int,
         *,
         stream: bool = True,
@@ -235,7 +235,7 @@ class Probe:
         self.keep(canary.prompt, answer)
         return answer
 
-    def fit(self, messages: Iterable[Mapping[str, str]], max_tokens: int, prompt_tokens: int | None = None) -> int:
+    def fit(self, messages: Iterable[Mapping[str, Any]], max_tokens: int, prompt_tokens: int | None = None) -> int:
         if self.served.max_model_len is None:
             return max_tokens
         template = 8  # tokens per message for role markers and the like

@@ -28,7 +28,8 @@ SKIPS: dict[Any, dict[str, str]] = {
     Ollama: {
         "overflow": "does not report its context length",
         "numbers": "sends no logprobs",
-        "tools": "does not support tools",
+        "tools-call": "does not support tools",
+        "tools-roundtrip": "does not support tools",
         "perplexity": "no prompt_logprobs",
         "metrics": "no /metrics",
         "key": "no key given",

@@ -101,7 +101,7 @@ def test_another_server_passes_and_what_it_lacks_is_skipped_with_its_reason() ->
     report = run(Plain(token_s=0.0005), suite=Suite.FULL, skip=["concurrency-*", "loop-long", "speed"])
     assert report.exit_code == 0, report.results
     reasons = {result.check: result.reason for result in report.results if result.status is Status.SKIPPED}
-    assert {"numbers", "structured", "tools", "perplexity", "metrics", "overflow", "needle-4k"} <= set(reasons)
+    assert {"numbers", "structured", "tools-call", "perplexity", "metrics", "overflow", "needle-4k"} <= set(reasons)
     assert all(reasons.values())
     assert statuses(report)["loop-greedy"] is Status.OK
 
