@@ -1,0 +1,235 @@
+"""What the guard adds: time to first token, time between tokens, processor time, memory of idle streams.
+
+    nice python -m benchmarks.guard.delay [--streams 64] [--rate 100] [--seconds 10] [--idle 1000]
+
+One server replays streams at a fixed rate and writes into each token when it sent it; one client reads them directly,
+through a bare pass-through (Starlette's ASGI server uvicorn with httpx), and through the guard, in turns. Each of the
+four is a process of its own; a delay is measured from the server's write to the client's read, on one clock.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+WORDS = Path(__file__).read_text(encoding="utf-8").split()
+BODY = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Tell me something."}]}
+
+
+# The server that replays, and the bare pass-through.
+
+
+async def replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One request: `x-rate` tokens a second for `x-seconds`; a rate of 0: one token, then silence."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    await reader.readexactly(int(fields.get("content-length", 0)))
+    rate, seconds = float(fields["x-rate"]), float(fields["x-seconds"])
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+    begin = time.monotonic()
+    try:
+        for number in range(max(int(rate * seconds), 1)):
+            await asyncio.sleep(begin + number / rate - time.monotonic() if rate else 0)
+            choice = {"index": 0, "delta": {"content": WORDS[(7 * number) % len(WORDS)] + " "}, "finish_reason": None}
+            event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+            event |= {"choices": [choice], "sent": time.monotonic()}
+            data = b"data: " + json.dumps(event).encode() + b"\n\n"
+            writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await writer.drain()
+        if not rate:
+            await reader.read()  # until the other side leaves
+        writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+async def serve_replay(port: int) -> None:
+    server = await asyncio.start_server(replay, "127.0.0.1", port, backlog=2048)
+    await server.serve_forever()
+
+
+def serve_bare(port: int, engine: str) -> None:
+    import uvicorn
+
+    client = httpx.AsyncClient(base_url=engine, timeout=600, trust_env=False, limits=httpx.Limits(max_connections=None))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        async with client.stream("POST", scope["path"], content=body, headers=scope["headers"]) as answer:
+            kept = [pair for pair in answer.headers.raw if pair[0].lower() != b"transfer-encoding"]
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
+            async for chunk in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, lifespan="off", access_log=False, backlog=2048)
+
+
+# The client.
+
+
+async def read_one(port: int, rate: float, seconds: float, first: list[float], later: list[float]) -> None:
+    raw = json.dumps(BODY).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}"
+    asked = time.monotonic()
+    writer.write(f"{head}\r\nX-Rate: {rate}\r\nX-Seconds: {seconds}\r\n\r\n".encode() + raw)
+    began = False
+    while True:
+        line = await reader.readline()
+        if line.startswith(b"data: {"):
+            now = time.monotonic()
+            if began:
+                later.append(now - json.loads(line[6:])["sent"])
+            else:
+                first.append(now - asked)
+                began = True
+        elif not line or line.startswith(b"data: [DONE]"):
+            break
+    writer.close()
+
+
+async def load(port: int, streams: int, rate: float, seconds: float) -> tuple[list[float], list[float]]:
+    first: list[float] = []
+    later: list[float] = []
+
+    async def one(number: int) -> None:
+        await asyncio.sleep(number / streams / 2)  # not all at the same moment
+        await read_one(port, rate, seconds, first, later)
+
+    await asyncio.gather(*(one(number) for number in range(streams)))
+    return first, later
+
+
+async def idle(port: int, streams: int, pid: int) -> int:
+    """Resident bytes that so many streams add, each with one token passed."""
+    before = resident(pid)
+    first: list[float] = []
+    tasks = [asyncio.create_task(read_one(port, 0, 0, first, [])) for _ in range(streams)]
+    while len(first) < streams:
+        await asyncio.sleep(0.1)
+    after = resident(pid)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return after - before
+
+
+# Processes.
+
+
+def resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def process(*words: str, port: int) -> Iterator[int]:
+    child = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert child.poll() is None and time.monotonic() < limit, words
+            time.sleep(0.1)
+        yield child.pid
+    finally:
+        child.kill()
+        child.wait()
+
+
+def at(values: list[float], share: float) -> str:
+    return f"{1000 * sorted(values)[int(share * (len(values) - 1))]:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=100)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--idle", type=int, default=1000)
+    parser.add_argument("serve", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        kind, port, *engine = options.serve
+        asyncio.run(serve_replay(int(port))) if kind == "replay" else serve_bare(int(port), engine[0])
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    me = "benchmarks.guard.delay"
+    engine, bare, guard, guard_metrics, cutting, cutting_metrics = (free_port() for _ in range(6))
+    url = f"http://127.0.0.1:{engine}"
+    words = ("glm4_deploy", "guard", "--engine", url)
+    ways = {"directly": engine, "httpx": bare, "guard, observe": guard, "guard, cut": cutting}
+    with (
+        process(me, "replay", str(engine), port=engine) as engine_pid,
+        process(me, "bare", str(bare), url, port=bare) as bare_pid,
+        process(*words, "--port", str(guard), "--metrics-port", str(guard_metrics), port=guard) as guard_pid,
+        process(
+            *words, "--mode", "cut", "--port", str(cutting), "--metrics-port", str(cutting_metrics), port=cutting
+        ) as cutting_pid,
+    ):
+        pids = dict(zip(ways, (engine_pid, bare_pid, guard_pid, cutting_pid), strict=True))
+        firsts: dict[str, list[float]] = {way: [] for way in ways}
+        laters: dict[str, list[float]] = {way: [] for way in ways}
+        spent = dict.fromkeys(ways, 0.0)
+        tokens = dict.fromkeys(ways, 0)
+        for _ in range(options.rounds):
+            for way, port in ways.items():
+                before = processor_s(pids[way])
+                first, later = asyncio.run(load(port, options.streams, options.rate, options.seconds))
+                spent[way] += processor_s(pids[way]) - before
+                tokens[way] += len(first) + len(later)
+                firsts[way] += first
+                laters[way] += later
+        print("| way | TTFT p50, ms | p99 | from write to read p50, ms | p99 | CPU, µs per token |")
+        print("|---|---|---|---|---|---|")
+        for way in ways:
+            cells = [at(firsts[way], 0.5), at(firsts[way], 0.99), at(laters[way], 0.5), at(laters[way], 0.99)]
+            print(f"| {way} | {' | '.join(cells)} | {1e6 * spent[way] / tokens[way]:.0f} |")
+        for way in ("httpx", "guard, observe"):
+            more = asyncio.run(idle(ways[way], options.idle, pids[way]))
+            print(f"{options.idle} idle streams, {way}: {more / 2**20:.0f} MiB more")
+        print(f"load average at the end: {os.getloadavg()[0]:.1f}; medians of write to read, directly: "
+              f"{1000 * statistics.median(laters['directly']):.2f} ms")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

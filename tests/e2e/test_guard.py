@@ -1,0 +1,136 @@
+"""The guard as a program, in front of a real vLLM: what it observes passes as it is, and a cut frees the engine."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from e2e.engine import NAME, Engine
+from e2e.kit import KIT, free_port
+from e2e.watching import Lines
+from glm4_deploy.probe.endpoints import parse_metrics
+from servers.serve import raw_server
+
+pytestmark = pytest.mark.e2e
+LONG = 3000  # tokens: far more than the detector needs
+
+
+class Tap:
+    """Stands between guard and engine: keeps what the engine sends, one entry per connection."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.heard: list[bytes] = []
+
+    def __call__(self, guard: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", self._port)) as engine:
+            back = threading.Thread(target=self._answer, args=(engine, guard), daemon=True)
+            back.start()
+            try:
+                while more := guard.recv(65536):
+                    engine.sendall(more)
+            finally:
+                engine.shutdown(socket.SHUT_RDWR)
+                back.join(60)
+
+    def _answer(self, engine: socket.socket, guard: socket.socket) -> None:
+        raw = b""
+        with suppress(OSError):
+            while more := engine.recv(65536):
+                raw += more
+                guard.sendall(more)
+            guard.shutdown(socket.SHUT_WR)
+        self.heard.append(raw)
+
+
+def body_of(raw: bytes) -> bytes:
+    """The body of an answer, without its chunks' frames."""
+    head, _, rest = raw.partition(b"\r\n\r\n")
+    if b"chunked" not in head.lower():
+        return rest
+    body = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return body
+
+
+@pytest.fixture(scope="module")
+def tap(healthy: Engine) -> Tap:
+    return Tap(healthy.port)
+
+
+@pytest.fixture(scope="module")
+def guard(tap: Tap) -> Iterator[tuple[str, Lines]]:
+    """Its address for clients, and the lines that it writes."""
+    port, metrics_port = free_port(), free_port()
+    with raw_server(tap) as engine:
+        lines = Lines([*KIT, "guard", "--engine", engine, "--port", str(port), "--metrics-port", str(metrics_port)])
+        lines.wait(lambda row: row["event"] == "listening", 120)
+        yield f"http://127.0.0.1:{port}", lines
+        lines.end()
+        Lines.open.remove(lines)
+
+
+def forced(base_url: str, **more: Any) -> dict[str, Any]:
+    """A request whose answer is one word over and over, whatever the model would say."""
+    asked = httpx.post(f"{base_url}/tokenize", json={"model": NAME, "prompt": " lighthouse"}, trust_env=False)
+    token = asked.json()["tokens"][-1]
+    messages = [{"role": "user", "content": "Tell me of the sea."}]
+    body = {"model": NAME, "messages": messages, "logit_bias": {str(token): 100}, "ignore_eos": True, "seed": 1}
+    return body | more
+
+
+def post(url: str, body: dict[str, Any], **headers: str) -> bytes:
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=300, trust_env=False).content
+
+
+def until(true: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def value(engine: Engine, name: str) -> float:
+    metrics = parse_metrics(httpx.get(f"{engine.base_url}/metrics", timeout=60, trust_env=False).text)
+    return metrics.sum(name) or 0.0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stream": True, "n": 2, "stream_options": {"include_usage": True}},
+        {"stream": True, "logprobs": True, "top_logprobs": 2},
+        {"stream": False},
+        {"stream": True, "temperature": -1},
+    ],
+    ids=["stream", "logprobs", "whole", "refused"],
+)
+def test_what_is_observed_is_what_the_engine_sent(
+    healthy: Engine, tap: Tap, guard: tuple[str, Lines], more: dict[str, Any]
+) -> None:
+    before = len(tap.heard)
+    answer = post(guard[0], forced(healthy.base_url, max_tokens=8, **more))
+    until(lambda: len(tap.heard) > before)
+    assert answer == body_of(tap.heard[before])
+    assert (b'"error"' in answer) is ("temperature" in more)
+
+
+def test_a_loop_is_cut_and_the_engines_slot_is_free(healthy: Engine, guard: tuple[str, Lines]) -> None:
+    url, lines = guard
+    before = value(healthy, "vllm:generation_tokens_total")
+    raw = post(url, forced(healthy.base_url, max_tokens=LONG, stream=True), **{"X-GLM4-Guard": "cut"})
+    last = json.loads(raw.split(b"\n\n")[-3].removeprefix(b"data: "))
+    assert raw.endswith(b"data: [DONE]\n\n")
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["glm4_guard"]["action"] == "cut"
+    lines.wait(lambda row: row["event"] == "finding" and row["action"] == "cut", 60)
+    until(lambda: not value(healthy, "vllm:num_requests_running"))
+    assert value(healthy, "vllm:generation_tokens_total") - before < LONG
