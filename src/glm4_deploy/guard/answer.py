@@ -75,11 +75,8 @@ class Answer:
         self._finish: dict[int, str] = {}
         self._head: dict[str, Any] = {}
         self._sequence = 0
-        self.pieces = 0  # events with text: about one per token
-
-    @property
-    def texts(self) -> int:
-        return len(self._texts)
+        self.pieces = 0  # events: about one per token
+        self.characters = 0  # of all texts
 
     def feed(self, event: dict[str, Any]) -> list[SickText]:
         """The texts that this event has made sick for good.
@@ -122,6 +119,7 @@ class Answer:
                 raise UnreadableAnswer("too many texts")
             text = self._texts[key] = _Text(self._question.prompt_of(piece.choice))
         text.length += len(piece.text)
+        self.characters += len(piece.text)
         text.stream.feed(piece.text)
         finding = text.stream.final
         if finding is None or text.sick is not None:

@@ -7,8 +7,8 @@ while it is idle would fail a request that may not be sent twice.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from errno import EADDRINUSE
@@ -29,7 +29,7 @@ from glm4_deploy.guard.question import Api, Question, read_question
 MODE_HEADER = "X-GLM4-Guard"
 MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
-MAX_JUDGED = 192  # answers at once; a detector on a long text takes 4 MB. More answers pass unjudged.
+MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
 HEADER_LINE = 32768  # bytes of one line of a request's or an answer's head; of those, aiohttp accepts 128
 CONNECT_S = 10.0
 BUFFER = 65536  # bytes read ahead of a slow reader
@@ -64,7 +64,7 @@ class Guard:
         self._options = options
         self._ledger = ledger
         self._engine = options.engine.rstrip("/")
-        self._judged = 0
+        self._room = Room(MAX_CHARACTERS)
         self._session = session
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -82,17 +82,11 @@ class Guard:
             return _refusal(413, f"the request has more than {MAX_REQUEST} bytes")
         question = read_question(api, raw)
         mode = self._mode(wanted, question)
-        unjudged = "request" if question is None else "off" if mode is Mode.OFF else None
-        if self._judged >= MAX_JUDGED:
-            unjudged = "too many"
-        if question is None or unjudged:
-            self._ledger.unjudged(unjudged or "")
+        if question is None or mode is Mode.OFF:
+            self._ledger.unjudged("request" if question is None else "off")
             return await self._exchange(request, raw, None)
-        self._count(1)
-        try:
-            return await self._exchange(request, raw, Judging(self._ledger, question, mode))
-        finally:
-            self._count(-1)
+        with self._ledger.streams.track_inprogress(), self._room.taken() as room:
+            return await self._exchange(request, raw, Judging(self._ledger, question, mode, room))
 
     def _mode(self, wanted: str, question: Question | None) -> Mode:
         if question is None:
@@ -100,10 +94,6 @@ class Guard:
         mode = Mode(wanted) if wanted else self._options.models.get(question.model, self._options.mode)
         # A prompt that is not known may ask for what repeats.
         return mode if question.prompt_known or mode is Mode.OFF else Mode.OBSERVE
-
-    def _count(self, more: int) -> None:
-        self._judged += more
-        self._ledger.streams.set(self._judged)
 
     async def _exchange(self, request: web.BaseRequest, body: Any, judging: "Judging | None") -> web.StreamResponse:
         response: web.StreamResponse | None = None
@@ -193,6 +183,38 @@ class Guard:
 
 # Reading what passes.
 
+
+class Room:
+    """What is left of a number of characters that all answers share."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    @contextmanager
+    def taken(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes a number of characters, to be given back at the end of the block.
+
+        It raises NoRoom if fewer are left.
+        """
+        total = 0
+
+        def take(number: int) -> None:
+            nonlocal total
+            if number > self._left:
+                raise NoRoom
+            total += number
+            self._left -= number
+
+        try:
+            yield take
+        finally:
+            self._left += total
+
+
+class NoRoom(Exception):
+    """The answers that are judged have too many characters."""
+
+
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 
@@ -216,10 +238,11 @@ class Reader(Protocol):
 class Judging:
     """What it takes to judge one answer."""
 
-    def __init__(self, ledger: Ledger, question: Question, mode: Mode) -> None:
+    def __init__(self, ledger: Ledger, question: Question, mode: Mode, room: Callable[[int], None]) -> None:
         self.ledger = ledger
         self.question = question
         self.mode = mode
+        self.room = room
 
     def cannot_judge(self, answer: ClientResponse) -> str | None:
         """Why not; None if it can be judged."""
@@ -244,6 +267,7 @@ class EventReader:
         self._cuts = judging.mode in (Mode.CUT, Mode.RETRY)
         self._events = Events()
         self._answer = Answer(judging.question)
+        self._room, self._taken = judging.room, 0
         self._reading = True
         self._finals: list[SickText] = []
 
@@ -255,15 +279,19 @@ class EventReader:
                 if data == b"[DONE]":
                     continue
                 event = json.loads(data)
-                if "error" in event:
+                if isinstance(event, dict) and event.get("error"):
                     self._give_up("error")
                     return None
                 found = self._answer.feed(event)
+                self._room(self._answer.characters - self._taken)
+                self._taken = self._answer.characters
                 self._finals += found
                 if self._finals and (cut := self._found(found, end)):
                     return cut
         except (ValueError, TypeError, RecursionError, UnreadableAnswer, EventTooLong):
             self._give_up("unreadable")
+        except NoRoom:
+            self._give_up("too many")
         return None
 
     def _found(self, found: list[SickText], end: int) -> Cut | None:
@@ -294,6 +322,7 @@ class EventReader:
     def _give_up(self, why: str) -> None:
         if self._reading:
             self._reading = False
+            self._answer = Answer(self._question)  # frees what it held
             if self._finals:
                 self._ledger.answer(self._question, "sick")
             else:
@@ -306,6 +335,7 @@ class BodyReader:
     def __init__(self, judging: Judging) -> None:
         self._ledger, self._question = judging.ledger, judging.question
         self._raw = bytearray()
+        self._room = judging.room
         self._answer = Answer(judging.question)
         self._finals: list[SickText] | None = None
         self._why = ""
@@ -322,11 +352,14 @@ class BodyReader:
             try:
                 if len(self._raw) > MAX_BODY:
                     raise UnreadableAnswer
+                self._room(len(self._raw))
                 parsed = json.loads(self._raw)
                 self._finals = self._answer.feed(parsed)
                 self.parsed = parsed
             except (ValueError, TypeError, RecursionError, UnreadableAnswer):
                 self._why = "unreadable"
+            except NoRoom:
+                self._why = "too many"
             self._raw.clear()
         return self._finals
 
@@ -368,6 +401,8 @@ async def _forward(
                 continue
             arrived = perf_counter()
             cut = reader.feed(chunk)
+            if cut is not None:
+                answer.close()  # first: a slow client must not hold the engine's slot
             await response.write(chunk if cut is None else chunk[: cut.end] + cut.closing)
             ledger.delay.observe(perf_counter() - arrived)
             if cut is not None:

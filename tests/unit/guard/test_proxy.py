@@ -47,6 +47,8 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(PATIENCE_S)
         self._loop.close()
@@ -238,6 +240,15 @@ def test_other_endpoints_pass_unread(path: str) -> None:
     assert raw.count(b"x" * 100) >= 4_900
     assert b"authorization: bearer k" in raw.lower()
     assert b"\r\nte:" not in raw.lower()
+
+
+def test_answers_without_a_body_pass() -> None:
+    engine = Engine(head("application/json", "content-length: 99"))
+    with guarded(engine) as guard, httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
+        answer = client.head(guard.url + "/v1/models")
+        assert (answer.content, answer.headers["content-length"]) == (b"", "99")
+        engine.pieces = (b"HTTP/1.1 204 No Content\r\n\r\n",)
+        assert client.delete(guard.url + "/v1/files/1").status_code == 204
 
 
 def test_the_request_reaches_the_engine_as_it_was() -> None:
@@ -513,17 +524,35 @@ def test_a_request_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_more_answers_than_can_be_judged_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "MAX_JUDGED", 0)
+    monkeypatch.setattr(proxy, "MAX_CHARACTERS", 100)
     events = [*loop(100), DONE]
     with guarded(Engine(*streamed(*events))) as guard:
         assert post(guard).content == b"".join(events)
-        assert guard.count("unjudged_total", reason="too many") == 1
+        guard.until(lambda: guard.count("unjudged_total", reason="too many") == 1)
+        assert post(guard, stream=False, headers={"x-glm4-guard": "observe"}).content == b"".join(events)
 
 
 def test_a_held_answer_that_is_too_long_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "MAX_BODY", 5000)
     with guarded(Engine(*whole(looping_body()))) as guard:
         assert post(guard, stream=False).content == looping_body()
+
+
+def test_a_guard_that_ends_breaks_its_streams_off_and_a_new_one_serves() -> None:
+    engine = Engine(*streamed(token("a"))[:-1], hold=True)
+    with raw_server(engine) as url, httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
+        with (
+            Running(url, Mode.CUT) as guard,
+            client.stream("POST", guard.url + CHAT, json=body_of()) as answer,
+        ):
+            passing = answer.iter_raw()
+            next(passing)
+            guard.__exit__()
+            with pytest.raises(httpx.RemoteProtocolError):
+                next(passing)
+        assert engine.left.wait(PATIENCE_S)
+        with Running(url, Mode.CUT) as guard, client.stream("POST", guard.url + CHAT, json=body_of()) as answer:
+            assert next(answer.iter_raw())
 
 
 def test_keys_and_texts_are_never_written() -> None:
