@@ -135,8 +135,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UsageError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint="check the path"
+        ) from None
     if len(data) > MAX_BYTES:
         raise UsageError(f"{path} has more than {MAX_BYTES >> 20} MiB", hint="check that it is the right file")
     return data

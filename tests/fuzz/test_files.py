@@ -230,6 +230,12 @@ def test_a_release_names_no_file_outside_itself(tmp_path: Path) -> None:
         assert isinstance(damaged, Damaged)
 
 
+@pytest.mark.parametrize("odd", ["\ud800", "a\0b", "x" * 5000])
+def test_a_release_with_text_that_no_file_can_have_is_used_or_refused(tmp_path: Path, odd: str) -> None:
+    for changed in ({"image": {**RELEASE["image"], "id": odd}}, {"files": [{**RELEASE["files"][0], "name": odd}]}):
+        attempt(used, released(tmp_path, json.dumps({**RELEASE, **changed})))
+
+
 # Bundles.
 
 MORE = st.text(max_size=120) | st.builds("{}  {}\n".format, st.just("0" * 64), st.text(max_size=9))

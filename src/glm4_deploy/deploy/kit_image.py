@@ -33,7 +33,7 @@ def requirements() -> tuple[str, ...]:
 
 
 def write_context(directory: Path) -> None:
-    """Write the build context: the Dockerfile, the requirements, and the package with its templates.
+    """Write the build context: the Dockerfile, the requirements, and the package with its templates. Nothing else.
 
     Raises:
         StorageError: the disk is full or not writable.
@@ -41,8 +41,9 @@ def write_context(directory: Path) -> None:
     package = Path(glm4_deploy.__file__).parent
     templates = next(path for path in TEMPLATES if (path / "image/Dockerfile").is_file())
     try:
-        shutil.copy(templates / "image/Dockerfile", directory / "Dockerfile")
-        (directory / "requirements.txt").write_text("\n".join(requirements()) + "\n")
+        for name in ("Dockerfile", "requirements.txt"):
+            shutil.copy(templates / "image" / name, directory / name)
+        (directory / "requirements.in").write_text("\n".join(requirements()) + "\n")
         shutil.copytree(package, directory / "glm4_deploy", ignore=_not_ours)
         shutil.copytree(templates, directory / "glm4_deploy/templates", ignore=_not_ours, dirs_exist_ok=True)
         for path in directory.rglob("*"):  # the container runs as uid 65532, which must be able to read it

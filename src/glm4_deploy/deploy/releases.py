@@ -137,7 +137,7 @@ def content_of(
     kept = sorted((file.name, file.sha256) for file in files if file.name not in (PIN, HOST_FILE))
     parts = [f"{name}={sha256}" for name, sha256 in kept] or [repr(settings)]
     parts += [image.id if image else "", fingerprint or ""]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 # Releases as plain files: `releases/ID/release.json` and the copies beside it.

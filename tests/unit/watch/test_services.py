@@ -1,18 +1,22 @@
 """The service `watch` as Compose reads it, and the build context of its image."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import glm4_deploy
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.deploy.kit_image import _not_ours, kit_tag, requirements, write_context
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -46,7 +50,9 @@ def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
 
 def test_the_images_context_contains_this_kit_and_nothing_else(tmp_path: Path) -> None:
     write_context(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"Dockerfile", "requirements.txt", "glm4_deploy"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "Dockerfile", "requirements.in", "requirements.txt", "glm4_deploy",
+    }  # fmt: skip
     assert (tmp_path / "glm4_deploy/templates/compose.yaml.j2").is_file()
     assert not list(tmp_path.rglob("__pycache__"))
     package = Path(glm4_deploy.__file__).parent
@@ -54,6 +60,20 @@ def test_the_images_context_contains_this_kit_and_nothing_else(tmp_path: Path) -
     assert taken >= {str(path.relative_to(package)) for path in package.rglob("*.*") if "__pycache__" not in str(path)}
     assert any(line.startswith("prometheus-client") for line in requirements())
     assert not any("vllm" in line for line in requirements())
+
+
+def test_the_image_is_built_of_locked_packages_that_satisfy_the_kit() -> None:
+    text = (ROOT / "templates/image/requirements.txt").read_text()
+    rows = re.split(r"\n(?=[a-z])", text.partition("\n\n")[0] if "\n\n" in text else text)
+    locked = {}
+    for row in rows:
+        if match := re.match(r"([a-z0-9-]+)==([0-9][^ ;]*)", row):
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}", row), row
+            locked[match[1]] = match[2]
+    for line in requirements():
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(locked[wanted.name.lower()]), f"{line}: make requirements"
+    assert "://" not in text
 
 
 def test_what_lies_about_in_a_working_tree_stays_out_of_the_image(tmp_path: Path) -> None:
