@@ -13,8 +13,8 @@ from statistics import median
 from benchmarks.detector.documents import Document, cache, read
 
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.guard.proxy import EventReader, Judging, Mode
 from glm4_deploy.guard.question import Api, read_question
+from glm4_deploy.guard.reader import EventReader, Judging, Mode
 
 LOOPS = {"EXACT_LOOP", "COUNTER_LOOP", "NEAR_DUPLICATE"}
 

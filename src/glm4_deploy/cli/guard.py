@@ -12,7 +12,8 @@ from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.guard.ledger import Ledger
 
 try:
-    from glm4_deploy.guard.proxy import GuardOptions, Mode, serving
+    from glm4_deploy.guard.proxy import GuardOptions, serving
+    from glm4_deploy.guard.reader import Mode
 except ModuleNotFoundError as error:
     raise ExtraMissing(
         f"the guard needs {error.name}, which is not installed", hint="pip install 'glm4-deploy[guard]'"

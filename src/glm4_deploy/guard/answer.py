@@ -141,8 +141,9 @@ class Answer:
             if text := body.get("reasoning_content") or body.get("reasoning"):
                 yield TextPiece(index, "reasoning", text)
             for at, call in enumerate(body.get("tool_calls") or ()):
+                number = at if "message" in choice else call.get("index", at)
                 if text := (call.get("function") or {}).get("arguments"):
-                    yield TextPiece(index, f"tool {call.get('index', at)}", text)
+                    yield TextPiece(index, f"tool {number:d}", text)
             if choice.get("finish_reason"):
                 self._finish[index] = str(choice["finish_reason"])
 
@@ -152,7 +153,7 @@ class Answer:
             self._sequence = event["sequence_number"]
         if isinstance(kind, str):
             if kind.endswith(".delta") and isinstance(event.get("delta"), str) and (part := _part(kind)):
-                yield TextPiece(0, f"{part} {event.get('output_index', 0)}", event["delta"])
+                yield TextPiece(0, f"{part} {event.get('output_index', 0):d}", event["delta"])
             elif kind in ("response.completed", "response.incomplete", "response.failed"):
                 self._finish[0] = _reason(event.get("response") or {})
             return

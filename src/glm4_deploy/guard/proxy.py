@@ -7,13 +7,12 @@ while it is idle would fail a request that may not be sent twice.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from errno import EADDRINUSE
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs, web
 from multidict import CIMultiDict
@@ -21,14 +20,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from yarl import URL
 
 from glm4_deploy.errors import PortTaken, UsageError
-from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer, marked, shortened
-from glm4_deploy.guard.events import Events, EventTooLong
+from glm4_deploy.guard.answer import marked, shortened
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Api, Question, read_question
+from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Judging, Mode, Reader, Room
 
 MODE_HEADER = "X-GLM4-Guard"
 MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
-MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
 MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
 HEADER_LINE = 32768  # bytes of one line of a request's or an answer's head; of those, aiohttp accepts 128
 CONNECT_S = 10.0
@@ -37,15 +35,6 @@ PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
-
-
-class Mode(StrEnum):
-    """What happens to an answer that loops."""
-
-    OFF = "off"
-    OBSERVE = "observe"
-    CUT = "cut"
-    RETRY = "retry"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +63,8 @@ class Guard:
             return _refusal(400, f"{MODE_HEADER} {wanted[:40]!r} is not one of {', '.join(Mode)}")
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not request.raw_path.startswith("/"):  # `@elsewhere/` would make another host of the engine's address
+            return _refusal(400, "the request's target is not a path")
         api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
         if api is None or hdrs.CONTENT_ENCODING in request.headers:
             return await self._exchange(request, request.content if request.body_exists else None, None)
@@ -167,10 +158,10 @@ class Guard:
     async def _again(self, request: web.BaseRequest, raw: bytes, judging: "Judging") -> dict[str, Any] | None:
         """A second answer to the same question; None if it fails or loops too."""
         body = json.loads(raw)
-        body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
         if isinstance(body.get("seed"), int):
             body["seed"] += 1
         with suppress(ClientError, OSError, TimeoutError, TypeError):
+            body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
             async with self._ask(request, json.dumps(body).encode()) as answer:
                 whole = await _body(answer.content, MAX_BODY)
                 if judging.cannot_judge(answer) is None and len(whole) <= MAX_BODY:
@@ -179,206 +170,6 @@ class Guard:
                     if not await asyncio.to_thread(reader.finals) and reader.parsed:
                         return reader.parsed
         return None
-
-
-# Reading what passes.
-
-
-class Room:
-    """What is left of a number of characters that all answers share."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    @contextmanager
-    def taken(self) -> Iterator[Callable[[int], None]]:
-        """A function that takes a number of characters, to be given back at the end of the block.
-
-        It raises NoRoom if fewer are left.
-        """
-        total = 0
-
-        def take(number: int) -> None:
-            nonlocal total
-            if number > self._left:
-                raise NoRoom
-            total += number
-            self._left -= number
-
-        try:
-            yield take
-        finally:
-            self._left += total
-
-
-class NoRoom(Exception):
-    """The answers that are judged have too many characters."""
-
-
-EVENT_STREAM = "text/event-stream"
-JSON = "application/json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """Where in the chunk an answer ends, and what follows."""
-
-    end: int
-    closing: bytes
-
-
-class Reader(Protocol):
-    """Reads an answer as it passes."""
-
-    def feed(self, chunk: bytes) -> Cut | None: ...
-    def close(self) -> None: ...
-    def leave(self) -> None: ...
-
-
-class Judging:
-    """What it takes to judge one answer."""
-
-    def __init__(self, ledger: Ledger, question: Question, mode: Mode, room: Callable[[int], None]) -> None:
-        self.ledger = ledger
-        self.question = question
-        self.mode = mode
-        self.room = room
-
-    def cannot_judge(self, answer: ClientResponse) -> str | None:
-        """Why not; None if it can be judged."""
-        if answer.status != 200:
-            return "status"
-        if answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-            return "encoding"
-        return None if answer.content_type in (EVENT_STREAM, JSON) else "type"
-
-    def events(self) -> "EventReader":
-        return EventReader(self)
-
-    def body(self) -> "BodyReader":
-        return BodyReader(self)
-
-
-class EventReader:
-    """Reads an answer that is a stream of events."""
-
-    def __init__(self, judging: Judging) -> None:
-        self._ledger, self._question = judging.ledger, judging.question
-        self._cuts = judging.mode in (Mode.CUT, Mode.RETRY)
-        self._events = Events()
-        self._answer = Answer(judging.question)
-        self._room, self._taken = judging.room, 0
-        self._reading = True
-        self._finals: list[SickText] = []
-
-    def feed(self, chunk: bytes) -> Cut | None:
-        if not self._reading:
-            return None
-        try:
-            for end, data in self._events.feed(chunk):
-                if data == b"[DONE]":
-                    continue
-                event = json.loads(data)
-                if isinstance(event, dict) and event.get("error"):
-                    self._give_up("error")
-                    return None
-                found = self._answer.feed(event)
-                self._room(self._answer.characters - self._taken)
-                self._taken = self._answer.characters
-                self._finals += found
-                if self._finals and (cut := self._found(found, end)):
-                    return cut
-        except (ValueError, TypeError, RecursionError, UnreadableAnswer, EventTooLong):
-            self._give_up("unreadable")
-        except NoRoom:
-            self._give_up("too many")
-        return None
-
-    def _found(self, found: list[SickText], end: int) -> Cut | None:
-        cut = self._cuts and self._answer.hopeless()
-        for sick in found:
-            self._ledger.finding(self._question, sick, "cut" if cut else "seen")
-        if not cut:
-            return None
-        self._reading = False
-        self._ledger.answer(self._question, "cut")
-        if self._question.max_tokens:
-            self._ledger.tokens_saved.inc(max(self._question.max_tokens - self._answer.pieces, 0))
-        return Cut(end=end, closing=self._answer.closing(self._finals[-1]))
-
-    def close(self) -> None:
-        """The answer has ended."""
-        if self._reading:
-            self._reading = False
-            late = self._answer.close()
-            for sick in late:
-                self._ledger.finding(self._question, sick, "seen")
-            self._ledger.answer(self._question, "sick" if late or self._finals else "sound")
-
-    def leave(self) -> None:
-        """It was broken off, by the engine or by the client."""
-        self._give_up("broken off")
-
-    def _give_up(self, why: str) -> None:
-        if self._reading:
-            self._reading = False
-            self._answer = Answer(self._question)  # frees what it held
-            if self._finals:
-                self._ledger.answer(self._question, "sick")
-            else:
-                self._ledger.unjudged(why)
-
-
-class BodyReader:
-    """Reads an answer that is one JSON object. parsed: {} until `finals` or `close` has read it."""
-
-    def __init__(self, judging: Judging) -> None:
-        self._ledger, self._question = judging.ledger, judging.question
-        self._raw = bytearray()
-        self._room = judging.room
-        self._answer = Answer(judging.question)
-        self._finals: list[SickText] | None = None
-        self._why = ""
-        self.parsed: dict[str, Any] = {}
-
-    def feed(self, chunk: bytes) -> None:
-        if len(self._raw) <= MAX_BODY:
-            self._raw += chunk
-
-    def finals(self) -> list[SickText]:
-        """What is sick for good."""
-        if self._finals is None:
-            self._finals = []
-            try:
-                if len(self._raw) > MAX_BODY:
-                    raise UnreadableAnswer
-                self._room(len(self._raw))
-                parsed = json.loads(self._raw)
-                self._finals = self._answer.feed(parsed)
-                self.parsed = parsed
-            except (ValueError, TypeError, RecursionError, UnreadableAnswer):
-                self._why = "unreadable"
-            except NoRoom:
-                self._why = "too many"
-            self._raw.clear()
-        return self._finals
-
-    def close(self, action: str = "seen") -> None:
-        """The answer is complete."""
-        finals = self.finals()
-        if self._why:
-            self._ledger.unjudged(self._why)
-            return
-        late = self._answer.close()
-        for sick in finals:
-            self._ledger.finding(self._question, sick, action)
-        for sick in late:
-            self._ledger.finding(self._question, sick, "seen")
-        sound = "sick" if finals or late else "sound"
-        self._ledger.answer(self._question, action if action != "seen" else sound)
-
-    def leave(self) -> None:
-        self._ledger.unjudged("broken off")
 
 
 # Bytes from one side to the other.

@@ -15,7 +15,8 @@ import pytest
 
 from glm4_deploy.guard import proxy
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.guard.proxy import GuardOptions, Mode, serving
+from glm4_deploy.guard.proxy import GuardOptions, serving
+from glm4_deploy.guard.reader import Mode
 from servers.serve import raw_server
 
 CHAT = "/v1/chat/completions"
@@ -553,6 +554,16 @@ def test_a_guard_that_ends_breaks_its_streams_off_and_a_new_one_serves() -> None
         assert engine.left.wait(PATIENCE_S)
         with Running(url, Mode.CUT) as guard, client.stream("POST", guard.url + CHAT, json=body_of()) as answer:
             assert next(answer.iter_raw())
+
+
+@pytest.mark.parametrize("target", ["@127.0.0.1:9/v1/models", "http://127.0.0.1:9/v1/models", "*", ":9/v1/models"])
+def test_a_target_that_is_not_a_path_reaches_nobody(target: str) -> None:
+    engine = Engine(*whole(b"{}"))
+    with guarded(engine) as guard, socket.create_connection(("127.0.0.1", guard.port)) as client:
+        client.settimeout(PATIENCE_S)
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 ") or client.recv(1) == b""
+        assert not engine.requests
 
 
 def test_keys_and_texts_are_never_written() -> None:

@@ -1,0 +1,224 @@
+"""Reads an answer as it passes: what is found in it, where it is cut, and how it is counted."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from aiohttp import ClientResponse
+
+from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer
+from glm4_deploy.guard.events import Events, EventTooLong
+from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.guard.question import Question
+
+MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
+EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
+
+
+class Mode(StrEnum):
+    """What happens to an answer that loops."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    CUT = "cut"
+    RETRY = "retry"
+
+
+class Room:
+    """What is left of a number of characters that all answers share."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    @contextmanager
+    def taken(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes a number of characters, to be given back at the end of the block.
+
+        It raises NoRoom if fewer are left.
+        """
+        total = 0
+
+        def take(number: int) -> None:
+            nonlocal total
+            if number > self._left:
+                raise NoRoom
+            total += number
+            self._left -= number
+
+        try:
+            yield take
+        finally:
+            self._left += total
+
+
+class NoRoom(Exception):
+    """The answers that are judged have too many characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Where in the chunk an answer ends, and what follows."""
+
+    end: int
+    closing: bytes
+
+
+class Reader(Protocol):
+    """Reads an answer as it passes."""
+
+    def feed(self, chunk: bytes) -> Cut | None: ...
+    def close(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Judging:
+    """What it takes to judge one answer."""
+
+    def __init__(self, ledger: Ledger, question: Question, mode: Mode, room: Callable[[int], None]) -> None:
+        self.ledger = ledger
+        self.question = question
+        self.mode = mode
+        self.room = room
+
+    def cannot_judge(self, answer: ClientResponse) -> str | None:
+        """Why not; None if it can be judged."""
+        if answer.status != 200:
+            return "status"
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+            return "encoding"
+        return None if answer.content_type in (EVENT_STREAM, JSON) else "type"
+
+    def events(self) -> "EventReader":
+        return EventReader(self)
+
+    def body(self) -> "BodyReader":
+        return BodyReader(self)
+
+
+class EventReader:
+    """Reads an answer that is a stream of events."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._ledger, self._question = judging.ledger, judging.question
+        self._cuts = judging.mode in (Mode.CUT, Mode.RETRY)
+        self._events = Events()
+        self._answer = Answer(judging.question)
+        self._room, self._taken = judging.room, 0
+        self._reading = True
+        self._finals: list[SickText] = []
+
+    def feed(self, chunk: bytes) -> Cut | None:
+        if not self._reading:
+            return None
+        try:
+            for end, data in self._events.feed(chunk):
+                if data == b"[DONE]":
+                    continue
+                event = json.loads(data)
+                if isinstance(event, dict) and event.get("error"):
+                    self._give_up("error")
+                    return None
+                found = self._answer.feed(event)
+                self._room(self._answer.characters - self._taken)
+                self._taken = self._answer.characters
+                self._finals += found
+                if self._finals and (cut := self._found(found, end)):
+                    return cut
+        except (ValueError, TypeError, RecursionError, UnreadableAnswer, EventTooLong):
+            self._give_up("unreadable")
+        except NoRoom:
+            self._give_up("too many")
+        return None
+
+    def _found(self, found: list[SickText], end: int) -> Cut | None:
+        cut = self._cuts and self._answer.hopeless()
+        for sick in found:
+            self._ledger.finding(self._question, sick, "cut" if cut else "seen")
+        if not cut:
+            return None
+        self._reading = False
+        self._ledger.answer(self._question, "cut")
+        if self._question.max_tokens:
+            self._ledger.tokens_saved.inc(max(self._question.max_tokens - self._answer.pieces, 0))
+        return Cut(end=end, closing=self._answer.closing(self._finals[-1]))
+
+    def close(self) -> None:
+        """The answer has ended."""
+        if self._reading:
+            self._reading = False
+            late = self._answer.close()
+            for sick in late:
+                self._ledger.finding(self._question, sick, "seen")
+            self._ledger.answer(self._question, "sick" if late or self._finals else "sound")
+
+    def leave(self) -> None:
+        """It was broken off, by the engine or by the client."""
+        self._give_up("broken off")
+
+    def _give_up(self, why: str) -> None:
+        if self._reading:
+            self._reading = False
+            self._answer = Answer(self._question)  # frees what it held
+            if self._finals:
+                self._ledger.answer(self._question, "sick")
+            else:
+                self._ledger.unjudged(why)
+
+
+class BodyReader:
+    """Reads an answer that is one JSON object. parsed: {} until `finals` or `close` has read it."""
+
+    def __init__(self, judging: Judging) -> None:
+        self._ledger, self._question = judging.ledger, judging.question
+        self._raw = bytearray()
+        self._room = judging.room
+        self._answer = Answer(judging.question)
+        self._finals: list[SickText] | None = None
+        self._why = ""
+        self.parsed: dict[str, Any] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        if self._why or len(self._raw) > MAX_BODY:
+            return
+        self._raw += chunk
+        try:
+            self._room(len(chunk))
+        except NoRoom:
+            self._why = "too many"
+            self._raw.clear()
+
+    def finals(self) -> list[SickText]:
+        """What is sick for good."""
+        if self._finals is None:
+            self._finals = []
+            try:
+                if len(self._raw) > MAX_BODY or self._why:
+                    raise UnreadableAnswer
+                parsed = json.loads(self._raw)
+                self._finals = self._answer.feed(parsed)
+                self.parsed = parsed
+            except (ValueError, TypeError, RecursionError, UnreadableAnswer):
+                self._why = self._why or "unreadable"
+            self._raw.clear()
+        return self._finals
+
+    def close(self, action: str = "seen") -> None:
+        """The answer is complete."""
+        finals = self.finals()
+        if self._why:
+            self._ledger.unjudged(self._why)
+            return
+        late = self._answer.close()
+        for sick in finals:
+            self._ledger.finding(self._question, sick, action)
+        for sick in late:
+            self._ledger.finding(self._question, sick, "seen")
+        sound = "sick" if finals or late else "sound"
+        self._ledger.answer(self._question, action if action != "seen" else sound)
+
+    def leave(self) -> None:
+        self._ledger.unjudged("broken off")
