@@ -20,6 +20,7 @@ import pytest
 from scripts import engines
 from scripts.engines import EngineRow
 
+import tool_calls
 from e2e.engine import engine
 from e2e.kit import KIT, MODEL, ROOT, Kit, free_port
 from e2e.watching import Lines, cores
@@ -181,6 +182,22 @@ def test_its_own_parser_takes_every_command_line(bench: Bench, record_property: 
     rendered = {variable.name for variable in resolve_spec({}).environment if variable.name.startswith("VLLM_")}
     unread = {"VLLM_FP4_ENABLED"} | ({"VLLM_USE_V1"} if bench.row.version > (0, 11, 0) else set())
     assert rendered - set(found["variables"]) == unread, "variables.yaml says which version reads what"
+
+
+def test_it_loads_the_tool_parser_which_parses_as_without_it(bench: Bench, record_property: Observe) -> None:
+    outputs = [output for output in tool_calls.corpus() if len(output.text) < 1000]
+    program = [bench.python, ROOT / "tests/e2e/parse_tool_calls.py", tool_calls.PLUGIN]
+    given = json.dumps({"names": tool_calls.NAMES, "outputs": [output.text for output in outputs]})
+    done = subprocess.run(program, input=given, capture_output=True, text=True, check=False, cwd=bench.directory)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for output, (whole, streamed) in zip(outputs, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        calls = [list(call) for call in output.calls]
+        assert whole[1] == streamed[1] == calls, output.kind
+        if not calls:
+            assert whole[0].strip() == output.content.strip(), output.kind
+        if output.kind in ("prose", "prose, call", "call, prose", "token in text"):
+            assert streamed[0] == output.content, output.kind
+    record_property("observed", f"{len(outputs)} outputs, whole and letter by letter")
 
 
 # Checkpoints.
