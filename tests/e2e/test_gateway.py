@@ -141,6 +141,14 @@ def test_too_many_requests_are_429_for_that_key_only(front: Gateway, ada: str) -
         assert client.get("/v1/models").status_code == 200
 
 
+def test_a_key_for_one_path_gets_no_other(front: Gateway) -> None:
+    with front.client(add_key(front.keys, "reader", rate=100, paths=("models",))) as client:
+        assert client.get("/v1/models?beta=true").status_code == 200, "with a query, as some clients send it"
+        refused = client.post("/v1/chat/completions", json=chat("Hello"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "path_not_allowed")
+        assert client.get("/v1/models/../completions").status_code in (403, 404)
+
+
 def test_slow_clients_do_not_block_the_engine(front: Gateway, ada: str) -> None:
     """Twenty that send one byte per second, and twenty that request a stream and never read: others are served."""
     context = ssl.create_default_context(cafile=str(front.root))

@@ -140,7 +140,7 @@ STATE: dict[str, Any] = {
     "up.json": {"schema": 2, "endpoint": RELEASE["endpoint"], "files": [".glm4/compose.yaml"], "verdict": "ok",
                 "started": {"id": "1", "started_at": 1.0}, "ready_seconds": 1.0, "release": "0001"},
     JOURNAL_FILE: {"schema": 1, "what": "up", "stage": "start", "pid": 1, "at": "now", "good": "x", "unjudged": True},
-    "keys.json": {"schema": 1, "keys": [{"name": "a", "rate": 1, "created": "x", "sha256": "0"}]},
+    "keys.json": {"schema": 1, "keys": [{"name": "a", "rate": 1, "created": "x", "sha256": "0", "paths": ["models"]}]},
     "observations.json": {"schema": 1, "observations": [
         {"gpu": "gb10", "vllm": "0.13", "weights": "nvfp4", "first_start": True, "overhead_gib": 1.0}]},
     "free.json": {"schema": 1, "free_bytes": 1},

@@ -11,7 +11,7 @@ from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.caches import Volume, needed_volumes, project_volumes, remove_volumes
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
 from glm4_deploy.deploy.docker import image_digests, write_pins
-from glm4_deploy.deploy.keys import add_key, load_keys, revoke_key
+from glm4_deploy.deploy.keys import PATHS, add_key, load_keys, revoke_key
 from glm4_deploy.deploy.kit_image import build_kit_image, kit_tag
 from glm4_deploy.deploy.releases import KEPT, Damaged, Release, Store, compare_releases
 from glm4_deploy.deploy.state import hold_lock, load_record
@@ -196,13 +196,17 @@ KEYS = STATE / "keys"
 def key_add(
     name: Annotated[str, typer.Argument(help="Name of the key's owner.")],
     rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests per minute.")] = 120,
+    path: Annotated[
+        list[str] | None,
+        typer.Option("--path", metavar="PATH", help=f"Allow this below /v1 only: {', '.join(PATHS)}; repeatable."),
+    ] = None,
     directory: Directory = KEYS,
 ) -> None:
     """Create a key and print it, once: only its hash is stored. A running gateway accepts it immediately.
 
     Example: glm4-deploy key add ada --rate 60 >ada.key
     """
-    token = add_key(directory, name, rate=rate)
+    token = add_key(directory, name, rate=rate, paths=tuple(path or ()))
     typer.echo(f"key {name}: shown only once, {rate} requests per minute", err=True)
     typer.echo(token)
 
@@ -211,13 +215,14 @@ def key_list(
     directory: Directory = KEYS,
     json_: Json = False,
 ) -> None:
-    """List names, rates and dates."""
+    """List names, rates, dates and paths."""
     rows = load_keys(directory)
     if json_:
-        typer.echo(dumps([{"name": row.name, "rate": row.rate, "created": row.created} for row in rows]))
+        shown = ("name", "rate", "created", "paths")
+        typer.echo(dumps([{name: getattr(row, name) for name in shown} for row in rows]))
         return
     for row in rows:
-        typer.echo(f"{row.name:24} {row.rate:>7}/min  {row.created}")
+        typer.echo(f"{row.name:24} {row.rate:>7}/min  {row.created}  {' '.join(row.paths)}".rstrip())
 
 
 def key_revoke(

@@ -65,36 +65,46 @@ def secret_key(file: str | None) -> SecretStr | None:
 # there is nothing to guess, and nothing to slow down.
 
 SCHEMA = 1
+PATHS = ("chat/completions", "completions", "embeddings", "messages", "models", "responses")  # as in the Caddyfile
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A named key. rate: requests per minute, and the burst. created: ISO 8601, UTC."""
+    """A named key. rate: requests per minute, and the burst. created: ISO 8601, UTC. paths: below /v1; (): all."""
 
     name: str
     rate: int
     created: str
     sha256: str
+    paths: tuple[str, ...] = ()
 
 
-def add_key(directory: Path, name: str, *, rate: int) -> str:
+def add_key(directory: Path, name: str, *, rate: int, paths: tuple[str, ...] = ()) -> str:
     """Create a key and return it. It is not stored, so it can be shown only now.
 
+    Args:
+        rate: requests per minute.
+        paths: those of PATHS that it may use; () for all.
+
     Raises:
-        UsageError: the name is taken or not valid, or the file is damaged.
+        UsageError: the name is taken or not valid, a path is not one of PATHS, or the file is damaged.
         Locked, StorageError
     """
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name[:60]!r} is not a valid key name", hint="use at most 63 letters, digits, `.`, `_` and `-`"
         )
+    for path in paths:
+        if path not in PATHS:
+            raise UsageError(f"the gateway has no path /v1/{path[:60]}", hint=f"one of {', '.join(PATHS)}")
     token = f"glm4-{secrets.token_urlsafe(32)}"
     made = Key(
         name=name,
         rate=rate,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         sha256=hashlib.sha256(token.encode()).hexdigest(),
+        paths=tuple(dict.fromkeys(paths)),
     )
     with hold_lock(directory, "key add"):
         known = load_keys(directory)
@@ -125,8 +135,10 @@ def load_keys(directory: Path) -> tuple[Key, ...]:
         content = json.loads(read_text(path))
         if content["schema"] != SCHEMA:
             raise UsageError(f"{path} was written by a newer glm4-deploy", hint="upgrade this one")
-        return tuple(Key(**{**row, "rate": int(row["rate"])}) for row in content["keys"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return tuple(
+            Key(**{**row, "rate": int(row["rate"]), "paths": tuple(row.get("paths", ()))}) for row in content["keys"]
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: {error}", hint="remove it and add the keys again") from None
 
 

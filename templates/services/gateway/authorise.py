@@ -1,9 +1,9 @@
 """Decides for the gateway whether a request may pass: its key must be known and within its rate limit.
 
 The gateway sends GET /authorise with the client's headers before it forwards a request. 200 lets the request through,
-with the engine's own key in place of the client's; 401 and 429 go back to the client. Standard library only, so that it
-runs in the engine's image. The key file contains SHA-256 sums of random keys, never a key; it is read again when it
-changes, so a revoked key stops working at once.
+with the engine's own key in place of the client's; 401, 403 and 429 go back to the client. Standard library only, so
+that it runs in the engine's image. The key file contains SHA-256 sums of random keys, never a key; it is read again
+when it changes, so a revoked key stops working at once.
 
 Usage: python3 authorise.py KEYS_FILE [PORT] [HOST]
 """
@@ -17,6 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 ENGINE_KEY = Path(os.environ.get("ENGINE_KEY_FILE", "/run/secrets/engine_api_key"))
 MAX_KEY = 512
@@ -32,11 +33,13 @@ class Keys:
         self._rows = ()
         self._buckets = {}
 
-    def admit(self, token):
-        """(status, name, seconds to wait)."""
+    def admit(self, token, uri):
+        """(status, name, seconds to wait). uri: what the client asked for."""
         row = self._find(token)
         if row is None:
             return 401, "", 0
+        if row["paths"] and not allowed(uri, row["paths"]):
+            return 403, row["name"], 0
         with self._lock:
             return self._spend(row["name"], row["rate"])
 
@@ -57,10 +60,16 @@ class Keys:
             if stamp != self._stamp:
                 rows = json.loads(self._path.read_text())["keys"]
                 self._rows = tuple(
-                    {"name": str(row["name"]), "sha256": str(row["sha256"]), "rate": int(row["rate"])} for row in rows
+                    {
+                        "name": str(row["name"]),
+                        "sha256": str(row["sha256"]),
+                        "rate": int(row["rate"]),
+                        "paths": tuple(map(str, row.get("paths", ()))),
+                    }
+                    for row in rows
                 )
                 self._stamp = stamp
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             sys.stderr.write(f"authorise: cannot read {self._path}: {error}\n")
             self._stamp, self._rows = None, ()
         return self._rows
@@ -83,15 +92,19 @@ class Authorise(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self):
-        if self.path != "/authorise":
+        # The gateway appends the client's query.
+        if self.path.partition("?")[0] != "/authorise":
             self._answer(200 if self.path == "/health" else 404, b"", {})
             return
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         token = token.strip()
         known = kind.lower() == "bearer" and 0 < len(token) <= MAX_KEY
-        status, name, wait = self.server.keys.admit(token) if known else (401, "", 0)
+        uri = self.headers.get("X-Forwarded-Uri", "")
+        status, name, wait = self.server.keys.admit(token, uri) if known else (401, "", 0)
         if status == 200:
             self._answer(200, b"", {"X-Key-Name": name, **engine_authorization()})
+        elif status == 403:
+            self._refuse(403, f"key {name}: not for this path", "path_not_allowed", {})
         elif status == 429:
             words = f"key {name}: too many requests; wait {wait:.0f} s"
             self._refuse(429, words, "rate_limit_exceeded", {"Retry-After": str(int(wait) + 1)})
@@ -116,6 +129,14 @@ class Authorise(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         """Silent: the gateway writes the access log, and no header is ever logged here."""
+
+
+def allowed(uri, paths):
+    """Whether a request's path, exactly as the engine will read it, is one of `paths` below /v1, or lies below one."""
+    path = unquote(uri.partition("?")[0])
+    if any(part in ("", ".", "..") for part in path.split("/")[1:]):
+        return False
+    return any(path == f"/v1/{one}" or path.startswith(f"/v1/{one}/") for one in paths)
 
 
 def engine_authorization():
