@@ -163,7 +163,7 @@ def _kernel(seen: DoctorInput, needs: Needs) -> Result:
         reason = "the driver does not report the compute capability, and the product is not in the catalog"
         return unknown(reason, expected=expected)
     quantized = needs.settings.quantization != "none"
-    image = engine_image(needs.settings, needs.profile)
+    image = engine_image(needs.settings)
     weights = WeightFormat.NVFP4 if quantized else WeightFormat.BF16
     path = kernel_path(capability, weights, image.vllm or assumed_version(), image.kind)
     if path.name == "none":
@@ -489,7 +489,7 @@ def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> D
 def checkpoint_result(needs: Needs) -> Result:
     """The quick verification of the checkpoint (headers and small files) as one row."""
     directory = Path(needs.settings.model_dir)
-    image = engine_image(needs.settings, needs.profile)
+    image = engine_image(needs.settings)
     expected = "a checkpoint that this engine loads"
     try:
         report = verify_checkpoint(directory, vllm=image.vllm, transformers=image.transformers_major)

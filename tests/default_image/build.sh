@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Make the image that compose/*.yaml names, for this host: an entrypoint like NVIDIA's and mount points for the files of a
-# CPU engine, which the stand-in for the NVIDIA hook mounts. Usage: build.sh IMAGE PYTHON FILES_LIST
+# Make an image for this host: mount points for the files of a CPU engine, which the stand-ins for the NVIDIA hook and for
+# runc mount. Usage: build.sh IMAGE PYTHON FILES_LIST [DOCKERFILE_INSTRUCTION…]
+# Without instructions it is what compose/*.yaml name, with an entrypoint like NVIDIA's.
 # Writes to FILES_LIST the paths to mount. Talks to the Docker engine in DOCKER_HOST.
 set -euo pipefail
 image=$1 python=$2 files=$3
+shift 3
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$(dirname "$(dirname "$python")")
 prefix=$("$python" -c 'import sys; print(sys.base_prefix)')
@@ -18,6 +20,8 @@ echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 install "$here/entrypoint.sh" "$root/opt/nvidia/nvidia_entrypoint.sh"
 cp "$here"/entrypoint.d/* "$root/opt/nvidia/entrypoint.d/"
+mkdir "$root/opt/bin"
+ln -s "$venv/bin/vllm" /usr/bin/lscpu "$root/opt/bin/"
 cp -r "$here"/plugins/* "$here"/../nvfp4_rig/* "$root/opt/plugins/"
 
 paths=(/usr "$venv")
@@ -27,6 +31,7 @@ for path in "${paths[@]}"; do
   if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$root${path%/*}" && touch "$root$path"; fi
 done
 printf '%s\n' "${paths[@]}" >"$files"
-tar -C "$root" --numeric-owner --owner=0 --group=0 -c . |
-  docker import --change "ENV PATH=$venv/bin:/usr/bin:/bin" \
-    --change 'ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]' - "$image" >/dev/null
+[ $# -gt 0 ] || set -- 'ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]'
+changes=(--change "ENV PATH=$venv/bin:/usr/bin:/bin")
+for instruction in "$@"; do changes+=(--change "$instruction"); done
+tar -C "$root" --numeric-owner --owner=0 --group=0 -c . | docker import "${changes[@]}" - "$image" >/dev/null

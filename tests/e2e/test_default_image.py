@@ -175,3 +175,84 @@ def test_up_deploys_the_file_of_its_profile_and_passes_its_gate(host: Host) -> N
     assert diagnosis.code == 0, diagnosis.out
     assert diagnosis.json["version"] == "0.13.0"
     assert host.kit("down", "--volumes", "--yes").code == 0
+
+
+# Images that are started in other ways, and images that nobody knows.
+
+DEMO = ROOT / "demo/glm-4-tiny-chat"
+ON_A_CPU = "ENV TORCHDYNAMO_DISABLE=1 PYTHONDONTWRITEBYTECODE=1"  # no compilation, which takes minutes
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bf16 demo checkpoint, repaired for this vLLM."""
+    output = tmp_path_factory.mktemp("demo") / "repaired"
+    words = [*KIT, "checkpoint", "repair", DEMO, "--for", "0.13.0", "--output", output]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+def build(host: Host, python: str, image: str, *instructions: str) -> None:
+    built = host.run(STAND_IN / "build.sh", image, python, host.root / "files", *instructions)
+    assert built.code == 0, built.err
+
+
+def up_cpu(host: Host, image: str, model: Path) -> Done:
+    done = host.kit("up", "--profile", "cpu", "--image", image, "--model-dir", str(model), "--json")
+    assert "Traceback" not in done.err, done.err
+    return done
+
+
+def command(host: Host) -> tuple[list[str], str]:
+    """The words of the engine's process, and the user it runs as."""
+    row = json.loads(host.run("docker", "inspect", "glm4-9b-fp4").out)[0]
+    return [row["Path"], *row["Args"]], row["Config"]["User"]
+
+
+def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, default_python: str, demo: Path) -> None:
+    """vllm/vllm-openai through a private mirror: known by its name."""
+    image = "mirror.example/proxy/vllm/vllm-openai:v0.13.0"
+    build(host, default_python, image, 'ENTRYPOINT ["vllm", "serve"]', ON_A_CPU)
+    done = up_cpu(host, image, demo)
+    assert done.code == 0, done.err
+    assert "it is asked" not in done.err
+    words, _ = command(host)
+    assert words[:3] == ["vllm", "serve", f"/mnt/models/{demo.name}"]
+    assert host.kit("down", "--volumes", "--yes").code == 0
+
+
+def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(
+    host: Host, default_python: str, demo: Path
+) -> None:
+    image = "somebody/engine:mine"
+    build(host, default_python, image, "ENV PATH=/opt/bin", "USER 1000:1000", ON_A_CPU)
+    done = up_cpu(host, image, demo)
+    assert done.code == 0, done.err
+    assert "image_vllm=0.13.0" in done.err
+    words, user = command(host)
+    assert (words[:2], user) == (["vllm", "serve"], "0:0")
+    health = host.run("docker", "inspect", "--format", "{{.State.Health.Status}}", "glm4-9b-fp4")
+    assert health.out.strip() == "healthy", health.out
+    assert host.kit("down", "--volumes", "--yes").code == 0
+
+
+@pytest.mark.parametrize(
+    ("instructions", "code", "said"),
+    [
+        (("ENV PATH=/opt/none",), 2, "cannot be asked which vLLM it holds"),
+        (("ENV PATH=/usr/bin:/bin",), 2, "holds no Python package vllm"),
+        (('ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]',), 9, "image_vllm=0.13.0+cpu, image_command=program"),
+        (('ENTRYPOINT ["/bin/false"]',), 9, "image_vllm=0.13.0+cpu, image_command=vllm-serve"),
+        (('ENTRYPOINT ["/opt/bin/vllm", "serve"]',), 9, "image_vllm=0.13.0+cpu, image_command=vllm-serve"),
+    ],
+)
+def test_an_unknown_image_is_asked_before_anything_is_rendered(
+    host: Host, default_python: str, tmp_path: Path, instructions: tuple[str, ...], code: int, said: str
+) -> None:
+    """With an empty model directory, which ends `up` after it has asked."""
+    build(host, default_python, "somebody/engine:asked", *instructions)
+    done = up_cpu(host, "somebody/engine:asked", tmp_path)
+    assert (done.code, said in done.err) == (code, True), done.err
+    left = host.run("docker", "ps", "--all", "--quiet", "--filter", "ancestor=somebody/engine:asked")
+    assert left.out == "", "the throw-away container is gone"

@@ -5,11 +5,13 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from glm4_deploy.catalog.rows import Profile
 from glm4_deploy.cli.params import (
     STATE,
     Json,
@@ -31,6 +33,7 @@ from glm4_deploy.deploy.candidates import (
 )
 from glm4_deploy.deploy.endpoint import EngineKind
 from glm4_deploy.deploy.engines import Engine
+from glm4_deploy.deploy.inspection import ask_image
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
 from glm4_deploy.deploy.plan_check import compare_plan, free_memory, gpu_of_host, keep_free
 from glm4_deploy.deploy.state import (
@@ -45,6 +48,7 @@ from glm4_deploy.deploy.state import (
 from glm4_deploy.deploy.status import log_tail, read_status
 from glm4_deploy.deploy.transaction import Transaction
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
+from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps, report_json
 from glm4_deploy.settings import Settings
@@ -144,9 +148,10 @@ def up(
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
-    plan = requested.plan_here(lambda free: _free(state_dir, free))
-    settings, deployment = plan.settings, plan.deployment
     progress = Progress()
+    ask = _ask_nothing if runner == EngineKind.PROCESS else partial(_ask_image, progress)
+    plan = requested.plan_here(lambda free: _free(state_dir, free), ask)
+    settings, deployment = plan.settings, plan.deployment
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
     for flag in deployment.flags:
         if flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
@@ -160,6 +165,31 @@ def up(
     host_gpu = gpu_of_host(settings.tensor_parallel_size) if deployment.memory else None
     planned = compare_plan(settings, plan.profile, deployment, result.start.facts, state_dir, host_gpu)
     report_result(replace(result, planned=planned), "up", progress, json_=json_)
+
+
+def _ask_nothing(_settings: Settings, _profile: Profile) -> tuple[str, ...]:
+    return ()
+
+
+def _ask_image(progress: Progress, settings: Settings, profile: Profile) -> tuple[str, ...]:
+    """What the image itself says about its vLLM and its command, if neither the catalog nor the settings do.
+
+    Raises:
+        UsageError, PlanRefused, ImageMissing, StorageError, DockerMissing, DockerDenied
+    """
+    image = engine_image(settings)
+    if image.vllm is not None and image.command is not None:
+        return ()
+    progress.note(f"image {settings.image}: what is in it is not known, so it is asked")
+    found = ask_image(image, settings.pinned_image, progress.pull)
+    answers = {} if image.vllm is not None else {"image_vllm": found.vllm}
+    answers |= {} if image.command is not None else {"image_command": str(found.command)}
+    if settings.user is None and found.runs_as_another:
+        # The cache volume belongs to root, so another user could not write to it.
+        answers["user"] = "0:0"
+    sets = tuple(f"{name}={value}" for name, value in answers.items())
+    progress.note(f"image {settings.image}: {', '.join(sets)}, as the image says")
+    return sets
 
 
 def _free(state_dir: Path, free: int | None) -> int | None:

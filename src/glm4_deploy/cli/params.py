@@ -89,11 +89,16 @@ class Requested:
         """What these settings deploy; see `resolve_plan`."""
         return resolve_plan(self.flags, sets=self.sets, config=self.config, default_profile=default_profile)
 
-    def plan_here(self, free_now: Callable[[int | None], int | None] = lambda free: free) -> "ResolvedPlan":
+    def plan_here(
+        self,
+        free_now: Callable[[int | None], int | None] = lambda free: free,
+        ask: Callable[[Settings, Profile], Iterable[str]] = lambda _settings, _profile: (),
+    ) -> "ResolvedPlan":
         """What these settings deploy on this host: its profile is the default, and its card is solved for.
 
         Args:
             free_now: from the bytes that are free on the card to those to plan with.
+            ask: what is to be set besides, as for --set, once it is known what the settings are.
 
         Raises:
             UsageError: a setting is wrong.
@@ -101,6 +106,8 @@ class Requested:
         """
         seen = HostCards(gpus=read_gpus(), host=read_host())
         settings, profile = self.load(seen.profile)
+        if answers := tuple(ask(settings, profile)):
+            settings, profile = replace(self, sets=(*self.sets, *answers)).load(lambda: profile)
         card = None if profile.gpu is None else seen.card(settings.tensor_parallel_size)
         if card is not None:
             card = replace(card, free_bytes=free_now(card.free_bytes))

@@ -126,7 +126,7 @@ def plan(
     else:
         answer = estimate(request)
     hints = advice(request, answer, host_reserve_gib=host_reserve_gib)
-    _show_plan(request, answer, solved, hints, outputs, engine_image(settings, profile).kind)
+    _show_plan(request, answer, solved, hints, outputs, engine_image(settings).kind)
     if not answer.fits:
         why = "" if outputs.text else f": {answer.refusal}"  # already in the text above
         raise PlanRefused(f"the engine cannot start on {request.gpu.label}{why}", hint=answer.remedy)
@@ -260,7 +260,7 @@ def _version(vllm: str | None, requested: Requested, settings: Settings, profile
     """The vLLM version that was named; None: that of the settings' image."""
     if vllm and requested.flags.get("image_tag"):
         raise UsageError("--vllm and --image-tag exclude each other", hint="give one of them")
-    if vllm is None and engine_version(settings, profile) is None:
+    if vllm is None and engine_version(settings) is None:
         assumed = ".".join(map(str, assumed_version()))
         typer.echo(f"warning: image {settings.image} is not in the catalog: planned as vLLM {assumed}", err=True)
     return resolve_version(vllm) if vllm else None

@@ -125,7 +125,7 @@ def compare_plan(
         max_concurrency=facts.max_concurrency,
     )
     plan = estimate(request)
-    kernel = kernel_row(request, facts, engine_image(settings, profile).kind)
+    kernel = kernel_row(request, facts, engine_image(settings).kind)
     observation = learn_from_starts(request, plan, measured) if host_gpu is not None else None
     rows = (*compare_with_log(plan, measured), *kernel)
     if observation is None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from glm4_deploy.catalog.images import CommandShape, EngineImage, find_image, serve_from
-from glm4_deploy.catalog.rows import Profile, Version, parse_version
+from glm4_deploy.catalog.rows import Version, parse_version
 from glm4_deploy.settings import Settings
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -14,12 +14,10 @@ FIND_PYTHON = (
 )
 
 
-def engine_image(settings: Settings, profile: Profile) -> EngineImage:
+def engine_image(settings: Settings) -> EngineImage:
     """What is known of the requested image: its row in the catalog, then what the settings answer."""
     image = find_image(settings.image_repository, settings.image_tag or "", settings.image_digest)
     vllm, command = image.vllm, image.command
-    if profile.engine == "cpu" and vllm is None and image.tag[:1].isdigit():
-        vllm, command = parse_version(image.tag), command or CommandShape.MODULE
     if settings.image_vllm is not None:
         vllm = parse_version(settings.image_vllm)
     if settings.image_command is not None:
@@ -27,9 +25,9 @@ def engine_image(settings: Settings, profile: Profile) -> EngineImage:
     return replace(image, vllm=vllm, command=command)
 
 
-def engine_version(settings: Settings, profile: Profile) -> Version | None:
+def engine_version(settings: Settings) -> Version | None:
     """The vLLM in the requested image; None if neither the catalog nor the settings know it."""
-    return engine_image(settings, profile).vllm
+    return engine_image(settings).vllm
 
 
 def python_words(image: EngineImage) -> tuple[str, ...]:

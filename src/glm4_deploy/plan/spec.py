@@ -73,7 +73,7 @@ def memory_request(settings: Settings, profile: Profile, gpu: Gpu) -> MemoryRequ
     return MemoryRequest(
         gpu=gpu,
         model=glm4_9b(weights),
-        vllm=engine_version(settings, profile) or assumed_version(),
+        vllm=engine_version(settings) or assumed_version(),
         gpu_memory_utilization=fraction if isinstance(fraction, float) else 0.5,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -299,7 +299,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         UsageError: the model directory cannot be mounted, a flag contradicts a setting, or this vLLM does not know a
             value.
     """
-    _check_kv_cache_dtype(settings, engine_version(settings, profile))
+    _check_kv_cache_dtype(settings, engine_version(settings))
     directory = _model_directory(settings.model_dir)
     if "ui" in settings.extras and "gateway" not in settings.extras:
         raise UsageError("the chat page (ui) needs the gateway in front of it", hint="add both: --with gateway,ui")
@@ -308,7 +308,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
             "the guard publishes no port: it needs the gateway in front of it",
             hint="add both: --with gateway,guard; or run `glm4-deploy guard` on this host",
         )
-    image = engine_image(settings, profile)
+    image = engine_image(settings)
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS
@@ -467,10 +467,10 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     for name in settings.env:
         if secret_name(name) and name != "VLLM_API_KEY":
             yield f"env.{name}: its value is visible in the file, in every copy of it, and in `docker inspect`"
-    if profile.engine == "nvcr" and engine_version(settings, profile) is None:
+    if profile.engine == "nvcr" and engine_version(settings) is None:
         assumed = ".".join(map(str, assumed_version()))
         yield f"image {settings.image} is not in the catalog: planned as vLLM {assumed}; if not, set image_vllm"
-    version = engine_version(settings, profile)
+    version = engine_version(settings)
     if settings.tools and version is not None and version < TOOLS_FROM:
         yield f"tools: the tool parser was not tried with a vLLM before {'.'.join(map(str, TOOLS_FROM))}"
     if "trust-remote-code" in settings.args:

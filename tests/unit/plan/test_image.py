@@ -21,8 +21,8 @@ MODULE = ["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", MODE
 
 
 def seen(name: str, **settings: str) -> EngineImage:
-    found, profile = load_settings({"profile": "gb10", "image": name, **settings}, environ={})
-    return engine_image(found, profile)
+    found, _ = load_settings({"profile": "gb10", "image": name, **settings}, environ={})
+    return engine_image(found)
 
 
 def service(name: str, *sets: str) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def test_the_settings_answer_for_an_image_that_nobody_knows() -> None:
 def test_an_image_named_by_a_higher_layer_brings_nothing_of_the_lower_one(tmp_path: Path) -> None:
     file = tmp_path / "glm4.yaml"
     file.write_text(f"image: somebody/vllm:a@{DIGEST}\nimage_vllm: 0.17.0\nimage_command: vllm-serve\n")
-    settings, profile = load_settings({}, file=file, environ={"GLM4_IMAGE": "other/vllm:b"})
+    settings, _ = load_settings({}, file=file, environ={"GLM4_IMAGE": "other/vllm:b"})
     assert (settings.pinned_image, settings.image_digest) == ("other/vllm:b", None)
-    assert engine_image(settings, profile).vllm is None
+    assert engine_image(settings).vllm is None
     settings, _ = load_settings({"image_tag": "c"}, file=file, environ={})
     assert settings.pinned_image == "somebody/vllm:c"
-    settings, profile = load_settings({"port": "9000"}, file=file, environ={})
-    assert (settings.pinned_image, engine_image(settings, profile).vllm) == (f"somebody/vllm:a@{DIGEST}", (0, 17, 0))
+    settings, _ = load_settings({"port": "9000"}, file=file, environ={})
+    assert (settings.pinned_image, engine_image(settings).vllm) == (f"somebody/vllm:a@{DIGEST}", (0, 17, 0))
 
 
 @pytest.mark.parametrize("name", ["", "A/B:c", "x:y:z", "vllm@sha256:12", "a b", "-x", "x:", "https://x/y:z"])
