@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scripts import engines
 
-from glm4_deploy.catalog.images import default_tag, images
+from glm4_deploy.catalog.images import default_tag, images, versions_tested
 from glm4_deploy.catalog.rows import profiles
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,10 @@ def test_every_image_tag_that_can_be_stood_for_has_its_engine() -> None:
     recent = {tag: ".".join(map(str, vllm)) for tag, vllm in catalogued.items() if vllm and vllm >= oldest}
     assert of.items() <= recent.items()
     assert set(recent) - set(of) <= {"25.12-py3", "26.05.post1-py3", "26.09-py3"}, "a tag without an engine"
+
+
+def test_the_versions_called_tested_are_those_with_an_engine() -> None:
+    assert versions_tested() == {row.version for row in engines.rows().values()}
 
 
 def test_a_complete_engine_is_used_as_it_is_and_the_newest_is_the_default(tmp_path: Path) -> None:

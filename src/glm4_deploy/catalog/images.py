@@ -104,6 +104,11 @@ def serve_from() -> Version:
     return parse_version(str(load_catalog("images")["serve_from"]))
 
 
+def versions_tested() -> frozenset[Version]:
+    """The versions of vLLM that went through this kit's engine tests."""
+    return frozenset(parse_version(text) for text in load_catalog("images")["tested"])
+
+
 @cache
 def listed(name: str) -> dict[str, EngineImage]:
     """The tags of a repository that have a row, oldest first."""

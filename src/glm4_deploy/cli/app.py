@@ -67,6 +67,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("host", "Find risks in a vLLM Compose file, with severity and fix."),
         "scale": ("scale", "Estimate how many GPUs a number of users needs."),
         "checkpoint": ("checkpoint", "Verify, repair or quantize a checkpoint."),
+        "images": ("images", "List the images that hold a vLLM, judged for this card and this checkpoint."),
         "version": ("render", "Show this kit's version and the image that it deploys by default."),
     },
 }

@@ -91,7 +91,7 @@ def ask_image(image: EngineImage, reference: str, on_pull: Callable[[PullState],
     if built_for and built_for != ARCHITECTURES.get(here, here):
         raise PlanRefused(
             f"the image {reference} is built for {built_for}, and this host is {ARCHITECTURES.get(here, here)}",
-            hint="choose a tag for this processor: glm4-deploy images",
+            hint="choose an image for this processor: glm4-deploy images",
         )
     passes, (vllm, has_program) = _answer(client, reference, entrypoint)
     if vllm is None:
