@@ -8,7 +8,8 @@ has no token ids, the words, punctuation and spaces of the text stand in for tok
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from benchmarks.detector.documents import Document
@@ -54,6 +55,97 @@ def vllm(most: int, least: int, count: int) -> Callable[[Document], bool]:
 def llama_cpp(document: Document) -> bool:
     """llama.cpp #26039: a tail of 16 to 1024 tokens that repeats four times, checked every 16 tokens."""
     return repeats(tokens(document), 1024, 16, 4, every=16)
+
+
+def vllm_mlx(document: Document) -> bool:
+    """vllm-mlx #723: three copies of 1 to 128 tokens that cover 48, in the last 512, every 16 tokens past 64."""
+    ids = tokens(document)
+    return any(vllm_mlx_step(ids[max(end - 512, 0) : end]) for end in {*range(80, len(ids), 16), len(ids)} if end >= 64)
+
+
+def vllm_mlx_step(tail: Sequence[object]) -> bool:
+    """The rule at one point, on the tail that it looks at."""
+    for period in range(1, min(128, len(tail) // 3) + 1):
+        need = max(3 * period, 48)
+        if len(tail) >= need and tail[-need:-period] == tail[-need + period :]:
+            return True
+    return False
+
+
+def oh_my_pi_exact(document: Document) -> bool:
+    """oh-my-pi, for every model: a cycle with a letter in the last 4,096 characters, looked at every 128.
+
+    Up to 60 characters four copies that cover 180; up to 1,024 characters three that cover 1,024.
+    """
+    text = document.text
+    return any(_cycle(text[max(end - 4096, 0) : end]) for end in {*range(128, len(text), 128), len(text)})
+
+
+def _cycle(tail: str) -> bool:
+    for period in range(1, min(1024, len(tail) // 3) + 1):
+        need = max(4 * period, 180) if period <= 60 else max(3 * period, 1024)
+        unit = tail[-period:]
+        if (
+            len(tail) >= need
+            and unit == tail[-2 * period : -period]
+            and tail[-need:-period] == tail[-need + period :]
+            and any(map(str.isalpha, unit))
+        ):
+            return True
+    return False
+
+
+_CODE = re.compile(
+    r"^(?:[ \t]*```.*|(?: {2,}|\t)(?![ \t]*(?:[-*+]|\d+[.)])[ \t]).*|.*[{}[\](;,>][ \t]*)$", re.MULTILINE
+)
+_HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t].*|\*{2,3}.+\*{2,3}[ \t]*)$", re.MULTILINE)
+_ANCHOR = re.compile(r"`[^`]+`|\w{2,}\.[a-zA-Z]\w{0,4}\b|[\w-]+(?:/[\w-]+){2,}|\w+_\w+|\b[A-Za-z][a-z]*[A-Z]\w*")
+
+
+def oh_my_pi(document: Document) -> bool:
+    """oh-my-pi, for some models: beside the cycles, paragraphs that nearly repeat or say nothing new.
+
+    Four of the last 17 with a Jaccard similarity of their trigrams of 0.8, or eight in a row of whose words at most a
+    fifth are new to the last eight and that name nothing new; from the eighth paragraph on.
+    """
+    shingles: list[set[tuple[str, ...]]] = []
+    vocabulary: list[set[str]] = []
+    names: list[set[str]] = []
+    stall = 0
+    for segment in _segments(document.text):
+        words = re.findall(r"[^\W\d_]+", segment.lower())
+        if len(" ".join(words)) < 60:
+            continue
+        trigrams = set(zip(words, words[1:], words[2:], strict=False))
+        alike = sum(len(trigrams & other) >= 0.8 * len(trigrams | other) for other in shingles[-16:])
+        known = set().union(*vocabulary[-8:])
+        named = {name.strip("`").lower() for name in _ANCHOR.findall(segment)}
+        says_nothing = known and len(set(words) - known) <= 0.2 * len(set(words))
+        stall = stall + 1 if says_nothing and not named - set().union(*names[-8:]) else 0
+        shingles.append(trigrams)
+        vocabulary.append(set(words))
+        names.append(named)
+        if len(shingles) >= 8 and (alike >= 3 or stall >= 8):
+            return True
+    return oh_my_pi_exact(document)
+
+
+def _segments(text: str) -> Iterator[str]:
+    """Paragraphs of at most 700 characters, without code and headings."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for at in range(0, len(paragraph), 700):
+            yield _HEADING.sub("", _CODE.sub("", paragraph[at : at + 700]))
+
+
+def trigram_novelty(document: Document) -> bool:
+    """At most a fifth of the last 300 words begin a trigram that is new to the text: a plain rule, nobody's."""
+    words = document.text.lower().split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    if len(trigrams) < 100:
+        return False
+    last = trigrams[-300:]
+    seen = set(trigrams[:-300])
+    return len(set(last) - seen) <= 0.2 * len(last)
 
 
 def gemini_cli(document: Document) -> bool:
@@ -127,13 +219,25 @@ def chandra(document: Document) -> bool:
     return False
 
 
-BASELINES: dict[str, Callable[[Document], bool]] = {
-    "vLLM {20, 1, 3}": vllm(20, 1, 3),
-    "vLLM {20, 1, 8}": vllm(20, 1, 8),
-    "vLLM {64, 1, 4}": vllm(64, 1, 4),
-    "llama.cpp #26039": llama_cpp,
-    "gemini-cli": gemini_cli,
-    "zlib > 2.4 (Whisper)": whisper,
-    "Gopher": gopher,
-    "chandra": chandra,
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A rule and where it was described."""
+
+    rule: Callable[[Document], bool]
+    source: str
+
+
+BASELINES: dict[str, Baseline] = {
+    "vLLM {20, 1, 3}": Baseline(vllm(20, 1, 3), "vLLM 0.17, `repetition_detection`"),
+    "vLLM {20, 1, 8}": Baseline(vllm(20, 1, 8), "vLLM 0.17, `repetition_detection`"),
+    "vLLM {64, 1, 4}": Baseline(vllm(64, 1, 4), "vLLM 0.17, `repetition_detection`"),
+    "llama.cpp #26039": Baseline(llama_cpp, "ggml-org/llama.cpp#26039"),
+    "vllm-mlx #723": Baseline(vllm_mlx, "waybarrios/vllm-mlx#723"),
+    "oh-my-pi, exact": Baseline(oh_my_pi_exact, "can1357/oh-my-pi#10569"),
+    "oh-my-pi, all": Baseline(oh_my_pi, "can1357/oh-my-pi#10569"),
+    "gemini-cli": Baseline(gemini_cli, "google-gemini/gemini-cli#5873"),
+    "zlib > 2.4 (Whisper)": Baseline(whisper, "openai/whisper"),
+    "Gopher": Baseline(gopher, "arXiv 2112.11446"),
+    "chandra": Baseline(chandra, "datalab-to/chandra"),
+    "trigram novelty": Baseline(trigram_novelty, "a plain rule"),
 }

@@ -152,17 +152,27 @@ def _latency(documents: Sequence[Document]) -> list[str]:
 
 
 def _baselines(documents: Sequence[Document], rows: dict[str, Tally], good: set[str]) -> list[str]:
+    """One row for each rule: false alarms and recall with their intervals, then recall by kind."""
     kinds = [group for group, starts in GROUPS.items() if any(_is_of(name, starts) for name in rows)]
-    lines = [f"| rule | false alarms | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
-    tallies = {"this detector": rows}
-    for name, rule in BASELINES.items():
+    lines = [f"| rule | source | false alarms | recall | {' | '.join(kinds)} |", "|---" * (4 + len(kinds)) + "|"]
+    tallies = {"this detector": (rows, "")}
+    for name, baseline in BASELINES.items():
         print(f"baseline {name}", file=sys.stderr)
-        tallies[name] = tally(documents, lambda document, rule=rule: (rule(document), False))  # type: ignore[misc]
-    for name, found in tallies.items():
-        cells = [_percent([row for family, row in found.items() if family in good])]
+        found = tally(documents, lambda document, rule=baseline.rule: (rule(document), False))  # type: ignore[misc]
+        tallies[name] = found, baseline.source
+    for name, (found, source) in tallies.items():
+        cells = [
+            _interval([row for family, row in found.items() if (family in good) is fine]) for fine in (True, False)
+        ]
         cells += [_percent([r for family, r in found.items() if _is_of(family, GROUPS[kind])]) for kind in kinds]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {source} | {' | '.join(cells)} |")
     return lines
+
+
+def _interval(rows: Sequence[Tally]) -> str:
+    hits, total = sum(row.flagged for row in rows), sum(row.total for row in rows)
+    low, high = wilson(hits, total)
+    return f"{hits / max(total, 1):.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _percent(rows: Sequence[Tally]) -> str:
