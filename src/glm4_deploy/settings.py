@@ -188,7 +188,10 @@ class Settings(BaseModel):
         "auto", description="fraction of GPU memory for the engine; auto: chosen by the memory planner"
     )
     kv_cache_memory_bytes: int | None = Field(
-        None, ge=1, description="bytes of KV cache, in place of what the engine would profile; empty: it profiles"
+        None,
+        ge=1,
+        le=2**50,
+        description="bytes of KV cache, in place of what the engine would profile; empty: it profiles",
     )
     tensor_parallel_size: int = Field(1, ge=1, le=8, description="GPUs that one engine is split across")
     data_parallel_size: int = Field(
@@ -391,7 +394,8 @@ def _profile(name: object) -> Profile:
     known = profiles()
     if not isinstance(name, str) or name not in known:
         raise UsageError(
-            f"unknown profile {str(name)[:40]!r}", hint=did_you_mean(str(name), known) or f"known: {', '.join(known)}"
+            f"unknown profile {redact(str(name))[:40]!r}",
+            hint=did_you_mean(str(name), known) or f"known: {', '.join(known)}",
         )
     return known[name]
 

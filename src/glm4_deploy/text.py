@@ -178,19 +178,26 @@ _VALUE = (
     rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|\[[^\[\]'\"\n]+\]?|{_QUOTED}"
     r"|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{}]+)"
 )
+_BEGIN = r"(?:\b|(?<=[0-9;\[]m))"  # of a word, or after the code of a color
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     # Tokens recognisable by their prefix, as their issuers document them: Hugging Face, OpenAI's style, NVIDIA, GitHub,
     # GitLab, AWS, Google, Slack, Docker Hub, npm, PyPI, Vault, Replicate, Groq, Stripe, SendGrid, Tailscale; JSON web
     # tokens and private keys.
     (
         re.compile(
-            r"\b(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_|gl(?:pat|rt|dt|ptt)-|xox[abposr]-|xapp-|dckr_[po]at_|pypi-"
+            rf"{_BEGIN}(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_|gl(?:pat|rt|dt|ptt)-|xox[abposr]-|xapp-|dckr_[po]at_|pypi-"
             r"|hv[sb]\.|r8_|gsk_|[sr]k_live_|SG\.|tskey-|ya29\.)[A-Za-z0-9_.-]{8,}"
         ),
         MASK,
     ),
-    (re.compile(r"\bnpm_[A-Za-z0-9]{36}\b|\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}"), MASK),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{5,2000}\.[A-Za-z0-9_-]{5,8000}\.[A-Za-z0-9_-]*"), MASK),
+    (
+        re.compile(
+            rf"{_BEGIN}(?:npm_[A-Za-z0-9]{{36}}\b|(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{{16}}\b|AIza[A-Za-z0-9_-]{{35}}"
+            r"|glm4-[A-Za-z0-9_-]{43,})"  # of this kit's gateway
+        ),
+        MASK,
+    ),
+    (re.compile(rf"{_BEGIN}eyJ[A-Za-z0-9_-]{{5,2000}}\.[A-Za-z0-9_-]{{5,8000}}\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)[^-]{0,20000}(-----END|)"), rf"\1{MASK}\2"),
     (re.compile(r"(?i)\b(Bearer|Basic)[ =]+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
     (re.compile(r"""(?i)(\b(?:authorization|cookie)['"]?\s*[:=]\s*['"]?)[^\s'",;}][^'",}\n]*"""), rf"\1{MASK}"),

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fuzz.harness import attempt, fuzzed
 from glm4_deploy.cli.app import app
+from glm4_deploy.settings import Settings
 
 RUNNER = CliRunner()
 OOM = (
@@ -77,3 +79,19 @@ def test_no_line_hides_the_failure_after_it(tmp_path: Path, before: list[bytes])
 def test_any_rows_can_be_judged(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8", errors="replace")
     attempt(run, "detect", str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "nan", "inf", "1e308", "1e400", "-1", "٣", "½", "0x10", ""])
+def test_any_number_is_refused_or_used(value: str) -> None:
+    for name in Settings.model_fields:
+        attempt(run, "render", "--profile", "gb10", "--set", f"{name}={value}")
+    for words in (("--gpu-free-mib", value), ("--for", f"{value} users"), ("--host-reserve-gib", value)):
+        attempt(run, "plan", "--gpu", "gb10", *words)
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in ("env", "args")])
+def test_a_refused_value_shows_no_token(name: str) -> None:
+    secret = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
+    done = RUNNER.invoke(app, ["render", "--profile", "gb10", "--set", f"{name}={secret}\r"])
+    if done.exit_code:
+        assert secret not in f"{done.output} {done.exception}"

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from fuzz.harness import attempt, fuzzed
 from glm4_deploy.detect import scan
+from glm4_deploy.plan.sizing import parse_load
 from glm4_deploy.text import clean_text, one_line, redact
 
 ODD = st.text(st.characters(), max_size=60) | st.sampled_from(
@@ -29,8 +30,24 @@ def test_shown_text_is_one_safe_line(text: str) -> None:
         assert "\u202e" not in shown
 
 
+SECRET = st.sampled_from([
+    "hf_AbCdEfGhIjKlMnOpQrSt", "glm4-" + "Ab-_9" * 8 + "xyz", "nvapi-" + "aB3_" * 16, "AKIA" + "ABCD2345" * 2,
+    "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl", "npm_" + "aB3d" * 9,
+])  # fmt: skip
+AROUND = st.sampled_from([" {} ", "'{}'", "({})", "\x1b[36m{}\x1b[0m", "\x1b[1;31m{} ", "={},"])
+
+
 @fuzzed
-@given(st.text(max_size=40), st.text(max_size=40))
-def test_a_token_is_masked_whatever_surrounds_it(before: str, after: str) -> None:
-    secret = "hf_AbCdEfGhIjKlMnOpQrSt"
-    assert secret not in attempt(redact, f"{before} {secret} {after}")
+@given(st.text(max_size=40), SECRET, AROUND, st.text(max_size=40))
+def test_a_token_is_masked_whatever_surrounds_it(before: str, secret: str, around: str, after: str) -> None:
+    assert secret not in attempt(redact, before + around.format(secret) + after)
+
+
+WORDS = st.sampled_from(["64", "users", "8k", "context", ",", "tokens", "m", "9" * 190, "9" * 5000, "1e400", "-1", "."])
+
+
+@fuzzed
+@given(st.lists(WORDS, max_size=8))
+def test_any_load_is_read_or_refused(words: list[str]) -> None:
+    load = attempt(parse_load, " ".join(words))
+    assert load is None or (load.requests or 0) >= 0

@@ -45,6 +45,8 @@ def parse_load(text: str) -> RequestLoad:
     Raises:
         UsageError: it names neither users nor a context, or has a number that is neither.
     """
+    if len(text) > 200:
+        raise UsageError(f"{text[:60]!r}… is too long for a load", hint=HINT)
     words = text.lower().replace("_", "")
     users, context = _USERS.search(words), _CONTEXT.search(words)
     requests = _value(users, kilo=1000) if users else None

@@ -8,6 +8,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import environment, source
+from glm4_deploy.text import redact
 
 # Services that run next to the engine. To add one, add a file `templates/services/NAME.yaml.j2` and nothing else:
 #
@@ -43,7 +44,7 @@ def extras(deployment: DeploymentSpec) -> Iterator[Extra]:
     """
     for name in deployment.extras:
         if name not in known():
-            raise UsageError(f"extras: unknown service {name!r}", hint=f"known: {', '.join(known()) or 'none'}")
+            raise UsageError(f"extras: unknown service {redact(name)!r}", hint=f"known: {', '.join(known()) or 'none'}")
         variables = {"d": deployment, "container_port": CONTAINER_PORT, "kit_version": __version__}
         module = environment().get_template(f"{FOLDER}{name}{SUFFIX}").make_module(variables)
         inside = f"{FOLDER}{name}/"
