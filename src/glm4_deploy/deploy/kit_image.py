@@ -52,7 +52,7 @@ def write_context(directory: Path) -> None:
         raise StorageError(f"cannot write {directory}: {error.strerror}", hint="check free space") from error
 
 
-SUFFIXES = {".py", ".yaml", ".yml", ".json", ".j2", ".typed"}
+SUFFIXES = {".bin", ".py", ".yaml", ".yml", ".json", ".j2", ".typed"}
 
 
 def _not_ours(directory: str, names: list[str]) -> set[str]:
