@@ -95,13 +95,11 @@ def _outputs() -> Iterator[Output]:
         two = (("get_weather", text), ("get_time", "{}"))
         yield Output(kind="several calls", text=f"get_weather\n{text}<|assistant|>get_time\n{{}}", calls=two)
         yield Output(kind="several calls on lines", text=f"get_weather\n{text}\nget_time\n{{}}", calls=two)
-        unknown = ((("other.tool-2"), text),)
+        unknown = (("other.tool-2", text),)
         yield Output(kind="unknown name", text=f"other.tool-2\n{text}", calls=unknown)
-        yield (
-            Output(kind="unknown name in a line of text", text=f"\nother\n{text}", content=f"\nother\n{text}")
-            if "<|" not in text
-            else Output(kind="one call again", text=f"g\n{text}", calls=(("g", text),))
-        )
+        if "<|" not in text:
+            as_text = f"\nother\n{text}"
+            yield Output(kind="unknown name in a line of text", text=as_text, content=as_text)
     for prose in PROSE:
         yield Output(kind="prose", text=prose, content=prose)
         yield Output(kind="prose, no line break", text=prose.strip(), content=prose.strip())
@@ -116,19 +114,13 @@ def _outputs() -> Iterator[Output]:
                 calls=call,
                 content=prose.rstrip(),
             )
-            yield Output(
-                kind="call, prose", text=f"get_weather_forecast\n{text}{prose}", calls=call, content=prose.rstrip()
-            ) if not prose.endswith("\n") else Output(
-                kind="call, prose, turn", text=f"get_weather_forecast\n{text}<|observation|>{prose}", calls=call,
-                content=prose,
-            )  # fmt: skip
+            after = f"get_weather_forecast\n{text}{prose.rstrip()}"
+            yield Output(kind="call, prose", text=after, calls=call, content=prose.rstrip())
+            after = f"get_weather_forecast\n{text}<|observation|>{prose}"
+            yield Output(kind="call, another role's turn", text=after, calls=call, content=prose)
     for text in MALFORMED:
         as_is = f"get_weather\n{text}"
-        yield (
-            Output(kind="malformed", text=as_is, content=as_is)
-            if text != '{"a": [1, 2}]}'
-            else Output(kind="unbalanced", text=as_is, content=as_is)
-        )
+        yield Output(kind="malformed", text=as_is, content=as_is)
         yield Output(
             kind="malformed, call",
             text=f"get_time\n{{}}<|assistant|>get_weather\n{text}",
@@ -138,14 +130,9 @@ def _outputs() -> Iterator[Output]:
     whole = 'get_weather\n{"city": "Paris", "days": [1, {"a": "\\"}"}]}'
     for end in range(len(whole)):
         yield Output(kind="cut", text=whole[:end], content=whole[:end])
-    for end in range(len("get_weather\n{"), len(whole), 5):
-        yield (
-            Output(
-                kind="call, cut", text=f"g\n{{}}<|assistant|>{whole[:end]}", calls=(("g", "{}"),), content=whole[:end]
-            )
-            if end > len('get_weather\n{"')
-            else Output(kind="cut again", text=whole[:end], content=whole[:end])
-        )
+    for end in range(len('get_weather\n{"'), len(whole), 5):
+        cut = whole[:end]
+        yield Output(kind="call, cut", text=f"g\n{{}}<|assistant|>{cut}", calls=(("g", "{}"),), content=cut)
     yield from _by_hand()
 
 

@@ -29,8 +29,6 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("profile=b200", "replicas=2", "tensor_parallel_size=2", "api_key_file=/etc/glm4/engine.key"),
     ),
     "compose-three-named": ("compose", ("profile=hopper", "replicas=3", "devices=4,GPU-5c1e,6")),
-    "compose-tools": ("compose", ("profile=hopper", "replicas=2", "tools=true")),
-    "kubernetes-tools": ("kubernetes", ("profile=b200", "tools=true")),
     "quadlet-tools": ("quadlet", ("profile=rtx-5090", "tools=true")),
     "quadlet-gb10": ("quadlet", ("profile=gb10",)),
     "quadlet-cpu": (

@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one": {"profile": "b200"},
     "no-gpu": {"profile": "cpu", "model_dir": "/srv/tiny"},
     "arm": {"profile": "gb10"},
+    "tools": {"tools": True},
     "split": {"profile": "b200", "tensor_parallel_size": 2},
     "key": {"kubernetes": {"api_key_secret": "glm4-key", "kit_image": "registry.example/glm4-deploy:0.1.0"}},
     "cache": {"kubernetes": {"storage_class": "fast-ssd", "cache_size": "40Gi", "model_claim": "models"}},
