@@ -16,6 +16,7 @@ from glm4_deploy.catalog.rows import (
     Version,
     gpus,
     mistaken_variables,
+    replaced_variables,
     variables,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
@@ -473,6 +474,9 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     version = engine_version(settings)
     if settings.tools and version is not None and version < TOOLS_FROM:
         yield f"tools: the tool parser was not tried with a vLLM before {'.'.join(map(str, TOOLS_FROM))}"
+    for name, (gone, flag) in replaced_variables().items():
+        if name in settings.env and version is not None and version >= gone:
+            yield f"env.{name}: vLLM {'.'.join(map(str, version))} no longer reads it; set args.{flag} instead"
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
 
