@@ -234,6 +234,22 @@ def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, default_python: str
     assert host.kit("down", "--volumes", "--yes").code == 0
 
 
+def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(
+    host: Host, default_python: str, demo: Path
+) -> None:
+    image = "somebody/engine:mine"
+    build(host, default_python, image, "ENV PATH=/opt/bin", "USER 1000:1000", ON_A_CPU)
+    done = up_cpu(host, image, demo)
+    assert done.code == 0, done.err
+    assert "image_vllm=0.13.0" in done.err
+    words, user = command(host)
+    assert (words[:2], user) == (["vllm", "serve"], "0:0")
+    check = json.loads(host.run("docker", "inspect", "glm4-9b-fp4").out)[0]["Config"]["Healthcheck"]["Test"]
+    health = host.run("docker", "exec", "glm4-9b-fp4", *check[1:])
+    assert (check[0], health.code) == ("CMD", 0), health.out + health.err
+    assert host.kit("down", "--volumes", "--yes").code == 0
+
+
 @pytest.mark.parametrize(
     ("instructions", "code", "said"),
     [
