@@ -355,6 +355,15 @@ def _whole_image(name: str, layer: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**about, **{key: value for key, value in layer.items() if key != "image"}, **named}
 
 
+def settings_for_image(text: str) -> Mapping[str, Any]:
+    """The settings that name one image, and none of those that another image needed.
+
+    Raises:
+        UsageError: not an image.
+    """
+    return _whole_image("image", {"image": text})
+
+
 # A file's relative path starts at the file, any other at the working directory. Compose would read `a/b` as a volume's
 # name, and `./m/x` as a path beside whichever file is rendered.
 _PATHS = ("model_dir", "api_key_file")

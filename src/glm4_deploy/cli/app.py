@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Releases": {
         "releases": ("releases", "List the recorded releases, or remove old ones."),
+        "upgrade": ("upgrade", "Move the running deployment to another image, and back by itself if that fails."),
         "rollback": ("releases", "Put a recorded release back and gate it."),
         "diff": ("releases", "Show what differs between two releases."),
         "lock": ("releases", "Pin the images to the digests that were pulled."),

@@ -340,6 +340,10 @@ def run_bench(
         engine=identity.engine,
     )
     outputs.write(shared, lambda: bench_text(report, earlier), details=report, started=started)
+    from glm4_deploy.deploy.upgrade import keep_bench  # the Docker SDK is needed only now
+
+    if kept := keep_bench(report, where.state_dir):
+        typer.echo(f"kept with release {kept}: `glm4-deploy upgrade` compares with it", err=True)
     return report.exit_code
 
 

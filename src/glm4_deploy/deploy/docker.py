@@ -264,6 +264,22 @@ def find_image(client: docker.DockerClient, reference: str) -> ReleaseImage | No
     return ReleaseImage(reference=reference, id=str(image.id), digest=next(iter(digests), None))
 
 
+def fetch_image(
+    reference: str, note: Callable[[str], None], on_progress: Callable[[PullState], None]
+) -> ReleaseImage | None:
+    """The image for a reference, pulled if this host does not have it.
+
+    Raises:
+        As `pull`.
+    """
+    image = find_image(connect(), reference)
+    if image is None:
+        note(f"pulling {reference}")
+        pull(reference, on_progress)
+        image = find_image(connect(), reference)
+    return image
+
+
 def pull(reference: str, on_progress: Callable[[PullState], None]) -> None:
     """Fetch an image from its registry.
 

@@ -1,4 +1,4 @@
-"""The one state machine of a deployment: `up` and `rollback` are this and nothing else.
+"""The one state machine of a deployment: `up`, `upgrade` and `rollback` are this and nothing else.
 
     prepare ──▶ start ──▶ gate ──▶ record ──▶ done: it serves
        │          │         │         ▲ │
@@ -17,6 +17,7 @@ in the order of events.
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from typing import Protocol
 from glm4_deploy import __version__
 from glm4_deploy.deploy.boot import Boot
 from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate, with_own_cache
-from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, connect, find_image, pull, wait_for_docker
+from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, fetch_image, wait_for_docker
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone, rollback_failed, rolled_back
@@ -69,10 +70,12 @@ class Transaction:
         *,
         timeout: float | None = None,
         journal: Journal | None = None,
+        after_gate: Callable[[str], Result] | None = None,
     ) -> None:
         """
         Args:
             timeout: seconds until /health must answer; None: the deployment's start_period.
+            after_gate: one more check of a single engine that has passed its gate, by the id of its start.
             journal: that of the failed transaction, if this one restores the release before it.
         """
         self._directory = directory
@@ -81,6 +84,7 @@ class Transaction:
         self._timeout = timeout
         self._restoring = journal is not None
         self._journal = journal
+        self._after_gate = after_gate
         self._store = Store(directory)
         self._image: ReleaseImage | None = None
         self._draft: ReleaseDraft | None = None
@@ -92,7 +96,7 @@ class Transaction:
         """Run every stage, from `prepare` to the end.
 
         Args:
-            what: `up` or `rollback`, for the journal.
+            what: `up`, `upgrade` or `rollback`, for the journal.
             rollback: whether the last good release is put back after a failure.
 
         Raises:
@@ -148,12 +152,7 @@ class Transaction:
         """The image, pulled if this host does not have it; None for a process."""
         if not reference:
             return None
-        image = find_image(connect(), reference)
-        if image is None:
-            self.note(f"pulling {reference}")
-            pull(reference, self._listener.pull)
-            image = find_image(connect(), reference)
-        return image
+        return fetch_image(reference, self.note, self._listener.pull)
 
     def _use_own_cache(self) -> None:
         """Give the candidate the cache of its image. A good release is put back even where that cannot be written."""
@@ -237,6 +236,10 @@ class Transaction:
             require_alive(rows)
             boot.check()
             require_pass(rows)
+            if self._after_gate is not None and not name:
+                row = self._after_gate(started.id)
+                self._listener.check_done(row)
+                require_pass((*rows, *self._add(name, row)))
         finally:
             # Of several engines, keep those of the last one: an engine that fails is the last.
             self.result.facts, self.result.findings = boot.reader.facts, tuple(boot.reader.findings)
