@@ -243,6 +243,10 @@ class Settings(BaseModel):
         default_factory=dict, description="additional engine flags; null: a flag without a value"
     )
     tools: bool = Field(False, description="let the model call the functions that a request offers")
+    overridable: bool = Field(
+        False,
+        description="a .env beside the rendered Compose file may change port, bind, model_dir and key file",
+    )
     replicas: int = Field(1, ge=1, le=1024, description="number of engines, each on its own GPUs")
     devices: Annotated[tuple[DeviceName, ...], BeforeValidator(_device_names)] = Field(
         (), description="GPUs by index or UUID, in the order that engines use them; empty: from 0 up"

@@ -240,6 +240,7 @@ class DeploymentSpec:
     router_warnings: tuple[str, ...]
     memory: MemoryPlan | None
     extras: tuple[str, ...] = ()
+    overridable: bool = False
     watch_port: int = 9109
     guard_mode: str = "observe"
     tool_files: tuple[str, ...] = ()
@@ -352,6 +353,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         router_warnings=tuple(_router_warnings(settings, profile)),
         memory=fraction.plan,
         extras=settings.extras,
+        overridable=settings.overridable,
         watch_port=settings.watch_port,
         guard_mode=settings.guard_mode,
         tool_files=tuple(TOOL_FILES.values()) if settings.tools else (),

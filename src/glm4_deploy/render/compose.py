@@ -1,5 +1,6 @@
 """The Compose file, and the files next to it. The same spec gives the same bytes."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from glm4_deploy import __version__
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, TOOLS, DeploymentSpec
-from glm4_deploy.render.quoting import environment, source
+from glm4_deploy.render.quoting import environment, scalar, source
 from glm4_deploy.text import redact
 
 # Services that run next to the engine. To add one, add a file `templates/services/NAME.yaml.j2` and nothing else:
@@ -94,13 +95,20 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
     host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     beside = tuple(extras(deployment))
     _refuse_collisions(deployment, beside)
+    if deployment.overridable and deployment.model_target == MODELS:
+        raise UsageError(
+            "overridable: the parent of model_dir is mounted, so another directory would not fit the command",
+            hint="mount the checkpoint alone: --set mount=model",
+        )
     text = (
         environment()
         .get_template("compose.yaml.j2")
         .render(
             d=deployment,
             kit_version=__version__,
-            published=f"{host}:{deployment.port}:{CONTAINER_PORT}",
+            published=_published(deployment, host),
+            source=_or_variable(deployment, "GLM4_MODEL_DIR", deployment.model_source),
+            key_file=_or_variable(deployment, "GLM4_API_KEY_FILE", deployment.hardening.api_key_file or ""),
             short_mount=deployment.model_target == MODELS and ":" not in deployment.model_source,
             cache=CACHE,
             tools=TOOLS,
@@ -120,6 +128,29 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
 def tool_files(deployment: DeploymentSpec) -> Mapping[str, str]:
     """Path relative to the rendered file → text, of what an engine needs for tool calls; empty without them."""
     return {f"tools/{name}": source(f"tools/{name}") for name in deployment.tool_files}
+
+
+def _published(deployment: DeploymentSpec, host: str) -> str:
+    """The published port, as a YAML scalar."""
+    if not deployment.overridable:
+        return scalar(f"{host}:{deployment.port}:{CONTAINER_PORT}")
+    return json.dumps(f"${{GLM4_BIND:-{host}}}:${{GLM4_PORT:-{deployment.port}}}:{CONTAINER_PORT}")
+
+
+def _or_variable(deployment: DeploymentSpec, name: str, value: str) -> str:
+    """A YAML scalar: the value, or a variable of Compose with the value as its default.
+
+    Raises:
+        UsageError: Compose cannot read the value as a default.
+    """
+    if not deployment.overridable:
+        return scalar(value)
+    if "$" in value or "}" in value:
+        raise UsageError(
+            f"overridable: {value[:60]!r} cannot be the default of ${name}: it has a $ or a }} in it",
+            hint="choose another path, or leave overridable out",
+        )
+    return json.dumps(f"${{{name}:-{value}}}", ensure_ascii=False)
 
 
 def _refuse_collisions(deployment: DeploymentSpec, beside: Iterable[Extra]) -> None:

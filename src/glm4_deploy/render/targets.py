@@ -48,6 +48,7 @@ def _compose(deployment: DeploymentSpec, _settings: Settings) -> Files:
 
 
 _NO_EXTRAS = "render it for Compose, or use the target's own means (its ingress, its monitoring)"
+_NO_ENV = "a .env beside the file is Compose's own: set the values themselves"
 _KUBERNETES_ONLY = "it only applies to the target kubernetes"
 TARGETS: dict[str, RenderTarget] = {
     "compose": RenderTarget(
@@ -66,6 +67,7 @@ TARGETS: dict[str, RenderTarget] = {
             "devices": "the cluster's device plugin chooses the GPUs",
             "pids_limit": "the kubelet sets it (podPidsLimit)",
             "api_key_file": "name a Secret instead: kubernetes.api_key_secret",
+            "overridable": _NO_ENV,
             "no_new_privileges": "the rendered pods never gain privileges",
         },
     ),
@@ -75,6 +77,7 @@ TARGETS: dict[str, RenderTarget] = {
             "replicas": "one unit runs one engine: render one unit per GPU",
             "kubernetes": _KUBERNETES_ONLY,
             "extras": _NO_EXTRAS,
+            "overridable": _NO_ENV,
         },
     ),
 }

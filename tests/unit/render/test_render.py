@@ -242,3 +242,41 @@ def test_render_writes_and_checks_additional_files(beside: Path) -> None:
     drifted = runner.invoke(app, [*words, "--check"])
     assert isinstance(drifted.exception, Judged)
     assert "side.conf" in str(drifted.exception)
+
+
+def test_without_the_tool_an_env_file_overrides_what_is_meant_to_be_and_nothing_else(
+    tmp_path: Path, compose: list[str]
+) -> None:
+    values = {"overridable": True, "api_key_file": "/etc/glm4/key", "bind": "::1", "model_dir": "/models/a: b'\"#c"}
+    plain = resolve_spec({**values, "overridable": False, "profile": "gb10"})
+    write_text(tmp_path / COMPOSE, compose_file(resolve_spec({**values, "profile": "gb10"})))
+    write_text(tmp_path / "plain" / COMPOSE, compose_file(plain))
+
+    def config(file: Path) -> Any:
+        done = subprocess.run(
+            [*compose, "-f", file, "config", "--format", "json"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    by_default = config(tmp_path / COMPOSE)
+    without = config(tmp_path / "plain" / COMPOSE)
+    assert by_default["services"] == without["services"]
+    assert by_default["secrets"] == without["secrets"]
+    write_text(
+        tmp_path / ".env",
+        "GLM4_PORT=9000\nGLM4_BIND=127.0.0.2\nGLM4_MODEL_DIR=/srv/other model\nGLM4_API_KEY_FILE=/srv/key\n",
+    )
+    changed = config(tmp_path / COMPOSE)
+    (engine,) = changed["services"].values()
+    assert (engine["ports"][0]["published"], engine["ports"][0]["host_ip"]) == ("9000", "127.0.0.2")
+    assert "/srv/other model" in {mount["source"] for mount in engine["volumes"]}
+    assert changed["secrets"]["engine_api_key"]["file"] == "/srv/key"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model_dir", "/models/$HOME"), ("model_dir", "/m/}x"), ("mount", "parent")]
+)
+def test_what_cannot_be_a_default_in_compose_is_refused(key: str, value: str) -> None:
+    with pytest.raises(UsageError, match="overridable"):
+        compose_file(resolve_spec({"profile": "gb10", "overridable": True, key: value}))
