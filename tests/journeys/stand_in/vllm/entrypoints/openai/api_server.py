@@ -9,6 +9,7 @@ tests/servers/reference.py or of one of its twins; no model is loaded.
 Environment:
     STAND_IN: how it behaves. The name of a twin in tests/servers/broken.py or dying.py; `dies` (a start that fails),
         `hangs` (never gets past loading its weights), `hangs-late` (nor past its KV cache); unset: healthy.
+    STAND_IN_VERSION: the vLLM that it says it is; unset: 0.32.0.
     STAND_IN_LEASE: a file that the test keeps locked. Once the lock is gone, so is this process: whatever becomes of
         the test, no engine outlives it.
 """
@@ -22,7 +23,7 @@ import threading
 import time
 from typing import Any
 
-VERSION = "0.32.0"
+VERSION = os.environ.get("STAND_IN_VERSION", "0.32.0")
 
 
 def main() -> None:
@@ -128,7 +129,14 @@ def serve(args: argparse.Namespace, behaviour: str) -> None:
         max_model_len=args.max_model_len,
         version=VERSION,
     )
-    uvicorn.run(WithLifespan(app), host=args.host, port=args.port, http="h11", ws="none", timeout_graceful_shutdown=1)
+    uvicorn.run(
+        WithLifespan(app),
+        host=args.host or "0.0.0.0",
+        port=args.port,
+        http="h11",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
 
 
 class WithLifespan:
