@@ -98,7 +98,7 @@ class Side:
             PlanRefused: it does not fit the card.
         """
         spec = plan_deployment(settings, profile, choose_fraction(settings, profile, card))
-        return cls(settings=settings, spec=spec, image=engine_image(settings, profile))
+        return cls(settings=settings, spec=spec, image=engine_image(settings))
 
     def facts(self, profile: Profile, gpu: Gpu | None) -> dict[str, Any]:
         """Name → value, to compare with the other side's."""
@@ -134,7 +134,7 @@ def plan_upgrade(
     """
     profile = profiles()[release.endpoint.profile]
     old = Side.of(Settings.model_validate(release.settings), profile, card)
-    image = engine_image(settings, profile)
+    image = engine_image(settings)
     check_image(image, gpus)
     need = needed_repair(Path(release.endpoint.model_dir), old.image, image)
     new = Side.of(settings.model_copy(update={"model_dir": need.output}) if need else settings, profile, card)
