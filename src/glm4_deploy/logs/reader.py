@@ -34,6 +34,7 @@ MOST_GENERIC = 10
 LAST_WORDS = 20  # an error among this many last lines may be the reason why the log ends
 INNERMOST = 15  # calls of a traceback that may say what kind of failure it is
 HOURS_OF_A_PASTE = 12
+NEAR = 3  # lines between the code of an assertion and its exception
 STALLED = 3  # times that a process must say that it waits, without anything else after it
 
 
@@ -53,6 +54,8 @@ class LogReader:
         self._generic = 0
         self._recognised = False
         self._last_error: tuple[str, int] | None = None
+        self._assertion = ("", 0)  # the last line of source code that asserts something, and its number
+        self._mentioned: tuple[Raised, str, int] | None = None
         self._gpu: Capability | None = None
         self._doubtful: set[str] = set()  # findings that may have ended the engine: no request was answered since
         self._survived: set[str] = set()
@@ -71,7 +74,7 @@ class LogReader:
         """The likely cause first; see `in_order`."""
         found = [self._judged(name, row) for name, row in self._findings.items()]
         if not any(row.status is Status.FAIL and not row.wrapper and row.id != UNKNOWN_EXCEPTION for row in found):
-            found += self._cut_off()
+            found = [*self._in_words(found), *self._cut_off()]
         found = self._last_words(found)
         first = next((row for row in in_order(found) if row.status is Status.FAIL and not row.wrapper), None)
         failures = sum(row.status is Status.FAIL for row in found)
@@ -112,6 +115,12 @@ class LogReader:
         for raised in self._tracebacks.rest():
             if raised.level not in _QUIET and not raised.request:
                 yield self._exception(raised, "", self.lines)
+
+    def _in_words(self, found: list[LogFinding]) -> list[LogFinding]:
+        """Also the exception that someone only mentions, in a text that is no engine's log and says nothing else."""
+        if self._mentioned is None or self.facts != EngineFacts() or any(row.status is Status.FAIL for row in found):
+            return found
+        return [*found, self._exception(*self._mentioned)]
 
     def _last_words(self, found: list[LogFinding]) -> list[LogFinding]:
         """Unless another failure explains the end, two warnings count as failures.
@@ -186,6 +195,8 @@ class LogReader:
         raised = self._tracebacks.feed(part) if self._tracebacks.any_open or part.of_traceback else None
         if part.opens and not wrote:
             self._forget_errors(writer)
+        if "assert " in line.text[:60]:
+            self._assertion = (line.text.strip(), self.lines)
         if raised is not None and self._says_more(part, raised):
             self._unknown(raised, line, shown)
             self._match(part.rows, line, shown, raised)
@@ -195,6 +206,8 @@ class LogReader:
             self._unknown(raised, line, shown)
         elif line.level in _LOUD and not self._tracebacks.wrote(writer):
             self._unknown_error(writer, line, shown)
+        elif self._mentioned is None and not line.level and not line.process and (said := _mentioned_in(line.text)):
+            self._mentioned = (Raised(line=said), shown, self.lines)
 
     @staticmethod
     def _says_more(part: LogPart, raised: Raised) -> bool:
@@ -267,6 +280,9 @@ class LogReader:
         """Add an exception whose text no signature matches."""
         if raised.line.partition(":")[0].rpartition(".")[2] in _NO_FAILURES:
             return
+        assertion, number = self._assertion
+        if raised.line == "AssertionError" and 0 < self.lines - number <= NEAR:
+            raised = replace(raised, line=f"AssertionError: {assertion}")
         # The API server reports on requests too; an engine that dies says more than one line.
         alone = not raised.frames and bool(line.level) and _ENGINE.search(line.process) is None
         if line.level in _QUIET or _of_request(line, raised) or (alone and self.facts.phase is Phase.READY):
@@ -386,6 +402,20 @@ def _row_of_place(frames: tuple[Frame, ...]) -> Signature | None:
 
 def _quoted(words: str) -> str:
     return f"`{one_line(redact(words), 200)}`"
+
+
+# An exception within a sentence, in backquotes, or in the text of a future.
+_MENTIONED = re.compile(
+    r"""(?:[\s`'"(=*]|^)((?:\w{1,60}\.){0,6}[A-Z]\w{1,60}(?:Error|Exception))(?:: |\(['"])(.{1,400})"""
+)
+
+
+def _mentioned_in(text: str) -> str:
+    match = _MENTIONED.search(text) if "Error" in text or "Exception" in text else None
+    return f"{match[1]}: {match[2].rstrip(_QUOTES)}" if match else ""
+
+
+_QUOTES = "`'\" )>*"
 
 
 def _pointing_to(first: LogFinding | None, wrapper: LogFinding) -> LogFinding:

@@ -101,6 +101,24 @@ def test_an_exception_above_its_call_is_placed_by_the_call() -> None:
     assert ids("AssertionError", call)[0] == "scheduler-assertion"
 
 
+def test_the_code_of_an_assertion_without_words_says_what_it_is_about() -> None:
+    code = "    assert self.topk_indices_buffer is not None"
+    assert "assert self.topk_indices_buffer is not None" in read(code, "AssertionError")[0].cause
+    found = read(CORE + code, CORE + "AssertionError", WRAPPER)[0]
+    assert found.id == "in-attention"
+
+
+def test_an_exception_that_a_text_only_mentions_counts_if_nothing_else_does() -> None:
+    said = "Hello, with the new image I only get `made.OddError: nobody knows it` and no more"
+    (found,) = read(said)
+    assert found.status is Status.FAIL
+    assert "`made.OddError: nobody knows it`" in found.cause
+    future = "future: <Future finished exception=OddError('the scheduler lost a request')>"
+    assert ids(future) == ["scheduler-assertion"]
+    assert ids(said, "torch.OutOfMemoryError: CUDA out of memory.") == ["cuda-out-of-memory"]
+    assert failures(BOOT, said, READY) == []
+
+
 def test_the_words_after_value_error_are_the_cause() -> None:
     said = ("pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",)
     found = read(*said, "  Value error, the odd one must be even [type=value_error]")[0]
