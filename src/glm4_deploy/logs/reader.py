@@ -388,10 +388,10 @@ def _table() -> dict[str, Signature]:
 
 
 def _family(raised: Raised, *, words: bool = True) -> Signature | None:
-    """The row for what kind of failure an unknown exception is: by its words, or by the innermost known call."""
+    """The row for what kind of failure an unknown exception is: by the innermost known call, or by its words."""
     message = raised.line.partition(":")[2]
     said = (row for row in signatures() if words and row.speaks_of(message))
-    return next(said, None) or _row_of_place(raised.frames)
+    return _row_of_place(raised.frames) or next(said, None)
 
 
 def _row_of_place(frames: tuple[Frame, ...]) -> Signature | None:
