@@ -1,5 +1,7 @@
 """Other projects' rules, re-implemented from their descriptions, to compare with the detector on the same rows.
 
+oh-my-pi's limits are from its source, since it has no description; what it takes for code, headings and names is ours.
+
 Each takes a document and returns whether the rule would call it degenerate. None is the original's code. Each is run
 once at the end of the text or at every step, whichever the original does. Where the original works on tokens and a row
 has no token ids, the words, punctuation and spaces of the text stand in for tokens.
@@ -10,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from benchmarks.detector.documents import Document
@@ -95,13 +98,6 @@ def _cycle(tail: str) -> bool:
     return False
 
 
-_CODE = re.compile(
-    r"^(?:[ \t]*```.*|(?: {2,}|\t)(?![ \t]*(?:[-*+]|\d+[.)])[ \t]).*|.*[{}[\](;,>][ \t]*)$", re.MULTILINE
-)
-_HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t].*|\*{2,3}.+\*{2,3}[ \t]*)$", re.MULTILINE)
-_ANCHOR = re.compile(r"`[^`]+`|\w{2,}\.[a-zA-Z]\w{0,4}\b|[\w-]+(?:/[\w-]+){2,}|\w+_\w+|\b[A-Za-z][a-z]*[A-Z]\w*")
-
-
 def oh_my_pi(document: Document) -> bool:
     """oh-my-pi, for some models: beside the cycles, paragraphs that nearly repeat or say nothing new.
 
@@ -119,7 +115,7 @@ def oh_my_pi(document: Document) -> bool:
         trigrams = set(zip(words, words[1:], words[2:], strict=False))
         alike = sum(len(trigrams & other) >= 0.8 * len(trigrams | other) for other in shingles[-16:])
         known = set().union(*vocabulary[-8:])
-        named = {name.strip("`").lower() for name in _ANCHOR.findall(segment)}
+        named = {word.strip("`.,;:()").lower() for word in segment.split() if _is_name(word)}
         says_nothing = known and len(set(words) - known) <= 0.2 * len(set(words))
         stall = stall + 1 if says_nothing and not named - set().union(*names[-8:]) else 0
         shingles.append(trigrams)
@@ -134,7 +130,25 @@ def _segments(text: str) -> Iterator[str]:
     """Paragraphs of at most 700 characters, without code and headings."""
     for paragraph in re.split(r"\n\s*\n", text):
         for at in range(0, len(paragraph), 700):
-            yield _HEADING.sub("", _CODE.sub("", paragraph[at : at + 700]))
+            lines = paragraph[at : at + 700].split("\n")
+            yield "\n".join(line for line in lines if not _is_code_or_heading(line))
+
+
+def _is_code_or_heading(line: str) -> bool:
+    text = line.strip()
+    if text.startswith(("#", "```")) or text.endswith(("{", "}", "[", "]", "(", ")", ";", ",", ">")):
+        return True
+    if text.startswith("**") and text.endswith("**"):
+        return True
+    item = text.startswith(("-", "*", "+")) or text.split(" ")[0].rstrip(".)").isdigit()
+    return line.startswith(("  ", "\t")) and not item
+
+
+def _is_name(word: str) -> bool:
+    """Whether a word names something of a program: in backticks, a file, a path, snake_case or camelCase."""
+    bare = word.strip("`.,;:()")
+    camel = any(low.islower() and high.isupper() for low, high in pairwise(bare))
+    return "`" in word or camel or "_" in bare or "." in bare or bare.count("/") > 1
 
 
 def trigram_novelty(document: Document) -> bool:

@@ -408,7 +408,7 @@ SALAD = SaladLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderLimits:
-    """When words are in no order. Neighbours in good prose of a known language are bound by 0.27 nats or more.
+    """When words are in no order. Neighbours in good prose of a known language are bound by 0.20 nats or more.
 
     Attributes:
         steps: last words, ideographs and marks examined.
