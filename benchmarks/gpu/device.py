@@ -81,6 +81,7 @@ def prepare() -> None:
 
 
 def run(args: argparse.Namespace, record: Record) -> None:
+    from guarded import guarded_stage
     from plan import PLAN_CASES, plan_case
     from tiny import TINY, tiny_stage
     from users import users_stage
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace, record: Record) -> None:
         elif stage == "verdicts":
             served = chosen(args.served, ("nvfp4-for-0.24", "nvfp4-damaged", "nvfp4-damaged-all", "twin-nan"))
             verdicts_stage(record, args.models, served, args.attention_backend, args.seconds)
+        elif stage == "guarded":
+            guarded_stage(record, args.models, args.seconds)
         elif stage == "users":
             order = chosen(args.settings, ("model-card", "plan-64x32k", "plan-256x2k"))
             users_stage(record, args.models, args.card, order, idle, args.seconds)
@@ -113,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="what models.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the directory for logs and results")
-    parser.add_argument("--stages", required=True, help="plan, tiny, verdicts, users; separated by commas, in order")
+    parser.add_argument("--stages", required=True, help="plan, tiny, verdicts, users, guarded; by commas, in order")
     parser.add_argument("--seconds", type=float, default=560, help="time for all of it (560)")
     parser.add_argument("--gpu", default="0", help="which GPUs: 0, or 0,1")
     parser.add_argument("--card", default="h100", help="the planner's name for the GPU (h100)")

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from engines import Record, clock, end, ended, fork, read, seen
 
-TINY = ("nvfp4-raw", "nvfp4-for-0.13", "nvfp4-for-0.24", "nvfp4-damaged", "nvfp4-damaged-all", "bf16")
+TINY = (
+    *("nvfp4-raw", "nvfp4-for-0.13", "nvfp4-for-0.24", "nvfp4-for-0.24@emulation"),
+    *("nvfp4-damaged", "nvfp4-damaged-all", "bf16"),
+)
 PROMPTS = Path(__file__).with_name("texts.json")
 POISON = 1e6
 """A value that no global scale of these checkpoints has (they are in the thousands)."""
@@ -25,7 +28,9 @@ def poison() -> None:
     del held
 
 
-def tiny_work(model: Path, result: Path, *, backend: str | None, poisoned: bool) -> Callable[[], object]:
+def tiny_work(
+    model: Path, result: Path, *, backend: str | None, linear: str | None, poisoned: bool
+) -> Callable[[], object]:
     def work() -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM, SamplingParams
@@ -41,6 +46,7 @@ def tiny_work(model: Path, result: Path, *, backend: str | None, poisoned: bool)
             max_model_len=2048,
             max_num_seqs=16,
             **({"attention_backend": backend} if backend else {}),
+            **({"linear_backend": linear} if linear else {}),
         )
         loaded = time.monotonic() - began
         texts = json.loads(PROMPTS.read_text())
@@ -60,7 +66,8 @@ def tiny_work(model: Path, result: Path, *, backend: str | None, poisoned: bool)
 
 
 def tiny_stage(record: Record, models: Path, names: tuple[str, ...], backend: str | None) -> None:
-    """All checkpoints at once; `NAME+poison` is NAME loaded into memory that holds POISON.
+    """All checkpoints at once; `NAME+poison` is NAME loaded into memory that holds POISON, `NAME@BACKEND` with the
+    linear backend that is named (`emulation` reads `input_global_scale`, which Marlin does not).
 
     Log-probabilities are compared with those of the first name.
     """
@@ -68,7 +75,10 @@ def tiny_stage(record: Record, models: Path, names: tuple[str, ...], backend: st
     pids = {}
     for name in names:
         model, _, how = name.partition("+")
-        work = tiny_work(models / model, results[name], backend=backend, poisoned=how == "poison")
+        model, _, linear = model.partition("@")
+        work = tiny_work(
+            models / model, results[name], backend=backend, linear=linear or None, poisoned=how == "poison"
+        )
         pids[name] = fork(record.logs / f"tiny-{name}.log", work)
     until = clock() + 100
     while clock() < until and not all(ended(pid) for pid in pids.values()):

@@ -40,12 +40,14 @@ def kit(*arguments: str, log: Path, patience: float) -> tuple[int, float]:
 
 
 def verdicts_stage(record: Record, models: Path, names: tuple[str, ...], backend: str | None, seconds: float) -> None:
-    """The first name is the healthy model: it gets the full suite and the watch too."""
+    """The first name is the healthy model: it gets the full suite and the watch too. `NAME@BACKEND` as in `tiny`."""
     extra = {"attention-backend": backend} if backend else {}
     engines = {}
     for name in names:
         port = free_port()
-        work = serve(models / name, NAME, {**FLAGS, **extra}, port)
+        model, _, linear = name.partition("@")
+        flags = {**FLAGS, **extra, **({"linear-backend": linear} if linear else {})}
+        work = serve(models / model, NAME, flags, port)
         engines[name] = (port, fork(record.logs / f"serve-{name}.log", work))
     for name, (port, pid) in engines.items():
         how = wait_for(record.logs / f"serve-{name}.log", pid, (READY,), max(5, min(150, seconds - clock())))
@@ -54,7 +56,11 @@ def verdicts_stage(record: Record, models: Path, names: tuple[str, ...], backend
             continue
         _smoke(record, name, port, "quick", seconds)
         code, took = kit(
-            "checkpoint", "verify", str(models / name), log=record.logs / f"verify-{name}.txt", patience=30
+            "checkpoint",
+            "verify",
+            str(models / name.partition("@")[0]),
+            log=record.logs / f"verify-{name}.txt",
+            patience=30,
         )
         words = [line for line in read(record.logs / f"verify-{name}.txt").splitlines() if "fail" in line.lower()]
         record.add("verify", name, exit=code, seconds=round(took, 2), failed=words[:5])

@@ -71,8 +71,9 @@ def test_the_generator_and_systemd_read_the_units_as_they_are_meant(debian: Mach
         )
         assert "NOTE=50% of $it" in option(words, "--env")
         assert option(words, "--user") == ["1000:1000"] and {"--memory=16g", "--cpus=1.5"} <= set(words)
-        shell = words[words.index("-c") + 1]
-        assert shell.startswith("VLLM_API_KEY=$(cat /run/secrets/engine_api_key)")
+        _, flag, shell, *program = json.loads(option(words, "--entrypoint")[0])
+        assert (flag, program) == ("-c", ["engine", "python3", "-m", "vllm.entrypoints.openai.api_server"])
+        assert shell.startswith("VLLM_API_KEY=$(cat /run/secrets/engine_api_key)") and shell.endswith('exec "$@"')
     else:
         assert option(words, "--device") == ["nvidia.com/gpu=0"]
     if name == "quadlet-tools":
