@@ -325,7 +325,7 @@ class Signature:
         """Whether these words of an exception are about what this row is about."""
         return bool(self.about) and _compiled(f"(?i:{self.about})").search(words) is not None
 
-    def told(self, version: Version | None, capability: Capability | None) -> tuple[str, str]:
+    def cause_and_fix(self, version: Version | None, capability: Capability | None) -> tuple[str, str]:
         """Cause and fix for this version and GPU."""
         for one in self.advice:
             if one.fits(version, capability):

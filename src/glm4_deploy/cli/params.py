@@ -57,7 +57,7 @@ def host_profile() -> Profile:
 
 
 def no_gpu() -> Profile:
-    """The profile for a host without a GPU, which is told."""
+    """The profile for a host without a GPU; the user is informed of it."""
     typer.echo(f"profile {NO_GPU}: none was named (--profile), and this host has no NVIDIA GPU", err=True)
     return profiles()[NO_GPU]
 

@@ -32,7 +32,7 @@ ENGINE_VOLUME = re.compile(r"cache(-\d+)?")  # the Compose key of a cache, alone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheMaker:
-    """What fills a cache. gpu, driver: '' where there is none, or where it cannot be told."""
+    """What fills a cache. gpu, driver: '' where there is none, or where it is unknown."""
 
     image: str
     """Docker's id of the image, its first digits."""

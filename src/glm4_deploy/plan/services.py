@@ -72,7 +72,7 @@ KEY_LENGTH = 80  # characters; a volume's name is also a directory's
 
 
 def cache_key(reference: str) -> str:
-    """What tells the cache of one image from another's: its digest where the reference has one, else its full name.
+    """What distinguishes the cache of one image from another's: the digest in the reference, else the full name.
 
     Only letters, digits, `.`, `_` and `-`.
     """
