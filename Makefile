@@ -10,7 +10,7 @@ ARGS ?=
 ENGINES ?=
 OUT ?=
 
-.PHONY: help venv up down smoke logs status demo demo-fault test test-fast fuzz lint unit e2e test-needs matrix docs compose requirements eval-detector scan clean
+.PHONY: help venv up down smoke logs status demo demo-fault test test-fast fuzz lint unit e2e test-needs matrix docs compose dist requirements eval-detector scan clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,15 +79,17 @@ docs: $(READY) ## Regenerate the generated parts of the documentation
 	@$(BIN)/python -m scripts.reference
 
 compose: $(READY) ## Render compose/ (one file per profile) and the golden files again
-	@for name in $$($(BIN)/glm4-deploy profiles | cut -d' ' -f1); do $(BIN)/glm4-deploy render --profile $$name -o compose/$$name.yaml; done
 	@$(BIN)/python -m tests.golden.render
 
 scan: $(READY) ## Other projects' tools over what is rendered, and the SBOM of the kit's image (OUT=DIR)
 	@scripts/scan.sh $(OUT)
 
-requirements: $(READY) ## Lock the kit image's packages again, with their hashes (needs uv)
+dist: ## Build what a release publishes, and check it: sdist, wheel, constraints, SBOM (OUT=DIR; needs uv)
+	@scripts/dist.sh $(OUT)
+
+requirements: $(READY) ## Lock the kit image's packages again, with their hashes
 	@grep '^# ' templates/image/requirements.txt >$@.tmp
-	@uv pip compile pyproject.toml --extra guard --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	@$(BIN)/uv pip compile pyproject.toml --extra guard --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --quiet >>$@.tmp && mv $@.tmp templates/image/requirements.txt
 
 eval-detector: $(READY) ## Rebuild the detector's corpus and its report in docs/lab/detector.md

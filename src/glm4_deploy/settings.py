@@ -25,7 +25,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from glm4_deploy import __version__
 from glm4_deploy.catalog.images import CommandShape, default_tag, repository
 from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
@@ -139,7 +138,9 @@ class Kubernetes(BaseModel):
     prometheus_url: Url = Field(
         "http://prometheus-operated.monitoring.svc:9090", description="Prometheus server that KEDA queries"
     )
-    kit_image: Image = Field(f"glm4-deploy/kit:{__version__}", description="this kit's image, for the smoke Job")
+    kit_image: Image | None = Field(
+        None, description="this kit's image, for the smoke Job; empty: glm4-deploy/kit in this version"
+    )
     runtime_class: DnsName | None = Field(None, description="RuntimeClass of the engine's pod; empty: the cluster's")
     node_selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, description="labels of the nodes that may run the engine"

@@ -1,16 +1,25 @@
 """Settings whose rendered files are compared with committed copies (GOLDEN), or only checked by the target's program.
 
+Committed copies, also those of compose/, name the newest release of CHANGELOG.md: the version of a working tree changes
+with every commit.
+
 python -m tests.golden.render        # write the copies again (make compose)
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from glm4_deploy import __version__
+from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.plan.spec import choose_fraction, plan_deployment
 from glm4_deploy.render.targets import render_target
 from glm4_deploy.settings import load_settings
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RELEASE = next(re.finditer(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE))[1]
 # name → target and settings
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "kubernetes-three": (
@@ -62,11 +71,28 @@ def render_case(name: str) -> dict[Path, str]:
     return {HERE / name / file: text for file, text in render(target, *sets).items()}
 
 
+def as_committed(text: str) -> str:
+    """The text as a rendering by the newest release."""
+    return re.sub(rf"(kit[:=] ?\"?){re.escape(__version__)}\b", rf"\g<1>{RELEASE}", text)
+
+
+def committed(name: str) -> dict[Path, str]:
+    """Path → text of the committed copies of one case or, for a profile's name, of compose/."""
+    if name in profiles():
+        (text,) = render("compose", f"profile={name}").values()
+        return {ROOT / f"compose/{name}.yaml": as_committed(text)}
+    return {path: as_committed(text) for path, text in render_case(name).items()}
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    for name in (*GOLDEN, *profiles()):
+        yield from committed(name).items()
+
+
 def main() -> None:
-    for name in GOLDEN:
-        for path, text in render_case(name).items():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+    for path, text in files():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
 
 
 if __name__ == "__main__":

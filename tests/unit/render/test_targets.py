@@ -20,7 +20,7 @@ from glm4_deploy.render.quoting import unit_word
 from glm4_deploy.render.targets import TARGETS
 from glm4_deploy.settings import load_settings
 from glm4_deploy.watch.judge import Limits
-from golden.render import GOLDEN, HERE, render, render_case
+from golden.render import GOLDEN, HERE, committed, render
 
 ROOT = Path(__file__).parents[3]
 LIVENESS = ROOT / "templates/targets/liveness.py"
@@ -29,7 +29,7 @@ DRAIN = ROOT / "templates/targets/drain.py"
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files_have_not_drifted(name: str) -> None:
-    made = render_case(name)
+    made = committed(name)
     assert made == {path: path.read_text() for path in (HERE / name).iterdir()}, "run `make compose`"
 
 
