@@ -1,5 +1,6 @@
 """What a command hands to a report: the keys that all share, a suite run, a load test. May import `detect`."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -55,17 +56,24 @@ class Timing:
     Attributes:
         total: until the answer was complete.
         arrivals: arrival of each chunk with tokens, ascending; empty for an answer that was not streamed.
+        chars: characters of the answer that had come with each chunk of `arrivals`.
         tokens: completion tokens as the server reports them (usage); None where it does not.
     """
 
     total: float
     arrivals: tuple[float, ...] = ()
+    chars: tuple[int, ...] = ()
     tokens: int | None = None
 
     @property
     def ttft(self) -> float | None:
         """Time to first token."""
         return self.arrivals[0] if self.arrivals else None
+
+    def arrival_of(self, offset: int) -> float | None:
+        """When the character at this offset of the answer came; None if that is not known."""
+        place = bisect_right(self.chars, offset)
+        return self.arrivals[place] if place < min(len(self.chars), len(self.arrivals)) else None
 
     @property
     def tpot(self) -> float | None:
@@ -109,6 +117,49 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseNote:
+    """One judged start in a deployment's history.
+
+    Attributes:
+        created_at: ISO 8601, UTC.
+        reason: why it is not good; '' for a good one.
+        kernel: the NVFP4 kernel, and whether it computes in FP4.
+        ready_seconds: from the start to /health.
+        gate_seconds: from /health to the verdict.
+        this: whether the report is about this one.
+    """
+
+    id: str
+    created_at: str
+    verdict: Status
+    reason: str
+    vllm: str
+    kernel: str
+    ready_seconds: float | None
+    gate_seconds: float | None
+    this: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentNotes:
+    """What a deployment's own files and its engine's log say of the engine that was asked.
+
+    Attributes:
+        kernel: the NVFP4 kernel, and whether it computes in FP4; '' if the log names none.
+        native_fp4: whether it does; None if not known.
+        phases: seconds from the start to each phase, in order.
+        planned: the memory plan compared with the log.
+        releases: newest first.
+    """
+
+    kernel: str
+    native_fp4: bool | None
+    phases: tuple[Measure, ...]
+    planned: tuple[Result, ...]
+    releases: tuple[ReleaseNote, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteReport:
     """A suite run. `verdict` and `exit_code` are decided where the checks ran; a renderer only shows them.
 
@@ -118,6 +169,8 @@ class SuiteReport:
         covered: one sentence on what was checked and what was not.
         exit_code: 0 passed, 1 failed or undecided, 3 unreachable, 4 not the expected engine or model, 11 the engine
             died.
+        proves: what each check of the table proves, run or not.
+        deployment: None for an endpoint that this directory did not bring up.
     """
 
     suite: Suite
@@ -133,6 +186,8 @@ class SuiteReport:
     engine: tuple[Fact, ...] = field(default=())
     settings: tuple[Fact, ...] = field(default=())
     perplexity: tuple[Measure, ...] = field(default=())
+    proves: tuple[Fact, ...] = field(default=())
+    deployment: DeploymentNotes | None = None
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

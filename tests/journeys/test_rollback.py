@@ -34,6 +34,14 @@ def test_what_fails_its_gate_is_replaced_by_the_last_good_release(kit: Kit) -> N
     assert f"glm4-deploy diagnose {log.relative_to(kit.directory)}" in up.err
     assert "no failure found; it came up" in kit.run("diagnose", log).out
 
+    page = log.with_name("report.html").read_text(encoding="utf-8")
+    assert f"report: {log.with_name('report.html').relative_to(kit.directory)}" in up.err
+    assert "Do not use this engine" in page
+    assert '<mark class="unit">' in page
+    assert good in page
+    assert back["id"] not in page, "it was written before the restoration"
+    assert (log.parents[1] / back["id"] / "report.html").is_file()
+
 
 def test_what_dies_while_it_starts_is_replaced_too_and_programs_are_told_both(kit: Kit) -> None:
     good = kit.good_release()

@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from glm4_deploy.cli.params import (
     Json,
     JsonLines,
     Requested,
+    ResolvedPlan,
     StateDir,
     resolve_spec,
     with_settings,
@@ -48,9 +48,11 @@ from glm4_deploy.deploy.state import (
 from glm4_deploy.deploy.status import log_tail, read_status
 from glm4_deploy.deploy.transaction import Transaction
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
+from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps, report_json
+from glm4_deploy.result import Result
 from glm4_deploy.settings import Settings
 from glm4_deploy.text import one_line, strip_controls
 
@@ -94,9 +96,9 @@ def report_result(result: DeploymentResult, what: str, progress: Progress, *, js
     if json_:
         typer.echo(report_json(result.report(what), result), nl=False)
     else:
-        for start, planned in ((result.start, result.planned), (result.restored, ())):
+        for start in (result.start, result.restored):
             if start is not None and start.results:
-                progress.table((*start.results, *planned))
+                progress.table((*start.results, *start.planned))
                 if start.facts.kernel:
                     typer.echo(f"NVFP4 kernel: {start.facts.kernel_path}")
                 typer.echo(_outcome(start))
@@ -161,10 +163,16 @@ def up(
     with exclusive(state_dir, "up", progress):
         candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
-        result = Transaction(state_dir, candidate, progress, timeout=timeout).run("up", rollback=not no_rollback)
-    host_gpu = gpu_of_host(settings.tensor_parallel_size) if deployment.memory else None
-    planned = compare_plan(settings, plan.profile, deployment, result.start.facts, state_dir, host_gpu)
-    report_result(replace(result, planned=planned), "up", progress, json_=json_)
+        compare = partial(_compare, plan, state_dir)
+        transaction = Transaction(state_dir, candidate, progress, timeout=timeout, compare=compare)
+        result = transaction.run("up", rollback=not no_rollback)
+    report_result(result, "up", progress, json_=json_)
+
+
+def _compare(plan: ResolvedPlan, state_dir: Path, facts: EngineFacts) -> tuple[Result, ...]:
+    """The memory plan of this host's card compared with the engine's log."""
+    host_gpu = gpu_of_host(plan.settings.tensor_parallel_size) if plan.deployment.memory else None
+    return compare_plan(plan.settings, plan.profile, plan.deployment, facts, state_dir, host_gpu)
 
 
 def _ask_nothing(_settings: Settings, _profile: Profile) -> tuple[str, ...]:

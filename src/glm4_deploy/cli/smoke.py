@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.suite import DIED, MODEL_PATH, NOT_KNOWN, STARTED, checks, run_suite, soak
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
-from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, Suite, SuiteReport, make_report
+from glm4_deploy.report_model import SCHEMA, BenchLevel, BenchReport, DeploymentNotes, Suite, SuiteReport, make_report
 from glm4_deploy.result import Result, Status, fail, ok, skipped
 from glm4_deploy.text import did_you_mean, seconds_of
 
@@ -88,6 +88,7 @@ def smoke(
     target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
     options = _options(slo, baseline)
     report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration, state_dir)
+    report = replace(report, deployment=_notes(state_dir, target))
     outputs.write(
         make_report("smoke", report.results, code=report.exit_code),
         lambda: suite_text(report),
@@ -234,6 +235,15 @@ def _run(
                 autopsy=autopsy,
             )
         )
+
+
+def _notes(state_dir: Path, target: ProbeTarget) -> DeploymentNotes | None:
+    """What the files of this deployment add to the report."""
+    if load_record(state_dir) is None:
+        return None
+    from glm4_deploy.deploy.page import notes_on_record  # the Docker SDK is needed only now
+
+    return notes_on_record(state_dir, target.root)
 
 
 def _tell_of_cache(state_dir: Path, target: ProbeTarget) -> None:

@@ -35,6 +35,8 @@ class StartResult:
     """From the start to /health."""
     gate_seconds: float | None = None
     """From /health to the verdict."""
+    planned: tuple[Result, ...] = ()
+    """The memory plan compared with the engine's log: information that does not count for the verdict."""
     seconds: float = 0.0
     """In total, from stopping the old engine on."""
     error: DeployError | None = None
@@ -70,7 +72,7 @@ class StartResult:
 
     def wire(self) -> dict[str, Any]:
         """As `--json` shows it: without the log, which is kept with the release."""
-        hidden = ("endpoint", "files", "started", "log", "unrecorded")
+        hidden = ("endpoint", "files", "started", "log", "planned", "unrecorded")
         shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in hidden}
         error = self.error or self.unrecorded
         return {"verdict": self.verdict, "record": self.record, **shown, "error": error}
@@ -85,8 +87,6 @@ class DeploymentResult:
     """The last good release, put back after the start failed, and judged in the same way."""
     error: DeployError | None = None
     """The error that the command ends in."""
-    planned: tuple[Result, ...] = ()
-    """The memory plan compared with the engine's log: information that does not count for the verdict."""
 
     @property
     def serves(self) -> StartResult | None:
@@ -96,7 +96,7 @@ class DeploymentResult:
     def report(self, what: str) -> Report:
         """The keys that every `--json` begins with. what: `up` or `rollback`."""
         code = self.error.exit_code if self.error else 0
-        rows = (*self.start.results, *self.planned)
+        rows = (*self.start.results, *self.start.planned)
         return Report(kind=what, verdict=self.start.verdict, exit_code=code, results=rows)
 
     def wire(self) -> dict[str, Any]:

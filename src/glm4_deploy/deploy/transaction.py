@@ -31,6 +31,7 @@ from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, fetch_image, wait
 from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone, rollback_failed, rolled_back
+from glm4_deploy.deploy.page import PAGE, start_page
 from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
 from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError
@@ -39,7 +40,7 @@ from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.suite import DIED, LOG, Autopsy, run_suite
 from glm4_deploy.report.wire import dumps, to_wire
-from glm4_deploy.report_model import Suite
+from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status, verdict
 from glm4_deploy.text import head_and_tail, redact
 
@@ -71,11 +72,13 @@ class Transaction:
         timeout: float | None = None,
         journal: Journal | None = None,
         after_gate: Callable[[str], Result] | None = None,
+        compare: Callable[[EngineFacts], tuple[Result, ...]] | None = None,
     ) -> None:
         """
         Args:
             timeout: seconds until /health must answer; None: the deployment's start_period.
             after_gate: one more check of a single engine that has passed its gate, by the id of its start.
+            compare: the memory plan compared with what the log says; for information, it does not count.
             journal: that of the failed transaction, if this one restores the release before it.
         """
         self._directory = directory
@@ -85,6 +88,8 @@ class Transaction:
         self._restoring = journal is not None
         self._journal = journal
         self._after_gate = after_gate
+        self._compare = compare
+        self._asked: list[SuiteReport] = []
         self._store = Store(directory)
         self._image: ReleaseImage | None = None
         self._draft: ReleaseDraft | None = None
@@ -269,6 +274,7 @@ class Transaction:
         report = asyncio.run(
             run_suite(target, suite=Suite.GATE, only=only, on_start=started, on_result=done, autopsy=autopsy)
         )
+        self._asked.append(report)
         self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
         return report.results
 
@@ -277,6 +283,8 @@ class Transaction:
     def _record(self) -> None:
         result = self.result
         self._enter(JournalStage.RECORD)
+        if self._compare is not None:
+            result.planned = self._compare(result.facts)
         result.release, result.unrecorded = self._publish()
         if result.error is not None:
             self.note(f"failed after {result.seconds:.1f} s: {result.error.message}")
@@ -307,10 +315,13 @@ class Transaction:
             return before, None
         release = self._release(self._draft)
         report = {"verdict": result.verdict, "results": result.results, "findings": result.findings}
+        report |= {"planned": result.planned}
+        page = start_page(self._store, release, result, self._asked, secrets)
         try:
-            self._draft.publish(release, {BOOT_LOG: log, REPORT: redact(dumps(report), secrets) + "\n"})
+            self._draft.publish(release, {BOOT_LOG: log, REPORT: redact(dumps(report), secrets) + "\n", PAGE: page})
         except StorageError as error:
             return "", error
+        self.note(f"report: {self._store.root / release.id / PAGE}")
         self._store.prune()
         return release.id, None
 

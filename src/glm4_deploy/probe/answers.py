@@ -277,6 +277,8 @@ class Assembly:
         self.ids: list[int] = []
         self.logprobs: list[float | None] = []
         self.arrivals: list[float] = []
+        self.chars: list[int] = []
+        self.length = 0
         self.tool_calls: dict[int, dict[str, Any]] = {}
         self.oddities: list[str] = []
         self.finish: str | None = None
@@ -313,7 +315,9 @@ class Assembly:
             self._odd("content after finish_reason")
         if content or ids or logprobs or delta.get("reasoning_content") or calls:
             self.arrivals.append(at)
+            self.chars.append(self.length + len(content))
         self.text.append(content)
+        self.length += len(content)
         self.ids.extend(ids or ())
         self.logprobs.extend(logprobs or ())
         for piece in calls or ():
@@ -334,7 +338,7 @@ class Assembly:
         return ChatAnswer(
             text="".join(self.text),
             finish_reason=self.finish,
-            timing=Timing(total=total, arrivals=tuple(self.arrivals), tokens=tokens),
+            timing=Timing(total=total, arrivals=tuple(self.arrivals), chars=tuple(self.chars), tokens=tokens),
             usage=self.usage,
             model=self.model,
             role=self.role,

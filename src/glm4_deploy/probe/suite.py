@@ -136,6 +136,11 @@ def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
     return f"{'; '.join(parts)}. A pass means only that no failure was seen in what was asked."
 
 
+def claims() -> tuple[Fact, ...]:
+    """What each check of the table proves."""
+    return tuple(Fact(name=entry.id, value=entry.proves) for entry in checks().values())
+
+
 def engine_facts(probe: Probe) -> tuple[Fact, ...]:
     served = probe.served
     known = (
@@ -224,6 +229,7 @@ async def run_suite(
         engine=engine_facts(run.probe),
         settings=setting_facts(run.probe, only, skip),
         perplexity=tuple(Measure(name=name, value=value) for name, value in run.probe.perplexity.items()),
+        proves=claims(),
     )
     return scrub(report, target.key)
 

@@ -1,4 +1,4 @@
-"""One self-contained page: verdicts, what was said with the loop marked, plots, the engine's facts.
+"""One self-contained page: verdict, what is proved and what is not, answers with the loop marked, plots, the engine.
 
 Prompts and answers are untrusted. Jinja2 escapes every value, and the page forbids itself scripts and requests of any
 kind (Content-Security-Policy), so that neither depends on the other alone.
@@ -7,148 +7,29 @@ kind (Content-Security-Policy), so that neither depends on the other alone.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from glm4_deploy.report_model import AnswerSample, SuiteReport
+from glm4_deploy.report.plots import SERIES, Row, Series, distribution, spans, timeline
+from glm4_deploy.report_model import AnswerSample, DeploymentNotes, SuiteReport, percentile
 from glm4_deploy.result import Result, Status
 from glm4_deploy.text import cap, clean_text, one_line
-
-# Plots as inline SVG without script, image or outside font, in the page's own colours (light, dark and print).
-# Drawn by hand on purpose: pygal embeds a script and makes the timeline of 24 streams 2.4 MB where this makes 0.14 MB;
-# leather makes six times as much and has fixed colours, so no dark mode.
-
-WIDTH = 640
-LEFT = 54
-RIGHT = 30
-TOP = 14
-BOTTOM = 40
-SERIES = 4  # as many colours as the page has (--s0 to --s3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One curve: its label and its values, in milliseconds."""
-
-    label: str
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One stream of the timeline: its label and when its tokens came, in seconds after it was sent."""
-
-    label: str
-    arrivals: tuple[float, ...]
-
-
-def distribution(series: Sequence[Series], unit: str, title: str) -> str:
-    """The share of answers (y) within a time (x, from 0): one step curve per series, lines at p50 and p95."""
-    height = 260
-    shown = [one for one in series if one.values][:SERIES]
-    if not shown:
-        return ""
-    top = nice_ceiling(max(max(one.values) for one in shown))
-    parts = [_frame(height, top, unit), *_shares(height)]
-    for place, one in enumerate(shown):
-        parts.append(_steps(sorted(one.values), top, height, place))
-    return _svg(height, title, parts)
-
-
-def timeline(rows: Sequence[Row], title: str) -> str:
-    """One row per stream, one tick per token, a dot at the first: a reader notices the gaps."""
-    pitch = 15
-    height = TOP + BOTTOM + pitch * len(rows)
-    if not rows:
-        return ""
-    top = nice_ceiling(max(row.arrivals[-1] for row in rows))
-    parts = [_frame(height, top, "s after it was sent")]
-    for place, row in enumerate(rows):
-        y = TOP + pitch * place + pitch / 2
-        xs = [_x(at, top) for at in row.arrivals]
-        ticks = "".join(f"M{x:.1f} {y - 4:.1f}v8" for x in _thin(xs))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{xs[0]:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<path class="tick" d="{ticks}"/>')
-        parts.append(
-            f'<circle class="first" cx="{xs[0]:.1f}" cy="{y:.1f}" r="3"><title>{escape(row.label)}</title></circle>'
-        )
-        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{place + 1}</text>')
-    return _svg(height, title, parts)
-
-
-def nice_ceiling(value: float) -> float:
-    """The next of ten round numbers times a power of ten; 1 for nothing."""
-    if value <= 0:
-        return 1.0
-    power = 1.0
-    while power > value:
-        power /= 10
-    while power * 10 <= value:
-        power *= 10
-    return next(power * step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if power * step >= value)
-
-
-def _x(value: float, top: float) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * min(value / top, 1.0)
-
-
-def _frame(height: int, top: float, unit: str) -> str:
-    """The x axis with five labels."""
-    base = height - BOTTOM
-    parts = [f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
-    for step in range(5):
-        value = top * step / 4
-        x = _x(value, top)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>')
-        parts.append(f'<text class="axis" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{value:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text>')
-    return "".join(parts)
-
-
-def _shares(height: int) -> list[str]:
-    span = height - TOP - BOTTOM
-    parts = []
-    for share in (0.0, 0.5, 0.95, 1.0):
-        y = TOP + span * (1 - share)
-        if share in {0.5, 0.95}:
-            parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        if share != 1.0:
-            words = {0.0: "0", 0.5: "p50", 0.95: "p95"}[share]
-            parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>')
-    return parts
-
-
-def _steps(ordered: list[float], top: float, height: int, place: int) -> str:
-    span = height - TOP - BOTTOM
-    path = [f"M{_x(ordered[0], top):.1f} {TOP + span}"]
-    for rank, value in enumerate(ordered, start=1):
-        path.append(f"H{_x(value, top):.1f}V{TOP + span * (1 - rank / len(ordered)):.1f}")
-    path.append(f"H{WIDTH - RIGHT}")
-    return f'<path class="curve s{place}" d="{"".join(path)}"/>'
-
-
-def _thin(xs: list[float]) -> list[float]:
-    """Ticks at least half a pixel apart: more would only fill the file."""
-    kept: list[float] = []
-    for x in xs:
-        if not kept or x - kept[-1] >= 0.5:
-            kept.append(x)
-    return kept
-
-
-def _svg(height: int, title: str, parts: Sequence[str]) -> str:
-    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"
-
 
 SHOWN = 60  # samples on the page
 PROMPT = 2000  # characters
 ANSWER = 6000
 ROWS = 24  # streams of the timeline
+CLAIM = 240
+EXCERPT = 700  # characters of a looping answer at the top of the page
 WORST_FIRST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK, Status.SKIPPED)
+SENTENCES = {
+    Status.OK: "No failure was seen in what was asked",
+    Status.WARN: "It passes, with warnings",
+    Status.FAIL: "Do not use this engine",
+    Status.UNKNOWN: "Not proved: something could not be judged",
+    Status.SKIPPED: "Nothing was judged",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +53,26 @@ class Shown:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a check proves, or would have proved, and what came of it."""
+
+    check: str
+    status: Status
+    proves: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One fact at a glance."""
+
+    name: str
+    value: str
+    note: str = ""
+    status: Status = Status.SKIPPED
+
+
 def to_html(report: SuiteReport) -> str:
     """The page as text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -180,9 +81,18 @@ def to_html(report: SuiteReport) -> str:
     series = _series(report.samples)
     rows = _rows(report.samples)
     tally = {status: sum(row.status is status for row in report.results) for status in WORST_FIRST}
+    proved, missing, outside = _claims(report)
+    notes = report.deployment
     return template.render(
         report=report,
+        sentence=SENTENCES[report.verdict],
         counts=[(status, count) for status, count in tally.items() if count],
+        wrong=[row for status in WORST_FIRST[:3] for row in report.results if row.status is status],
+        looping=next((show(sample, EXCERPT) for sample in samples if _looping(sample)), None),
+        proved=proved,
+        missing=missing,
+        outside=outside,
+        tiles=_tiles(report),
         one_line=one_line,
         evidence=_evidence,
         samples=[show(sample) for sample in samples],
@@ -191,12 +101,79 @@ def to_html(report: SuiteReport) -> str:
         ttft=distribution([one for _, (one, _) in series], "ms", "TTFT: share of answers within a time"),
         tpot=distribution([one for _, (_, one) in series], "ms", "TPOT: share of answers within a time"),
         timeline=timeline(rows, "When each token came"),
-        rows=[row.label for row in rows],
+        rows=rows,
+        phases=spans(_phases(notes), "Where the time of the start went") if notes else "",
+        releases=notes.releases if notes else (),
+        planned=notes.planned if notes else (),
     )
 
 
-def show(sample: AnswerSample) -> Shown:
-    """Cleaned, capped, and cut where the loop starts."""
+def _claims(report: SuiteReport) -> tuple[list[Claim], list[Claim], list[Claim]]:
+    """What the run proved; what it disproved or could not judge, the worst first; what it did not ask."""
+    meaning = {one.name: one.value for one in report.proves}
+    proved: list[Claim] = []
+    missing: list[Claim] = []
+    for row in report.results:
+        name = row.check.rpartition("/")[2]
+        claim = Claim(
+            check=one_line(row.check, 80),
+            status=row.status,
+            proves=one_line(meaning.get(name, row.expected or name), CLAIM),
+            why=one_line(row.observed or row.reason, CLAIM),
+        )
+        (proved if row.status.passed else missing).append(claim)
+    missing.sort(key=lambda one: WORST_FIRST.index(one.status))
+    asked = {row.check.rpartition("/")[2] for row in report.results}
+    outside = [
+        Claim(check=one_line(name, 80), status=Status.SKIPPED, proves=one_line(text, CLAIM))
+        for name, text in meaning.items()
+        if name not in asked
+    ]
+    return proved, missing, outside
+
+
+def _tiles(report: SuiteReport) -> list[Tile]:
+    notes, known = report.deployment, {fact.name: fact.value for fact in report.engine}
+    tiles = []
+    if notes is not None and notes.kernel:
+        name, _, note = notes.kernel.partition(" (")
+        status = {True: Status.OK, False: Status.WARN, None: Status.UNKNOWN}[notes.native_fp4]
+        tiles.append(
+            Tile(name="NVFP4 kernel", value=one_line(name, 60), note=one_line(note.rstrip(")")), status=status)
+        )
+    if known.get("vLLM", "unknown") != "unknown":
+        length = known.get("context length", "unknown")
+        note = f"context {length}" if length != "unknown" else ""
+        tiles.append(Tile(name="vLLM", value=one_line(known["vLLM"], 40), note=one_line(note, 60)))
+    this = next((one for one in notes.releases if one.this), None) if notes else None
+    if this is not None and this.ready_seconds is not None:
+        gate = f"gated in {this.gate_seconds:.1f} s more" if this.gate_seconds is not None else ""
+        tiles.append(Tile(name="ready after", value=f"{this.ready_seconds:.0f} s", note=gate))
+    timings = [one.timing for one in report.samples if one.timing is not None]
+    ttft = [one.ttft * 1000 for one in timings if one.ttft is not None]
+    tpot = [one.tpot * 1000 for one in timings if one.tpot is not None]
+    for name, values, note in (("TTFT", ttft, "time to first token"), ("TPOT", tpot, "time per output token")):
+        p50, p95 = percentile(values, 0.5), percentile(values, 0.95)
+        if p50 is not None and p95 is not None:
+            tiles.append(Tile(name=name, value=f"{p50:.3g} ms", note=f"p95 {p95:.3g} ms; {note}"))
+    return tiles
+
+
+def _phases(notes: DeploymentNotes) -> list[tuple[str, float, float]]:
+    """(name, begin, end) of each phase of the start; the last ends where the engine was ready."""
+    steps = sorted(notes.phases, key=lambda one: one.value)
+    this = next((one.ready_seconds for one in notes.releases if one.this), None)
+    ends = [*(one.value for one in steps[1:]), max(this or 0.0, steps[-1].value)] if steps else []
+    rows = [(one_line(one.name, 14), one.value, end) for one, end in zip(steps, ends, strict=True)]
+    return [row for row in rows if row[2] - row[1] >= 0.05]
+
+
+def _looping(sample: AnswerSample) -> bool:
+    return sample.finding is not None and sample.finding.degenerate
+
+
+def show(sample: AnswerSample, limit: int = ANSWER) -> Shown:
+    """Cleaned, capped at `limit` characters of the answer, and cut where the loop starts."""
     timing = sample.timing
     facts = [sample.finish_reason or "no finish_reason"]
     if timing is not None:
@@ -204,30 +181,30 @@ def show(sample: AnswerSample) -> Shown:
         facts += [f"TTFT {timing.ttft * 1000:.0f} ms"] if timing.ttft is not None else []
         facts += [f"TPOT {timing.tpot * 1000:.1f} ms"] if timing.tpot is not None else []
         facts.append(f"{timing.total:.2f} s")
-    bad = sample.finding is not None and sample.finding.degenerate
+    bad = _looping(sample)
     why = f"{sample.finding.verdict}: {sample.finding.why}" if sample.finding is not None and bad else ""
     return Shown(
         check=one_line(sample.check, 80),
         gist=one_line(sample.prompt.rpartition("\n")[2], 90),
         prompt=cap(sample.prompt, PROMPT),
-        parts=_parts(sample),
+        parts=_parts(sample, limit),
         facts=one_line(", ".join(facts)),
         bad=bad,
         why=one_line(why),
     )
 
 
-def _parts(sample: AnswerSample) -> tuple[PagePart, ...]:
+def _parts(sample: AnswerSample, limit: int) -> tuple[PagePart, ...]:
     text, finding = sample.answer, sample.finding
     if finding is None or not finding.degenerate or finding.start is None:
-        return (PagePart(text=cap(text, ANSWER)),)
+        return (PagePart(text=cap(text, limit)),)
     start, end = finding.start, finding.start + (finding.period or 0)
     # What came before the loop is shown from its end: the turn into the loop is what a reader looks for.
-    before = text[max(0, start - ANSWER // 2) : start]
+    before = text[max(0, start - limit // 2) : start]
     return (
-        PagePart(text=("… " if start > ANSWER // 2 else "") + clean_text(before)),
-        PagePart(text=cap(text[start:end], ANSWER // 4), mark="unit"),
-        PagePart(text=cap(text[end:], ANSWER // 2), mark="loop"),
+        PagePart(text=("… " if start > limit // 2 else "") + clean_text(before)),
+        PagePart(text=cap(text[start:end], limit // 4), mark="unit"),
+        PagePart(text=cap(text[end:], limit // 2), mark="loop"),
     )
 
 
@@ -239,7 +216,7 @@ def _choose(samples: Sequence[AnswerSample]) -> list[AnswerSample]:
     """Degenerate samples first, then at most three per check, in the order in which they were sent."""
     taken: dict[str, int] = defaultdict(int)
     kept: list[AnswerSample] = []
-    for sample in sorted(samples, key=lambda one: not (one.finding is not None and one.finding.degenerate)):
+    for sample in sorted(samples, key=lambda one: not _looping(one)):
         taken[sample.check] += 1
         if len(kept) < SHOWN and taken[sample.check] <= 3:
             kept.append(sample)
@@ -266,8 +243,15 @@ def _series(samples: Sequence[AnswerSample]) -> list[tuple[str, tuple[Series, Se
 def _rows(samples: Sequence[AnswerSample]) -> list[Row]:
     """The streams with the most tokens, in the order in which they were asked."""
     streamed = [(n, one, one.timing) for n, one in enumerate(samples) if one.timing and len(one.timing.arrivals) > 1]
-    longest = sorted(streamed, key=lambda item: -len(item[2].arrivals))[:ROWS]
-    return [
-        Row(label=one_line(f"{one.check}: {one.prompt}", 80), arrivals=timing.arrivals)
-        for _, one, timing in sorted(longest, key=lambda item: item[0])
-    ]
+    longest = sorted(streamed, key=lambda item: (not _looping(item[1]), -len(item[2].arrivals)))[:ROWS]
+    rows = []
+    for _, one, timing in sorted(longest, key=lambda item: item[0]):
+        loops = one.finding is not None and one.finding.degenerate and one.finding.start is not None
+        rows.append(
+            Row(
+                label=one_line(f"{one.check}: {one.prompt}", 80),
+                arrivals=timing.arrivals,
+                loop_at=timing.arrival_of(one.finding.start or 0) if loops and one.finding else None,
+            )
+        )
+    return rows

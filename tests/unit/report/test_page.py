@@ -5,14 +5,24 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from glm4_deploy.detect import scan
 from glm4_deploy.report.html import to_html
-from glm4_deploy.report_model import AnswerSample, Fact, Suite, SuiteReport, Timing
-from glm4_deploy.result import Evidence, Result, Status
+from glm4_deploy.report_model import (
+    AnswerSample,
+    DeploymentNotes,
+    Fact,
+    Measure,
+    ReleaseNote,
+    Suite,
+    SuiteReport,
+    Timing,
+)
+from glm4_deploy.result import Evidence, Result, Status, ok
 
 LOOP = "It was late. " + "The lamp went out. " * 30
 
@@ -29,7 +39,9 @@ def hostile(url: str) -> str:
 
 
 def report(answer: str) -> SuiteReport:
-    timing = Timing(total=1.5, arrivals=tuple(0.1 + 0.01 * n for n in range(60)), tokens=60)
+    arrivals = tuple(0.1 + 0.01 * n for n in range(60))
+    chars = tuple(len(LOOP) * n // 60 for n in range(1, 61))
+    timing = Timing(total=1.5, arrivals=arrivals, chars=chars, tokens=60)
     row = Result(
         check="loop-greedy",
         status=Status.FAIL,
@@ -53,7 +65,30 @@ def report(answer: str) -> SuiteReport:
         exit_code=1,
         covered=answer,
         samples=(bad, AnswerSample(check=answer, prompt="p", answer=answer, timing=timing)),
-        engine=(Fact(name=answer, value=answer),),
+        engine=(Fact(name=answer, value=answer), Fact(name="vLLM", value=answer)),
+        proves=(Fact(name="loop-greedy", value=f"no loop {answer}"), Fact(name="chat", value=answer)),
+        deployment=notes(answer),
+    )
+
+
+def notes(text: str) -> DeploymentNotes:
+    release = ReleaseNote(
+        id=text,
+        created_at=text,
+        verdict=Status.FAIL,
+        reason=text,
+        vllm=text,
+        kernel=text,
+        ready_seconds=9.0,
+        gate_seconds=2.0,
+        this=True,
+    )
+    return DeploymentNotes(
+        kernel=text,
+        native_fp4=False,
+        phases=(Measure(name=text, value=1.0), Measure(name="weights", value=4.0)),
+        planned=(ok(text, text, check="plan-kv-cache"),),
+        releases=(release,),
     )
 
 
@@ -152,3 +187,40 @@ def test_long_answers_are_capped() -> None:
     page = to_html(report("x" * 1_000_000))
     assert len(page) < 100_000
     assert "more characters" in page
+
+
+def test_what_is_not_proved_stands_beside_what_is() -> None:
+    page = to_html(report("fine"))
+    proved, missing = page.split("<h3>Not proved")[0], page.split("<h3>Not proved")[1]
+    assert "Proved (0)" in proved
+    assert missing.startswith(" (2)"), "the failed check, and the one that was not asked"
+    assert "no loop fine" in missing
+    assert "1 checks were not part of this run" in missing
+
+
+def test_the_verdict_is_said_first_with_what_to_do() -> None:
+    page = to_html(report("fine"))
+    top = page.split("<h2>What this proves")[0]
+    assert "Do not use this engine" in top
+    assert 'class="do">fine' in top
+    assert '<mark class="unit">' in top, "the loop itself is at the top"
+
+
+def test_the_timeline_marks_the_tokens_after_a_loop_began() -> None:
+    page = to_html(report("fine"))
+    assert page.count('<rect class="looping"') == 1
+    assert page.count('class="tick bad"') == 1
+    assert "loops after 0.11 s" in page
+
+
+def test_the_start_and_the_history_are_shown() -> None:
+    page = to_html(report("fine"))
+    assert page.count('<rect class="span"') == 2
+    assert "plan-kv-cache" in page
+    assert '<tr class="this">' in page
+
+
+def test_a_page_without_a_deployment_has_no_empty_sections() -> None:
+    page = to_html(replace(report("fine"), deployment=None))
+    assert "The start" not in page
+    assert "Releases" not in page
