@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
+from sarif_pydantic import Sarif
 from typer.testing import CliRunner, Result
 
 from glm4_deploy.audit import RULES, audit_compose, lint, remedy
@@ -253,3 +255,35 @@ def test_a_file_without_vllm_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("services: {web: {image: 'nginx:1.29.0'}}\n")
     assert "no service looks like vLLM" in run(file).output
+
+
+def unknown_keys(part: object) -> list[str]:
+    """Keys that the standard does not have: its model keeps what it does not know."""
+    if isinstance(part, BaseModel):
+        found = [] if type(part).__name__ == "PropertyBag" else list(part.model_extra or {})
+        return found + [name for field in type(part).model_fields for name in unknown_keys(getattr(part, field))]
+    return [name for item in part for name in unknown_keys(item)] if isinstance(part, list) else []
+
+
+def test_the_findings_in_sarif_name_the_file_and_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deploy").mkdir()
+    Path("deploy/my compose.yaml").write_text(CARD.read_text(), encoding="utf-8")
+    run("deploy/my compose.yaml", "--sarif", "audit.sarif")
+
+    log = Sarif.model_validate_json(Path("audit.sarif").read_text(encoding="utf-8"))
+    found = log.runs[0].results or []
+    assert unknown_keys(log) == []
+    assert {row.rule_id for row in found} == {rule.id for rule in log.runs[0].tool.driver.rules or ()}
+    assert "CL-0010" in {row.rule_id for row in found}
+    places = [row.locations[0].physical_location for row in found if row.locations]
+    assert {place.artifact_location.uri for place in places if place} == {"deploy/my%20compose.yaml"}
+    assert all(place.region.start_line >= 1 for place in places if place and place.region)
+    assert any(place.region for place in places if place)
+
+
+def test_nothing_found_is_an_empty_run_not_an_empty_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"services": {"engine": SAFE}}), encoding="utf-8")
+    done = run(file, "--sarif", "-", "--fail-on", "critical")
+    assert json.loads(done.stdout)["version"] == "2.1.0"

@@ -16,7 +16,6 @@ from glm4_deploy.cli.params import (
     Json,
     JsonLines,
     Requested,
-    ResolvedPlan,
     StateDir,
     resolve_spec,
     with_settings,
@@ -50,6 +49,7 @@ from glm4_deploy.deploy.transaction import Transaction
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.plan.image import engine_image
+from glm4_deploy.plan.resolved import ResolvedPlan
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.report.wire import dumps, report_json
 from glm4_deploy.result import Result

@@ -22,6 +22,7 @@ from glm4_deploy.doctor import Needs, doctor_results, gather_host, readiness
 from glm4_deploy.errors import DeployError, Judged, UsageError
 from glm4_deploy.plan.spec import Fraction, plan_deployment
 from glm4_deploy.render.compose import COMPOSE
+from glm4_deploy.report.sarif import to_sarif
 from glm4_deploy.report.terminal import findings_text, results_text
 from glm4_deploy.report_model import Report, make_report
 from glm4_deploy.result import Severity, Status
@@ -69,6 +70,9 @@ def audit(
     state_dir: StateDir = STATE,
     json_: Json = False,
     junit: JUnit = None,
+    sarif: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write SARIF 2.1.0, for code scanning; - is stdout.")
+    ] = None,
 ) -> None:
     """Find risks in a vLLM Compose file, with severity and fix.
 
@@ -80,14 +84,19 @@ def audit(
     """
     if fail_on not in tuple(Severity):
         raise UsageError(f"--fail-on {fail_on[:40]!r} is not a severity", hint=f"one of {', '.join(Severity)}")
-    outputs = Outputs(json=stdout_if(json_), junit=junit)
+    outputs = Outputs(json=stdout_if(json_), junit=junit, sarif=sarif)
     outputs.check()
     path = file or state_dir / COMPOSE
     report = make_report("audit", audit_file(path, Severity(fail_on)))
     for row in report.results:
         if row.check == "vllm" and row.status is Status.SKIPPED:
             typer.echo(f"{path}: {row.reason}", err=True)
-    outputs.write(report, lambda: _audit_text(path, report), details={"file": str(path), "fail_on": fail_on})
+    outputs.write(
+        report,
+        lambda: _audit_text(path, report),
+        details={"file": str(path), "fail_on": fail_on},
+        sarif=lambda: to_sarif(report.results, path),
+    )
     bad = [row for row in report.results if row.status in (Status.FAIL, Status.UNKNOWN)]
     if bad:
         raise Judged(f"{path}: {len(bad)} finding(s) of {fail_on} or above, or not judged", hint=bad[0].remedy)

@@ -1,4 +1,4 @@
-"""Where a command's reports go: text, JSON, JUnit XML, HTML."""
+"""Where a command's reports go: text, JSON, JUnit XML, HTML, SARIF."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class Outputs:
     json: Path | None = None
     junit: Path | None = None
     html: Path | None = None
+    sarif: Path | None = None
     other: Path | None = None
     """A file that the command itself will write."""
 
@@ -38,7 +39,7 @@ class Outputs:
             UsageError: two reports go to stdout or to the same file.
             StorageError: a path that cannot be written.
         """
-        given = [path for path in (self.json, self.junit, self.html, self.other) if path is not None]
+        given = [path for path in (self.json, self.junit, self.html, self.sarif, self.other) if path is not None]
         for path in given:
             if given.count(path) > 1:
                 where = "stdout" if path == STDOUT else str(path)
@@ -49,7 +50,7 @@ class Outputs:
     @property
     def text(self) -> bool:
         """Whether stdout is free for the text."""
-        return STDOUT not in (self.json, self.junit, self.html)
+        return STDOUT not in (self.json, self.junit, self.html, self.sarif)
 
     def write(
         self,
@@ -58,6 +59,7 @@ class Outputs:
         *,
         details: Any = None,
         html: Callable[[], str] | None = None,
+        sarif: Callable[[], str] | None = None,
         seconds: float = 0.0,
         started: str = "",
         note: str = "",
@@ -74,6 +76,8 @@ class Outputs:
         _put(self.junit, lambda: to_junit(report, seconds=seconds, started=started, note=note))
         if html is not None:
             _put(self.html, html)
+        if sarif is not None:
+            _put(self.sarif, sarif)
 
 
 def _put(path: Path | None, render: Callable[[], str]) -> None:

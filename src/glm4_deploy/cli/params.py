@@ -13,7 +13,8 @@ from glm4_deploy.catalog.rows import Profile, profile_for, profiles
 from glm4_deploy.errors import PlanRefused
 from glm4_deploy.host.gpu import GpuReport, free_bytes, gpu_row, read_gpus
 from glm4_deploy.host.system import HostFacts, read_host
-from glm4_deploy.plan.spec import Card, DeploymentSpec, choose_fraction, plan_deployment
+from glm4_deploy.plan.resolved import ResolvedPlan
+from glm4_deploy.plan.spec import Card, DeploymentSpec
 from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
 
 StateDir = Annotated[
@@ -85,7 +86,7 @@ class Requested:
         """The settings, and the profile they are based on."""
         return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
 
-    def plan(self, default_profile: Callable[[], Profile] = seed) -> "ResolvedPlan":
+    def plan(self, default_profile: Callable[[], Profile] = seed) -> ResolvedPlan:
         """What these settings deploy; see `resolve_plan`."""
         return resolve_plan(self.flags, sets=self.sets, config=self.config, default_profile=default_profile)
 
@@ -93,7 +94,7 @@ class Requested:
         self,
         free_now: Callable[[int | None], int | None] = lambda free: free,
         ask: Callable[[Settings, Profile], Iterable[str]] = lambda _settings, _profile: (),
-    ) -> "ResolvedPlan":
+    ) -> ResolvedPlan:
         """What these settings deploy on this host: its profile is the default, and its card is solved for.
 
         Args:
@@ -111,7 +112,7 @@ class Requested:
         card = None if profile.gpu is None else seen.card(settings.tensor_parallel_size)
         if card is not None:
             card = replace(card, free_bytes=free_now(card.free_bytes))
-        return _resolved(settings, profile, card)
+        return ResolvedPlan.of(settings, profile, card)
 
 
 NOTHING = Requested()
@@ -195,15 +196,6 @@ def resolve_spec(
     return resolve_plan(flags, sets=sets, config=config, default_profile=default_profile).deployment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedPlan:
-    """The settings, the profile they are based on, and the resulting plan."""
-
-    settings: Settings
-    profile: Profile
-    deployment: DeploymentSpec
-
-
 def resolve_plan(
     flags: Mapping[str, Any],
     *,
@@ -217,12 +209,7 @@ def resolve_plan(
         UsageError: a setting is wrong.
         PlanRefused: the settings do not fit the profile's GPU.
     """
-    return _resolved(*load_settings(flags, file=config, sets=sets, default_profile=default_profile), None)
-
-
-def _resolved(settings: Settings, profile: Profile, card: Card | None) -> ResolvedPlan:
-    deployment = plan_deployment(settings, profile, choose_fraction(settings, profile, card))
-    return ResolvedPlan(settings=settings, profile=profile, deployment=deployment)
+    return ResolvedPlan.of(*load_settings(flags, file=config, sets=sets, default_profile=default_profile))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
