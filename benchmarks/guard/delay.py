@@ -3,8 +3,8 @@
     nice python -m benchmarks.guard.delay [--streams 64] [--rate 100] [--seconds 10] [--idle 1000]
 
 One server replays streams at a fixed rate and writes into each token when it sent it; one client reads them directly,
-through a bare pass-through (Starlette's ASGI server uvicorn with httpx), and through the guard, in turns. Each of the
-four is a process of its own; a delay is measured from the server's write to the client's read, on one clock.
+through a bare pass-through (Starlette's ASGI server uvicorn with httpx), through Caddy, and through the guard, in
+turns. Each is a process of its own; a delay is from the server's write to the client's read, on one clock.
 """
 
 import argparse
@@ -13,18 +13,20 @@ import json
 import os
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-WORDS = Path(__file__).read_text(encoding="utf-8").split()
+PAGES = sorted((Path(__file__).parents[2] / "docs/explanation").glob("*.md"))
+WORDS = " ".join(page.read_text(encoding="utf-8") for page in PAGES).split()
+TURNS = count()
 BODY = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Tell me something."}]}
 
 
@@ -38,11 +40,15 @@ async def replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.readexactly(int(fields.get("content-length", 0)))
     rate, seconds = float(fields["x-rate"]), float(fields["x-seconds"])
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-    begin = time.monotonic()
+    begin, skipped = time.monotonic(), next(TURNS) * 1009
     try:
         for number in range(max(int(rate * seconds), 1)):
             await asyncio.sleep(begin + number / rate - time.monotonic() if rate else 0)
-            choice = {"index": 0, "delta": {"content": WORDS[(7 * number) % len(WORDS)] + " "}, "finish_reason": None}
+            choice = {
+                "index": 0,
+                "delta": {"content": WORDS[(skipped + number) % len(WORDS)] + " "},
+                "finish_reason": None,
+            }
             event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
             event |= {"choices": [choice], "sent": time.monotonic()}
             data = b"data: " + json.dumps(event).encode() + b"\n\n"
@@ -157,7 +163,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(*words: str, port: int) -> Iterator[int]:
-    child = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         limit = time.monotonic() + 60
         while True:
@@ -194,26 +200,25 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    me = "benchmarks.guard.delay"
-    engine, bare, guard, guard_metrics, cutting, cutting_metrics = (free_port() for _ in range(6))
-    url = f"http://127.0.0.1:{engine}"
-    words = ("glm4_deploy", "guard", "--engine", url)
-    ways = {"directly": engine, "httpx": bare, "guard, observe": guard, "guard, cut": cutting}
-    with (
-        process(me, "replay", str(engine), port=engine) as engine_pid,
-        process(me, "bare", str(bare), url, port=bare) as bare_pid,
-        process(*words, "--port", str(guard), "--metrics-port", str(guard_metrics), port=guard) as guard_pid,
-        process(
-            *words, "--mode", "cut", "--port", str(cutting), "--metrics-port", str(cutting_metrics), port=cutting
-        ) as cutting_pid,
-    ):
-        pids = dict(zip(ways, (engine_pid, bare_pid, guard_pid, cutting_pid), strict=True))
-        firsts: dict[str, list[float]] = {way: [] for way in ways}
-        laters: dict[str, list[float]] = {way: [] for way in ways}
-        own, kernel = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
-        tokens = dict.fromkeys(ways, 0)
+    ports = {way: free_port() for way in ("directly", "httpx", "Caddy", "guard, off", "guard, observe", "guard, cut")}
+    python, url = (sys.executable, "-m"), f"http://127.0.0.1:{ports['directly']}"
+    me, guard = (*python, "benchmarks.guard.delay"), (*python, "glm4_deploy", "guard", "--engine", url)
+    with ExitStack() as running:
+        pids = {}
+        for way, port in ports.items():
+            words: dict[str, tuple[str, ...]] = {
+                "directly": (*me, "replay", str(port)),
+                "httpx": (*me, "bare", str(port), url),
+                "Caddy": ("caddy", "reverse-proxy", "--from", f"http://127.0.0.1:{port}", "--to", url),
+            }
+            mode = ("--mode", way.rpartition(" ")[2], "--port", str(port), "--metrics-port", str(free_port()))
+            pids[way] = running.enter_context(process(*words.get(way, (*guard, *mode)), port=port))
+        firsts: dict[str, list[float]] = {way: [] for way in ports}
+        laters: dict[str, list[float]] = {way: [] for way in ports}
+        own, kernel = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0.0)
+        tokens = dict.fromkeys(ports, 0)
         for _ in range(options.rounds):
-            for way, port in ways.items():
+            for way, port in ports.items():
                 before = processor_s(pids[way])
                 first, later = asyncio.run(load(port, options.streams, options.rate, options.seconds))
                 after = processor_s(pids[way])
@@ -224,15 +229,14 @@ def measure(options: argparse.Namespace) -> None:
                 laters[way] += later
         print("| way | TTFT p50, ms | p99 | write to read p50, ms | p99 | own CPU, µs a token | kernel, µs a token |")
         print("|---|---|---|---|---|---|---|")
-        for way in ways:
+        for way in ports:
             cells = [at(firsts[way], 0.5), at(firsts[way], 0.99), at(laters[way], 0.5), at(laters[way], 0.99)]
             cells += [f"{1e6 * seconds[way] / tokens[way]:.0f}" for seconds in (own, kernel)]
             print(f"| {way} | {' | '.join(cells)} |")
         for way in ("httpx", "guard, observe"):
-            more = asyncio.run(idle(ways[way], options.idle, pids[way]))
+            more = asyncio.run(idle(ports[way], options.idle, pids[way]))
             print(f"{options.idle} idle streams, {way}: {more / 2**20:.0f} MiB more")
-        print(f"load average at the end: {os.getloadavg()[0]:.1f}; medians of write to read, directly: "
-              f"{1000 * statistics.median(laters['directly']):.2f} ms")  # fmt: skip
+        print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.guard.ledger import Ledger
 
 try:
+    import uvloop
+
     from glm4_deploy.guard.proxy import GuardOptions, serving
     from glm4_deploy.guard.reader import Mode
 except ModuleNotFoundError as error:
@@ -48,7 +50,7 @@ def guard(
         raise UsageError("--engine is not the address of a server", hint="for example http://127.0.0.1:8080")
     options = GuardOptions(engine=engine, mode=mode, models=dict(_model_modes(model_mode or ())))
     ledger = Ledger(_write, show_text=show_text)
-    asyncio.run(_run(options, ledger, listen, port, metrics_port))
+    uvloop.run(_run(options, ledger, listen, port, metrics_port))
 
 
 def _model_modes(given: Iterable[str]) -> Iterable[tuple[str, Mode]]:

@@ -1,9 +1,9 @@
 """One answer while it passes: its texts, each followed by a detector, and how it ends if it is cut."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from glm4_deploy.detect import LoopFinding, Stream
 from glm4_deploy.guard.question import MAX_CHOICES, Api, Question
@@ -15,14 +15,6 @@ EXTENSION = "glm4_guard"  # the field that a cut, retried or marked answer has
 
 class UnreadableAnswer(Exception):
     """Not what the endpoint is documented to send."""
-
-
-class TextPiece(NamedTuple):
-    """More of one text. part: content, reasoning, or tool 0, 1, …; kept in a NamedTuple: there is one per token."""
-
-    choice: int
-    part: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +67,7 @@ class Answer:
         self._finish: dict[int, str] = {}
         self._head: dict[str, Any] = {}
         self._sequence = 0
+        self._found: list[SickText] = []  # by the event that is being read
         self.pieces = 0  # events: about one per token
         self.characters = 0  # of all texts
 
@@ -87,11 +80,16 @@ class Answer:
         try:
             if not self._head:
                 self._head = _head(self._question.api, event)
-            found = [sick for piece in self._pieces(event) if (sick := self._take(piece))]
+            self._found = []
+            if self._question.api is Api.RESPONSES:
+                self._read_response(event)
+            else:
+                for choice in event.get("choices") or ():
+                    self._read_choice(choice)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise UnreadableAnswer(type(error).__name__) from error
         self.pieces += 1
-        return found
+        return self._found
 
     def close(self) -> list[SickText]:
         """The texts that are sick by the detector's verdict on the whole, and were not reported before."""
@@ -111,49 +109,44 @@ class Answer:
         running = [choice for choice in range(self._question.choices) if choice not in self._finish]
         return bool(running) and all(choice in sick for choice in running)
 
-    def _take(self, piece: TextPiece) -> SickText | None:
-        key = piece.choice, piece.part
-        text = self._texts.get(key)
+    def _take(self, choice: int, part: str, more: str) -> None:
+        """More of one text. part: content, reasoning, or tool 0, 1, …"""
+        text = self._texts.get((choice, part))
         if text is None:
-            if len(self._texts) >= MAX_TEXTS or not 0 <= piece.choice < MAX_CHOICES:
+            if len(self._texts) >= MAX_TEXTS or not 0 <= choice < MAX_CHOICES:
                 raise UnreadableAnswer("too many texts")
-            text = self._texts[key] = _Text(self._question.prompt_of(piece.choice))
-        text.length += len(piece.text)
-        self.characters += len(piece.text)
-        text.stream.feed(piece.text)
-        finding = text.stream.final
-        if finding is None or text.sick is not None:
-            return None
-        text.sick = SickText(choice=piece.choice, part=piece.part, finding=finding, final=True, characters=text.length)
-        return text.sick
+            text = self._texts[choice, part] = _Text(self._question.prompt_of(choice))
+        length = len(more)
+        text.length += length
+        self.characters += length
+        if text.stream.feed(more) is None or text.sick is not None or text.stream.final is None:
+            return
+        text.sick = SickText(choice=choice, part=part, finding=text.stream.final, final=True, characters=text.length)
+        self._found.append(text.sick)
 
     # What the three APIs send, streamed or whole.
 
-    def _pieces(self, event: dict[str, Any]) -> Iterator[TextPiece]:
-        if self._question.api is Api.RESPONSES:
-            yield from self._response_pieces(event)
-            return
-        for choice in event.get("choices") or ():
-            index = choice.get("index", 0)
-            body = choice.get("delta") or choice.get("message") or {}
-            if text := choice.get("text") or body.get("content"):
-                yield TextPiece(index, "content", text)
-            if text := body.get("reasoning_content") or body.get("reasoning"):
-                yield TextPiece(index, "reasoning", text)
-            for at, call in enumerate(body.get("tool_calls") or ()):
-                number = at if "message" in choice else call.get("index", at)
-                if text := (call.get("function") or {}).get("arguments"):
-                    yield TextPiece(index, f"tool {number:d}", text)
-            if choice.get("finish_reason"):
-                self._finish[index] = str(choice["finish_reason"])
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index", 0)
+        body = choice.get("delta") or choice.get("message") or {}
+        if text := choice.get("text") or body.get("content"):
+            self._take(index, "content", text)
+        if text := body.get("reasoning_content") or body.get("reasoning"):
+            self._take(index, "reasoning", text)
+        for at, call in enumerate(body.get("tool_calls") or ()):
+            number = at if "message" in choice else call.get("index", at)
+            if text := (call.get("function") or {}).get("arguments"):
+                self._take(index, f"tool {number:d}", text)
+        if finish := choice.get("finish_reason"):
+            self._finish[index] = str(finish)
 
-    def _response_pieces(self, event: dict[str, Any]) -> Iterator[TextPiece]:
+    def _read_response(self, event: dict[str, Any]) -> None:
         kind = event.get("type")
         if isinstance(event.get("sequence_number"), int):
             self._sequence = event["sequence_number"]
         if isinstance(kind, str):
             if kind.endswith(".delta") and isinstance(event.get("delta"), str) and (part := _part(kind)):
-                yield TextPiece(0, f"{part} {event.get('output_index', 0):d}", event["delta"])
+                self._take(0, f"{part} {event.get('output_index', 0):d}", event["delta"])
             elif kind in ("response.completed", "response.incomplete", "response.failed"):
                 self._finish[0] = _reason(event.get("response") or {})
             return
@@ -163,9 +156,9 @@ class Answer:
                 for part in item.get(field) or ():
                     if part.get("text"):
                         name = "content" if item.get("type") == "message" else "reasoning"
-                        yield TextPiece(0, f"{name} {at}", part["text"])
+                        self._take(0, f"{name} {at}", part["text"])
             if item.get("arguments"):
-                yield TextPiece(0, f"tool {at}", item["arguments"])
+                self._take(0, f"tool {at}", item["arguments"])
 
     # The end of an answer that is cut.
 

@@ -1,39 +1,38 @@
 """The proxy: every request goes to the engine, every answer comes back byte for byte, unless it is cut.
 
-aiohttp serves and asks: its C parsers read a token's chunk in microseconds, and bound lines and headers on both sides.
-Nothing is decompressed, so that no answer can be a bomb. A new connection per request: one that the engine closes
-while it is idle would fail a request that may not be sent twice.
+aiohttp serves: its C parser bounds lines and headers. `upstream` asks the engine, and hands a token's bytes over in the
+call that read them; they are judged and written to the client in that call too, unless the client is slow. Nothing is
+decompressed, so that no answer can be a bomb.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from errno import EADDRINUSE
 from time import perf_counter
 from typing import Any
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs, web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from yarl import URL
 
 from glm4_deploy.errors import PortTaken, UsageError
 from glm4_deploy.guard.answer import marked, shortened
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Api, Question, read_question
 from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Judging, Mode, Reader, Room
+from glm4_deploy.guard.upstream import BUFFER, EngineAnswer, EngineTrouble, Header, Upstream, frame
 
 MODE_HEADER = "X-GLM4-Guard"
 MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
 MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
-HEADER_LINE = 32768  # bytes of one line of a request's or an answer's head; of those, aiohttp accepts 128
-CONNECT_S = 10.0
-BUFFER = 65536  # bytes read ahead of a slow reader
+HEADER_LINE = 32768  # bytes of one line of a request's head; of those, aiohttp accepts 128
+IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
 PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
 
 
@@ -49,12 +48,11 @@ class GuardOptions:
 class Guard:
     """One engine's guard: `handle` serves one request."""
 
-    def __init__(self, options: GuardOptions, ledger: Ledger, session: ClientSession) -> None:
+    def __init__(self, options: GuardOptions, ledger: Ledger) -> None:
         self._options = options
         self._ledger = ledger
-        self._engine = options.engine.rstrip("/")
+        self._engine = Upstream(options.engine)
         self._room = Room(MAX_CHARACTERS)
-        self._session = session
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, and its answer back."""
@@ -67,8 +65,8 @@ class Guard:
             return _refusal(400, "the request's target is not a path")
         api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
         if api is None or hdrs.CONTENT_ENCODING in request.headers:
-            return await self._exchange(request, request.content if request.body_exists else None, None)
-        raw = await _body(request.content, MAX_REQUEST)
+            return await self._exchange(request, request.content.iter_any() if request.body_exists else None, None)
+        raw = await _all(request.content.readany, MAX_REQUEST)
         if len(raw) > MAX_REQUEST:
             return _refusal(413, f"the request has more than {MAX_REQUEST} bytes")
         question = read_question(api, raw)
@@ -89,51 +87,51 @@ class Guard:
     async def _exchange(self, request: web.BaseRequest, body: Any, judging: "Judging | None") -> web.StreamResponse:
         response: web.StreamResponse | None = None
         try:
-            async with AsyncExitStack() as held:
-                answer = await held.enter_async_context(self._ask(request, body))
-                unjudged = judging and judging.cannot_judge(answer)
+            async with self._ask(request, body) as answer:
+                response = _response(answer)
+                unjudged = judging and judging.cannot_judge(answer.status, response)
                 if judging is None or unjudged:
                     if unjudged:
                         self._ledger.unjudged(unjudged)
-                    response = _response(answer)
                     return await _forward(request, answer, response)
-                if answer.content_type == EVENT_STREAM:
-                    response = _response(answer)
+                if response.content_type == EVENT_STREAM:
                     return await _forward(request, answer, response, judging.events(), self._ledger)
                 if judging.mode is Mode.OBSERVE:
-                    response = _response(answer)
                     return await _forward(request, answer, response, judging.body(), self._ledger)
-                return await self._held(request, body, answer, judging)
-        except (ClientError, OSError, TimeoutError) as error:
+                return await self._held(request, body, answer, response, judging)
+        except (EngineTrouble, OSError, TimeoutError) as error:
             if response is None or not response.prepared:
-                self._ledger.event("engine", trouble=type(error).__name__)
-                return _refusal(502, f"the engine gives no answer ({type(error).__name__})")
+                self._ledger.event("engine", trouble=str(error) or type(error).__name__)
+                return _refusal(502, f"the engine gives no answer ({error or type(error).__name__})")
             # The engine died in mid-answer, or the client left: the client must not take what it has for complete.
             if request.transport is not None:
                 request.transport.close()
             return response
 
-    @asynccontextmanager
-    async def _ask(self, request: web.BaseRequest, body: Any) -> AsyncIterator[ClientResponse]:
+    def _ask(self, request: web.BaseRequest, body: Any) -> AbstractAsyncContextManager[EngineAnswer]:
         """The engine's answer; at the end its connection is closed, which makes the engine abort what still runs."""
-        dropped = HOP_BY_HOP | {name.strip().lower() for name in request.headers.get(hdrs.CONNECTION, "").split(",")}
-        headers = _headers(request.raw_headers, dropped)
-        if isinstance(body, bytes):
-            headers[hdrs.CONTENT_LENGTH] = str(len(body))
-        url = URL(self._engine + request.raw_path, encoded=True)
-        answer = await self._session.request(request.method, url, headers=headers, data=body, allow_redirects=False)
-        try:
-            yield answer
-        finally:
-            answer.close()
+        dropped = _dropped(request.headers) | {b"content-length"}
+        headers: list[Header] = [(name, value) for name, value in request.raw_headers if name.lower() not in dropped]
+        if hdrs.HOST not in request.headers:
+            headers.insert(0, (b"Host", self._engine.authority))
+        length = len(body) if isinstance(body, bytes) else request.content_length
+        if body is not None:
+            chunked = (b"Transfer-Encoding", b"chunked")
+            headers.append(chunked if length is None else (b"Content-Length", b"%d" % length))
+        target = request.raw_path.encode()
+        return self._engine.ask(request.method, target, headers, body or b"", chunked=length is None)
 
     # Whole answers in the modes `cut` and `retry`: nothing is sent until they are judged.
 
     async def _held(
-        self, request: web.BaseRequest, raw: bytes, answer: ClientResponse, judging: "Judging"
+        self,
+        request: web.BaseRequest,
+        raw: bytes,
+        answer: EngineAnswer,
+        response: web.StreamResponse,
+        judging: "Judging",
     ) -> web.StreamResponse:
-        whole = await _body(answer.content, MAX_BODY)
-        response = _response(answer)
+        whole = await _all(answer.read, MAX_BODY)
         if len(whole) > MAX_BODY:
             self._ledger.unjudged("too long")
             await response.prepare(request)
@@ -160,11 +158,11 @@ class Guard:
         body = json.loads(raw)
         if isinstance(body.get("seed"), int):
             body["seed"] += 1
-        with suppress(ClientError, OSError, TimeoutError, TypeError):
+        with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
             body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
             async with self._ask(request, json.dumps(body).encode()) as answer:
-                whole = await _body(answer.content, MAX_BODY)
-                if judging.cannot_judge(answer) is None and len(whole) <= MAX_BODY:
+                whole = await _all(answer.read, MAX_BODY)
+                if judging.cannot_judge(answer.status, _response(answer)) is None and len(whole) <= MAX_BODY:
                     reader = judging.body()
                     reader.feed(whole)
                     if not await asyncio.to_thread(reader.finals) and reader.parsed:
@@ -177,27 +175,40 @@ class Guard:
 
 async def _forward(
     request: web.BaseRequest,
-    answer: ClientResponse,
+    answer: EngineAnswer,
     response: web.StreamResponse,
     reader: Reader | None = None,
     ledger: Ledger | None = None,
 ) -> web.StreamResponse:
     """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up."""
+
+    def judged(chunk: bytes) -> bytes:
+        cut = reader.feed(chunk) if reader is not None else None
+        if cut is None:
+            return chunk
+        answer.close()  # before the write: a slow client must not hold the engine's slot
+        return chunk[: cut.end] + cut.closing
+
     try:
         if not response.prepared:
             await response.prepare(request)
-        async for chunk in answer.content.iter_any():
-            if reader is None or ledger is None:
-                await response.write(chunk)
-                continue
+        transport, chunked = request.transport, response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+
+        def pass_at_once(chunk: bytes) -> bool:
+            """In the call that read the chunk, if the client has taken all that was written before."""
+            if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+                return False
             arrived = perf_counter()
-            cut = reader.feed(chunk)
-            if cut is not None:
-                answer.close()  # first: a slow client must not hold the engine's slot
-            await response.write(chunk if cut is None else chunk[: cut.end] + cut.closing)
-            ledger.delay.observe(perf_counter() - arrived)
-            if cut is not None:
-                break
+            more = judged(chunk)
+            transport.write(frame(more) if chunked else more)
+            if ledger is not None:
+                ledger.delay.observe(perf_counter() - arrived)
+            return True
+
+        if request.method != hdrs.METH_HEAD:
+            answer.take = pass_at_once
+        while chunk := await answer.read():
+            await response.write(judged(chunk))
         if isinstance(reader, BodyReader):
             await asyncio.to_thread(reader.close)
         elif reader is not None:
@@ -210,29 +221,27 @@ async def _forward(
     return response
 
 
-async def _body(content: Any, limit: int) -> bytes:
+async def _all(read: Callable[[], Awaitable[bytes]], limit: int) -> bytes:
     """All bytes, or somewhat more than `limit` of them if there are more."""
     body = bytearray()
-    async for chunk in content.iter_any():
+    while len(body) <= limit and (chunk := await read()):
         body += chunk
-        if len(body) > limit:
-            break
     return bytes(body)
 
 
-def _headers(raw: tuple[tuple[bytes, bytes], ...], dropped: frozenset[str] | set[str]) -> CIMultiDict[str]:
-    headers = CIMultiDict[str]()
-    for raw_name, value in raw:
-        name = raw_name.decode("latin-1")
-        if name.lower() not in dropped:
-            headers.add(name, value.decode("utf-8", "replace"))
-    return headers
+def _dropped(headers: Mapping[str, str]) -> frozenset[bytes]:
+    """Names of the fields that are for one connection only."""
+    return HOP_BY_HOP | {name.strip().lower().encode() for name in headers.get(hdrs.CONNECTION, "").split(",")}
 
 
-def _response(answer: ClientResponse) -> web.StreamResponse:
+def _response(answer: EngineAnswer) -> web.StreamResponse:
     """The head of the engine's answer."""
-    dropped = HOP_BY_HOP | {name.strip().lower() for name in answer.headers.get(hdrs.CONNECTION, "").split(",")}
-    return web.StreamResponse(status=answer.status, reason=answer.reason, headers=_headers(answer.raw_headers, dropped))
+    headers = CIMultiDict[str](
+        (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in answer.headers
+    )
+    for name in _dropped(headers):
+        headers.popall(name.decode(), None)
+    return web.StreamResponse(status=answer.status, reason=answer.reason.decode("latin-1"), headers=headers)
 
 
 def _refusal(status: int, message: str) -> web.Response:
@@ -243,20 +252,6 @@ def _refusal(status: int, message: str) -> web.Response:
 
 
 # Serving.
-
-
-def _session() -> ClientSession:
-    """The client's side."""
-    return ClientSession(
-        connector=TCPConnector(limit=0, force_close=True),
-        cookie_jar=DummyCookieJar(),
-        timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
-        auto_decompress=False,
-        skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
-        read_bufsize=BUFFER,
-        max_line_size=HEADER_LINE,
-        max_field_size=HEADER_LINE,
-    )
 
 
 @asynccontextmanager
@@ -276,13 +271,14 @@ async def serving(
             return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
         return web.Response(text="ok\n") if request.path == "/healthz" else web.Response(status=404)
 
-    async with _session() as session, AsyncExitStack() as listening:
+    async with AsyncExitStack() as listening:
         ports = []
-        for handler, at in ((Guard(options, ledger, session).handle, port), (own, metrics_port)):
+        for handler, at in ((Guard(options, ledger).handle, port), (own, metrics_port)):
             server = web.Server(
                 handler,
                 handler_cancellation=True,  # a client that leaves ends the engine's request at once
                 auto_decompress=False,
+                keepalive_timeout=IDLE_S,
                 read_bufsize=BUFFER,
                 max_line_size=HEADER_LINE,
                 max_field_size=HEADER_LINE,

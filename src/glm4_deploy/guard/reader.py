@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from aiohttp import ClientResponse
+import orjson
+from aiohttp.web import StreamResponse
 
 from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer
 from glm4_deploy.guard.events import Events, EventTooLong
@@ -17,6 +18,14 @@ from glm4_deploy.guard.question import Question
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
+
+
+def _loads(data: bytes) -> Any:
+    """As json.loads, which takes four times as long. What orjson refuses (NaN, half a surrogate pair) json decides."""
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return json.loads(data)
 
 
 class Mode(StrEnum):
@@ -84,9 +93,9 @@ class Judging:
         self.mode = mode
         self.room = room
 
-    def cannot_judge(self, answer: ClientResponse) -> str | None:
+    def cannot_judge(self, status: int, answer: StreamResponse) -> str | None:
         """Why not; None if it can be judged."""
-        if answer.status != 200:
+        if status != 200:
             return "status"
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             return "encoding"
@@ -118,7 +127,7 @@ class EventReader:
             for end, data in self._events.feed(chunk):
                 if data == b"[DONE]":
                     continue
-                event = json.loads(data)
+                event = _loads(data)
                 if isinstance(event, dict) and event.get("error"):
                     self._give_up("error")
                     return None

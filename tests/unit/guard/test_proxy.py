@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
-from glm4_deploy.guard import proxy
+from glm4_deploy.guard import proxy, upstream
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.proxy import GuardOptions, serving
 from glm4_deploy.guard.reader import Mode
@@ -32,7 +33,7 @@ class Running:
         self.ledger = Ledger(lambda line: self.lines.append(json.loads(line)))
         self._options = GuardOptions(engine=engine, mode=mode, **options)
         self._started = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()), daemon=True)
 
@@ -73,12 +74,14 @@ class Engine:
         self.repeat = repeat  # send the last piece for ever
         self.requests: list[bytes] = []
         self.sent = 0
+        self.connected = threading.Event()
         self.left = threading.Event()
 
     def __call__(self, connection: socket.socket) -> None:
         connection.settimeout(PATIENCE_S)
-        self.requests.append(read_request(connection))
+        self.connected.set()
         try:
+            self.requests.append(read_request(connection))
             for piece in self.pieces:
                 connection.sendall(piece)
                 self.sent += len(piece)
@@ -102,13 +105,17 @@ def read_request(connection: socket.socket) -> bytes:
     raw = b""
     while b"\r\n\r\n" not in raw:
         more = connection.recv(65536)
-        assert more, raw
+        if not more:
+            raise ConnectionError
         raw += more
     head, _, body = raw.partition(b"\r\n\r\n")
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     size = int(fields.get(b"content-length", b"0"))
     while len(body) < size or (b"chunked" in fields.get(b"transfer-encoding", b"") and b"0\r\n\r\n" not in body):
-        body += connection.recv(65536)
+        more = connection.recv(65536)
+        if not more:
+            raise ConnectionError
+        body += more
     return head + b"\r\n\r\n" + body
 
 
@@ -275,6 +282,58 @@ def test_a_request_that_cannot_be_read_is_the_engines_affair(raw: bytes) -> None
         answer = httpx.post(guard.url + CHAT, content=raw, trust_env=False, timeout=PATIENCE_S)
         assert (answer.status_code, answer.content) == (400, engine.pieces[1])
         assert guard.count("answers_total", model="m", outcome="sound") == 0
+
+
+def test_answers_whose_length_is_not_known_end_where_the_connection_ends() -> None:
+    events = [token("a"), token("b"), DONE]
+    with guarded(Engine(head("text/event-stream"), *events)) as guard:
+        assert post(guard).content == b"".join(events)
+    with guarded(Engine(head("application/json"), ANSWER)) as guard:
+        assert post(guard, stream=False).content == ANSWER
+
+
+def test_provisional_answers_and_trailers_are_left_out() -> None:
+    early = b"HTTP/1.1 100 Continue\r\nX-No: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    first, *chunks = streamed(token("a"), DONE)
+    with guarded(Engine(early, first, *chunks[:-1], b"0\r\nX-Late: 1\r\n\r\n")) as guard:
+        answer = post(guard)
+    assert (answer.status_code, answer.content) == (200, token("a") + DONE)
+    assert not {"x-no", "link", "x-late"} & set(answer.headers)
+
+
+def test_a_client_of_http_1_0_gets_the_bytes_without_chunks() -> None:
+    with (
+        guarded(Engine(*streamed(token("a"), DONE))) as guard,
+        socket.create_connection(("127.0.0.1", guard.port)) as client,
+    ):
+        raw = json.dumps(body_of()).encode()
+        client.sendall(f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        client.settimeout(PATIENCE_S)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.partition(b"\r\n\r\n")[2] == token("a") + DONE
+
+
+def test_an_upload_reaches_the_engine_with_its_length() -> None:
+    engine = Engine(*whole(b"{}"))
+    with guarded(engine) as guard:
+        httpx.post(guard.url + "/v1/files", content=b"y" * 3_000_000, trust_env=False, timeout=PATIENCE_S)
+    (raw,) = engine.requests
+    assert b"\r\nContent-Length: 3000000\r\n" in raw
+    assert raw.endswith(b"y" * 3_000_000)
+
+
+def test_events_that_arrive_together_are_cut_where_the_loop_is_found() -> None:
+    events = loop()
+    with guarded(Engine(*streamed(b"".join(events), DONE), hold=True)) as guard:
+        together = post(guard).content
+    with guarded(Engine(*streamed(*events)[:-1], hold=True)) as guard:
+        assert post(guard).content == together
+
+
+def test_json_that_python_alone_reads_is_judged() -> None:
+    events = [token(word + " ").replace(b'"created": 7', b'"created": NaN') for word in (LOOP * 400).split()]
+    with guarded(Engine(*streamed(*events)[:-1], hold=True)) as guard:
+        assert b"glm4_guard" in post(guard).content
 
 
 # Loops.
@@ -495,6 +554,37 @@ def test_endless_headers_of_a_client_end(endless: bytes) -> None:
         with pytest.raises(OSError):
             while True:
                 client.sendall(endless)
+
+
+def test_a_slow_head_of_an_engine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "HEAD_S", 0.2)
+    engine = Engine(b"HTTP/1.1 200 OK\r\nx-more: ", hold=True)
+    with guarded(engine) as guard:
+        assert post(guard).status_code == 502
+        assert engine.left.wait(PATIENCE_S)
+
+
+def test_a_slow_head_of_a_client_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "IDLE_S", 0.2)
+    with guarded(Engine()) as guard, socket.create_connection(("127.0.0.1", guard.port)) as client:
+        client.settimeout(PATIENCE_S)
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
+        assert client.recv(65536) == b""
+
+
+def test_an_upload_that_breaks_off_ends_the_engines_request() -> None:
+    engine = Engine()
+    with guarded(engine) as guard, socket.create_connection(("127.0.0.1", guard.port)) as client:
+        client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf")
+        guard.until(engine.connected.is_set)
+        client.close()
+        assert engine.left.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"220 mail\r\n", b"\x15\x03\x01", b""])
+def test_what_is_no_answer_is_a_bad_gateway(answer: bytes) -> None:
+    with guarded(Engine(answer)) as guard:
+        assert post(guard).status_code == 502
 
 
 def test_a_line_without_an_end_passes_and_is_not_kept() -> None:
