@@ -17,12 +17,15 @@ from glm4_deploy.files import read_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.probe.suite import checks, claims, covered
 from glm4_deploy.report.html import to_html
-from glm4_deploy.report_model import DeploymentNotes, Measure, ReleaseNote, Suite, SuiteReport
+from glm4_deploy.report_model import DeploymentNotes, Fact, Measure, ReleaseNote, Suite, SuiteReport
 from glm4_deploy.result import Result, Status, fail
 from glm4_deploy.text import redact, scrub
 
 PAGE = "report.html"
 SHOWN = 12  # releases in a page's history
+PROOF = Fact(
+    name="this-container", value="the engine that was started here is the one that answers: its log shows a one-time request"
+)
 CAUSES = 3  # of a start that no check judged: findings in its log
 
 
@@ -44,7 +47,7 @@ def start_page(
         samples=tuple(sample for one in asked for sample in one.samples),
         engine=last.engine if last else (),
         settings=last.settings if last else (),
-        proves=claims(),
+        proves=(PROOF, *claims()),
         deployment=_notes(store, release, start.planned),
     )
     for secret in secrets:

@@ -88,7 +88,7 @@ def to_html(report: SuiteReport) -> str:
         sentence=SENTENCES[report.verdict],
         counts=[(status, count) for status, count in tally.items() if count],
         wrong=[row for status in WORST_FIRST[:3] for row in report.results if row.status is status],
-        looping=next((show(sample, EXCERPT) for sample in samples if _looping(sample)), None),
+        looping=_clearest(samples),
         proved=proved,
         missing=missing,
         outside=outside,
@@ -157,6 +157,12 @@ def _tiles(report: SuiteReport) -> list[Tile]:
         if p50 is not None and p95 is not None:
             tiles.append(Tile(name=name, value=f"{p50:.3g} ms", note=f"p95 {p95:.3g} ms; {note}"))
     return tiles
+
+
+def _clearest(samples: Sequence[AnswerSample]) -> Shown | None:
+    """The looping answer with the most copies in a row, as an excerpt."""
+    loops = [(one.finding.repeats or 0.0, one) for one in samples if one.finding is not None and one.finding.degenerate]
+    return show(max(loops, key=lambda pair: pair[0])[1], EXCERPT) if loops else None
 
 
 def _phases(notes: DeploymentNotes) -> list[tuple[str, float, float]]:
