@@ -1,11 +1,15 @@
 """The documentation names only what exists: pages, headings, files, make targets, commands and their options."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 from cogapp import Cog
 from scripts.reference import tree
 
@@ -145,3 +149,25 @@ def test_every_command_and_option_exists() -> None:
 )
 def test_a_wrong_command_or_option_is_found(call: str, wrong: str) -> None:
     assert wrong_in(call) == wrong
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda form: form.name)
+def test_issue_forms_are_valid_and_name_only_what_exists(form: Path) -> None:
+    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema"]
+    kind = "vendor.github-issue-config" if form.name == "config.yml" else "vendor.github-issue-forms"
+    if form.name != "config.yml":
+        assert not {call: found for call in CALL.findall(text_of(form)) if (found := wrong_in(call))}
+        names = [field["id"] for field in yaml.safe_load(text_of(form))["body"] if field["type"] != "markdown"]
+        assert len(names) == len(set(names))
+    done = subprocess.run([*command, kind, form], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pictures_are_small_and_load_nothing() -> None:
+    pictures = sorted((DOCS / "pictures").iterdir())
+    assert {picture.name for picture in pictures} == {"demo.svg", "report.png"}
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+    film = (DOCS / "pictures/demo.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(film)  # noqa: S314 (our own file)
+    assert "href" not in film
+    assert "/tmp/" not in film, "a path of the machine that drew it"

@@ -6,7 +6,7 @@ from glm4_deploy import errors
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE
 from glm4_deploy.errors import DeployError
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/reference/exit-codes.md").read_text()
 STABLE = {
     "Judged": 1, "UsageError": 2, "Unreachable": 3, "WrongEngine": 4, "DockerMissing": 5, "ComposeMissing": 6,
     "DockerDenied": 7, "PortTaken": 8, "ModelMissing": 9, "CheckpointRefused": 10, "EngineDied": 11,
@@ -26,9 +26,9 @@ def test_every_error_has_its_own_code_and_keeps_it() -> None:
 
 def test_the_readme_documents_every_code() -> None:
     for item in classes():
-        assert f"| {item.exit_code} | {item.meaning} |" in README, item.__name__
+        assert f"| {item.exit_code} | {item.meaning} |" in PAGE, item.__name__
     for code in (INTERRUPTED, READER_GONE):
-        assert f"| {code} | " in README
+        assert f"| {code} | " in PAGE
 
 
 def test_each_thing_to_do_is_one_hint() -> None:

@@ -24,7 +24,8 @@ from glm4_deploy.text import redact, scrub
 PAGE = "report.html"
 SHOWN = 12  # releases in a page's history
 PROOF = Fact(
-    name="this-container", value="the engine that was started here is the one that answers: its log shows a one-time request"
+    name="this-container",
+    value="the engine that was started here is the one that answers: its log shows a one-time request",
 )
 CAUSES = 3  # of a start that no check judged: findings in its log
 
