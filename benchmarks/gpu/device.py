@@ -82,8 +82,10 @@ def prepare() -> None:
 
 def run(args: argparse.Namespace, record: Record) -> None:
     from guarded import guarded_stage
-    from plan import PLAN_CASES, plan_case
+    from plan import FORECASTS, PLAN_CASES, TWO_CARDS, forecast, plan_case
     from tiny import TINY, tiny_stage
+    from tuned import tuned_stage
+    from two import two_stage
     from users import users_stage
     from verdicts import verdicts_stage
 
@@ -102,6 +104,20 @@ def run(args: argparse.Namespace, record: Record) -> None:
         elif stage == "users":
             order = chosen(args.settings, ("model-card", "plan-64x32k", "plan-256x2k"))
             users_stage(record, args.models, args.card, order, idle, args.seconds)
+        elif stage == "tuned":
+            for load in args.load:
+                tuned_stage(record, args.models, args.card, load, idle, args.seconds)
+        elif stage == "two":
+            two_stage(record, args.models, args.seconds)
+        elif stage in ("forecast", "forecast-two"):
+            cases = TWO_CARDS if stage == "forecast-two" else FORECASTS
+            for case in cases:
+                forecast(record, args.card, case)
+            for case in cases:
+                if clock() > args.seconds - 30:
+                    record.add("plan", case[0], skipped="no time left")
+                else:
+                    plan_case(record, args.models, case, idle, min(120, args.seconds - clock() - 5))
         elif stage == "plan":
             names = chosen(args.cases, tuple(case[0] for case in PLAN_CASES))
             for case in (case for case in PLAN_CASES if case[0] in names):
@@ -116,8 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, help="what models.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the directory for logs and results")
-    parser.add_argument("--stages", required=True, help="plan, tiny, verdicts, users, guarded; by commas, in order")
+    parser.add_argument(
+        "--stages",
+        required=True,
+        help="plan, forecast, forecast-two, tuned, two, tiny, verdicts, users, guarded; by commas, in order",
+    )
     parser.add_argument("--seconds", type=float, default=560, help="time for all of it (560)")
+    parser.add_argument("--load", action="append", default=[], help="for `tuned`: 64 users, 512 in, 128 out")
     parser.add_argument("--gpu", default="0", help="which GPUs: 0, or 0,1")
     parser.add_argument("--card", default="h100", help="the planner's name for the GPU (h100)")
     parser.add_argument("--attention-backend", help="for example TRITON_ATTN, if FlashAttention is not installed")

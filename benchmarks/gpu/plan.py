@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 from engines import Record, clock, end, fork, free_port, read, seen, serve, settle, wait_for
@@ -101,3 +104,40 @@ def plan_case(
         **seen(read(log)),
     )
     record.pack()
+
+
+# Settings that no start had before. The forecast is written down before the engine starts.
+FORECASTS: tuple[tuple[str, str, dict[str, object], bool], ...] = tuple(
+    (
+        name,
+        weights,
+        {**more, "max-model-len": context, "max-num-seqs": sequences, "gpu-memory-utilization": fraction},
+        False,
+    )
+    for name, weights, context, sequences, fraction, more in (
+        ("f-eager-auto-0.4", "nvfp4", 16384, 48, 0.4, {**EAGER, "max-num-batched-tokens": 4096}),
+        ("f-eager-fp8-0.85", "nvfp4", 65536, 512, 0.85, {**EAGER, **FP8}),
+        ("f-eager-fp8-0.15", "nvfp4", 2048, 8, 0.15, {**EAGER, **FP8, "max-num-batched-tokens": 1024}),
+        ("f-eager-bf16-0.7", "bf16", 131072, 96, 0.7, {**EAGER, **FP8, "max-num-batched-tokens": 12288}),
+        ("f-compiled-fp8-0.45", "nvfp4", 8192, 128, 0.45, {**FP8}),
+        ("f-compiled-bf16-0.6", "bf16", 32768, 32, 0.6, {"max-num-batched-tokens": 4096}),
+        ("f-compiled-auto-0.9", "nvfp4", 131072, 384, 0.9, {"max-num-batched-tokens": 16384}),
+    )
+)
+TWO_CARDS: tuple[tuple[str, str, dict[str, object], bool], ...] = tuple(
+    (f"f-tp2-{name}", weights, {**flags, "tensor-parallel-size": 2}, refused)
+    for name, weights, flags, refused in (FORECASTS[1], FORECASTS[3], FORECASTS[4])
+)
+
+
+def forecast(record: Record, card: str, case: tuple[str, str, dict[str, object], bool]) -> None:
+    """What `plan` says of these settings on this card, before they are tried."""
+    name, weights, flags, _ = case
+    words = ["plan", "--gpu", card, "--vllm", "0.24.0", "--weights", weights, "--json"]
+    for flag, value in flags.items():
+        words += ["--set", f"{flag.replace('-', '_')}={'true' if value is None else value}"]
+    if "kv-cache-dtype" not in flags:
+        words += ["--set", "kv_cache_dtype=auto"]
+    done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=False)
+    plan = json.loads(done.stdout) if done.stdout.startswith("{") else {"said": done.stderr[-300:]}
+    record.add("forecast", name, **{key: value for key, value in plan.items() if not isinstance(value, list | dict)})

@@ -52,6 +52,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Prove and watch": {
         "smoke": ("smoke", "Ask a running engine and judge its answers."),
         "bench": ("smoke", "Measure a running engine under load: TTFT, TPOT, throughput, goodput."),
+        "tune": ("tune", "Find the settings that serve a load fastest on this host."),
         "detect": ("detect", "Find loops and garbage in generated text."),
         "diagnose": ("diagnose", "Find what went wrong in an engine's log, and how to fix it."),
         "support-bundle": (

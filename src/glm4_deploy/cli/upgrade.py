@@ -80,7 +80,7 @@ def upgrade(
             repair(plan.need, plan.new.image)
         candidate = _candidate(plan, store, state_dir)
         candidate = preflight(candidate, state_dir, force=False, note=progress.note)
-        check = _speed_check(plan)
+        check = _speed_check(plan, candidate)
         result = Transaction(state_dir, candidate, progress, timeout=timeout, after_gate=check).run("upgrade")
     report_result(result, "upgrade", progress, json_=json_)
     for line in _to_keep(plan):
@@ -109,9 +109,9 @@ def _candidate(plan: UpgradePlan, store: Store, state_dir: Path) -> Candidate:
     return compose_candidate(plan.new.spec, paths, state_dir, plan.new.settings.model_dump(mode="json"))
 
 
-def _speed_check(plan: UpgradePlan) -> Callable[[str], Result] | None:
+def _speed_check(plan: UpgradePlan, candidate: Candidate) -> Callable[[str], Result] | None:
     speed = plan.speed
-    return (lambda container: speed_row(speed, container, plan.new.spec)) if speed else None
+    return (lambda container: speed_row(speed, container, candidate.endpoint)) if speed else None
 
 
 def _to_keep(plan: UpgradePlan) -> Iterator[str]:

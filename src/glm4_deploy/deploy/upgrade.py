@@ -16,24 +16,16 @@ from glm4_deploy.checkpoint.model import target_engine
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.checkpoint.repair import check_output, plan_repair, repair_checkpoint
 from glm4_deploy.checkpoint.verify import faults_line, verify_checkpoint
-from glm4_deploy.deploy.keys import secret_key
+from glm4_deploy.deploy.endpoint import Endpoint
 from glm4_deploy.deploy.releases import Release, Store, ValueChange
+from glm4_deploy.deploy.speed import measure_started
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import CheckpointRefused, DeployError, PlanRefused, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.host.gpu import GpuReport
 from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.kernels import kernel_path
-from glm4_deploy.plan.spec import (
-    CONTAINER_PORT,
-    MODELS,
-    Card,
-    DeploymentSpec,
-    choose_fraction,
-    memory_request,
-    plan_deployment,
-)
-from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
+from glm4_deploy.plan.spec import Card, DeploymentSpec, choose_fraction, memory_request, plan_deployment
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.report_model import BenchLevel, BenchReport
 from glm4_deploy.result import Result, Status, skipped
@@ -295,21 +287,11 @@ def old_speed(store: Store, release: Release) -> OldSpeed | None:
     return None
 
 
-def speed_row(old: OldSpeed, container: str, spec: DeploymentSpec) -> Result:
+def speed_row(old: OldSpeed, container: str, endpoint: Endpoint) -> Result:
     """Send the old release's load to the new engine, from inside its container, and compare."""
-    load = BenchLoad(
-        base_url=f"http://127.0.0.1:{CONTAINER_PORT}",
-        model=spec.served_model_name,
-        tokenizer=f"{MODELS}/{Path(spec.model_dir).name}",
-        concurrency=(old.concurrency,),
-        input_len=old.input_len,
-        output_len=old.output_len,
-    )
-    key = secret_key(spec.hardening.api_key_file)
-    words = in_container(container)
     try:
-        (level,) = bench_levels(
-            words, load, slo=None, key=key.get_secret_value() if key else None, on_level=lambda _: None
+        level = measure_started(
+            endpoint, container, concurrency=old.concurrency, input_len=old.input_len, output_len=old.output_len
         )
     except DeployError as error:  # the generator, not the engine: that has passed its gate
         return replace(skipped(f"not measured: {error.message}"), check=SPEED)

@@ -17,7 +17,7 @@ from glm4_deploy.result import Result, ok, warn
 # Not the tail of something else: -1, 1e3, 0x10.
 _NUMBER = r"(?<![\w.,+−–-])(\d{1,3}(?:,\d{3})+|\d+(?:[.,]\d+)?)\s*(k|m)?"
 _STRAY = re.compile(r"\d|(?:^|,)\s*[+−–-]")
-HINT = 'write it like --for "64 users, 8k context"'
+HINT = 'write it like --for "64 users, 8k context", or "64 users, 2k in, 256 out"'
 _USERS = re.compile(
     _NUMBER + r"\s*(?:concurrent\s+|parallel\s+)?(?:users?|requests?|seqs?|sequences?|clients?|chats?)\b"
 )
@@ -29,18 +29,24 @@ _CONTEXT = re.compile(
     + _NUMBER
     + r"\s*tokens?\b"
 )
+_IN = re.compile(_NUMBER + r"\s*(?:tokens?\s*)?(?:in|input|prompts?)\b")
+_OUT = re.compile(_NUMBER + r"\s*(?:tokens?\s*)?(?:out|output|answers?)\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLoad:
-    """Concurrent requests, and tokens of context for each; None: not stated."""
+    """Concurrent requests, and for each its tokens: of context, or of prompt and answer. None: not stated."""
 
     requests: int | None
     context: int | None
+    prompt: int | None = None
+    answer: int | None = None
 
 
 def parse_load(text: str) -> RequestLoad:
     """`64 users, 8k context` → 64 and 8192; `k` is 1024 for tokens and 1000 for users.
+
+    `2k in, 256 out` are 2048 tokens of prompt and 256 of answer, and so a context of 2304.
 
     Raises:
         UsageError: it names neither users nor a context, or has a number that is neither.
@@ -48,14 +54,18 @@ def parse_load(text: str) -> RequestLoad:
     if len(text) > 200:
         raise UsageError(f"{text[:60]!r}… is too long for a load", hint=HINT)
     words = text.lower().replace("_", "")
+    into, out = _IN.search(words), _OUT.search(words)
+    words = _without(words, into, out)
     users, context = _USERS.search(words), _CONTEXT.search(words)
     requests = _value(users, kilo=1000) if users else None
-    tokens = _value(context, kilo=1024) if context else None
-    if _STRAY.search(_without(words, users, context)):
+    prompt, answer, tokens = (_value(match, kilo=1024) if match else None for match in (into, out, context))
+    if _STRAY.search(_without(words, users, context)) or (prompt is None) != (answer is None):
         raise UsageError(f"{text[:60]!r} has a number that is neither users nor a context", hint=HINT)
-    if (requests is None and tokens is None) or requests == 0 or tokens == 0:
+    if prompt is not None and answer is not None and tokens is None:
+        tokens = prompt + answer
+    if (requests is None and tokens is None) or 0 in (requests, tokens, prompt, answer):
         raise UsageError(f"{text[:60]!r} names neither users nor a context", hint=HINT)
-    return RequestLoad(requests=requests, context=tokens)
+    return RequestLoad(requests=requests, context=tokens, prompt=prompt, answer=answer)
 
 
 def _without(words: str, *matches: re.Match[str] | None) -> str:

@@ -31,6 +31,10 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+class LoadTimeout(Judged):
+    """The load was not sent within its time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLoad:
     """The load to send.
@@ -74,11 +78,21 @@ def in_container(container: str) -> list[str]:
 
 
 def bench_levels(
-    python: Sequence[str], load: BenchLoad, *, slo: Slo | None, key: str | None, on_level: Callable[[BenchLevel], None]
+    python: Sequence[str],
+    load: BenchLoad,
+    *,
+    slo: Slo | None,
+    key: str | None,
+    on_level: Callable[[BenchLevel], None],
+    limit_s: float | None = None,
 ) -> tuple[BenchLevel, ...]:
     """Send every level, in order.
 
+    Args:
+        limit_s: seconds for all of it; None: LEVEL_SECONDS for each level.
+
     Raises:
+        LoadTimeout: it took longer.
         ExtraMissing: no such Python, or one without vLLM.
         Judged: the generator failed; the message contains its last error.
     """
@@ -98,10 +112,10 @@ def bench_levels(
             tail.append(line.strip())
 
     environment = {"HF_HUB_OFFLINE": "1", **({"OPENAI_API_KEY": key} if key else {})}
-    limit = LEVEL_SECONDS * (1 + len(load.concurrency))
+    limit = LEVEL_SECONDS * (1 + len(load.concurrency)) if limit_s is None else limit_s
     done = run_program(*command, timeout=limit, environment=environment, on_line=read)
     if done.failure is RunFailure.TIMEOUT:
-        raise Judged(
+        raise LoadTimeout(
             f"the load generator did not finish: {done.trouble}", hint="send less: --concurrency, --output-len"
         )
     if done.failure:

@@ -40,6 +40,16 @@ def _text(*parts: RenderableType, soft_wrap: bool = False) -> str:
     return shown.get()
 
 
+def table_text(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A plain table; every cell is cleaned."""
+    table = Table(box=None, pad_edge=False)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell, 300)) for cell in row))
+    return _text(table)
+
+
 def results_text(results: Iterable[Result]) -> str:
     """The results as a table, or as lines if the terminal is too narrow."""
     rows = tuple(results)

@@ -9,6 +9,7 @@ tests/servers/reference.py or of one of its twins; no model is loaded.
 Environment:
     STAND_IN: how it behaves. The name of a twin in tests/servers/broken.py or dying.py; `dies` (a start that fails),
         `hangs` (never gets past loading its weights), `hangs-late` (nor past its KV cache); unset: healthy.
+    STAND_IN_SICK_AT: with this max_num_seqs it is the twin LoopsGreedy.
     STAND_IN_VERSION: the vLLM that it says it is; unset: 0.32.0.
     STAND_IN_LEASE: a file that the test keeps locked. Once the lock is gone, so is this process: whatever becomes of
         the test, no engine outlives it.
@@ -29,6 +30,8 @@ VERSION = os.environ.get("STAND_IN_VERSION", "0.32.0")
 def main() -> None:
     args = parse_arguments()
     behaviour = os.environ.get("STAND_IN", "")
+    if args.max_num_seqs == os.environ.get("STAND_IN_SICK_AT", "never"):
+        behaviour = "LoopsGreedy"
     core = fork_engine_core()
     threading.Thread(target=end_with_the_test, daemon=True).start()
     start(args, core, behaviour)
@@ -43,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--max-num-seqs")
     return parser.parse_known_args()[0]
 
 
