@@ -1,4 +1,1 @@
-"""Find the settings that serve a load best on this host, by starting, gating and measuring engines.
-
-May import: `deploy`, `probe`, `plan`, `host`, `settings`, `catalog`.
-"""
+"""Find a load's fastest settings. May import `deploy`, `report`, `report_model`, `probe`, `plan`, `settings`, `catalog`."""
