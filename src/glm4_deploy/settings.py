@@ -217,6 +217,9 @@ class Settings(BaseModel):
         None, ge=0.01, le=1024, description="CPU limit of the container, at most what the host has; null: no limit"
     )
     user: User | None = Field(None, description="UID or UID:GID that the engine runs as; null: the image's default")
+    egress: bool = Field(
+        False, description="let the engine connect to the outside where it need not: in Kubernetes, behind a gateway or a router"
+    )
     gateway_host: Name = Field("localhost", description="host name by which clients reach the gateway")
     gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")
     gateway_port: int = Field(8443, ge=1, le=65535, description="host port of the gateway")

@@ -118,6 +118,8 @@ def test_both_are_gated_and_only_the_router_can_be_reached(pair: Pair) -> None:
         assert container["HostConfig"]["CapDrop"] == ["ALL"]
         ports = [binding for bindings in container["NetworkSettings"]["Ports"].values() for binding in bindings or ()]
         assert len({binding["HostPort"] for binding in ports}) == (service == "router")
+        networks = {name.removeprefix(f"{pair.project}_") for name in container["NetworkSettings"]["Networks"]}
+        assert networks == {"engine"} | ({"default"} if service == "router" else set())
     assert httpx.post(f"{pair.url}/v1/chat/completions", json={}, trust_env=False).status_code in (400, 401, 422)
     status = pair.run("status")
     assert status.code == 0, status.err

@@ -121,6 +121,7 @@ def test_the_running_stack_opens_only_the_requested_ports_and_leaks_no_secret(ki
         assert published(kit.project) == {kit.port, port, prometheus}
         assert (scan(OUTSIDE) - before) & published(kit.project) == {port}
         routed_to_the_containers(kit)
+        the_engine_has_no_way_out(kit)
         through_the_gateway(kit, port, token)
         scraped(prometheus)
         limits(kit)
@@ -135,18 +136,40 @@ def routed_to_the_containers(kit: Kit) -> None:
 
     Docker before 28 lets it reach ports that are published on loopback (moby#49325); the engine still requires its key.
     """
-    inside = {"glm4-9b-nvfp4": 8080, "prometheus": 9090, "gateway-auth": 9180}
+    inside = (8080, 9090, 9180, kit.port, 2019)
     for name, row in containers(kit.project).items():
-        (network,) = row["NetworkSettings"]["Networks"].values()  # type: ignore[index]
-        reached = scan(network["IPAddress"], *inside.values(), 2019)
-        assert reached <= {int(port.split("/")[0]) for port in row["HostConfig"]["PortBindings"] or {}}, name  # type: ignore[index]
-        if name == "glm4-9b-nvfp4" and reached:
-            code = "import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=10)"
-            words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", code]
-            done = subprocess.run(
-                [*words, f"http://{network['IPAddress']}:8080/v1/models"], capture_output=True, text=True, check=False
-            )
-            assert "401" in done.stderr
+        bindings = row["HostConfig"]["PortBindings"] or {}  # type: ignore[index]
+        for network in row["NetworkSettings"]["Networks"].values():  # type: ignore[index]
+            reached = scan(network["IPAddress"], *inside)
+            assert reached <= {int(port.split("/")[0]) for port in bindings}, name
+            if kit.port in reached:
+                code = "import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=10)"
+                words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", code]
+                url = f"http://{network['IPAddress']}:{kit.port}/v1/models"
+                assert "401" in subprocess.run([*words, url], capture_output=True, text=True, check=False).stderr
+
+
+def the_engine_has_no_way_out(kit: Kit) -> None:
+    """A server in the other namespace: the gateway and Prometheus reach it, the engine and the authoriser do not."""
+    listen = f"import http.server as h; h.HTTPServer(('{INSIDE}', 80), h.SimpleHTTPRequestHandler).serve_forever()"
+    words = ["ip", "netns", "exec", NAMESPACE, sys.executable, "-c", listen]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while scan(INSIDE, 80) != {80}:
+            assert time.monotonic() < deadline, "the server in the other namespace does not listen"
+        reach = f"import socket; socket.create_connection(('{INSIDE}', 80), timeout=5)"
+        reached = set()
+        for name, row in containers(kit.project).items():
+            words = ["docker", "exec", str(row["Id"]), "/usr/bin/python3", "-c", reach]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 or "Network is unreachable" in done.stderr or "timed out" in done.stderr, done
+            if done.returncode == 0:
+                reached.add(name)
+        assert reached == {"gateway", "prometheus"}
+    finally:
+        server.kill()
+        server.wait()
 
 
 def through_the_gateway(kit: Kit, port: int, token: str) -> None:

@@ -166,6 +166,19 @@ def _off(settings: Settings, profile: Profile) -> Iterator[tuple[str, str]]:
             yield name, reason
 
 
+HUB_TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # huggingface_hub 0.36, constants.py: ENV_VARS_TRUE_VALUES
+
+
+def is_internal(settings: Settings, variables: Mapping[str, str]) -> bool:
+    """Whether the engine's network has no way out.
+
+    That needs another service to publish its port, since Docker publishes none of a container that is only on an
+    internal network (moby#36174), and an engine that fetches nothing. variables: those of the engine.
+    """
+    fronted = settings.replicas > 1 or "gateway" in settings.extras
+    return fronted and not settings.egress and variables.get("HF_HUB_OFFLINE", "").upper() in HUB_TRUE
+
+
 def is_loopback(bind: str) -> bool:
     return bind == "::1" or bind.startswith("127.")
 

@@ -34,6 +34,7 @@ from glm4_deploy.plan.services import (
     cache_key,
     gateway,
     harden,
+    is_internal,
     is_loopback,
     monitoring,
     replicas,
@@ -199,6 +200,7 @@ class DeploymentSpec:
         python: what runs Python 3 in the container.
         replicas: what differs between the engines.
         router: None in front of a single engine.
+        internal: whether the engine is only on a network without a way out, and publishes no port.
         tool_files: names of the files that go beside the rendered one, in `tools/`, and are mounted in TOOLS.
     """
 
@@ -224,6 +226,7 @@ class DeploymentSpec:
     gpus: int
     replicas: tuple[ReplicaSpec, ...]
     router: RouterSpec | None
+    internal: bool
     hardening: Hardening
     gateway: Gateway
     monitoring: Monitoring
@@ -266,6 +269,11 @@ class DeploymentSpec:
     def served_by(self) -> str:
         """The service that answers: the router, or the engine."""
         return "router" if self.router else self.service
+
+    @property
+    def through_gateway(self) -> bool:
+        """Whether the gateway publishes the engine's own port."""
+        return self.internal and self.router is None
 
     @property
     def launcher(self) -> tuple[str, ...]:
@@ -311,6 +319,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
             hint="add both: --with gateway,guard; or run `glm4-deploy guard` on this host",
         )
     image = engine_image(settings)
+    environment = _environment(settings, profile)
     source, target = str(directory), f"{MODELS}/{directory.name}"
     if settings.mount == "parent":
         source, target = str(directory.parent), MODELS
@@ -337,6 +346,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         gpus=settings.tensor_parallel_size * settings.data_parallel_size if profile.engine == "nvcr" else 0,
         replicas=replicas(settings, profile),
         router=router(settings),
+        internal=is_internal(settings, {variable.name: variable.value for variable in environment}),
         hardening=harden(settings, profile),
         gateway=gateway(settings),
         monitoring=monitoring(settings),
@@ -344,7 +354,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         ui_admin=settings.ui_admin,
         restart=settings.restart,
         start_period=settings.start_period,
-        environment=_environment(settings, profile),
+        environment=environment,
         program=program_words(image),
         python=python_words(image),
         flags=_flags(settings, profile, image, f"{MODELS}/{directory.name}", fraction),

@@ -46,7 +46,12 @@ def extras(deployment: DeploymentSpec) -> Iterator[Extra]:
     for name in deployment.extras:
         if name not in known():
             raise UsageError(f"extras: unknown service {redact(name)!r}", hint=f"known: {', '.join(known()) or 'none'}")
-        variables = {"d": deployment, "container_port": CONTAINER_PORT, "kit_version": __version__}
+        variables = {
+            "d": deployment,
+            "container_port": CONTAINER_PORT,
+            "kit_version": __version__,
+            "own_port": _published(deployment, deployment.port) if deployment.through_gateway else "",
+        }
         module = environment().get_template(f"{FOLDER}{name}{SUFFIX}").make_module(variables)
         inside = f"{FOLDER}{name}/"
         files = (file for file in environment().list_templates() if file.startswith(inside))
@@ -92,7 +97,6 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
     Raises:
         UsageError: an extra without a template; two services with one name, or on one port.
     """
-    host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     beside = tuple(extras(deployment))
     _refuse_collisions(deployment, beside)
     if deployment.overridable and deployment.model_target == MODELS:
@@ -106,7 +110,7 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
         .render(
             d=deployment,
             kit_version=__version__,
-            published=_published(deployment, host),
+            published=_published(deployment, CONTAINER_PORT),
             source=_or_variable(deployment, "GLM4_MODEL_DIR", deployment.model_source),
             key_file=_or_variable(deployment, "GLM4_API_KEY_FILE", deployment.hardening.api_key_file or ""),
             short_mount=deployment.model_target == MODELS and ":" not in deployment.model_source,
@@ -130,11 +134,12 @@ def tool_files(deployment: DeploymentSpec) -> Mapping[str, str]:
     return {f"tools/{name}": source(f"tools/{name}") for name in deployment.tool_files}
 
 
-def _published(deployment: DeploymentSpec, host: str) -> str:
-    """The published port, as a YAML scalar."""
+def _published(deployment: DeploymentSpec, inside: int) -> str:
+    """The published port, as a YAML scalar. inside: the port in the container that publishes it."""
+    host = f"[{deployment.bind}]" if ":" in deployment.bind else deployment.bind
     if not deployment.overridable:
-        return scalar(f"{host}:{deployment.port}:{CONTAINER_PORT}")
-    return json.dumps(f"${{GLM4_BIND:-{host}}}:${{GLM4_PORT:-{deployment.port}}}:{CONTAINER_PORT}")
+        return scalar(f"{host}:{deployment.port}:{inside}")
+    return json.dumps(f"${{GLM4_BIND:-{host}}}:${{GLM4_PORT:-{deployment.port}}}:{inside}")
 
 
 def _or_variable(deployment: DeploymentSpec, name: str, value: str) -> str:
@@ -158,7 +163,8 @@ def _refuse_collisions(deployment: DeploymentSpec, beside: Iterable[Extra]) -> N
     services: list[tuple[str, set[str], list[str]]] = []
     for engine in deployment.replicas:
         names = {f"the name {engine.service}", f"the name {engine.container_name}"}
-        services.append(("the engine", names, [] if deployment.router else [f"port {deployment.port}"]))
+        own = not (deployment.router or deployment.through_gateway)
+        services.append(("the engine", names, [f"port {deployment.port}"] if own else []))
     if deployment.router:
         names = {"the name router", f"the name {deployment.router.container_name}"}
         services.append(("the router", names, [f"port {deployment.port}"]))

@@ -71,6 +71,7 @@ def _values(deployment: DeploymentSpec, settings: Settings) -> dict[str, Any]:
         "cache": CACHE,
         "tools_path": TOOLS,
         "claim": f"{_dns_name(deployment.project, 40)}-cache-{_digits(deployment.image)}",
+        "egress": settings.egress,
         "kit_version": __version__,
         "container_port": CONTAINER_PORT,
         "drain": DRAIN,

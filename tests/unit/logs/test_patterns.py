@@ -1,8 +1,10 @@
 """No line makes a pattern slow: every repetition is bounded, and none crosses a line."""
 
+import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -12,6 +14,7 @@ import pytest
 
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.logs import line, noise, reader
+from glm4_deploy.logs.line import LONGEST_END, LONGEST_LINE
 from glm4_deploy.text import ANSI
 
 OF_MODULES = {
@@ -61,26 +64,88 @@ def test_the_check_finds_an_unbounded_repetition() -> None:
     assert not list(unbounded(parser.parse(r"a(b|\d{1,9})c")))
 
 
+LENGTH = LONGEST_LINE + LONGEST_END  # characters that a pattern is ever given
+NOTICED = 0.04  # seconds of CPU time; most patterns need a hundredth of that for such a line
+STRAIGHT = 1.6  # of a growth of 1 (twice the line, twice the time) and of 2, the nearer
+
+
+def own_words(name: str, pattern: str) -> tuple[str, ...]:
+    """What a pattern looks for, as far as it can be read off it and off its row."""
+    row = {row.id: row for row in signatures()}.get(name.partition(" ")[0])
+    of_row = (*row.has, row.example) if row else ()
+    return tuple(dict.fromkeys((*of_row, *re.findall(r"[A-Za-z_ /]{4,}", pattern))))
+
+
+def lines_of(word: str, length: int) -> Iterator[str]:
+    """Lines made of one word, each of them a way to have a pattern start over and over."""
+    for filler in ("", " ", "1"):
+        unit = word + filler
+        yield (unit * (length // len(unit) + 1))[:length]
+    yield "(a" + " " * length + word
+    yield word + "x" * length
+    yield word + "1" * length
+
+
+def growth(pattern: re.Pattern[Any], word: str) -> float:
+    """The exponent by which the time of the slowest line grows with its length; 0 if no line is slow.
+
+    It stops at the first line that settles it.
+    """
+
+    def seconds(line: str) -> float:
+        text: Any = line if isinstance(pattern.pattern, str) else line.encode()
+        begin = time.process_time()
+        pattern.search(text)
+        return max(time.process_time() - begin, 1e-6)
+
+    worst = 0.0
+    for short, long in zip(lines_of(word, LENGTH // 4), lines_of(word, LENGTH), strict=True):
+        if (slow := seconds(long)) > NOTICED:
+            # The best of a few, so that a moment's interruption does not count.
+            again = 0 if slow > 5 * NOTICED else 3
+            slow = min([slow, *(seconds(long) for _ in range(again))])
+            worst = max(worst, math.log(slow / min(seconds(short) for _ in range(3)), 4) if slow > NOTICED else 0)
+            if worst > STRAIGHT:
+                break
+    return worst
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_its_own_words_repeated_make_no_pattern_slow(name: str) -> None:
+    pattern = PATTERNS[name]
+    text = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode()
+    slow = {word: exponent for word in own_words(name, text) if (exponent := growth(pattern, word)) > STRAIGHT}
+    assert not slow
+
+
+@pytest.mark.parametrize(
+    ("pattern", "word"),
+    [
+        (r"\([A-Za-z][\w.-]*[ ,]+[^()]*\bpid=\d+", "Error"),
+        (r"sm_\d+\w* is not compatible", "sm_"),
+        (r"with pid=.*\bprocess.*killed", "with pid= process "),
+    ],
+)
+def test_a_slow_pattern_is_found(pattern: str, word: str) -> None:
+    """Patterns that this project had."""
+    assert growth(re.compile(pattern), word) > STRAIGHT
+
+
 FEED = """
-import re, resource, sys
+import resource
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.logs.reader import LogReader
+reader = LogReader()
 for row in signatures():
-    patterns = row.regex + row.frames + row.about
-    words = [*row.has, row.example, *re.findall(r"[A-Za-z_ /]{4,}", patterns)]
-    reader = LogReader()
-    for word in dict.fromkeys(words):
-        for filler in ("", " ", "1"):
-            reader.feed((word + filler) * 1000)
-            reader.feed("ValueError: " + (word + filler) * 1000)
-        reader.feed("(a" + " " * 20_000 + word)
-        reader.feed(word + "x" * 20_000)
+    words = " ".join((*row.has, row.example))
+    reader.feed(words * (20_000 // len(words)))
+    reader.feed("ValueError: " + words * (20_000 // len(words)))
 print("done")
 """
 
 
-def test_its_own_words_repeated_make_no_pattern_slow() -> None:
-    """Five long lines for each of some two thousand words, within a minute of CPU time."""
+def test_the_whole_reader_takes_long_lines_of_every_failures_words() -> None:
+    """Five hundred long lines in some seconds; a minute of CPU time ends it."""
     done = subprocess.run([sys.executable, "-c", FEED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-500:]

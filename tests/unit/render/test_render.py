@@ -191,6 +191,60 @@ def test_an_extra_is_one_template_with_its_files_and_volumes(beside: Path, compo
     assert set(config["volumes"]) == {"cache", "side-data"}
 
 
+def networks_and_ports(extras: tuple[str, ...], *sets: str) -> dict[str, tuple[set[str], list[str]]]:
+    """Service → the networks it is on, the ports it publishes."""
+    made = rendered(resolve_spec({"profile": "cpu", "extras": list(extras)}, sets=sets))[COMPOSE]
+    services = yaml.safe_load(made)["services"]
+    return {name: (set(one.get("networks", ["default"])), one.get("ports", [])) for name, one in services.items()}
+
+
+EVERYTHING = ("gateway", "guard", "monitoring", "ui", "watch")
+
+
+@pytest.mark.parametrize(
+    ("extras", "sets", "closed"),
+    [
+        (("gateway",), (), True),
+        (EVERYTHING, (), True),
+        ((), ("replicas=2",), True),
+        (("gateway", "guard"), ("replicas=2",), True),
+        ((), (), False),
+        (("monitoring", "watch"), (), False),
+        (("gateway",), ("egress=true",), False),
+        ((), ("replicas=2", "egress=true"), False),
+        (("gateway",), ("env.HF_HUB_OFFLINE=0",), False),
+    ],
+)
+def test_an_engine_behind_another_service_has_no_way_out(
+    extras: tuple[str, ...], sets: tuple[str, ...], closed: bool
+) -> None:
+    services = networks_and_ports(extras, *sets)
+    engines = [name for name in services if name.startswith("glm4-9b-nvfp4")]
+    for name in engines:
+        assert services[name][0] == ({"engine"} if closed else {"default"})
+    # Docker publishes no port of a container that is only on an internal network.
+    for name, (networks, ports) in services.items():
+        assert "default" in networks or not ports, name
+    (owner,) = (
+        name for name, (_, ports) in services.items() if any(port.startswith("127.0.0.1:8080:") for port in ports)
+    )
+    front = "router" if "replicas=2" in sets else "gateway"
+    assert owner == (front if closed or front == "router" else engines[0])
+    for name in {"gateway", "guard", "ui", "watch", "prometheus", "router"} & services.keys():
+        assert ("engine" in services[name][0]) is closed, f"{name} must reach the engine"
+
+
+def test_the_gateway_passes_the_engines_own_port_only_where_it_publishes_it() -> None:
+    def sites(*sets: str) -> str:
+        return rendered(resolve_spec({"profile": "cpu", "extras": ["gateway"], "port": 8123}, sets=sets))[
+            "gateway/Caddyfile"
+        ]
+
+    assert "http://:{$ENGINE_PORT:8123}" in sites()
+    assert "ENGINE_PORT" not in sites("egress=true")
+    assert "ENGINE_PORT" not in sites("replicas=2")
+
+
 def test_the_chat_page_without_the_gateway_is_refused() -> None:
     with pytest.raises(UsageError) as refused:
         resolve_spec({"extras": ["ui"]})
