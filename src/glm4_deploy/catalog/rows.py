@@ -373,12 +373,13 @@ class Vocabulary:
     """What the words of a symptom mean.
 
     same: words in one list mean the same; the first stands for the others. ignored: they say nothing about a failure.
-    places: they say where it happens rather than what.
+    places: they say where it happens rather than what. field: only who speaks of an engine or its host says them.
     """
 
     same: tuple[tuple[str, ...], ...]
     ignored: frozenset[str]
     places: frozenset[str]
+    field: frozenset[str]
 
 
 @cache
@@ -388,6 +389,7 @@ def vocabulary() -> Vocabulary:
         same=tuple(map(tuple, table["words"])),
         ignored=frozenset(table["ignored"].split()),
         places=frozenset(table["places"]),
+        field=frozenset(table["field"].split()),
     )
 
 

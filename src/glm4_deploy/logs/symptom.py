@@ -39,9 +39,11 @@ def rows_for(said: str) -> tuple[LogFinding, ...]:
     A finding's `line` is an example of what the log says then; a failure that leaves no line has ''.
     """
     index = _index()
-    words = frozenset(_words(" ".join(map(index.spelled, _plain(said[:LONGEST])))))
+    plain = _plain(said[:LONGEST])
+    spelled = tuple(map(index.spelled, plain))
+    words = frozenset(_words(" ".join(spelled)))
     known = sum(word in index.rarity for word in words)
-    if known <= len(words) * KNOWN:
+    if known <= len(words) * KNOWN or _about_something_else(spelled, words, plain):
         return ()
     scores = {row: index.own(words, row) for row in index.texts}
     for symptom in symptoms():
@@ -52,6 +54,24 @@ def rows_for(said: str) -> tuple[LogFinding, ...]:
             scores[row] = max(own, named) + BOTH * min(own, named)
     best = sorted(scores, key=lambda row: -scores[row])[:MOST]
     return tuple(index.finding(row) for row in best if scores[row] >= max(LEAST, NEAR * scores[best[0]]))
+
+
+def _about_something_else(spelled: tuple[str, ...], words: frozenset[str], plain: list[str]) -> bool:
+    """Whether a sentence has a word that no row knows, and none that only this field has.
+
+    "The baby never stops crying" has the words of a loop. A misspelling counts as unknown beside other words: "printer"
+    is near "prints".
+    """
+    index = _index()
+    strange = any(word not in index.rarity for word in words) or (
+        len(words) > 1 and [*map(_stem, spelled)] != [*map(_stem, plain)]
+    )
+    return strange and not any(word in vocabulary().field or _is_code(word) for word in spelled)
+
+
+def _is_code(word: str) -> bool:
+    """`137`, `5090`, `121a`: a number that some row has."""
+    return len(word) > 2 and word[0].isdigit() and word in _index().spellings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

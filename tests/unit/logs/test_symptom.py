@@ -65,10 +65,28 @@ def test_words_that_say_nothing_find_nothing(said: str) -> None:
 @pytest.mark.parametrize(
     "said",
     ["how do I bake a chocolate cake", "the bread does not rise", "my garden needs water", "the soup boils over",
-     "the pan is stuck to the stove", "pizza too cold", "the printer is out of paper", "the fridge is full"],
+     "the pan is stuck to the stove", "pizza too cold", "the printer is out of paper", "the fridge is full",
+     "the washing machine stopped in the middle", "the milk went bad", "my key is stuck in the door",
+     "the phone freezes when it is cold outside", "the train is always late", "my memory is getting worse with age",
+     "my brain is out of memory", "the wifi at home is slow", "my printer does not respond", "the toilet is blocked",
+     "the movie repeats the same scene", "the game crashes at the start", "the camera cannot find the memory card",
+     "photoshop uses all of my memory", "the music is cut off at the end"],
 )  # fmt: skip
 def test_words_about_something_else_find_nothing(said: str) -> None:
     assert rows_for(said) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("the reply repeats each joke", "answers-loop"),
+        ("low throughput on wednesdays", "slow-answers"),
+        ("sparc freezes hard and needs a power cycle on wednesdays", "host-frozen"),
+        ("klingon characters in the middle", "answers-garbage"),
+    ],
+)
+def test_one_word_of_the_field_suffices_beside_words_that_no_row_knows(said: str, wanted: str) -> None:
+    assert wanted in ids(said)
 
 
 @pytest.mark.parametrize("row", symptoms(), ids=lambda row: row.id)
