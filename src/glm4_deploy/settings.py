@@ -219,7 +219,7 @@ class Settings(BaseModel):
     user: User | None = Field(None, description="UID or UID:GID that the engine runs as; null: the image's default")
     egress: bool = Field(
         False,
-        description="let the engine connect to the outside where it need not: in Kubernetes, behind a gateway or a router",
+        description="let the engine connect to the outside in Kubernetes, and behind a gateway or a router",
     )
     gateway_host: Name = Field("localhost", description="host name by which clients reach the gateway")
     gateway_bind: Address = Field("127.0.0.1", description="host address that the gateway is published on")

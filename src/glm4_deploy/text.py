@@ -170,40 +170,83 @@ MIN_SECRET_LENGTH = 6  # a log may contain a shorter value for other reasons
 _QUOTED = r"""(?:'[^'\n]*'?|"[^"\n]*"?)"""
 _KEYWORDS = (
     r"(?:api[ _-]?keys?|access[_-]?key|private[_-]?key|token|secret|(?:pg)?passw(?:or)?d|passphrase|credentials?"
-    r"|cookie)"
+    r"|cookie|(?:client|tls)[_-]key[_-]data|(?<=_)pass)"
 )
 _VOCABULARY = r"(?:bos|eos|pad|unk|cls|sep|mask)[_-]"  # eos_token is part of the vocabulary, not a secret
-_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_KEYWORDS}['\"]?)"
+_NAME = rf"(?:(?<![A-Za-z0-9_])(?!{_VOCABULARY})(?:[A-Za-z0-9]+[_-]){{0,16}}{_KEYWORDS}\\{{0,3}}['\"]?)"
 _VALUE = (
-    rf"(?:\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|\[[^\[\]'\"\n]+\]?|{_QUOTED}"
+    r"(?:\\{1,3}['\"][^'\"\\\n]*"  # a quote that JSON in JSON escapes
+    rf"|\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})*(?:\s*\]|[^\]\n]*)|\[[^\[\]'\"\n]+\]?|{_QUOTED}"
     r"|(?!None\b|null\b|\[)[^\s,;'\"()\[\]{}]+)"
 )
 _BEGIN = r"(?:\b|(?<=[0-9;\[]m))"  # of a word, or after the code of a color
+# Tokens recognisable by how they begin, as their issuers document them. A prefix that could begin a word of a log
+# comes with the length of what follows.
+_PREFIXED = (
+    # model hubs and APIs, experiment trackers, rented GPUs
+    r"hf_|api_org_|sk-|nvapi-|gsk_|xai-|pplx-|r8_|lsv2_(?:pt|sk)_|rpa_|fw_(?=\w{20})|ABSK(?=\w{60})"
+    # code and packages
+    r"|gh[pousr]_|github_pat_|gl(?:pat|rt|dt|ptt|cbt|ft|soat|imt|agent|oas)-|GR1348941|AT(?:BB|ATT3|CTT3)|pypi-|rubygems_"
+    r"|CLOJARS_|cio(?=[A-Za-z0-9]{32}\b)|oy2(?=[a-z0-9]{43}\b)|AKCp(?=\w{40})|cmVmdGtu(?=\w{40})|sq[apu]_|dckr_[po]at_"
+    # clouds, monitoring, infrastructure
+    r"|GOCSPX-|ya29\.|do[opr]_v1_|v1\.0-(?=[0-9a-f]{24}-)|fo1_|fm[12]_|dapi(?=[0-9a-f]{32})|hv[bsr]\.|tskey-|pul-(?=[0-9a-f]{40})"
+    r"|dp\.(?:pt|st|ct|sa|scim|audit)\.|gl(?:sa|c)_(?=\w{20})|eyJrIjoi(?=\w{40})|NR(?:AK|JS|II)-|sntry[su]_|AGE-SECRET-KEY-1|pscale_|sbp_|sb_secret_"
+    # messages, payment, offices
+    r"|xox[abceposr]-|xapp-|SG\.|[sr]k_(?:live|test)_|whsec_|xkeysib-|key-(?=[0-9a-f]{32}\b)|SK(?=[0-9a-f]{32}\b)|PMAK-|shp(?:at|ca|pa|ss)_"
+    r"|figd_|lin_api_|ntn_(?=\w{30})|secret_(?=[A-Za-z0-9]{43}\b)"
+)
+_WEBHOOK = (
+    r"hooks\.slack\.com/(?:services|workflows|triggers)/|discord(?:app)?\.com/api/webhooks/[0-9]{1,25}/"
+    r"|api\.telegram\.org/bot|webhook\.office\.com/webhookb2/"
+)
+_USER = r"['\"]?[^\s:'\"]{0,100}:"
+_WORDS = r"[^\n|;&]{0,300}?"  # of one command
+_LOGIN = r"(?:docker|podman|nerdctl|buildah|skopeo|helm|oras|crane|regctl|cosign|az)\b" + _WORDS + r"\blogin"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    # Tokens recognisable by their prefix, as their issuers document them: Hugging Face, OpenAI's style, NVIDIA, GitHub,
-    # GitLab, AWS, Google, Slack, Docker Hub, npm, PyPI, Vault, Replicate, Groq, Stripe, SendGrid, Tailscale; JSON web
-    # tokens and private keys.
-    (
-        re.compile(
-            rf"{_BEGIN}(?:hf_|sk-|nvapi-|gh[pousr]_|github_pat_|gl(?:pat|rt|dt|ptt)-|xox[abposr]-|xapp-|dckr_[po]at_|pypi-"
-            r"|hv[sb]\.|r8_|gsk_|[sr]k_live_|SG\.|tskey-|ya29\.)[A-Za-z0-9_.-]{8,}"
-        ),
-        MASK,
-    ),
+    (re.compile(rf"{_BEGIN}(?:{_PREFIXED})[A-Za-z0-9_.~=-]{{8,}}"), MASK),
     (
         re.compile(
             rf"{_BEGIN}(?:npm_[A-Za-z0-9]{{36}}\b|(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{{16}}\b|AIza[A-Za-z0-9_-]{{35}}"
+            r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_-]{40,}"  # Terraform
+            r"|[A-Za-z0-9_~.-]{3}[78]Q~[A-Za-z0-9_~.-]{31,40}"  # Azure
+            r"|[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}\b"  # Discord
             r"|glm4-[A-Za-z0-9_-]{43,})"  # of this kit's gateway
         ),
         MASK,
     ),
+    (re.compile(rf"({_WEBHOOK})[A-Za-z0-9_/:@.-]{{16,}}"), rf"\1{MASK}"),
+    # A password as a command's argument, with or without a space before it.
+    (re.compile(rf"(\b{_LOGIN}\b{_WORDS}\s-p[ =]?){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(\b(?:sshpass|twine)\b{_WORDS}\s-p\s?){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(\b(?:mysql\w{{0,10}}|mariadb[\w-]{{0,10}}|7za?)\b{_WORDS}\s-p){_VALUE}"), rf"\1{MASK}"),
+    (
+        re.compile(
+            rf"(\b(?:redis-cli\b{_WORDS}\s-a|sqlcmd\b{_WORDS}\s-P|ldap[a-z]{{1,10}}\b{_WORDS}\s-w)\s{{1,3}}){_VALUE}"
+        ),
+        rf"\1{MASK}",
+    ),
+    (re.compile(rf"(\bcurl\b{_WORDS}\s(?:-u|-U|--user|--proxy-user)[ =]?{_USER})(?!//)[^\s'\"]+"), rf"\1{MASK}"),
+    (re.compile(rf"(\becho\s(?:-n\s)?){_VALUE}(?=\s{{0,3}}\|[^\n]{{0,60}}\blogin\b)"), rf"\1{MASK}"),
+    (re.compile(rf"(\blogin\s[^\s]{{1,100}}\s{{1,3}}password\s{{1,3}}){_VALUE}"), rf"\1{MASK}"),  # .netrc
+    (re.compile(r"(\bwandb\s+login\s+)(?:[A-Za-z0-9]{1,10}-)?[0-9a-f]{40}\b"), rf"\1{MASK}"),
+    (re.compile(rf"(\bset\sapi-key\s+){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(r"(\s-pass(?:in|out)?\s+pass:)[^\s'\"]+"), rf"\1{MASK}"),
+    # Names that are written together: connection strings of Azure, npm's configuration, Docker's.
+    (re.compile(rf"((?:Account|SharedAccess|Storage)Key\s?=\s?){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"((?<![A-Za-z0-9])_(?:authToken|password|auth)\s?=\s?){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(r"""(\\{0,3}"auth\\{0,3}"\s?:\s?\\{0,3}")[A-Za-z0-9+/=]{8,}"""), rf"\1{MASK}"),
     (re.compile(rf"{_BEGIN}eyJ[A-Za-z0-9_-]{{5,2000}}\.[A-Za-z0-9_-]{{5,8000}}\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)[^-]{0,20000}(-----END|)"), rf"\1{MASK}\2"),
     (re.compile(r"(?i)\b(Bearer|Basic)[ =]+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
     (re.compile(r"""(?i)(\b(?:authorization|cookie)['"]?\s*[:=]\s*['"]?)[^\s'",;}][^'",}\n]*"""), rf"\1{MASK}"),
-    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]*:[^\s/@]+@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]{0,200}:[^\s/]{1,500}@"), rf"\1{MASK}@"),
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/:@]{8,}@"), rf"\1{MASK}@"),
-    (re.compile(r"(?i)([?&](?:key|sig|signature|auth|code)=)[^&\s'\"]{6,}"), rf"\1{MASK}"),
+    (
+        re.compile(
+            r"(?i)([?&](?:key|sig|(?:x-(?:amz|goog)-)?signature|x-(?:amz|goog)-(?:credential|security-token)|auth|code)=)[^&\s'\"]{6,}"
+        ),
+        rf"\1{MASK}",
+    ),
     (re.compile(r"""(SecretStr\(\s*['"])(?!\*)[^'"\n]*"""), rf"\1{MASK}"),
     (re.compile(rf"(?i)((?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-]){{0,4}}pwd['\"]?\s*[:=]\s*)(?!/){_VALUE}"), rf"\1{MASK}"),
     # NAME=value, `'api_key': ['x', 'y']` as vLLM logs its arguments, and `--api-key value`.

@@ -51,7 +51,8 @@ def gateway(engine: str, directory: Path, *, engine_key: str = "", sets: tuple[s
     port, inner, keys, data = free_port(), free_port(), directory / "keys", directory / "data"
     keys.mkdir()
     environment = os.environ | {
-        "GATEWAY_PORT": str(port), "ENGINE_PORT": str(free_port()), "ENGINE": engine, "AUTHORISER": f"127.0.0.1:{inner}",
+        "GATEWAY_PORT": str(port), "ENGINE_PORT": str(free_port()), "ENGINE": engine,
+        "AUTHORISER": f"127.0.0.1:{inner}",
         "XDG_DATA_HOME": str(data), "XDG_CONFIG_HOME": str(directory / "config"),
         "ENGINE_KEY_FILE": str(directory / "engine.key"),
     }  # fmt: skip

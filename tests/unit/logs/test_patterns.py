@@ -15,7 +15,7 @@ import pytest
 from glm4_deploy.catalog.rows import signatures
 from glm4_deploy.logs import line, noise, reader
 from glm4_deploy.logs.line import LONGEST_END, LONGEST_LINE
-from glm4_deploy.text import ANSI
+from glm4_deploy.text import _RULES, ANSI
 
 OF_MODULES = {
     f"{module.__name__}.{name}": pattern
@@ -30,6 +30,7 @@ OF_ROWS = {
     if (pattern := getattr(row, field))
 }
 OF_NOISE = {f"noise {number}": row[2] for number, row in enumerate(noise._NOISE)}
+OF_REDACTION = {f"redact {number}": rule[0] for number, rule in enumerate(_RULES)}
 PATTERNS = {**OF_MODULES, **OF_ROWS, **OF_NOISE, "ANSI": ANSI}
 
 
@@ -110,9 +111,9 @@ def growth(pattern: re.Pattern[Any], word: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [*PATTERNS, *OF_REDACTION])
 def test_its_own_words_repeated_make_no_pattern_slow(name: str) -> None:
-    pattern = PATTERNS[name]
+    pattern = (PATTERNS | OF_REDACTION)[name]
     text = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode()
     slow = {word: exponent for word in own_words(name, text) if (exponent := growth(pattern, word)) > STRAIGHT}
     assert not slow
