@@ -91,7 +91,7 @@ class PortTaken(DeployError):
 
 class ModelMissing(DeployError):
     exit_code = 9
-    meaning = "the model directory is missing, empty or unreadable"
+    meaning = "the model directory is missing, empty or unreadable, or a hub does not have the model for you"
 
 
 class CheckpointRefused(DeployError):

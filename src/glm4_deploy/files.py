@@ -25,6 +25,18 @@ def template_path(name: str) -> Path:
     return found
 
 
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+HUB_ID = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,127}}))?")  # OWNER/NAME[@REVISION]
+
+
+def hub_id_of(path: Path) -> str | None:
+    """A model's id on a hub, given where a directory is wanted: `OWNER/NAME`, and no such directory."""
+    if path.is_absolute() and path.is_relative_to(Path.cwd()) and path.parts[1:-2]:  # settings have it made absolute
+        path = path.relative_to(Path.cwd())
+    there = path.exists() or (path.parts and Path(path.parts[0]).exists())
+    return str(path) if not there and HUB_ID.fullmatch(str(path)) else None
+
+
 def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
     """Write the whole text as UTF-8, or nothing. Raises StorageError."""
     write_bytes(path, text.encode(), mode=mode)

@@ -26,6 +26,7 @@ from glm4_deploy.checkpoint.header import (
     read_header,
 )
 from glm4_deploy.errors import ModelMissing
+from glm4_deploy.files import hub_id_of
 
 INDEX = "model.safetensors.index.json"
 # name -> largest plausible size. GLM-4's tokenizer.json has 20 MB.
@@ -159,6 +160,17 @@ class Checkpoint:
         return digest.hexdigest()[:12]
 
 
+def no_checkpoint(directory: Path, what: str = "checkpoint") -> ModelMissing:
+    """The error for a directory that does not exist: a hub's id in its place is recognised."""
+    found = hub_id_of(directory)
+    if found is None:
+        return ModelMissing(f"no {what} at {directory}", hint=("check the path", "to fetch one: glm4-deploy pull"))
+    return ModelMissing(
+        f"no {what} at {directory}: {found} is a model's id on a hub, and a directory is needed",
+        hint=f"fetch it: glm4-deploy pull {found}; then give the directory that it names",
+    )
+
+
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read a checkpoint directory. Symlinks out of it are not followed, except into the blobs of a hub cache.
 
@@ -232,7 +244,7 @@ class _Reader:
         try:
             names = sorted(entry.name for entry in self.directory.iterdir())
         except FileNotFoundError:
-            raise ModelMissing(f"no checkpoint at {self.directory}", hint="check the path") from None
+            raise no_checkpoint(self.directory) from None
         except NotADirectoryError:
             raise ModelMissing(
                 f"{self.directory} is a file, not a directory", hint="give the directory that has config.json"

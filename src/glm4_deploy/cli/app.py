@@ -64,6 +64,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "fleet": ("watch", "Check many engines at once, by address or through SSH."),
     },
     "Before you start": {
+        "pull": ("pull", "Fetch the checkpoint from a model hub, and check every byte of it."),
         "plan": ("plan", "Show what a GPU's memory will hold."),
         "doctor": ("host", "Check whether this host can run the deployment."),
         "audit": ("host", "Find risks in a vLLM Compose file, with severity and fix."),

@@ -138,20 +138,26 @@ class Progress:
 class BytesProgress:
     """Bytes done of the total: one rewritten line on a terminal, else a line every 10 %."""
 
-    def __init__(self, word: str) -> None:
-        self._word = word
+    def __init__(self, word: str, *, rate: bool = False) -> None:
+        """rate: show how fast it goes, in GB as networks and hubs count."""
+        self._word, self._rate, self._first = word, rate, 0
         self._live = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._shown = -1
 
     def __call__(self, done: int, total: int) -> None:
+        if self._shown < 0 and not self._first:
+            self._first = done  # there already, from an earlier run
         percent = 100 * done // max(total, 1)
         step = percent if self._live else percent // 10 * 10
         seconds = time.monotonic() - self._begin
         if step == self._shown or seconds < QUIET_S:
             return
         self._shown = step
-        line = f"{self._word} {step:3} %  {done / 2**30:.2f} of {total / 2**30:.2f} GiB  {seconds:.0f} s"
+        sizes = f"{done / 2**30:.2f} of {total / 2**30:.2f} GiB"
+        if self._rate:
+            sizes = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {(done - self._first) / 1e6 / seconds:.0f} MB/s"
+        line = f"{self._word} {step:3} %  {sizes}  {seconds:.0f} s"
         start, end = ("\r", "\n" if done >= total else "") if self._live else ("", "\n")
         sys.stderr.write(f"{start}{line}{end}")
         sys.stderr.flush()

@@ -12,7 +12,7 @@ from glm4_deploy.catalog.images import default_image
 from glm4_deploy.catalog.rows import profiles as rows
 from glm4_deploy.cli.params import NO_GPU, Json, Requested, host_profile, with_settings
 from glm4_deploy.errors import Judged, UsageError
-from glm4_deploy.files import read_text, write_text
+from glm4_deploy.files import hub_id_of, read_text, write_text
 from glm4_deploy.render.targets import TARGETS, render_target
 
 
@@ -43,6 +43,10 @@ def render(
     router_warnings = plan.deployment.router_warnings if target == "compose" else ()
     for warning in (*plan.deployment.warnings, *router_warnings):
         typer.echo(f"warning: {warning}", err=True)
+    if (found := hub_id_of(Path(plan.settings.model_dir))) is not None:
+        typer.echo(
+            f"warning: model_dir {found} is a model's id on a hub: glm4-deploy pull {found} fetches it", err=True
+        )
     if diff is not None or check:
         _compare(_placed(files, str(diff) if diff else output), check=check)
     elif output is not None:

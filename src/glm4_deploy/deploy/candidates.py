@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4_deploy.catalog.rows import Version, parse_version, profiles
+from glm4_deploy.checkpoint.read import no_checkpoint
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.caches import CacheMaker, host_file, missing_volumes, own_names
 from glm4_deploy.deploy.compose_cli import Compose, find_compose
@@ -53,7 +54,7 @@ def check_model_directory(directory: Path) -> None:
     try:
         names = {entry.name for entry in directory.iterdir()}
     except FileNotFoundError:
-        raise ModelMissing(f"no model directory at {directory}", hint=hint) from None
+        raise no_checkpoint(directory, "model directory").advise(hint) from None
     except OSError as error:
         raise ModelMissing(f"cannot read the model directory {directory}: {error.strerror}", hint=hint) from None
     if not names:
