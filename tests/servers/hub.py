@@ -8,7 +8,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -155,7 +155,8 @@ def _handler(hub: Hub, origin: str) -> type[http.server.BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(2)
                 return
-            self.wfile.write(data[start:])
+            with suppress(ConnectionError):  # the client has enough
+                self.wfile.write(data[start:])
 
         def _json(self, value: object) -> None:
             body = json.dumps(value).encode()
