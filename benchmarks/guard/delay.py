@@ -209,7 +209,7 @@ def measure(options: argparse.Namespace) -> None:
             words: dict[str, tuple[str, ...]] = {
                 "directly": (*me, "replay", str(port)),
                 "httpx": (*me, "bare", str(port), url),
-                "Caddy": ("caddy", "reverse-proxy", "--from", f"http://127.0.0.1:{port}", "--to", url),
+                "Caddy": ("caddy", "reverse-proxy", "--from", f"http://:{port}", "--to", url),
             }
             mode = ("--mode", way.rpartition(" ")[2], "--port", str(port), "--metrics-port", str(free_port()))
             pids[way] = running.enter_context(process(*words.get(way, (*guard, *mode)), port=port))

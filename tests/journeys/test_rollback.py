@@ -1,5 +1,9 @@
 """A second deployment that fails is replaced by the last good one; a rollback goes back to the one that was named."""
 
+import pytest
+
+from glm4_deploy.errors import RollbackFailed
+from glm4_deploy.watch.restart import roll_back
 from journeys.kit import GOOD, Kit, alive
 
 
@@ -106,3 +110,19 @@ def test_a_rollback_with_nothing_to_go_back_to_changes_nothing(kit: Kit) -> None
         assert kit.run("rollback", *words).code == 2
     assert kit.status() == before
     assert kit.recorded == [good]
+
+
+def test_the_watch_puts_the_last_good_release_back_through_its_gate(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in kit.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(kit.directory)
+    state = kit.directory / ".glm4"
+    kit.good_release()
+    with pytest.raises(RollbackFailed, match="there is no good release to go back to"):
+        roll_back(state)
+    good = kit.recorded[0]
+    kit.good_release("--set", "max_num_seqs=8")
+    back = roll_back(state)
+    assert kit.releases()[-1]["id"] == kit.status()["release"] == back
+    assert kit.releases()[-1]["restores"] == good
+    assert kit.run("smoke").code == 0

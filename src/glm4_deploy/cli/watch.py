@@ -54,6 +54,14 @@ def watch(
         bool,
         typer.Option("--restart", help="Restart the engine's container when it hangs, produces garbage or has ended."),
     ] = False,
+    rollback: Annotated[
+        bool,
+        typer.Option(
+            "--rollback",
+            help="As --restart; and if it produces garbage again within an hour of a restart, put the last good "
+            "release back, once a day.",
+        ),
+    ] = False,
     backoff: Annotated[
         float, typer.Option(min=1, max=3600, help="Seconds before a second restart; doubles each time.")
     ] = 60.0,
@@ -72,7 +80,7 @@ def watch(
 ) -> None:
     """Watch a running engine and publish its verdict.
 
-    It judges progress and answers. Without --restart it changes nothing.
+    It judges progress and answers. Without --restart or --rollback it changes nothing.
 
     Example: glm4-deploy watch --json
     """
@@ -83,13 +91,17 @@ def watch(
         interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0, sick_share=sick_share
     )
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
+    restart = restart or rollback
     if base_url is None or restart:
         _one_engine(state_dir)
+    if rollback and container is not None:
+        raise UsageError("--rollback and --container exclude each other", hint="a release has a container of its own")
     target = make_target(base_url, model, api_key_file, stall, state_dir=state_dir)
     beside = ProbeTarget(base_url=guard) if guard else None
     # Raises for a wrong address or key before anything starts.
     _ = (target.root, target.key, beside and beside.root)
-    policy, keeper = _restarter(container, state_dir, backoff, max_restarts, grace) if restart else (None, None)
+    rules = Rules(backoff_s=backoff, ceiling=max_restarts, grace_s=grace, rollbacks=int(rollback))
+    policy, keeper = (Policy(rules), _keeper(container, state_dir)) if restart else (None, None)
     emit = _event_printer(json_)
     end = serve(exporter, listen, port)
     try:
@@ -117,12 +129,9 @@ def _one_engine(state_dir: Path) -> None:
         )
 
 
-def _restarter(
-    container: str | None, state_dir: Path, backoff: float, ceiling: int, grace: float
-) -> tuple[Policy, ContainerKeeper]:
+def _keeper(container: str | None, state_dir: Path) -> ContainerKeeper:
     endpoint = (load_record(state_dir) or expected_record(resolve_spec({}))).endpoint
-    keeper = ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
-    return Policy(Rules(backoff_s=backoff, ceiling=ceiling, grace_s=grace)), keeper
+    return ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
 
 
 def _verdicts(

@@ -1,1 +1,1 @@
-"""Watch a running engine by its progress, and restart it. May import `deploy`, `probe`, `plan`, `detect`, `host`."""
+"""Watch an engine by its progress, and restart it. May import `deploy`, `probe`, `plan`, `detect`, `host`, `run`."""

@@ -41,6 +41,7 @@ class Exporter:
         self.requests = counter("requests", "HTTP requests to the engine, by kind", "kind")
         self.restarts = counter("restarts", "Restarts of the engine by this watch")
         self.given_up = gauge("restarts_given_up", "1 if the limit of restarts is reached")
+        self.rollbacks = counter("rollbacks", "Times that this watch put the last good release back, or tried to")
         self.gpu_used = gauge("gpu_memory_used_bytes", "GPU memory in use, if the driver reports it", "gpu")
         self.gpu_heat = gauge("gpu_temperature_celsius", "GPU temperature, if the driver reports it", "gpu")
 
@@ -63,6 +64,10 @@ class Exporter:
         if name not in self._reported:
             self._reported[name] = Gauge(f"glm4_watch_{name}", text, registry=self.registry)
         self._reported[name].set(value)
+
+    def guard(self, *, read: bool) -> None:
+        """Publish whether the guard's counters could be read; without a guard there is no series."""
+        self._report("guard_read", "1 if the guard's counters can be read, 0 if not", float(read))
 
     def canary(self, canary: CanaryResult) -> None:
         self.canaries.labels(canary.outcome.value).inc()

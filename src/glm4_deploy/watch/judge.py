@@ -147,6 +147,7 @@ class Judge:
         self._corrupt = self._warm = False
         self._stuck = self._fault = ""  # why it seems hung; what the last bad answer was
         self._answers: deque[AnswerCounts] = deque()
+        self.unread = ""  # why the guard's counts cannot be read
 
     def restarted(self, at: float) -> None:
         """The engine was restarted: forget what was observed of the old one, and grant the new one its grace period."""
@@ -164,7 +165,16 @@ class Judge:
         if self._answers and counts.judged < self._answers[-1].judged:
             self._answers.clear()  # the guard was restarted
         self._answers.append(counts)
-        while counts.at - self._answers[0].at > self.limits.sick_window_s:
+        self.unread = ""
+        self._forget_answers(counts.at)
+
+    def no_answers(self, why: str, at: float) -> None:
+        """The guard cannot be read: what it counted before stays true until it is too old."""
+        self.unread = why
+        self._forget_answers(at)
+
+    def _forget_answers(self, at: float) -> None:
+        while self._answers and at - self._answers[0].at > self.limits.sick_window_s:
             self._answers.popleft()
 
     def _sick_answers(self) -> str:
@@ -263,7 +273,8 @@ class Judge:
         return State.OK, load + self._doubt()
 
     def _doubt(self) -> str:
-        return f"; one bad answer, not confirmed yet ({self._fault})" if self._sick else ""
+        unread = f"; what the guard finds is unknown ({self.unread})" if self.unread else ""
+        return unread + (f"; one bad answer, not confirmed yet ({self._fault})" if self._sick else "")
 
     def _unanswered(self, sample: MetricsSample) -> tuple[State, str]:
         starting = not self._answered and sample.at - self._began < self.limits.start_grace_s

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any, Protocol
 
 from glm4_deploy.detect import scan
-from glm4_deploy.errors import DeployError
+from glm4_deploy.errors import DeployError, RollbackFailed
 from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.probe.answers import ChatAnswer, FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget, Reply
@@ -40,6 +40,13 @@ from glm4_deploy.watch.judge import (
     WatchVerdict,
 )
 from glm4_deploy.watch.restart import Keeper, Policy
+
+
+class EventWriter(Protocol):
+    """Writes one event; see cli/watch.py."""
+
+    def __call__(self, event: str, /, **fields: Any) -> None: ...
+
 
 # One scrape of the engine: GET /metrics, and /v1/models only if /metrics leaves open which engine answers. Then
 # GET /health: a server that outlives its engine (VLLM_KEEP_ALIVE_ON_ENGINE_DEATH=1) still shows its last counters.
@@ -119,18 +126,36 @@ async def _check_identity(
 
 # One scrape of a guard, if there is one in front of the engine.
 
-GUARD_ANSWERS = "glm4_guard_answers_total"
+GUARD_ANSWERS = "glm4_guard_answers_total"  # one series per outcome, once there is an answer
+GUARD_STREAMS = "glm4_guard_streams"  # always there
 
 
-async def read_answers(client: Client) -> AnswerCounts | None:
-    """What the guard has counted; None if it does not say. That proves nothing about the engine."""
+async def read_answers(client: Client) -> AnswerCounts | str:
+    """What the guard has counted, or why that is unknown, which proves nothing about the engine."""
     try:
         reply = await client.get("/metrics", timeout_s=SCRAPE_S)
-        outcomes = parse_metrics(reply.text).by(GUARD_ANSWERS, "outcome") if reply.status == 200 else {}
-    except Exception:  # noqa: BLE001 (no answer may end the watch)
-        return None
+        metrics = parse_metrics(reply.text)
+        if reply.status != 200 or metrics.sum(GUARD_STREAMS) is None:
+            return f"GET /metrics: HTTP {reply.status} without a guard's counters"
+        outcomes = metrics.by(GUARD_ANSWERS, "outcome")
+    except RequestFailure as failure:
+        return f"GET /metrics: {failure.detail}"
+    except Exception as error:  # noqa: BLE001 (no answer may end the watch)
+        return _unreadable(error)
     judged = sum(outcomes.values())
     return AnswerCounts(at=time.monotonic(), judged=judged, sick=judged - outcomes.get("sound", 0.0))
+
+
+async def _ask_guard(client: Client, judge: Judge, exporter: Exporter, emit: EventWriter) -> None:
+    """Tell the judge what the guard counts; report when that becomes unknown, and when it is known again."""
+    seen, before = await read_answers(client), judge.unread
+    if isinstance(seen, AnswerCounts):
+        judge.answers(seen)
+    else:
+        judge.no_answers(seen, time.monotonic())
+    exporter.guard(read=not judge.unread)
+    if bool(judge.unread) != bool(before):
+        emit("guard", state="unknown" if judge.unread else "read again", why=judge.unread)
 
 
 # Canaries: small generations on a schedule, within a budget: sums with known answers, and free texts for the detector.
@@ -260,12 +285,6 @@ HEARTBEAT_S = 3600.0  # between two reports of an unchanged state
 DOUBTFUL = frozenset({CanaryOutcome.SICK, CanaryOutcome.BROKEN, CanaryOutcome.SILENT})
 
 
-class EventWriter(Protocol):
-    """Writes one event; see cli/watch.py."""
-
-    def __call__(self, event: str, /, **fields: Any) -> None: ...
-
-
 async def judge_engine(
     target: ProbeTarget,
     limits: Limits,
@@ -282,8 +301,8 @@ async def judge_engine(
         try:
             while True:
                 begin = time.monotonic()
-                if beside is not None and (counts := await read_answers(beside)):
-                    judge.answers(counts)
+                if beside is not None:
+                    await _ask_guard(beside, judge, exporter, emit)
                 sample = await read_sample(client, target.model, begin, min(SCRAPE_S, limits.stall_s / 3))
                 exporter.requests.labels("look").inc()
                 starts = judge.starts
@@ -373,12 +392,18 @@ async def _restart_if_allowed(
             if why_not and why_not.split(" ")[:2] != last_reason.split(" ")[:2]:
                 emit("left-alone", state=verdict.state.value, why=why_not)
             return why_not
+        if policy.rolls_back(verdict.state, at):
+            emit("rolling-back", state=verdict.state.value, why=f"a restart did not help: {verdict.why}")
+            policy.rolled_back(at)
+            exporter.rollbacks.inc()
+            emit("rolled-back", release=await asyncio.to_thread(keeper.roll_back, verdict.why))
+            return ""
         emit("restarting", state=verdict.state.value, why=verdict.why)
-        policy.done(at)
+        policy.done(at, verdict.state)
         log = await asyncio.to_thread(keeper.restart, verdict.why)
     except DeployError as error:
         if error.message != last_reason:
-            emit("restart-failed", why=error.message)
+            emit("rollback-failed" if isinstance(error, RollbackFailed) else "restart-failed", why=error.message)
         return error.message
     exporter.restarts.inc()
     emit("restarted", log=str(log), of_last_hour=policy.recent(at), ceiling=policy.rules.ceiling)

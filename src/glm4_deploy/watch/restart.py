@@ -1,10 +1,13 @@
 """Restart the engine's container on request (`watch --restart`): log kept first, backoff, a limit per hour.
 
-A container that somebody stopped is left alone.
+With `--rollback`, an engine that babbles again within an hour of its restart is replaced by the last good release, at
+most once a day. A container that somebody stopped is left alone.
 """
 
 import json
+import sys
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +18,10 @@ from docker.models.containers import Container
 
 from glm4_deploy.deploy.docker import ContainerState, connect, find_container, state_of
 from glm4_deploy.deploy.state import hold_lock
-from glm4_deploy.errors import DeployError
+from glm4_deploy.errors import DeployError, RollbackFailed
 from glm4_deploy.files import write_text
+from glm4_deploy.run import run_program
+from glm4_deploy.text import one_line
 from glm4_deploy.watch.judge import State
 
 RESTARTABLE = frozenset(
@@ -25,6 +30,8 @@ RESTARTABLE = frozenset(
 TAIL_LINES = 5000
 KEPT_LOGS = 10
 STOP_S = 30
+DAY_S = 86_400.0
+ROLLBACK_S = 4 * 3600.0  # `rollback` has a limit for each start; this one only ends what hangs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +42,13 @@ class Rules:
         backoff_s: pause after a restart; doubles with each restart of the last hour.
         ceiling: restarts per hour.
         grace_s: how long a start may take.
+        rollbacks: per day.
     """
 
     backoff_s: float = 60.0
     ceiling: int = 3
     grace_s: float = 900.0
+    rollbacks: int = 0
 
 
 class Policy:
@@ -48,9 +57,25 @@ class Policy:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._done: deque[float] = deque()
+        self._babbled: float | None = None  # when it was last restarted for that
+        self._rolled_back: list[float] = []
 
-    def done(self, at: float) -> None:
+    def done(self, at: float, state: State) -> None:
+        """It was restarted."""
         self._done.append(at)
+        if state is State.BABBLING:
+            self._babbled = at
+
+    def rolled_back(self, at: float) -> None:
+        """A rollback was tried; whatever runs now gets its own restart first."""
+        self._rolled_back.append(at)
+        self._babbled = None
+
+    def rolls_back(self, state: State, at: float) -> bool:
+        """Whether to put the last good release back, rather than restart: it babbles again, and none was this day."""
+        if state is not State.BABBLING or self._babbled is None or at - self._babbled >= 3600:
+            return False
+        return sum(at - one < DAY_S for one in self._rolled_back) < self.rules.rollbacks
 
     def recent(self, at: float) -> int:
         """Restarts in the last hour."""
@@ -77,7 +102,7 @@ class Policy:
         if up_s is not None and up_s < self.rules.grace_s and (state is not State.BABBLING or up_s < since_s):
             return f"it started {up_s:.0f} s ago and may take {self.rules.grace_s:.0f} s"
         recent = self.recent(at)
-        if recent >= self.rules.ceiling:
+        if recent >= self.rules.ceiling and not self.rolls_back(state, at):
             return f"restarted {recent} times within an hour, the ceiling: it needs a person"
         wait = self.rules.backoff_s * 2 ** (recent - 1) if recent else 0.0
         remaining = wait - (at - self._done[-1]) if recent else 0.0
@@ -99,6 +124,7 @@ class Keeper(Protocol):
 
     def state(self) -> ContainerState | None: ...
     def restart(self, why: str) -> Path: ...
+    def roll_back(self, why: str) -> str: ...
 
 
 class ContainerKeeper:
@@ -131,6 +157,19 @@ class ContainerKeeper:
                 raise DeployError(f"docker restart failed: {str(error)[:200]}") from error
         return log
 
+    def roll_back(self, why: str) -> str:
+        """Store the end of its log, then put the last good release back. Returns the id of the release that serves.
+
+        Raises:
+            DeployError: another glm4-deploy is running, or the log cannot be stored; nothing was changed.
+            RollbackFailed: see `roll_back`.
+        """
+        with hold_lock(self._directory, "watch --rollback"):
+            container = self._container()
+            if container is not None:
+                self._store_log(container, why)
+        return roll_back(self._directory)
+
     def _container(self) -> Container | None:
         try:
             if self._name is None:
@@ -153,3 +192,18 @@ class ContainerKeeper:
         for old in sorted(folder.glob("restart-*.log"))[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
         return path
+
+
+def roll_back(directory: Path) -> str:
+    """Run `glm4-deploy rollback` to the last good release that differs, gate included. Returns the new release's id.
+
+    Raises:
+        RollbackFailed: there is none, it did not pass, or another glm4-deploy is running. The message says what serves.
+    """
+    words = ("rollback", "--state-dir", str(directory), "--json")
+    done = run_program(sys.executable, "-m", "glm4_deploy", *words, timeout=ROLLBACK_S)
+    if done.ok:
+        with suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(done.stdout)["release"])
+    said = [line for line in done.stderr.splitlines() if line.startswith("glm4-deploy: ")]
+    raise RollbackFailed(one_line((said or [done.last_line])[-1].removeprefix("glm4-deploy: "), 400))

@@ -263,3 +263,17 @@ def test_sick_answers_are_forgotten_after_the_window_and_after_a_restart() -> No
     one.restarted(740)
     guarded(one, (750, 60, 60))
     assert guarded(one, (760, 60, 60)) is State.OK
+
+
+def test_what_a_guard_finds_is_unknown_while_it_cannot_be_read_and_old_counts_do_not_stay() -> None:
+    one = judge()
+    assert guarded(one, (10, 0, 0), (20, 40, 40)) is State.BABBLING
+    one.no_answers("refused", 30)
+    assert one.sample(MetricsSample(at=30, outcome=Scrape.ANSWERED, counters=IDLE)).state is State.BABBLING
+    for at in (700, 710):
+        one.no_answers("refused", at)
+        verdict = one.sample(MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=IDLE))
+    assert verdict.state is State.OK
+    assert verdict.why.endswith("what the guard finds is unknown (refused)")
+    guarded(one, (720, 50, 40))
+    assert "guard" not in one.verdict.why

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glm4_deploy.deploy.docker import ContainerState
-from glm4_deploy.errors import DeployError
+from glm4_deploy.errors import DeployError, RollbackFailed
 from glm4_deploy.probe.answers import ChatAnswer
 from glm4_deploy.probe.hang import Counters
 from glm4_deploy.report_model import Timing
@@ -64,7 +64,7 @@ def test_backoff_doubles_and_the_ceiling_holds_for_an_hour() -> None:
     done = []
     for at in range(0, 3600, 10):
         if why_not(policy, State.HUNG, at) is None:
-            policy.done(at)
+            policy.done(at, State.HUNG)
             done.append(at)
     assert done == [0, 60, 180]
     assert "ceiling" in (why_not(policy, State.HUNG, 3599) or "")
@@ -111,6 +111,72 @@ def test_how_an_answer_is_judged() -> None:
     assert canary_fault(free, ChatAnswer(text=good, finish_reason="stop", timing=Timing(total=1))) is None
 
 
+def test_what_babbles_again_within_an_hour_of_its_restart_is_rolled_back_once_a_day() -> None:
+    policy = Policy(Rules(ceiling=1, rollbacks=1))
+    assert not policy.rolls_back(State.BABBLING, 0), "a restart comes first"
+    policy.done(0, State.BABBLING)
+    assert why_not(policy, State.BABBLING, 30) == "waiting between two restarts"
+    assert not policy.rolls_back(State.HUNG, 100)
+    assert policy.rolls_back(State.BABBLING, 100)
+    assert why_not(policy, State.BABBLING, 100) is None, "the ceiling is one for restarts"
+    assert not policy.rolls_back(State.BABBLING, 3600), "an hour later it is another fault: a restart"
+    policy.rolled_back(100)
+    assert "ceiling" in (why_not(policy, State.BABBLING, 200) or "")
+    policy.done(4000, State.BABBLING)
+    assert not policy.rolls_back(State.BABBLING, 4100), "one a day"
+    policy.done(86_500, State.BABBLING)
+    assert policy.rolls_back(State.BABBLING, 86_600)
+    assert not Policy(Rules()).rolls_back(State.BABBLING, 0)
+
+
+def test_without_permission_nothing_is_rolled_back() -> None:
+    policy = Policy(Rules())
+    policy.done(0, State.BABBLING)
+    assert not policy.rolls_back(State.BABBLING, 100)
+
+
+class Babbling:
+    """Stands for a keeper whose restarts do not help; its rollback heals, or fails."""
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+        self.done: list[str] = []
+
+    def state(self) -> ContainerState:
+        return container()
+
+    def restart(self, why: str) -> Path:
+        self.done.append("restart")
+        return Path("log")
+
+    def roll_back(self, why: str) -> str:
+        self.done.append("rollback")
+        if self.trouble:
+            raise RollbackFailed(self.trouble)
+        return "0007"
+
+
+@pytest.mark.parametrize("trouble", ["", "there is no good release to go back to"])
+def test_a_rollback_follows_a_restart_that_did_not_help(trouble: str) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    keeper = Babbling(trouble)
+
+    async def verdicts() -> AsyncIterator[WatchVerdict]:
+        for _ in range(6):
+            yield WatchVerdict(state=State.BABBLING, why="the guard found 9 of 20 sick", since=0.0)
+
+    policy = Policy(Rules(backoff_s=0, ceiling=2, rollbacks=1))
+    run = run_watch(
+        verdicts(), exporter=Exporter(stale_s=60), emit=lambda event, /, **fields: events.append((event, fields)),
+        policy=policy, keeper=keeper,
+    )  # fmt: skip
+    asyncio.run(run)
+    assert keeper.done == ["restart", "rollback", "restart"], "then the ceiling holds"
+    names = [event for event, _ in events if event.startswith("roll")]
+    assert names == ["rolling-back", "rollback-failed" if trouble else "rolled-back"]
+    assert any("ceiling" in fields.get("why", "") for event, fields in events if event == "left-alone")
+
+
 class Broken:
     """Stands for a keeper whose log cannot be written: nothing must be restarted then."""
 
@@ -118,6 +184,9 @@ class Broken:
         return container()
 
     def restart(self, why: str) -> Path:
+        raise DeployError("cannot write: disk full")
+
+    def roll_back(self, why: str) -> str:
         raise DeployError("cannot write: disk full")
 
 

@@ -1,6 +1,7 @@
 """The watch against servers with one fault each, over a real socket: the state that it reports."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,3 +98,25 @@ def test_a_guard_that_finds_the_answers_sick_makes_the_engine_babbling() -> None
 
     with mounted(Reference()) as url:
         asyncio.run(run(url))
+
+
+def test_a_guard_that_cannot_be_read_is_reported_once_and_proves_nothing() -> None:
+    """An address where another server answers; and one where nobody does."""
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    async def run(url: str, guard: str) -> str:
+        exporter = Exporter(stale_s=60)
+        moments = judge_engine(
+            ProbeTarget(base_url=url), replace(LIMITS, canaries=False), None, exporter,
+            lambda event, /, **fields: events.append((event, fields)), ProbeTarget(base_url=guard),
+        )  # fmt: skip
+        seen = [await anext(moments) for _ in range(3)]
+        await moments.aclose()  # type: ignore[attr-defined]  # it is a generator
+        assert exporter.registry.get_sample_value("glm4_watch_guard_read") == 0
+        assert seen[-1].state is State.OK
+        return seen[-1].why
+
+    with mounted(Reference()) as url:
+        assert "without a guard's counters" in asyncio.run(run(url, url))
+        assert "what the guard finds is unknown" in asyncio.run(run(url, "http://127.0.0.1:1"))
+    assert [(event, fields["state"]) for event, fields in events] == [("guard", "unknown")] * 2
