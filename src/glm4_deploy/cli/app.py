@@ -32,6 +32,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # of the command's name (`_` for `-`); a test compares the sentence with the docstring. To add a command, add a row.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Render and start": {
+        "init": ("init", "Look at this host, ask a few questions, and write glm4.yaml."),
         "render": ("render", "Print the Compose file, or another target's."),
         "profiles": ("render", "List the host profiles and what each one is for."),
         "up": ("deploy", "Start the engine and gate it: green only if it answers sanely."),

@@ -81,9 +81,7 @@ def images(requested: Requested, as_json: Json = False) -> None:
     gpu = card.gpu if card else gpus()[profile.gpu] if profile.gpu else None
     checkpoint, notes = _checkpoint(settings)
     here = _here(notes)
-    rows = recommend(
-        tuple(_row(image, settings, gpu, seen.gpus.driver, checkpoint, here) for image in _listed(settings, gpu))
-    )
+    rows = judge_images(settings, gpu, seen.gpus.driver, checkpoint, here)
     label = gpu.label if gpu else "no GPU"
     if as_json:
         typer.echo(dumps({"gpu": label, "driver": seen.gpus.driver, "model_dir": settings.model_dir, "images": rows}))
@@ -93,6 +91,17 @@ def images(requested: Requested, as_json: Json = False) -> None:
         typer.echo(line)
     for note in notes:
         typer.echo(note, err=True)
+
+
+def judge_images(
+    settings: Settings,
+    gpu: Gpu | None,
+    driver: str | None,
+    checkpoint: Checkpoint | None,
+    here: frozenset[str] | None = None,
+) -> tuple[ImageRow, ...]:
+    """The catalog's images and that of the settings, for a card and a checkpoint; the one to take is marked."""
+    return recommend(tuple(_row(image, settings, gpu, driver, checkpoint, here) for image in _listed(settings, gpu)))
 
 
 def _listed(settings: Settings, gpu: Gpu | None) -> Iterable[EngineImage]:
