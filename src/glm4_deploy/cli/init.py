@@ -109,7 +109,7 @@ def init(
     plan = _planned(answers, seen)
     _write(file, answers, force=force)
     _show(plan)
-    _start(answers, file, start)
+    _start(answers, file, Path(plan.settings.model_dir), start)
 
 
 def host_lines(seen: HostCards) -> Iterator[str]:
@@ -321,9 +321,12 @@ def _show(plan: ResolvedPlan) -> None:
         typer.echo(results_text(bad), err=True, nl=False)
 
 
-def _start(answers: Answers, file: Path, wanted: bool | None) -> None:
+def _start(answers: Answers, file: Path, model_dir: Path, wanted: bool | None) -> None:
     """Question 5."""
     argv = ["up", *(["--config", str(file)] if file != FILE else [])]
+    if wanted is None and not model_dir.is_dir():
+        _say(f"next: glm4-deploy pull --output {model_dir}, then glm4-deploy {' '.join(argv)}")
+        return
     if answers.confirm("Start it now?", default=False) if wanted is None else wanted:
         from glm4_deploy.cli.app import app
 
