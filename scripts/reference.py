@@ -26,6 +26,7 @@ from glm4_deploy.catalog.rows import signatures as signature_rows
 from glm4_deploy.catalog.rows import symptoms as symptom_rows
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
+from glm4_deploy.probe.questions import Questions
 from glm4_deploy.report.wire import json_schema
 from glm4_deploy.settings import Kubernetes, Settings, limits
 
@@ -175,11 +176,13 @@ def rooms() -> str:
     return table(("room", "what it does", "may import"), cells())
 
 
-def write_schema() -> None:
-    """The JSON Schema of reports, which the package ships."""
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
-    (PACKAGE / "report/report.schema.json").write_text(f"{text}\n", encoding="utf-8")
+def schemas() -> Iterator[tuple[Path, str]]:
+    """The JSON Schemas that the package ships: of reports, and of a file of questions."""
+    questions = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Questions.model_json_schema()
+    for name, schema in (("report/report", json_schema()), ("probe/questions", questions)):
+        yield PACKAGE / f"{name}.schema.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    write_schema()
+    for path, text in schemas():
+        path.write_text(text, encoding="utf-8")

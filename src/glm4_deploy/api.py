@@ -22,6 +22,8 @@ from glm4_deploy.errors import DeployError, UsageError
 from glm4_deploy.plan.resolved import ResolvedPlan
 from glm4_deploy.plan.spec import DeploymentSpec
 from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.questions import read_questions
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.render.targets import render_target
 from glm4_deploy.report_model import Suite, SuiteReport
@@ -82,6 +84,7 @@ def smoke(
     suite: str = "quick",
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    questions: Path | None = None,
     timeout_s: float = 120.0,
 ) -> SuiteReport:
     """Ask an OpenAI endpoint and judge its answers. Inside an event loop, call it in a thread.
@@ -91,6 +94,7 @@ def smoke(
         model: the served name that must answer; None: the only one.
         suite: `gate`, `quick` or `full`.
         only, skip: names of checks, as for the command.
+        questions: a file of your own questions, asked too (docs/how-to/questions.md).
         timeout_s: seconds until the first token of an answer.
 
     Returns:
@@ -98,14 +102,15 @@ def smoke(
         a failed check.
 
     Raises:
-        UsageError: the address, a suite or a check's name is wrong.
+        UsageError: the address, a suite, a check's name or the file of questions is wrong.
     """
     known = (Suite.GATE, Suite.QUICK, Suite.FULL)
     if suite not in known:
         raise UsageError(f"no suite is named {suite[:40]!r}", hint=did_you_mean(suite, known) or ", ".join(known))
     key = SecretStr(api_key) if api_key is not None else None
     target = ProbeTarget(base_url=base_url, model=model, api_key=key, timeout_s=timeout_s)
-    return asyncio.run(run_suite(target, suite=Suite(suite), only=only, skip=skip))
+    options = Options(questions=read_questions(questions) if questions is not None else ())
+    return asyncio.run(run_suite(target, suite=Suite(suite), only=only, skip=skip, options=options))
 
 
 def detect(

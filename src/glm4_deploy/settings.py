@@ -206,6 +206,9 @@ class Settings(BaseModel):
     )
     start_period: int = Field(900, ge=10, le=86400, description="seconds that a start may take")
     api_key_file: Text | None = Field(None, description="file on the host with the engine's API key")
+    questions: Text | None = Field(
+        None, description="file on the host with your own questions, which the gate asks too (docs/how-to/questions.md)"
+    )
     cap_drop: bool = Field(True, description="drop every capability of the engine's container")
     no_new_privileges: bool = Field(True, description="no program in the container can gain privileges")
     read_only: bool = Field(False, description="mount the container's root file system read-only")
@@ -375,7 +378,7 @@ def settings_for_image(text: str) -> Mapping[str, Any]:
 
 # A file's relative path starts at the file, any other at the working directory. Compose would read `a/b` as a volume's
 # name, and `./m/x` as a path beside whichever file is rendered.
-_PATHS = ("model_dir", "api_key_file")
+_PATHS = ("model_dir", "api_key_file", "questions")
 
 
 def _absolute(layer: Mapping[str, Any], base: Path) -> Mapping[str, Any]:

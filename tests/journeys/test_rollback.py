@@ -126,3 +126,19 @@ def test_the_watch_puts_the_last_good_release_back_through_its_gate(kit: Kit, mo
     assert kit.releases()[-1]["id"] == kit.status()["release"] == back
     assert kit.releases()[-1]["restores"] == good
     assert kit.run("smoke").code == 0
+
+
+def test_a_wrong_answer_to_ones_own_question_brings_the_last_good_release_back(kit: Kit) -> None:
+    good = kit.good_release()
+    file = kit.directory / "mine.yaml"
+    file.write_text("questions:\n- name: mine\n  prompt: What is 17 + 25?\n  must: {contains: no such words}\n")
+    up = kit.up("--set", "questions=mine.yaml")
+    assert up.code == 15
+    assert "the engine came up but did not pass: question-mine: 1 of 1 wrong" in up.err
+    assert f"release {good} runs again, gated" in up.err
+
+    file.write_text("questions:\n- nam: mine\n")
+    refused = kit.up("--set", "questions=mine.yaml")
+    assert refused.code == 2
+    assert "mine.yaml line 2" in refused.err
+    assert kit.status()["up"], "a mistake in the file touches nothing"

@@ -21,6 +21,7 @@ from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.limits import read_baseline, read_slo, write_baseline
 from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.questions import read_questions
 from glm4_deploy.probe.suite import DIED, MODEL_PATH, NOT_KNOWN, STARTED, checks, run_suite, soak
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report.terminal import Live, bench_text, checks_text, suite_text
@@ -60,6 +61,9 @@ def smoke(
         float, typer.Option(min=0.1, help="Maximum seconds until the first token of an answer.")
     ] = 120.0,
     slo: Annotated[Path | None, typer.Option(help="Limits on speed (YAML; docs/how-to/smoke.md).")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="Your own questions, asked too (YAML; docs/how-to/questions.md).")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option(help="Perplexities of an earlier good run to compare with.")] = None,
     save_baseline: Annotated[Path | None, typer.Option(help="Store this run's perplexities, if it passes.")] = None,
     json_: JsonFile = None,
@@ -86,7 +90,7 @@ def smoke(
     outputs = Outputs(json=json_, junit=junit, html=html, other=save_baseline)
     outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
-    options = _options(slo, baseline)
+    options = _options(slo, baseline, questions)
     report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration, state_dir)
     report = replace(report, deployment=_notes(state_dir, target))
     outputs.write(
@@ -254,8 +258,9 @@ def _tell_of_cache(state_dir: Path, target: ProbeTarget) -> None:
         typer.echo(f"note: {why}", err=True)
 
 
-def _options(slo: Path | None, stored: Path | None) -> Options:
+def _options(slo: Path | None, stored: Path | None, questions: Path | None) -> Options:
     return Options(
+        questions=read_questions(questions) if questions is not None else (),
         slo=read_slo(slo) if slo is not None else None,
         baseline=read_baseline(stored) if stored is not None else None,
     )

@@ -26,6 +26,7 @@ from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.host.system import PortState, read_port
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.probe.endpoints import read_models
+from glm4_deploy.probe.questions import read_questions
 from glm4_deploy.render.compose import COMPOSE, extras, rendered
 from glm4_deploy.result import WHY, Result
 from glm4_deploy.settings import Settings
@@ -281,6 +282,8 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     Raises:
         ModelMissing, CheckpointRefused, PortTaken, UsageError, StorageError
     """
+    if file := candidate.settings.get("questions"):
+        read_questions(Path(str(file)))
     key = candidate.endpoint.api_key_file
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")

@@ -44,11 +44,11 @@ def start_page(
         results=_rows(start),
         verdict=start.verdict,
         exit_code=start.error.exit_code if start.error else 0,
-        covered=covered(start.results, checks()),
+        covered=covered(start.results, {fact.name: fact for fact in last.proves} if last else checks()),
         samples=tuple(sample for one in asked for sample in one.samples),
         engine=last.engine if last else (),
         settings=last.settings if last else (),
-        proves=(PROOF, *claims()),
+        proves=(PROOF, *(last.proves if last else claims())),
         deployment=_notes(store, release, start.planned),
     )
     for secret in secrets:

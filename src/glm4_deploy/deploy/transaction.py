@@ -34,10 +34,12 @@ from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone
 from glm4_deploy.deploy.page import PAGE, start_page
 from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
 from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
-from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError
+from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError, UsageError
 from glm4_deploy.files import write_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.probe import Options
+from glm4_deploy.probe.questions import Question, read_questions
 from glm4_deploy.probe.suite import DIED, LOG, Autopsy, run_suite
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.report_model import Suite, SuiteReport
@@ -271,12 +273,34 @@ class Transaction:
         key, limit = secret_key(endpoint.api_key_file), endpoint.max_model_len
         target = ProbeTarget(base_url=base_url, model=endpoint.model, max_model_len=limit, api_key=key)
         started, done = self._listener.check_started, self._listener.check_done
+        options = Options(questions=() if only else self._questions())
         report = asyncio.run(
-            run_suite(target, suite=Suite.GATE, only=only, on_start=started, on_result=done, autopsy=autopsy)
+            run_suite(
+                target,
+                suite=Suite.GATE,
+                only=only,
+                options=options,
+                on_start=started,
+                on_result=done,
+                autopsy=autopsy,
+            )
         )
         self._asked.append(report)
         self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
         return report.results
+
+    def _questions(self) -> tuple[Question, ...]:
+        """The user's own questions. A good release is put back even where their file has gone or is wrong now."""
+        file = self._candidate.settings.get("questions")
+        if not file:
+            return ()
+        try:
+            return read_questions(Path(str(file)))
+        except UsageError as error:
+            if not self._restoring:
+                raise
+            self.note(f"gated without your own questions: {error.message}")
+            return ()
 
     # record: good or not, it becomes a release; a failed engine does not keep serving.
 

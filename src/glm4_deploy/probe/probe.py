@@ -7,7 +7,7 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.detect import scan
@@ -17,6 +17,9 @@ from glm4_deploy.probe.endpoints import Metrics, parse_metrics
 from glm4_deploy.probe.limits import Slo
 from glm4_deploy.report_model import AnswerSample, Suite
 from glm4_deploy.text import bound, quote
+
+if TYPE_CHECKING:
+    from glm4_deploy.probe.questions import Question
 
 # Questions with known answers (catalog/canaries.yaml), and how an answer is judged.
 
@@ -170,10 +173,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Settings of a run for individual checks. baseline: perplexity by passage id."""
+    """Settings of a run for individual checks. baseline: perplexity by passage id. questions: the user's own."""
 
     slo: Slo | None = None
     baseline: Mapping[str, float] | None = None
+    questions: "tuple[Question, ...]" = ()
 
 
 @dataclass(slots=True, kw_only=True)

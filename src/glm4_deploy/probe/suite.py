@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -16,6 +16,7 @@ from glm4_deploy.probe.answers import FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.hang import counters
 from glm4_deploy.probe.probe import Options, Probe
+from glm4_deploy.probe.questions import Question, ask_question
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
 from glm4_deploy.result import WHY, Result, Status, fail, skipped, unknown, verdict
 from glm4_deploy.text import BRIEF, did_you_mean, one_line, scrub
@@ -111,6 +112,27 @@ def checks() -> Mapping[str, Check]:
     return {entry.id: entry for entry in sorted(_REGISTERED.values(), key=lambda entry: entry.stage)}
 
 
+QUESTION = "question-"
+
+
+def with_questions(questions: Sequence[Question]) -> Mapping[str, Check]:
+    """The table, followed by a check per question of the user's, in every suite."""
+    own = (
+        Check(
+            id=f"{QUESTION}{one.name}",
+            stage=CheckStage.SENSE,
+            proves=f"your question {one.name}: {one.expected}",
+            suites=frozenset(Suite),
+            needs=("chat",),
+            seconds=one.max_seconds or 1.0,
+            limit_s=(one.max_seconds or 180.0) * one.times,
+            run=partial(ask_question, one),
+        )
+        for one in questions
+    )
+    return {**checks(), **{entry.id: entry for entry in own}}
+
+
 # The facts around a verdict: what was checked and what was not, of which engine, with which settings.
 
 MODEL_PATH = "model path"  # as the engine sees it
@@ -119,7 +141,7 @@ NOT_KNOWN = "unknown"
 MAX_NAMED = 12  # more skipped checks than this are not named; the table has them all
 
 
-def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
+def covered(results: Sequence[Result], table: Mapping[str, object]) -> str:
     """How much of the table was judged, and what a pass means."""
     judged = [row.check for row in results if row.check in table and row.status not in {Status.SKIPPED, Status.UNKNOWN}]
     skipped = [row.check for row in results if row.status is Status.SKIPPED]
@@ -136,9 +158,9 @@ def covered(results: Sequence[Result], table: Mapping[str, Check]) -> str:
     return f"{'; '.join(parts)}. A pass means only that no failure was seen in what was asked."
 
 
-def claims() -> tuple[Fact, ...]:
+def claims(questions: Sequence[Question] = ()) -> tuple[Fact, ...]:
     """What each check of the table proves."""
-    return tuple(Fact(name=entry.id, value=entry.proves) for entry in checks().values())
+    return tuple(Fact(name=entry.id, value=entry.proves) for entry in with_questions(questions).values())
 
 
 def engine_facts(probe: Probe) -> tuple[Fact, ...]:
@@ -206,12 +228,14 @@ async def run_suite(
     Raises:
         UsageError: the address or the key is not valid, or no check is left to run.
     """
-    chosen = choose_checks(suite, only, skip)
+    options = options or Options()
+    table = with_questions(options.questions)
+    chosen = choose_checks(suite, only, skip, table)
     begun = datetime.now(UTC).astimezone()
     clock = time.perf_counter()
     run = _SuiteRun(target, on_start, on_result, autopsy)
     async with Client(target) as client:
-        run.probe = Probe(target=target, client=client, suite=suite, options=options or Options())
+        run.probe = Probe(target=target, client=client, suite=suite, options=options)
         for entry in chosen:
             await run.run_check(entry)
     results = tuple(run.results)
@@ -224,41 +248,44 @@ async def run_suite(
         results=results,
         verdict=verdict(results),
         exit_code=run.exit_code(),
-        covered=covered(results, checks()),
+        covered=covered(results, table),
         samples=tuple(run.probe.samples),
         engine=engine_facts(run.probe),
         settings=setting_facts(run.probe, only, skip),
         perplexity=tuple(Measure(name=name, value=value) for name, value in run.probe.perplexity.items()),
-        proves=claims(),
+        proves=claims(options.questions),
     )
     return scrub(report, target.key)
 
 
-def choose_checks(suite: Suite, only: Sequence[str], skip: Sequence[str]) -> list[Check]:
+def choose_checks(
+    suite: Suite, only: Sequence[str], skip: Sequence[str], table: Mapping[str, Check] | None = None
+) -> list[Check]:
     """The checks to run, in order. Raises UsageError for a name that no check has, or if none is left."""
-    wanted = {entry.id for entry in checks().values() if suite in entry.suites}
+    table = checks() if table is None else table
+    wanted = {entry.id for entry in table.values() if suite in entry.suites}
     if only:
-        wanted = _match(only)
+        wanted = _match(only, table)
         pending = list(wanted)
         while pending:
-            needs = set(checks()[pending.pop()].needs) - wanted
+            needs = set(table[pending.pop()].needs) - wanted
             wanted |= needs
             pending += needs
-    wanted -= _match(skip)
+    wanted -= _match(skip, table)
     if not wanted:
         raise UsageError("no check is left to run", hint="see `glm4-deploy smoke --list`")
-    return [entry for entry in checks().values() if entry.id in wanted]
+    return [entry for entry in table.values() if entry.id in wanted]
 
 
-def _match(patterns: Sequence[str]) -> set[str]:
+def _match(patterns: Sequence[str], table: Mapping[str, Check]) -> set[str]:
     """The checks that match some names or shell patterns. Raises UsageError for one that matches none."""
     from fnmatch import fnmatchcase
 
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in checks() if fnmatchcase(name, pattern)}
+        hits = {name for name in table if fnmatchcase(name, pattern)}
         if not hits:
-            hint = did_you_mean(pattern, checks()) or "see `glm4-deploy smoke --list`"
+            hint = did_you_mean(pattern, table) or "see `glm4-deploy smoke --list`"
             raise UsageError(f"no check is named {pattern[:60]!r}", hint=hint)
         matched |= hits
     return matched
@@ -519,7 +546,7 @@ def _merge(
         results=results,
         verdict=worst,
         exit_code=max(judged, latest.exit_code, before.exit_code if before else 0),
-        covered=covered(results, checks()),
+        covered=covered(results, {fact.name: fact for fact in latest.proves}),
         samples=(*degenerate, *(sample for sample in latest.samples if sample not in degenerate)),
     )
 
