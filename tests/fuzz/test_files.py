@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import DATA as CHECKPOINT
 from fuzz.harness import EXAMPLES, ODD, attempt, fuzzed, mutated
+from glm4_deploy.catalog.rows import parse_version
 from glm4_deploy.checkpoint.header import HeaderFault, MalformedJsonError, parse_header, parse_object, parse_tokenizer
 from glm4_deploy.checkpoint.model import BadConfigError, NotPlannedError, stored_model
 from glm4_deploy.checkpoint.read import read_checkpoint
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.deploy.bundle import META, SUMS, verify_bundle
-from glm4_deploy.deploy.compose_cli import images_of, mounts_beside
+from glm4_deploy.deploy.compose_cli import images_of, made_from, mounts_beside
+from glm4_deploy.deploy.inspection import MARK, read_answer
 from glm4_deploy.deploy.keys import load_keys
 from glm4_deploy.deploy.plan_check import _kept_free, load_observations
 from glm4_deploy.deploy.releases import RECORD, Damaged, Store, compare_releases
@@ -68,6 +70,39 @@ def headed(raw: bytes, size: int) -> None:
         assert len(str(error)) < 2000
         return
     assert all(tensor.elements >= 0 for tensor in header.tensors)
+
+
+@fuzzed
+@given(st.one_of(st.text(max_size=40), st.just('["0.13.0", true]'), st.just("[5, true]"), st.just("[" * 5000)))
+@example("{}")
+@example('["' + "9" * 9000 + '", true]')
+def test_an_image_may_print_anything(said: str) -> None:
+    answer = attempt(read_answer, f"noise\n{MARK}{said}\n")
+    assert answer is None or (isinstance(answer[0], str | None) and len(answer[0] or "") <= 400)
+
+
+@fuzzed
+@given(st.text("v0123456789.+rc²٣", max_size=30))
+@example("1." + "9" * 9000)
+def test_any_text_is_a_version_or_refused(text: str) -> None:
+    attempt(parse_version, text)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "{kit: !!binary aGk=}",
+        "{kit: !!set {a, b}}",
+        "{? !!binary aGk= : 2}",
+        "{kit: 2026-01-01}",
+        "[1]",
+        "&a {kit: *a}",
+        "x",
+    ],
+)
+def test_what_a_foreign_file_says_it_was_made_from_can_be_reported(block: str) -> None:
+    said = attempt(made_from, [f"x-glm4-deploy: {block}\nservices: {{}}\n"])
+    json.dumps(said, allow_nan=False)
 
 
 @fuzzed

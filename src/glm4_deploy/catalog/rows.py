@@ -34,7 +34,7 @@ def parse_version(text: str) -> Version:
     Raises:
         UsageError: it does not start with a version number.
     """
-    match = re.match(r"v?(\d+(?:\.\d+)+)", text.strip())
+    match = re.match(r"v?([0-9]{1,9}(?:\.[0-9]{1,9}){1,9})", text.strip())
     if match is None:
         raise UsageError(f"not a vLLM version: {text[:40]!r}", hint="write it like 0.13.0")
     return tuple(int(part) for part in match[1].split("."))

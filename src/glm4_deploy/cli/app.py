@@ -4,6 +4,7 @@ A command's module is imported when the command runs, so its imports stand at it
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -158,10 +159,16 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Put /dev/null in place of a stream closed by `1>&-`: else the next file opened would become stdout."""
+    """Put /dev/null in place of a stream closed by `1>&-`: else the next file opened would become stdout.
+
+    What an open one cannot encode (a Latin-1 locale) is escaped, as JSON does it.
+    """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _ended_by(error: BaseException) -> int:

@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 from docker.errors import DockerException, ImageNotFound
@@ -171,7 +173,7 @@ def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[B
     """Verify, then load the images that this Docker engine lacks, without any network.
 
     Raises:
-        as `verify_bundle`; Judged: an image has another id after loading.
+        as `verify_bundle`; Judged: an image has another id after loading, or its file would name others.
     """
     images = verify_bundle(directory, signers=signers, note=note)
     client = connect(timeout=3600)
@@ -179,6 +181,7 @@ def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[B
         if _present(client, image):
             note(f"{image.reference} is here already")
             continue
+        check_tags(directory / image.file, image)
         note(f"loading {image.reference}")
         with (directory / image.file).open("rb") as stream:
             try:
@@ -188,6 +191,46 @@ def load_bundle(directory: Path, *, signers: Path | None, note: Note) -> tuple[B
         if not _present(client, image):
             raise Judged(f"{image.reference} does not have the id {image.id[:19]} after loading", hint="copy it again")
     return images
+
+
+# How an archive says which names its images get: in `docker save`'s file, and in an OCI layout's index.
+_NAMING = ("manifest.json", "index.json")
+_OCI_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_LARGEST_INDEX = 1 << 20  # bytes
+
+
+def check_tags(file: Path, image: BundledImage) -> None:
+    """Raises Judged if loading the file would give another image's name to what is in it."""
+    try:
+        name = _short(image.reference.partition("@")[0])
+        others = sorted(set(map(_short, _names_in(file))) - {name, name.rpartition(":")[2]})
+    except (tarfile.TarError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise Judged(f"{image.file} is not an archive of an image", hint="do not load it; copy it again") from None
+    if others:
+        raise Judged(
+            f"{image.file} would also name an image {others[0][:80]!r}, which the bundle does not say",
+            hint="do not load it; ask who created it",
+        )
+
+
+def _short(name: str) -> str:
+    """An image's name as Docker shows it: `caddy:2` for `docker.io/library/caddy:2`."""
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+def _names_in(file: Path) -> frozenset[str]:
+    """The image names in an archive. Raises an error of `tarfile` or `json`, or KeyError if it has no list of them."""
+    found: dict[str, Any] = {}
+    with tarfile.open(file, "r:") as archive:
+        for member in archive:
+            name = normpath(member.name)
+            if name in _NAMING and member.isfile() and member.size <= _LARGEST_INDEX:
+                stream = archive.extractfile(member)
+                found[name] = json.loads(stream.read() if stream else b"")
+    tags = (tag for one in found["manifest.json"] for tag in one["RepoTags"] or ())
+    rows = found.get("index.json", {}).get("manifests", ())
+    named = ((row.get("annotations") or {}).get(key) for row in rows for key in _OCI_NAMES)
+    return frozenset(map(str, (*tags, *filter(None, named))))
 
 
 class _Writer:

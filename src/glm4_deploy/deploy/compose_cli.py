@@ -162,7 +162,8 @@ def made_from(texts: Iterable[str]) -> dict[str, Any]:
             content = parse_yaml(text, "a Compose file")
             block = content.get(MADE_FROM) if isinstance(content, dict) else None
             facts |= block if isinstance(block, dict) else {}
-    return facts
+    # YAML has sets and bytes, which no report can hold.
+    return dict(json.loads(json.dumps(facts, default=str, skipkeys=True)))
 
 
 def mounts_beside(file: Path) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ which is read from its metadata because importing vLLM takes long and may need a
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from glm4_deploy.plan.image import FIND_PYTHON
 from glm4_deploy.text import one_line
 
 ASK_SECONDS = 120  # a slow disk, and an entrypoint that imports vLLM before it refuses the command
+LONGEST_ANSWER = 200  # characters
+MOST_OUTPUT = 1 << 20  # bytes of what it prints that are read
 MARK = "glm4-deploy-answer:"
 ASK = f"""
 import importlib.metadata as m, json, shutil
@@ -125,15 +127,28 @@ def _answer(client: Any, reference: str, entrypoint: tuple[str, ...]) -> tuple[b
     said = ""
     for passes in (False,) if starts_server(entrypoint) else (True, False):
         said = _run(client, reference, command, keeps_entrypoint=passes)
-        line = next((line for line in said.splitlines() if line.startswith(MARK)), None)
-        if line is not None:
-            vllm, has_program = json.loads(line.removeprefix(MARK))
-            return passes, (vllm, bool(has_program))
+        answer = read_answer(said)
+        if answer is not None:
+            return passes, answer
     raise UsageError(
         f"the image {reference} cannot be asked which vLLM it holds",
         details=[one_line(line, 200) for line in said.splitlines()[-3:]],
         hint=f"say it yourself: {ANSWERS}",
     )
+
+
+def read_answer(said: str) -> tuple[str | None, bool] | None:
+    """The version of vLLM (None: not installed) and whether `vllm` is on PATH, from what a container printed.
+
+    None if it printed no such thing: an image's own programs may write anything.
+    """
+    for line in said.splitlines():
+        if line.startswith(MARK):
+            with suppress(ValueError, RecursionError):
+                match json.loads(line[len(MARK) : len(MARK) + LONGEST_ANSWER]):
+                    case [None | str() as vllm, bool() as has_program]:
+                        return (one_line(vllm) if vllm else None), has_program
+    return None
 
 
 def _run(client: Any, reference: str, command: Sequence[str], *, keeps_entrypoint: bool) -> str:
@@ -150,7 +165,7 @@ def _run(client: Any, reference: str, command: Sequence[str], *, keeps_entrypoin
             )  # fmt: skip
             container.start()
             container.wait(timeout=ASK_SECONDS)
-            return str(container.logs(tail=200).decode("utf-8", errors="replace"))
+            return _beginning(container.logs(stream=True, tail=200))
         except APIError as error:  # no shell in it
             return str(error.explanation or error)
         except requests.RequestException:
@@ -161,3 +176,13 @@ def _run(client: Any, reference: str, command: Sequence[str], *, keeps_entrypoin
             if container is not None:
                 with suppress(DockerException, requests.RequestException):
                     container.remove(force=True)
+
+
+def _beginning(chunks: Iterable[bytes]) -> str:
+    """At most MOST_OUTPUT bytes of a container's output, as text."""
+    read = bytearray()
+    for chunk in chunks:
+        read += chunk[: MOST_OUTPUT - len(read)]
+        if len(read) >= MOST_OUTPUT:
+            break
+    return read.decode("utf-8", errors="replace")

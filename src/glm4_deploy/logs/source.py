@@ -150,12 +150,14 @@ def _inflated(chunks: Iterable[bytes]) -> Iterator[bytes]:
         chunk = raw
         while chunk:
             try:
-                yield inflate.decompress(chunk)
+                # A chunk can hold a thousand times its size.
+                yield inflate.decompress(chunk, CHUNK)
             except zlib.error:
                 return  # damaged from here on, or zeros after the end
-            chunk = inflate.unused_data
+            chunk = inflate.unconsumed_tail or inflate.unused_data
             if inflate.eof:
                 inflate = zlib.decompressobj(wbits=GZIP)
+    yield inflate.flush()
 
 
 def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:

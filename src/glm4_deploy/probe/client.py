@@ -75,13 +75,13 @@ class ProbeTarget:
         """
         url = self.base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
         hint = "write it like http://localhost:8000"
+        if "@" in url:  # before any message that shows it
+            raise UsageError("the base URL contains a user name or a password", hint="give a key with --api-key-file")
         try:
             parts = urlsplit(url)
             _ = parts.port
         except ValueError as error:
             raise UsageError(f"base URL {url[:80]!r}: {error}", hint=hint) from error
-        if "@" in parts.netloc:
-            raise UsageError("the base URL contains a user name or a password", hint="give a key with --api-key-file")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise UsageError(f"base URL {url[:80]!r} is not an http(s) address", hint=hint)
         if parts.path.endswith(API_PATHS):

@@ -325,3 +325,18 @@ def test_rendering_a_secret_in_the_environment_warns(tmp_path: Path) -> None:
     warned = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: env.")]
     assert (done.returncode, warned) == (0, ["env.HF_TOKEN:", "env.MY_SECRET_1:"])
     assert "its value is visible in the file" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "engine.log").write_text("INFO 11-23 14:43:40 [a.py:1] 模型\n", encoding="utf-8")
+    done = kit("diagnose", "engine.log", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert r"\u6a21\u578b" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("url", ["http://ada:s3cr3t-pw@h:99999", "http://ada:s3cr3t-pw@[::1", "s3cr3t-pw@h/v1?x"])
+def test_a_refused_address_does_not_show_its_password(tmp_path: Path, url: str) -> None:
+    done = kit("smoke", "--base-url", url, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "s3cr3t-pw" not in done.stdout + done.stderr

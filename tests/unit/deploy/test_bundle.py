@@ -1,14 +1,16 @@
 """What goes into a bundle, and what does not. Images and wheels: tests/e2e/test_bundle.py."""
 
+import io
 import json
 import os
+import tarfile
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.bundle import create_bundle, verify_bundle
+from glm4_deploy.deploy.bundle import BundledImage, check_tags, create_bundle, verify_bundle
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import rendered
@@ -95,3 +97,60 @@ def test_a_pipe_in_a_bundle_is_not_listed(tmp_path: Path, checkpoint: Path) -> N
     with pytest.raises(Judged) as caught:
         verify_bundle(made, signers=None, note=lambda _: None)
     assert "pipe: not listed" in caught.value.details
+
+
+NAME = "nvcr.io/nvidia/vllm:26.01-py3"
+
+
+def archive(path: Path, files: dict[str, str], mode: str = "w:") -> Path:
+    with tarfile.open(path, mode) as made:  # type: ignore[call-overload]
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            made.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def named(*tags: str) -> dict[str, str]:
+    return {"manifest.json": json.dumps([{"Config": "x.json", "RepoTags": list(tags), "Layers": []}])}
+
+
+def index(name: str) -> dict[str, str]:
+    row = {"annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "26.01-py3"}}
+    return {"index.json": json.dumps({"manifests": [row, {}]})}
+
+
+@pytest.mark.parametrize(
+    ("reference", "files"),
+    [
+        (NAME, named(NAME)),
+        (NAME, named()),
+        (NAME, {"manifest.json": '[{"RepoTags": null}]'}),
+        ("caddy:2", named("caddy:2") | index("docker.io/library/caddy:2") | {"index.json": "{}"}),
+        (NAME, {f"./{name}": text for name, text in (named(NAME) | index(NAME)).items()}),
+    ],
+)
+def test_an_archive_of_the_named_image_is_loaded(tmp_path: Path, reference: str, files: dict[str, str]) -> None:
+    check_tags(archive(tmp_path / "a.tar", files), BundledImage(reference=reference, id="sha256:1", file="a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("files", "mode"),
+    [
+        (named(NAME, "caddy:2.11.4-alpine"), "w:"),
+        (named("caddy:2.11.4-alpine"), "w:"),
+        (named(NAME) | index("docker.io/library/caddy:2"), "w:"),
+        (named(NAME) | {"x/../index.json": index("caddy:2")["index.json"]}, "w:"),
+        ({"repositories": '{"caddy": {"2": "x"}}'}, "w:"),
+        ({"manifest.json": "[" * 50_000}, "w:"),
+        ({"manifest.json": '{"a": 1}'}, "w:"),
+        ({"manifest.json": '[{"RepoTags": 5}]'}, "w:"),
+        (named(NAME), "w:gz"),
+    ],
+)
+def test_an_archive_that_would_name_another_image_is_not_loaded(
+    tmp_path: Path, files: dict[str, str], mode: str
+) -> None:
+    """`docker load` gives every name in it, also one that this host's other services are started from."""
+    with pytest.raises(Judged, match=r"a\.tar"):
+        check_tags(archive(tmp_path / "a.tar", files, mode), BundledImage(reference=NAME, id="sha256:1", file="a.tar"))

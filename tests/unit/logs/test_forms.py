@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,6 +137,18 @@ def test_a_damaged_archive_is_read_as_far_as_possible(tmp_path: Path) -> None:
     for data in (archive[:-2000], archive + b"\0" * 512, archive[:-2000] + b"\xff" * 2000):
         file.write_bytes(data)
         assert ids(read_file(str(file))[1])[0] == "no-kv-room"
+
+
+def test_an_archive_that_holds_a_thousand_times_its_size_is_read_in_pieces(tmp_path: Path) -> None:
+    file = tmp_path / "engine.log.1.gz"
+    file.write_bytes(gzip.compress(b"\n".join(lines_of("h100-0.24-no-room.log")) + b"\nINFO x" * 20_000_000, 1))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "from glm4_deploy.logs.source import read_file\n"
+        "print([row.id for row in read_file(sys.argv[1])[1].findings][0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=False)
+    assert done.stdout == "no-kv-room\n", done.stderr[-300:]
 
 
 def test_json_lines_of_the_engines_own_logger_are_read() -> None:
