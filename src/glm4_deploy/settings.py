@@ -84,6 +84,12 @@ def _restart_text(value: object) -> object:
     return "no" if value is False else value
 
 
+def _restart_policy(value: str) -> str:
+    if not re.fullmatch(r"no|always|unless-stopped|on-failure(:[1-9][0-9]?)?", value):
+        raise ValueError("not no, always, unless-stopped, on-failure, or on-failure:N with N from 1 to 99")
+    return value
+
+
 def _ip_address(value: str) -> str:
     """An address in its shortest form. Host names are refused: Docker may resolve them differently, or not at all."""
     try:
@@ -201,8 +207,10 @@ class Settings(BaseModel):
     enforce_eager: bool = Field(False, description="no compilation and no CUDA graphs")
     shm_size: Size = Field("8gb", description="size limit of /dev/shm in the container, for example 8gb")
     ipc: Literal["private", "host"] = Field("private", description="IPC namespace")
-    restart: Annotated[Literal["no", "on-failure", "unless-stopped", "always"], BeforeValidator(_restart_text)] = Field(
-        "unless-stopped", description="restart policy"
+    restart: Annotated[str, BeforeValidator(_restart_text), AfterValidator(_restart_policy)] = Field(
+        "on-failure:3",
+        description="restart policy: `no`, `always`, `unless-stopped`, `on-failure`, or `on-failure:N`, which gives up "
+        "after N restarts within two hours",
     )
     start_period: int = Field(900, ge=10, le=86400, description="seconds that a start may take")
     api_key_file: Text | None = Field(None, description="file on the host with the engine's API key")

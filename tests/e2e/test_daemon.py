@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from e2e.kit import KIT, MODEL, ROOT, Kit
+from e2e.machine import wait_until
 from e2e.test_up import containers, inspect, wait_for
+from glm4_deploy.deploy.docker import ContainerState, connect, state_of
 
 pytestmark = pytest.mark.e2e
 
@@ -73,6 +76,47 @@ def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for point in sorted((point for point in points if point.startswith(f"{root}/")), reverse=True):
             subprocess.run(["umount", "--lazy", point], check=False)
         shutil.rmtree(root, ignore_errors=True)
+
+
+ENDS_WITH_0 = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+
+
+def test_a_crash_loop_ends_and_a_restarted_docker_engine_brings_back_what_served(
+    daemon: Daemon, override: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rendered policy and script, around an engine that crashes, and one that ends with 0 as vLLM does."""
+    kit = Kit(directory=tmp_path, project="glm4-ends")
+    done = kit.run("render", *kit.settings(MODEL), "--set", "restart=on-failure:2", "-o", tmp_path / "compose.yaml")
+    assert done.code == 0, done.err
+    (service,) = yaml.safe_load((tmp_path / "compose.yaml").read_text())["services"].values()
+    script = [word.replace("$$", "$") for word in service["entrypoint"][:4]]
+    monkeypatch.setenv("DOCKER_HOST", daemon.host)
+    subprocess.run([ROOT / "scripts/cpu-image.sh", tmp_path / "image.yaml"], check=True, capture_output=True)
+    stub = tmp_path / "bin/sleep"  # only the script's long pauses are cut
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\nexec /usr/bin/sleep 0.1\n")
+    stub.chmod(0o755)
+
+    def start(name: str, engine: str) -> None:
+        options = [f"--restart={service['restart']}", "--network=none", "--tmpfs=/tmp", "-v=/usr:/usr:ro"]
+        options += [f"-v={name}:/cache", f"-v={stub.parent}:/stub:ro", "-e=PATH=/stub:/usr/bin:/bin"]
+        words = [*options, "--name", name, service["image"], *script, "/bin/sh", "-c", engine]
+        subprocess.run(["docker", "run", "-d", *words], check=True, capture_output=True)
+
+    def state(name: str) -> ContainerState:
+        found = state_of(connect().containers.get(name))
+        assert found is not None
+        return found
+
+    start("serves", ENDS_WITH_0)
+    start("crashes", "exit 3")
+    wait_until(lambda: state("crashes").gave_up, 60, lambda: str(state("crashes")))
+    log = subprocess.run(["docker", "logs", "crashes"], capture_output=True, text=True, check=True).stderr
+    assert "gave up after 3 starts" in log
+    daemon.end(signal.SIGTERM)
+    daemon.start()
+    wait_until(lambda: state("serves").running, 60, lambda: str(state("serves")))
+    assert state("crashes").gave_up
 
 
 def test_a_docker_engine_killed_during_a_deployment_is_an_error_and_not_a_hang(

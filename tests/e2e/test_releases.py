@@ -174,7 +174,7 @@ def test_an_engine_killed_while_serving_is_noticed_and_gated_again(served: Serve
         assert time.monotonic() - killed < 20
     figure("engine killed while serving, until `status` says so", time.monotonic() - killed)
     assert "not up" in status.err
-    done = served.up("--set", "max_num_seqs=8")  # Docker has restarted it: restart: unless-stopped
+    done = served.up("--set", "max_num_seqs=8")  # Docker has restarted it: restart: on-failure
     assert done.code == 0, done.err
     figure("engine killed while serving, until gated again", time.monotonic() - killed)
     assert inspect(served.kit.project)["RestartCount"] == 1

@@ -58,6 +58,11 @@ class ContainerState:
     def running(self) -> bool:
         return self.status == "running"
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether templates/restart.sh.j2 has ended a series of restarts: only then does an engine end with 0."""
+        return (self.status, self.exit_code, self.restart_policy) == ("exited", 0, "on-failure") and self.restarts > 0
+
 
 def connect(*, timeout: float = 20) -> docker.DockerClient:
     """A client for an engine that answers.

@@ -36,7 +36,9 @@ class RunState:
     exit_code: int | None = None
     oom_killed: bool = False
     restarts: int = 0
-    """By Docker itself, since the container was created."""
+    """By Docker itself, since somebody started the container."""
+    gave_up: bool = False
+    """Whether it is down because it was restarted too often."""
     health: str | None = None
     """The container's own health check; None: it has none."""
     detail: str = ""
@@ -228,6 +230,7 @@ class ComposeEngine:
             exit_code=state.exit_code,
             oom_killed=state.oom_killed,
             restarts=state.restarts,
+            gave_up=state.gave_up,
             health=state.health,
             detail=f"{state.name} ({state.image}) {state.status}",
             container=state.name,

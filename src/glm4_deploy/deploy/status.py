@@ -86,6 +86,8 @@ class StatusReport:
     """One sentence about an `up` or `rollback` that is at work or was cut off; '' for none."""
     unjudged: bool
     """Whether that left what runs unjudged."""
+    ended: Result | None = None
+    """Why the engine ended last, as its log says, if it is down or has been restarted."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """What the Compose files on record say that they were made from."""
 
@@ -108,7 +110,9 @@ class StatusReport:
 
     def _rows(self) -> Iterator[Result]:
         endpoint = self.record.endpoint
-        yield _row("running", self.state.running, self.state.detail, "the engine runs")
+        ended = f"; its last end: {self.ended.observed}" if self.ended else ""
+        down = f"{self.state.detail}{self._restarts}{ended}"
+        yield _row("running", self.state.running, self.state.detail if self.state.running else down, "the engine runs")
         # Before /health: the router's fails too where one engine is out, and says less.
         for one in self.replicas:
             yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
@@ -132,6 +136,11 @@ class StatusReport:
             yield _row("deployment", not self.unjudged, self.deployment, "")
 
     @property
+    def _restarts(self) -> str:
+        times = f", restarted {self.state.restarts} times" if self.state.restarts else ""
+        return f"{times}, given up" if self.state.gave_up else times
+
+    @property
     def started(self) -> str | None:
         """UTC, for people."""
         started = self.state.started
@@ -146,6 +155,8 @@ class StatusReport:
         yield "started", self.started or "-"
         health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
         yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
+        if self.ended:
+            yield "last end", f"{self.ended.observed}; {self.ended.remedy}"
         yield "address", f"{self.record.endpoint.base_url}/v1"
         yield "models", ", ".join(self.models) if self.models else "no answer"
         yield "last gate", self.record.verdict
@@ -199,8 +210,16 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         engine=reader.facts,
         deployment=deployment,
         unjudged=unjudged,
+        ended=_last_end(engine, state),
         made_from=_made_from(record),
     )
+
+
+def _last_end(engine: Engine, state: RunState) -> Result | None:
+    """From the end of the log over all its starts: the last one may have said only that it waits, or gave up."""
+    if state.started is None or engine.replicas or (state.running and not state.restarts):
+        return None
+    return end_of_engine(deque(engine.lines(0, follow=False), maxlen=LAST_LINES))
 
 
 def _made_from(record: Record) -> dict[str, Any]:
@@ -389,7 +408,17 @@ def end_findings(now: ContainerState) -> Iterator[LogFinding]:
             source="docker inspect, State.ExitCode",
             role=Role.WRAPPER,
         )
-    if now.restarts:
+    if now.gave_up:
+        yield LogFinding(
+            id="container-gave-up",
+            severity=Severity.CRITICAL,
+            line=line,
+            cause=f"the engine ended after each of {now.restarts} restarts, so it is not started again",
+            fix="mend what the other findings say, then: glm4-deploy up",
+            source="docker inspect, RestartCount and State.ExitCode",
+            role=Role.WRAPPER,
+        )
+    elif now.restarts:
         yield LogFinding(
             id="container-restarts",
             severity=Severity.MEDIUM,

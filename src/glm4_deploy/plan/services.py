@@ -111,6 +111,39 @@ WITH_KEY = (
     f'VLLM_API_KEY=$(cat {SECRET_PATH}) && [ -n "$VLLM_API_KEY" ] || '
     '{ echo "the API key file is empty or cannot be read" >&2; exit 78; }; export VLLM_API_KEY; exec "$@"'
 )
+# Docker's own `on-failure:N` counts for as long as the container exists, hardly waits, and after a clean reboot starts
+# only what had ended with an error; vLLM ends with 0. So Docker gets a plain `on-failure`, and templates/restart.sh.j2
+# counts, waits, and tells Docker how the engine ended.
+GAVE_UP = "glm4-deploy: gave up after"
+WINDOW_S = 7200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """How the engine is started again.
+
+    Attributes:
+        policy: Docker's: no, on-failure, unless-stopped or always.
+        ceiling: restarts within window_s (seconds) after which it is given up; 0: no ceiling.
+    """
+
+    policy: str
+    ceiling: int
+    window_s: int
+
+    @property
+    def beside(self) -> str:
+        """Docker's policy for the services beside the engine: they end with 0 when asked to, and hold no GPU."""
+        return "unless-stopped" if self.policy == "on-failure" else self.policy
+
+
+def restart(settings: Settings) -> Restart:
+    policy, _, number = settings.restart.partition(":")
+    ceiling = int(number or 0)
+    # Long enough for every start of a slow engine to fall into it.
+    return Restart(policy=policy, ceiling=ceiling, window_s=max(WINDOW_S, 2 * settings.start_period * (ceiling + 1)))
+
+
 UNVERIFIED = "not verified with NVIDIA's image: its entrypoint and compilers may write outside the cache"
 
 

@@ -30,6 +30,7 @@ from glm4_deploy.plan.services import (
     Hardening,
     Monitoring,
     ReplicaSpec,
+    Restart,
     RouterSpec,
     cache_key,
     gateway,
@@ -38,6 +39,7 @@ from glm4_deploy.plan.services import (
     is_loopback,
     monitoring,
     replicas,
+    restart,
     router,
     service_image,
 )
@@ -232,7 +234,7 @@ class DeploymentSpec:
     monitoring: Monitoring
     ui_image: str
     ui_admin: str
-    restart: str
+    restart: Restart
     start_period: int
     environment: tuple[EnvVariable, ...]
     program: tuple[str, ...]
@@ -352,7 +354,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         monitoring=monitoring(settings),
         ui_image=service_image("ui", settings),
         ui_admin=settings.ui_admin,
-        restart=settings.restart,
+        restart=restart(settings),
         start_period=settings.start_period,
         environment=environment,
         program=program_words(image),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glm4_deploy import __version__
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml
+from glm4_deploy.plan.services import GAVE_UP
 from glm4_deploy.plan.spec import CACHE, CONTAINER_PORT, MODELS, TOOLS, DeploymentSpec
 from glm4_deploy.render.quoting import environment, scalar, source
 from glm4_deploy.text import redact
@@ -120,6 +121,7 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
             health=health_command(deployment.python),
             ready=health_command(("python3",), path="/readiness"),
             launcher=ROUTER,
+            counted=_counted(deployment).replace("$", "$$"),
             interval=HEALTH_INTERVAL,
             services=[extra.service for extra in beside],
             volumes=[name for extra in beside for name in extra.volumes],
@@ -127,6 +129,13 @@ def rendered(deployment: DeploymentSpec) -> Mapping[str, str]:
         )
     )
     return {COMPOSE: text, **tool_files(deployment)} | dict(file for extra in beside for file in extra.files)
+
+
+def _counted(deployment: DeploymentSpec) -> str:
+    """The script that starts the engine under `on-failure`: see `plan.services.Restart`."""
+    restart = deployment.restart
+    script = environment().get_template("restart.sh.j2")
+    return script.render(cache=CACHE, ceiling=restart.ceiling, window=restart.window_s, gave_up=GAVE_UP).rstrip()
 
 
 def tool_files(deployment: DeploymentSpec) -> Mapping[str, str]:

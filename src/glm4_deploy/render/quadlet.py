@@ -44,7 +44,8 @@ def quadlet(deployment: DeploymentSpec, settings: Settings) -> Mapping[str, str]
             if mount
         ],
         health=json.dumps(health_command(deployment.python)[1:]),
-        restart={"unless-stopped": "always"}.get(settings.restart, settings.restart),
+        # systemd does not start again what it was asked to stop; vLLM ends with 0 also when its engine has died.
+        restart="no" if deployment.restart.policy == "no" else "always",
         start_limit=settings.start_period + PULL,
         entrypoint="" if deployment.keeps_entrypoint else json.dumps([*deployment.launcher, *deployment.program]),
         words=(*deployment.launcher, *deployment.argv) if deployment.keeps_entrypoint else deployment.arguments,

@@ -96,6 +96,8 @@ class Policy:
             return ""
         if container is None:
             return "the container does not exist"
+        if container.gave_up:
+            return f"given up after {container.restarts} restarts, the ceiling of its restart policy: it needs a person"
         if not container.running and _stopped_on_purpose(container):
             return f"it was stopped (exit code {container.exit_code}), probably on purpose"
         # A cold engine compiles during its first requests, for a minute or more, which looks like a hang.

@@ -12,7 +12,7 @@ from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.state import Journal, JournalStage, Record
 from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
 from glm4_deploy.report.wire import to_wire
-from glm4_deploy.result import Status
+from glm4_deploy.result import Status, fail
 from servers import broken, dying
 from servers.reference import Reference
 from servers.serve import serving
@@ -80,3 +80,23 @@ def test_the_replica_that_is_down_is_named_rather_than_the_router_that_misses_it
         report = status_of(base_url, tmp_path)
     one = ReplicaStatus(service="s-1", running=False, detail="s-1 exited", health=None, restarts=0, routed=False)
     assert replace(report, replicas=(one,)).why == "s-1: s-1 exited"
+
+
+def test_an_engine_that_was_given_up_is_down_with_the_number_of_restarts_and_its_last_end(tmp_path: Path) -> None:
+    report = status_of("http://127.0.0.1:9", tmp_path)
+    why = fail("CUDA error: out of memory", check="oom", remedy="lower gpu_memory_utilization")
+    state = replace(report.state, running=False, restarts=3, gave_up=True, detail="glm4 exited")
+    down = replace(report, state=state, ended=why)
+    assert down.why == "glm4 exited, restarted 3 times, given up; its last end: CUDA error: out of memory"
+    assert dict(down.rows())["last end"] == "CUDA error: out of memory; lower gpu_memory_utilization"
+
+
+def test_why_an_engine_ended_is_read_from_its_log(tmp_path: Path) -> None:
+    line = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    (tmp_path / "engine.log").write_text(f"(EngineCore pid=7) ERROR 11-28 03:00:00 [core.py:790] {line}\n")
+    endpoint = status_of("http://127.0.0.1:9", tmp_path).record.endpoint
+    (tmp_path / "engine.pid").write_text("999999999:1 1.0\n")
+    record = Record(endpoint=endpoint, verdict=Status.OK, release="0001-x")
+    report = read_status(record, recorded_engine(record, tmp_path), tmp_path)
+    assert not report.up
+    assert report.ended is not None and "out of memory" in report.why

@@ -57,7 +57,7 @@ def test_the_key_is_a_secret_file_and_the_engine_is_started_through_a_shell_that
     service, text = rendered(f"api_key_file={hostile}", 'args.hf-overrides={"a": "$(id) `id` $1"}')
     assert service["secrets"] == ["engine_api_key"]
     assert "entrypoint" not in service
-    assert service["command"][4:7] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+    assert service["command"][8:11] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
     assert "VLLM_API_KEY" not in service["environment"]
     file = tmp_path / "compose.yaml"
     file.write_text(text)

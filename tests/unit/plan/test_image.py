@@ -117,11 +117,14 @@ def test_an_image_is_not_named_twice() -> None:
     ],
 )
 def test_the_server_is_started_as_the_image_needs(name: str, entrypoint: list[str] | None, begins: list[str]) -> None:
-    rendered = service(name)
+    rendered = service(name, "restart=no")
     assert rendered.get("entrypoint") == entrypoint
     assert rendered["command"][: len(begins)] == begins
     assert "--served-model-name" in rendered["command"]
-    keyed = service(name, "api_key_file=/k/key")
+    counted = service(name)
+    first = counted["entrypoint"] if entrypoint else counted["command"]
+    assert [first[0], first[3], *first[4:5]] == ["/bin/sh", "engine", (entrypoint or begins)[0]]
+    keyed = service(name, "api_key_file=/k/key", "restart=no")
     first = keyed["entrypoint"] if entrypoint else keyed["command"]
     assert first[:2] == ["/bin/sh", "-c"]
     assert first[4:] == (entrypoint or first[4:])

@@ -32,7 +32,7 @@ DIFFERENCES = {
     "healthcheck": "added",
     "logging": "added: rotation",
     "ulimits": "added: NVIDIA's advice for this image",
-    "command": "a list instead of a folded string",
+    "command": "a list instead of a folded string, after the script that counts starts",
 }
 
 
@@ -64,7 +64,7 @@ def test_seed_contains_every_line_of_the_publishers_example() -> None:
     assert all(isinstance(value, str) for value in ours["environment"].values())
     assert isinstance(ours["command"], list)
     card_argv = card["command"].split()
-    assert ours["command"][:3] == card_argv[:3]
+    assert ours["command"][4:7] == card_argv[:3]
     assert options(ours["command"]) == options(card_argv)
     assert "entrypoint" not in ours
 
@@ -93,7 +93,7 @@ def test_what_every_profile_must_have(name: str) -> None:
     assert ours["ports"] == ["127.0.0.1:8080:8080"]
     assert ours["healthcheck"]["test"][:2] == ["CMD", "python3"]
     assert ours["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert ours["restart"] == "unless-stopped"
+    assert ours["restart"] == "on-failure", "and the command counts: tests/unit/render/test_restart_script.py"
     if name != "cpu":
         assert ours["environment"]["TRITON_PTXAS_PATH"] == ours["environment"]["TRITON_PTXAS_BLACKWELL_PATH"]
         assert options(ours["command"])["--kv-cache-dtype"] == "fp8"

@@ -36,6 +36,12 @@ def test_only_states_that_a_restart_can_fix_are_restarted(state: State) -> None:
     assert restarted == (state in (State.HUNG, State.BABBLING, State.UNREACHABLE))
 
 
+def test_what_its_restart_policy_gave_up_needs_a_person() -> None:
+    changes = {"status": "exited", "exit_code": 0, "restart_policy": "on-failure", "restarts": 3}
+    why = why_not(Policy(Rules()), State.UNREACHABLE, 0, None, **changes)
+    assert why is not None and "the ceiling" in why
+
+
 @pytest.mark.parametrize(
     ("policy", "code", "restarted"),
     [("no", 137, True), ("no", 1, True), ("no", 0, False), ("on-failure", 143, False), ("unless-stopped", 137, False)],
