@@ -39,7 +39,7 @@ logs: $(READY) ## Show the engine's log (ARGS="-f")
 status: $(READY) ## Show what runs, and how
 	@$(KIT) status $(ARGS)
 
-demo: $(READY) ## Without a GPU: verify, repair, start, gate and stop a tiny GLM-4 in NVFP4, in the default image's vLLM
+demo: $(READY) ## Without a GPU: verify, repair, start, gate and stop a tiny GLM-4 in NVFP4, in the publisher's vLLM, 0.13
 	@scripts/demo.sh
 
 demo-fault: $(READY) ## The same, then the broken checkpoint: the gate fails, and the good release comes back

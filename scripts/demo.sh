@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What this kit is for, without a GPU and without Docker: NVFP4 W4A4 in the default image's version of vLLM, on the CPU.
+# What this kit is for, without a GPU and without Docker: NVFP4 W4A4 in the publisher's version of vLLM, on the CPU.
 #   scripts/demo.sh        verify finds what breaks the checkpoint, repair mends it, up gates it, down removes it
 #   scripts/demo.sh fault  then the broken checkpoint is forced into the engine; the gate fails, the good one returns
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 story=${1:-sound}
-vllm=0.13.0 # that of the default image
+vllm=0.13.0 # that of the publisher's image, 26.01
 state=.glm4/demo
 shipped=demo/glm-4-tiny-chat-nvfp4
 repaired=$state/glm-4-tiny-chat-nvfp4-repaired

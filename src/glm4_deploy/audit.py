@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.catalog.rows import mistaken_variables
+from glm4_deploy.catalog.changes import flag_trouble, variable_trouble
+from glm4_deploy.catalog.images import find_image
+from glm4_deploy.catalog.rows import mistaken_variables, variables
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import parse_yaml, read_text
 from glm4_deploy.result import Result, Severity, Status, ok, skipped, unknown, warn
@@ -146,6 +148,12 @@ class ServiceUnderAudit:
             return True
         other = len(self.words) > 1 and self.words[0].rpartition("/")[2] in ("python", "python3", "sh", "bash")
         return any("vllm" in word for word in self.words) or ("vllm" in self.image.lower() and not other)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The names of the flags in its command, without their dashes."""
+        heads = (word.partition("=")[0].replace("_", "-") for word in self.words if SEPARATE.match(word))
+        return tuple(head.removeprefix("--") for head in heads)
 
     def flag(self, *names: str) -> str | None:
         """The value of `--name VALUE` or `--name=VALUE`: "" for a flag without a value, None if it is absent.
@@ -486,6 +494,23 @@ def _mistaken(service: ServiceUnderAudit) -> Iterator[Result]:
             yield warn(f"nothing reads the variable {name}", remedy=f"rename it to {meant}", severity=Severity.LOW)
 
 
+def _by_version(service: ServiceUnderAudit) -> Iterator[Result]:
+    """Flags and variables that the vLLM of a known image does not know."""
+    name, _, tag = service.image.partition("@")[0].rpartition(":")
+    version = find_image(name, tag).vllm if name else None
+    if version is None:
+        return
+    given = {f"--{name}": flag_trouble(name, version) for name in service.flags}
+    # A variable that this kit renders, as the model's publisher asks, is harmless where nothing reads it.
+    given |= {name: variable_trouble(name, version) for name in service.environment if name not in variables()}
+    for name, trouble in given.items():
+        if trouble:
+            sentence, _, advice = trouble.partition("; ")
+            yield warn(
+                f"{name}: {sentence}", remedy=advice or "glm4-deploy render writes what fits", severity=Severity.LOW
+            )
+
+
 RULES: dict[str, Rule] = {
     "open-without-key": _open_without_key,
     "open-paths": _open_paths,
@@ -501,4 +526,5 @@ RULES: dict[str, Rule] = {
     "health": _health,
     "log-rotation": _log_rotation,
     "mistaken-variable": _mistaken,
+    "not-in-this-version": _by_version,
 }

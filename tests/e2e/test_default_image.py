@@ -1,11 +1,11 @@
-"""The default image's files as they are: compose/seed.yaml and compose/gb10.yaml, unmodified, on a real Docker engine.
+"""NVIDIA's images and compose/seed.yaml and compose/gb10.yaml as they are, on a real Docker engine.
 
 Everything is real but the silicon and the bytes of NVIDIA's image, which cannot be pulled here:
 
 - Docker's device driver `nvidia` finds its hook (tests/default_image/nvidia-container-runtime-hook), so that the
   reservation of a GPU is granted. The hook mounts the engine's files, where the real one mounts the driver's.
-- The image under the catalogued name has an entrypoint that behaves like NVIDIA's, and the vLLM of that image, 0.13.0,
-  for the CPU of this host.
+- The image under each catalogued name (26.01 in seed.yaml, the default image in gb10.yaml) has an entrypoint that
+  behaves like NVIDIA's, and the vLLM of that image for the CPU of this host.
 - Bridged in the image, because a CPU cannot do it: the FP8 KV cache (kept in bf16), compilation (switched off), native
   NVFP4 (vLLM's own emulation) and 32,768 tokens for a demo model of 4,096 (allowed; nobody asks for so many).
   `--gpu-memory-utilization` has no effect on a CPU.
@@ -29,12 +29,16 @@ from pathlib import Path
 import pytest
 
 from e2e.kit import KIT, ROOT, Done
+from glm4_deploy.catalog.images import default_image, named_image
+from glm4_deploy.catalog.rows import profiles
+from glm4_deploy.plan.image import program_words
 
 pytestmark = pytest.mark.e2e
 
 NVFP4 = ROOT / "demo/glm-4-tiny-chat-nvfp4"
 STAND_IN = ROOT / "tests/default_image"
-IMAGE = "nvcr.io/nvidia/vllm:26.01-py3"
+SEED = f"{default_image().repository}:{profiles()['seed'].settings['image_tag']}"
+DEFAULT = default_image().reference
 SERVED = "/models/glm-4-9b-chat-hf-nvfp4"
 ADDRESS = "http://127.0.0.1:8080"
 READY_S = 420
@@ -52,6 +56,7 @@ class Host:
     """A host with the stand-in for a GPU; commands run on its network and see its /models."""
 
     root: Path
+    models: Path
     pid: int
 
     def run(self, *words: str | Path, timeout: float = READY_S) -> Done:
@@ -69,10 +74,16 @@ class Host:
         return self.run(*KIT, *words, "--state-dir", str(self.root / "state"), timeout=timeout)
 
 
-@pytest.fixture(scope="module")
-def default_python() -> str:
-    """The CPU engine with the default image's vLLM."""
-    done = subprocess.run([ROOT / "scripts/cpu-engine.sh", "default"], capture_output=True, text=True, check=False)
+def version_of(image: str) -> str:
+    known = named_image(image)
+    assert known is not None
+    assert known.vllm is not None
+    return ".".join(map(str, known.vllm))
+
+
+def engine_python(vllm: str) -> str:
+    """The CPU engine with this vLLM."""
+    done = subprocess.run([ROOT / "scripts/cpu-engine.sh", vllm], capture_output=True, text=True, check=False)
     if done.returncode == 3:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
@@ -80,17 +91,20 @@ def default_python() -> str:
 
 
 @pytest.fixture(scope="module")
-def nvfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The NVFP4 demo checkpoint, repaired for this image."""
-    output = tmp_path_factory.mktemp("checkpoint") / "repaired"
-    words = [*KIT, "checkpoint", "repair", NVFP4, "--for", IMAGE.partition(":")[2], "--output", output]
+def seed_python() -> str:
+    """The CPU engine with the publisher's vLLM."""
+    return engine_python(version_of(SEED))
+
+
+def repaired(checkpoint: Path, image: str, output: Path) -> Path:
+    words = [*KIT, "checkpoint", "repair", checkpoint, "--for", version_of(image), "--output", output]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 
 
 @pytest.fixture(scope="module")
-def host(default_python: str, nvfp4: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         pytest.skip("a second dockerd needs root and the program")
     root = Path("/tmp") / f"glm4-default-{os.getpid()}"  # the path of a socket must be short
@@ -98,7 +112,6 @@ def host(default_python: str, nvfp4: Path, tmp_path_factory: pytest.TempPathFact
     made = not Path("/models").exists()
     Path("/models").mkdir(exist_ok=True)
     models = tmp_path_factory.mktemp("models")
-    shutil.copytree(nvfp4, models / Path(SERVED).name)
     files = root / "files"
     env = os.environ | {"PATH": f"{STAND_IN}:{os.environ['PATH']}", "GLM4_ENGINE_FILES": str(files)}
     script = DOCKERD.format(models=models, root=root, stand_in=STAND_IN)
@@ -107,11 +120,9 @@ def host(default_python: str, nvfp4: Path, tmp_path_factory: pytest.TempPathFact
             ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-ec", script],
             env=env, stdout=log, stderr=log,
         )  # fmt: skip
-    one = Host(root=root, pid=process.pid)
+    one = Host(root=root, models=models, pid=process.pid)
     try:
         _wait(process, one)
-        built = one.run(STAND_IN / "build.sh", IMAGE, default_python, files)
-        assert built.code == 0, built.err
         yield one
     finally:
         for name in ("seed", "gb10"):
@@ -138,6 +149,14 @@ def _clean(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
+def provide(host: Host, image: str) -> None:
+    """The image, and at /models the checkpoint that its vLLM loads."""
+    build(host, engine_python(version_of(image)), image)
+    served = host.models / Path(SERVED).name
+    shutil.rmtree(served, ignore_errors=True)
+    repaired(NVFP4, image, served)
+
+
 def up(host: Host, name: str) -> str:
     """`docker compose up` of the file as it is, until its own health check passes; the engine's log."""
     done = host.compose(name, "up", "--detach", "--wait", "--wait-timeout", str(READY_S))
@@ -153,6 +172,7 @@ def environment(host: Host) -> set[str]:
 
 
 def test_the_publishers_example_starts_and_answers_soundly(host: Host) -> None:
+    provide(host, SEED)
     log = up(host, "seed")
     assert log.index("== vLLM ==") < log.index("non-default args"), "the entrypoint runs first"
     assert "NVIDIA_VISIBLE_DEVICES=0" in environment(host), "Docker granted the device"
@@ -161,19 +181,28 @@ def test_the_publishers_example_starts_and_answers_soundly(host: Host) -> None:
     assert host.compose("seed", "down", "--volumes").code == 0
 
 
-def test_up_deploys_the_file_of_its_profile_and_passes_its_gate(host: Host) -> None:
-    deployed = host.kit("up", "--profile", "gb10", "--json")
+@pytest.mark.parametrize(
+    "image", [DEFAULT, pytest.param("nvcr.io/nvidia/vllm:26.10-py3", marks=pytest.mark.matrix)], ids=version_of
+)
+def test_up_deploys_the_file_of_its_profile_and_passes_its_gate(host: Host, image: str) -> None:
+    provide(host, image)
+    other = () if image == DEFAULT else ("--image", image)
+    deployed = host.kit("up", "--profile", "gb10", *other, "--json")
     assert deployed.code == 0, deployed.err
     log = host.run("docker", "logs", "glm4-9b-fp4")
     assert "'kv_cache_dtype': 'fp8'" in log.out + log.err
     assert "'max_model_len': 32768" in log.out + log.err
     rendered = (host.root / "state/compose.yaml").read_text()
-    assert rendered == (ROOT / "compose/gb10.yaml").read_text(), "the file of its profile is what `up` starts"
+    if image == DEFAULT:
+        assert rendered == (ROOT / "compose/gb10.yaml").read_text(), "the file of its profile is what `up` starts"
+    known = named_image(image)
+    assert known is not None
+    assert tuple(command(host)[0])[: len(program_words(known)) + 1] == (*known.entrypoint, *program_words(known))
     assert json.loads(deployed.out)["verdict"] in ("ok", "warn")
     assert host.kit("status").code == 0
     diagnosis = host.kit("diagnose", "--json")
     assert diagnosis.code == 0, diagnosis.out
-    assert diagnosis.json["version"] == "0.13.0"
+    assert diagnosis.json["version"] == version_of(image)
     assert host.kit("down", "--volumes", "--yes").code == 0
 
 
@@ -186,11 +215,7 @@ ON_A_CPU = "ENV TORCHDYNAMO_DISABLE=1 PYTHONDONTWRITEBYTECODE=1"  # no compilati
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bf16 demo checkpoint, repaired for this vLLM."""
-    output = tmp_path_factory.mktemp("demo") / "repaired"
-    words = [*KIT, "checkpoint", "repair", DEMO, "--for", "0.13.0", "--output", output]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output
+    return repaired(DEMO, SEED, tmp_path_factory.mktemp("demo") / "repaired")
 
 
 def build(host: Host, python: str, image: str, *instructions: str) -> None:
@@ -222,26 +247,28 @@ def command(host: Host) -> tuple[list[str], str]:
     return [row["Path"], *row["Args"]], row["Config"]["User"]
 
 
-def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, default_python: str, demo: Path) -> None:
+def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, seed_python: str, demo: Path) -> None:
     """vllm/vllm-openai through a private mirror: known by its name."""
-    image = "mirror.example/proxy/vllm/vllm-openai:v0.13.0"
-    build(host, default_python, image, 'ENTRYPOINT ["vllm", "serve"]', ON_A_CPU)
+    image = f"mirror.example/proxy/vllm/vllm-openai:v{version_of(SEED)}"
+    build(host, seed_python, image, 'ENTRYPOINT ["vllm", "serve"]', ON_A_CPU)
     done = up_cpu(host, image, demo)
     assert done.code == 0, done.err
     assert "it is asked" not in done.err
     words, _ = command(host)
     assert words[:3] == ["vllm", "serve", f"/mnt/models/{demo.name}"]
+    build(host, seed_python, "somebody/engine:next", "ENV PATH=/opt/bin")
+    planned = host.kit("upgrade", "somebody/engine:next", "--dry-run", "--json")
+    assert (planned.code, f"image_vllm={version_of(SEED)}" in planned.err) == (0, True), planned.err
+    assert {"image", "command"} <= {change["name"] for change in planned.json["changes"]}, "asked, then planned"
     assert host.kit("down", "--volumes", "--yes").code == 0
 
 
-def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(
-    host: Host, default_python: str, demo: Path
-) -> None:
+def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(host: Host, seed_python: str, demo: Path) -> None:
     image = "somebody/engine:mine"
-    build(host, default_python, image, "ENV PATH=/opt/bin", "USER 1000:1000", ON_A_CPU)
+    build(host, seed_python, image, "ENV PATH=/opt/bin", "USER 1000:1000", ON_A_CPU)
     done = up_cpu(host, image, demo)
     assert done.code == 0, done.err
-    assert "image_vllm=0.13.0" in done.err
+    assert f"image_vllm={version_of(SEED)}" in done.err
     words, user = command(host)
     assert (words[:2], user) == (["vllm", "serve"], "0:0")
     check = json.loads(host.run("docker", "inspect", "glm4-9b-fp4").out)[0]["Config"]["Healthcheck"]["Test"]
@@ -261,10 +288,10 @@ def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(
     ],
 )
 def test_an_unknown_image_is_asked_before_anything_is_rendered(
-    host: Host, default_python: str, tmp_path: Path, instructions: tuple[str, ...], code: int, said: str
+    host: Host, seed_python: str, tmp_path: Path, instructions: tuple[str, ...], code: int, said: str
 ) -> None:
     """With an empty model directory, which ends `up` after it has asked."""
-    build(host, default_python, "somebody/engine:asked", *instructions)
+    build(host, seed_python, "somebody/engine:asked", *instructions)
     done = up_cpu(host, "somebody/engine:asked", tmp_path)
     assert (done.code, said in done.err) == (code, True), done.err
     left = host.run("docker", "ps", "--all", "--quiet", "--filter", "ancestor=somebody/engine:asked")

@@ -24,6 +24,7 @@ import tool_calls
 from e2e.engine import engine
 from e2e.kit import KIT, MODEL, ROOT, Kit, free_port
 from e2e.watching import Lines, cores
+from glm4_deploy.catalog import changes
 from glm4_deploy.catalog.images import images
 from glm4_deploy.catalog.rows import parse_version, profiles
 from glm4_deploy.cli.params import resolve_spec
@@ -180,7 +181,11 @@ def test_its_own_parser_takes_every_command_line(bench: Bench, record_property: 
     assert not refused
     record_property("observed", f"{len(lines)} command lines")
     rendered = {variable.name for variable in resolve_spec({}).environment if variable.name.startswith("VLLM_")}
-    unread = {"VLLM_FP4_ENABLED"} | ({"VLLM_USE_V1"} if bench.row.version > (0, 11, 0) else set())
+    for what, table in (("flags", changes.flags()), ("variables", changes.variables())):
+        known = {name for name, span in table.items() if span.knows(bench.row.version)}
+        assert known == set(found[what]) & set(table), f"catalog/changes.yaml says which version has which {what}"
+    gone = {name for name in rendered if changes.variable_trouble(name, bench.row.version)}
+    unread = {"VLLM_FP4_ENABLED"} | gone
     assert rendered - set(found["variables"]) == unread, "variables.yaml says which version reads what"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from e2e.kit import ROOT, Done, Kit
+from e2e.kit import KIT, ROOT, Done, Kit
 from e2e.stand_in_images import NAME, build, environment, override
 from e2e.test_up import containers, inspect
 
@@ -23,6 +23,8 @@ pytestmark = pytest.mark.e2e
 
 OLD, NEW = "0.13.0", "0.32.0"
 BROKEN, DIES, SICK = "0.31.0", "0.27.1", "0.24.0"
+FOREIGN = "0.22.1"
+CUDA_13 = "localhost:9/nvidia/vllm:26.10-py3"  # a mirror of it, which is not asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgraded]:
     finally:
         kit.run("down", "--volumes", "--yes")
         locked.close()
-        tags = [f"{NAME}:{made.tag(version)}" for version in (OLD, NEW, BROKEN, DIES, SICK)]
+        tags = [f"{NAME}:{made.tag(version)}" for version in (OLD, NEW, BROKEN, DIES, SICK, FOREIGN)]
         subprocess.run(["docker", "image", "rm", "--force", *tags], capture_output=True, check=False)
 
 
@@ -93,8 +95,10 @@ def test_what_can_be_refused_is_refused_and_a_dry_run_changes_nothing(upgraded: 
     assert (same.code, "already runs" in same.err) == (2, True), same.err
     nowhere = upgraded.kit.run("upgrade", f"localhost:9/vllm/vllm-openai:v{BROKEN}")  # nothing listens there
     assert (nowhere.code, "could not be pulled" in nowhere.err) == (19, True), nowhere.err
-    unnamed = upgraded.kit.run("upgrade", "latest")
+    unnamed = upgraded.kit.run("upgrade", "localhost:9/some/engine:1", "--dry-run")  # not here, so not asked either
     assert (unnamed.code, "its vLLM is not known" in unnamed.err) == (2, True), unnamed.err
+    unasked = upgraded.kit.run("upgrade", "localhost:9/some/engine:1")
+    assert (unasked.code, "so it is asked" in unasked.err) == (19, True), unasked.err
     plan = upgraded.upgrade(NEW, "--dry-run", "--json")
     assert plan.code == 0, plan.err
     assert {"image", "vLLM"} <= {change["name"] for change in plan.json["changes"]}
@@ -102,6 +106,48 @@ def test_what_can_be_refused_is_refused_and_a_dry_run_changes_nothing(upgraded: 
     assert not Path(plan.json["repair"]["output"]).exists()
     assert inspect(upgraded.kit.project)["Id"] == before
     assert upgraded.releases == known
+
+
+GEFORCE = """#!/bin/sh
+# Answers as nvidia-smi on a GeForce with an old driver.
+case $1 in
+  *memory.total*) echo "index, name, driver_version, memory.total [MiB], compute_cap"
+    echo "0, NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0" ;;
+  *) echo "gpu_uuid, pid, process_name, used_gpu_memory [MiB]" ;;
+esac
+"""
+
+
+def test_what_this_host_cannot_run_is_refused_while_the_old_one_serves(upgraded: Upgraded, tmp_path: Path) -> None:
+    before, known = inspect(upgraded.kit.project)["Id"], upgraded.releases
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(GEFORCE)
+    smi.chmod(0o755)
+    words = ["env", f"PATH={tmp_path}:{os.environ['PATH']}", *KIT, "upgrade", CUDA_13]
+    driver = _run(words, upgraded)
+    for _ in range(3):  # on a machine that others load, nvidia-smi may not answer in time
+        if driver.returncode == 13:
+            break
+        driver = _run(words, upgraded)
+    assert (driver.returncode, "driver 570.86.10 is too old" in driver.stderr) == (13, True), driver.stderr
+
+    foreign = {"x86_64": "arm64", "aarch64": "amd64"}[os.uname().machine]
+    build(f"{NAME}:{upgraded.tag(FOREIGN)}", environment(FOREIGN), platform=f"linux/{foreign}")
+    processor = upgraded.upgrade(FOREIGN)
+    assert (processor.code, f"built for {foreign}" in processor.err) == (13, True), processor.err
+
+    # The kernel's limit on the size of a file stands in for a full disk: writes fail in the same way.
+    full = _run(["prlimit", "--fsize=100000", *KIT, "upgrade", upgraded.tag(NEW)], upgraded)
+    assert (full.returncode, "cannot write" in full.stderr) == (18, True), full.stderr
+    assert not (upgraded.model.parent / f"glm-4-tiny-{NEW}").exists()
+
+    assert inspect(upgraded.kit.project)["Id"] == before, "the engine was not touched"
+    assert upgraded.releases == known
+
+
+def _run(words: list[str], upgraded: Upgraded) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words, cwd=upgraded.kit.directory, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +187,17 @@ def test_an_upgrade_repairs_the_checkpoint_and_does_not_read_the_old_cache(upgra
 
 
 def test_a_rollback_uses_the_old_cache_and_prune_keeps_what_releases_need(upgraded: Upgraded) -> None:
-    done = upgraded.kit.run("rollback", "1")
-    assert done.code == 0, done.err
-    image, cache = upgraded.serves()
-    assert image == upgraded.tag(OLD)
-    assert (_mountpoint(cache) / "poison").exists(), "it is the cache that this image filled"
+    # As an earlier kit named it.
     stray = f"{upgraded.kit.project}_cache"
     labels = (f"com.docker.compose.project={upgraded.kit.project}", "com.docker.compose.volume=cache")
     words = [word for label in labels for word in ("--label", label)]
     subprocess.run(["docker", "volume", "create", *words, stray], check=True, capture_output=True)
+    done = upgraded.kit.run("rollback", "1")
+    assert done.code == 0, done.err
+    assert f"volume {stray} (" in done.err
+    image, cache = upgraded.serves()
+    assert image == upgraded.tag(OLD)
+    assert (_mountpoint(cache) / "poison").exists(), "it is the cache that this image filled"
     pruned = upgraded.kit.run("releases", "prune", "--yes", "--json")
     assert pruned.code == 0, pruned.err
     assert f"volume {stray}, compiled kernels" in pruned.err

@@ -137,12 +137,12 @@ def test_an_image_is_a_row(copy: SourceTree) -> None:
 
 def test_the_default_image_is_a_line(copy: SourceTree) -> None:
     copy.replace(
-        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.01-py3", "default: nvcr.io/nvidia/vllm:26.02-py3"
+        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.08-py3", "default: nvcr.io/nvidia/vllm:26.02-py3"
     )
     assert "nvcr.io/nvidia/vllm:26.02-py3" in copy.run("render")
     assert "26.02-py3" in copy.run("version", "--json")
     copy.replace(
-        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.02-py3", "default: nvcr.io/nvidia/vllm:26.01-py3"
+        "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.02-py3", "default: nvcr.io/nvidia/vllm:26.08-py3"
     )
 
 

@@ -168,6 +168,14 @@ def test_a_safe_service_has_no_finding() -> None:
         ("telemetry", {"environment": {}}),
         ("health", {"healthcheck": None}),
         ("log-rotation", {"logging": None}),
+        (
+            "not-in-this-version",
+            {"image": "vllm/vllm-openai:v0.31.0", "environment": {"VLLM_ATTENTION_BACKEND": "x", "DO_NOT_TRACK": "1"}},
+        ),
+        (
+            "not-in-this-version",
+            {"image": "vllm/vllm-openai:v0.11.0@sha256:1", "command": "--model /m/x --linear_backend=marlin"},
+        ),
         ("mistaken-variable", {"environment": {"TRITON_TXAS_PATH": "/x", "DO_NOT_TRACK": "1"}}),
     ],
 )

@@ -38,6 +38,7 @@ class EngineImage:
         tag: '' for an image that only a digest names.
         command: None if nobody said how the server is started in it.
         python: the program that is Python 3 in it.
+        seen: compute capabilities on which others reported that it answers requests.
         entrypoint, user: as `docker image inspect` shows them; () also for an image without an entrypoint.
         trouble: what is known to go wrong; trouble_gpu: for which compute capabilities, `>=12.0`; '' for all.
     """
@@ -54,6 +55,7 @@ class EngineImage:
     entrypoint: tuple[str, ...] = ()
     user: str = ""
     digests: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
     note: str = ""
     trouble: str = ""
     trouble_gpu: str = ""
@@ -97,11 +99,6 @@ def default_tag() -> str:
 
 def repository() -> str:
     return default_image().repository
-
-
-def serve_from() -> Version:
-    """The first vLLM that is started with `vllm serve` where the command names its program."""
-    return parse_version(str(load_catalog("images")["serve_from"]))
 
 
 def versions_tested() -> frozenset[Version]:
@@ -168,6 +165,7 @@ def _made(name: str, tag: str, own: Mapping[str, Any]) -> EngineImage:
         entrypoint=tuple(row.get("entrypoint", ())),
         user=row.get("user", ""),
         digests=tuple(row.get("digests", ())),
+        seen=tuple(row.get("seen", ())),
         note=row.get("note", ""),
         trouble=trouble,
         trouble_gpu=row.get("trouble_gpu", ""),

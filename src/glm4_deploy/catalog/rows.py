@@ -243,13 +243,6 @@ def mistaken_variables() -> dict[str, str]:
     return dict(load_catalog("variables")["mistaken"])
 
 
-@cache
-def replaced_variables() -> dict[str, tuple[Version, str]]:
-    """Names that vLLM stopped reading: the first version without, and the flag that replaces each."""
-    rows = load_catalog("variables")["replaced"]
-    return {name: (parse_version(row["gone"]), row["flag"]) for name, row in rows.items()}
-
-
 class Role(IntEnum):
     """What a signature says about a failure, in the order in which findings are believed to be its cause."""
 

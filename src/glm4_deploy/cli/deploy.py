@@ -46,7 +46,9 @@ from glm4_deploy.deploy.state import (
 )
 from glm4_deploy.deploy.status import log_tail, read_status
 from glm4_deploy.deploy.transaction import Transaction
+from glm4_deploy.deploy.upgrade import check_driver
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Judged, UsageError
+from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.resolved import ResolvedPlan
@@ -154,6 +156,8 @@ def up(
     ask = _ask_nothing if runner == EngineKind.PROCESS else partial(_ask_image, progress)
     plan = requested.plan_here(lambda free: _free(state_dir, free), ask)
     settings, deployment = plan.settings, plan.deployment
+    if deployment.memory:
+        check_driver(engine_image(settings), read_gpus())
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
     for flag in deployment.flags:
         if flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
@@ -179,15 +183,23 @@ def _ask_nothing(_settings: Settings, _profile: Profile) -> tuple[str, ...]:
     return ()
 
 
-def _ask_image(progress: Progress, settings: Settings, profile: Profile) -> tuple[str, ...]:
-    """What the image itself says about its vLLM and its command, if neither the catalog nor the settings do.
+def _ask_image(progress: Progress, settings: Settings, _profile: Profile) -> tuple[str, ...]:
+    """
+    Raises:
+        As `image_answers`.
+    """
+    return tuple(f"{name}={value}" for name, value in image_answers(progress, settings).items())
+
+
+def image_answers(progress: Progress, settings: Settings) -> dict[str, str]:
+    """What the image itself says about its vLLM and its command, as settings, if nothing else does.
 
     Raises:
         UsageError, PlanRefused, ImageMissing, StorageError, DockerMissing, DockerDenied
     """
     image = engine_image(settings)
     if image.vllm is not None and image.command is not None:
-        return ()
+        return {}
     progress.note(f"image {settings.image}: what is in it is not known, so it is asked")
     found = ask_image(image, settings.pinned_image, progress.pull)
     answers = {} if image.vllm is not None else {"image_vllm": found.vllm}
@@ -195,9 +207,9 @@ def _ask_image(progress: Progress, settings: Settings, profile: Profile) -> tupl
     if settings.user is None and found.runs_as_another:
         # The cache volume belongs to root, so another user could not write to it.
         answers["user"] = "0:0"
-    sets = tuple(f"{name}={value}" for name, value in answers.items())
-    progress.note(f"image {settings.image}: {', '.join(sets)}, as the image says")
-    return sets
+    shown = ", ".join(f"{name}={value}" for name, value in answers.items())
+    progress.note(f"image {settings.image}: {shown}, as the image says")
+    return answers
 
 
 def _free(state_dir: Path, free: int | None) -> int | None:

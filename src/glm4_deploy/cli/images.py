@@ -35,6 +35,7 @@ class ImageRow:
         native_fp4: whether 4-bit arithmetic is expected on the card's tensor cores.
         driver_ok: whether the host's driver is new enough for the image's CUDA; None if either is not known.
         tested: whether a vLLM of this version went through this kit's engine tests.
+        seen: compute capabilities on which others reported that it answers requests.
         here: whether it is in this host's Docker engine.
         chosen: whether the settings name it.
         recommended: why it is the one to take; '' for all others.
@@ -49,6 +50,7 @@ class ImageRow:
     driver_needed: int | None
     driver_ok: bool | None
     tested: bool
+    seen: tuple[str, ...]
     trouble: str
     here: bool | None
     chosen: bool
@@ -60,6 +62,7 @@ class ImageRow:
         """Whether nothing that is known speaks against it."""
         return (
             self.tested
+            and self.seen != ()
             and not self.trouble
             and self.driver_ok is not False
             and (self.loads or self.repair) is not False
@@ -160,6 +163,7 @@ def _row(
         driver_needed=image.driver,
         driver_ok=int(major) >= image.driver if known and image.driver is not None else None,
         tested=image.vllm in versions_tested(),
+        seen=image.seen,
         trouble=image.trouble_on(gpu.compute_capability if gpu else None) or _flaw(image, gpu),
         here=None if here is None else image.reference in here,
         chosen=image.reference == engine_image(settings).reference,
@@ -196,13 +200,16 @@ def recommend(rows: tuple[ImageRow, ...]) -> tuple[ImageRow, ...]:
             best = row
     if best is None:
         return rows
-    why = "the newest whose vLLM went through this kit's engine tests, without known trouble on this card"
+    why = (
+        "the newest whose vLLM went through this kit's engine tests and that others report answering "
+        f"(on compute capability {', '.join(best.seen)}), without known trouble on this card"
+    )
     if best.repair:
         why += "; repair the checkpoint for it first: glm4-deploy checkpoint repair"
     return tuple(replace(row, recommended=why) if row is best else row for row in rows)
 
 
-HEAD = ("", "image", "vLLM", "tested", "loads", "native FP4", "driver", "here", "known trouble")
+HEAD = ("", "image", "vLLM", "tested", "seen on", "loads", "native FP4", "driver", "here", "known trouble")
 
 
 def _table(rows: tuple[ImageRow, ...]) -> Iterable[str]:
@@ -223,6 +230,7 @@ def _cells(row: ImageRow) -> tuple[str, ...]:
         row.image,
         row.vllm or "?",
         "yes" if row.tested else "no",
+        " ".join(row.seen),
         loads,
         _word(row.native_fp4),
         f"{driver} (too old)" if row.driver_ok is False else driver,

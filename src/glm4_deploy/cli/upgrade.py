@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.catalog.rows import profiles
-from glm4_deploy.cli.deploy import exclusive, report_result
+from glm4_deploy.cli.deploy import exclusive, image_answers, report_result
 from glm4_deploy.cli.params import STATE, HostCards, Json, StateDir
 from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.candidates import Candidate, compose_candidate, preflight, recorded_engine
-from glm4_deploy.deploy.docker import fetch_image
+from glm4_deploy.deploy.docker import connect, fetch_image, find_image
 from glm4_deploy.deploy.plan_check import free_memory
 from glm4_deploy.deploy.releases import Release, Store
 from glm4_deploy.deploy.state import load_record
@@ -28,6 +28,7 @@ from glm4_deploy.deploy.upgrade import (
 from glm4_deploy.errors import UsageError
 from glm4_deploy.host.gpu import GpuReport, read_gpus
 from glm4_deploy.host.system import read_host
+from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.spec import Card
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.result import Result
@@ -62,7 +63,7 @@ def upgrade(
     progress = Progress()
     store = Store(state_dir)
     release = running_release(state_dir, store)
-    settings = settings_with(release, tag or _image_of(release))
+    settings = _asked(settings_with(release, tag or _image_of(release)), progress, pulls=not dry_run)
     gpus = read_gpus()
     plan = plan_upgrade(release, store, settings, _card(release, settings, gpus, state_dir), gpus)
     text = "\n".join(one_line(line, 1000) for line in plan.lines())
@@ -85,6 +86,17 @@ def upgrade(
     report_result(result, "upgrade", progress, json_=json_)
     for line in _to_keep(plan):
         typer.echo(line, err=True)
+
+
+def _asked(settings: Settings, progress: Progress, *, pulls: bool) -> Settings:
+    """With what an image that nobody knows says of itself, as for `up`.
+
+    pulls: whether an image that is not here is pulled for that.
+    """
+    image = engine_image(settings)
+    if image.vllm is not None or (not pulls and find_image(connect(), settings.pinned_image) is None):
+        return settings
+    return Settings.model_validate({**settings.model_dump(), **image_answers(progress, settings)})
 
 
 def _image_of(release: Release) -> str:

@@ -100,6 +100,22 @@ def missing_volumes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in wanted if client and not _exists(client, name))
 
 
+def unnamed_caches(project: str) -> tuple["Volume", ...]:
+    """Caches that earlier kits made, in whose names there is no image: no engine that this kit starts reads them.
+
+    Raises:
+        DockerMissing
+    """
+    client = connect(timeout=SIZE_SECONDS)
+    with answering():
+        found = client.volumes.list(filters={"label": f"{PROJECT_LABEL}={project}"})
+    names = sorted(
+        str(one.name) for one in found if re.fullmatch(rf"{re.escape(project)}_cache(-\d{{1,4}})?", str(one.name))
+    )
+    sizes = _sizes(client) if names else {}
+    return tuple(Volume(name=name, cache=True, size_bytes=sizes.get(name)) for name in names)
+
+
 def _exists(client: docker.DockerClient, name: str) -> bool:
     with answering():
         try:

@@ -17,7 +17,7 @@ from docker.models.containers import Container
 from docker.utils import parse_repository_tag
 
 from glm4_deploy.deploy.releases import ReleaseImage
-from glm4_deploy.errors import DockerDenied, DockerMissing, ImageMissing, StorageError
+from glm4_deploy.errors import DockerDenied, DockerMissing, ImageMissing, PlanRefused, StorageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.settings import load_settings
 
@@ -275,14 +275,38 @@ def fetch_image(
     """The image for a reference, pulled if this host does not have it.
 
     Raises:
+        PlanRefused: it is built for another processor.
         As `pull`.
     """
-    image = find_image(connect(), reference)
+    client = connect()
+    image = find_image(client, reference)
     if image is None:
         note(f"pulling {reference}")
         pull(reference, on_progress)
-        image = find_image(connect(), reference)
+        image = find_image(client, reference)
+    if image is not None:
+        check_processor(client, reference)
     return image
+
+
+PROCESSORS = {"x86_64": "amd64", "aarch64": "arm64"}  # as Docker's host says it → as an image says it
+
+
+def check_processor(client: docker.DockerClient, reference: str) -> None:
+    """Refuse a local image that is built for another processor: its programs cannot run here.
+
+    Raises:
+        PlanRefused, DockerMissing
+    """
+    with answering():
+        built_for = str(client.images.get(reference).attrs.get("Architecture") or "")
+        host = str(client.info().get("Architecture", ""))
+    here = PROCESSORS.get(host, host)
+    if built_for and here and built_for != here:
+        raise PlanRefused(
+            f"the image {reference} is built for {built_for}, and this host is {here}",
+            hint="choose an image for this processor: glm4-deploy images",
+        )
 
 
 def pull(reference: str, on_progress: Callable[[PullState], None]) -> None:

@@ -16,8 +16,8 @@ from docker.errors import APIError, DockerException
 
 from glm4_deploy.catalog.images import CommandShape, EngineImage
 from glm4_deploy.catalog.rows import parse_version
-from glm4_deploy.deploy.docker import PullState, answering, connect, find_image, pull
-from glm4_deploy.errors import ImageMissing, PlanRefused, UsageError
+from glm4_deploy.deploy.docker import PullState, answering, check_processor, connect, find_image, pull
+from glm4_deploy.errors import ImageMissing, UsageError
 from glm4_deploy.plan.engine_rules import OLDEST
 from glm4_deploy.plan.image import FIND_PYTHON
 from glm4_deploy.text import one_line
@@ -37,7 +37,6 @@ vllm = version("vllm") or next(map(version, m.packages_distributions().get("vllm
 print("{MARK}" + json.dumps([vllm, bool(shutil.which("vllm"))]))
 """
 ANSWERS = "--set image_vllm=VERSION --set image_command=program|vllm-serve|python-module"
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +85,9 @@ def ask_image(image: EngineImage, reference: str, on_pull: Callable[[PullState],
             attributes: Mapping[str, Any] = client.images.get(reference).attrs
         except APIError:
             raise ImageMissing(f"the image {reference} is not here", hint=f"docker pull {reference}") from None
-        here = str(client.info().get("Architecture", ""))
     declared = attributes.get("Config") or {}
     entrypoint = tuple(declared.get("Entrypoint") or ())
-    built_for = str(attributes.get("Architecture", ""))
-    if built_for and built_for != ARCHITECTURES.get(here, here):
-        raise PlanRefused(
-            f"the image {reference} is built for {built_for}, and this host is {ARCHITECTURES.get(here, here)}",
-            hint="choose an image for this processor: glm4-deploy images",
-        )
+    check_processor(client, reference)
     passes, (vllm, has_program) = _answer(client, reference, entrypoint)
     if vllm is None:
         raise UsageError(
@@ -103,7 +96,7 @@ def ask_image(image: EngineImage, reference: str, on_pull: Callable[[PullState],
     found = InspectedImage(
         entrypoint=entrypoint,
         user=str(declared.get("User") or ""),
-        architecture=built_for,
+        architecture=str(attributes.get("Architecture", "")),
         passes=passes,
         vllm=vllm,
         has_program=has_program,

@@ -26,6 +26,7 @@ from typing import Protocol
 
 from glm4_deploy import __version__
 from glm4_deploy.deploy.boot import Boot
+from glm4_deploy.deploy.caches import unnamed_caches
 from glm4_deploy.deploy.candidates import Candidate, check_release, recorded_engine, release_candidate, with_own_cache
 from glm4_deploy.deploy.docker import BACK_SECONDS, PullState, fetch_image, wait_for_docker
 from glm4_deploy.deploy.engines import Engine
@@ -171,12 +172,23 @@ class Transaction:
             if not self._restoring:
                 raise
             self.note(f"continuing with the cache on record: {error.message}")
+        self._say_unnamed_caches()
         self.result.files = tuple(str(path) for path in self._candidate.engine.files)
         cache = self._candidate.cache
         if cache is not None and cache.cold:
             last = self._store.last_cold_seconds(self._candidate.endpoint.model_dir)
             took = "" if last is None else f"; the last start that did took {last:.0f} s until it answered"
             self.note(f"first start with the cache of {cache.label}: it compiles, and takes longer{took}")
+
+    def _say_unnamed_caches(self) -> None:
+        if self._candidate.cache is None:
+            return
+        with suppress(DeployError):  # Docker itself is judged elsewhere
+            for volume in unnamed_caches(self._candidate.endpoint.project):
+                self.note(
+                    f"volume {volume.name} ({volume.size}) is a cache of compiled kernels that an earlier kit kept for "
+                    "all images; nothing reads it any more: glm4-deploy releases prune"
+                )
 
     # start and gate: from now on only an interrupt raises; a failure is in the result.
 

@@ -163,8 +163,17 @@ def check_image(image: EngineImage, gpus: GpuReport) -> None:
     if image.vllm is None:
         raise UsageError(
             f"image {image.reference} is not in the catalog: its vLLM is not known",
-            hint="check the tag; or start it once with `glm4-deploy up --image IMAGE --set image_vllm=VERSION`",
+            hint="check the tag; without --dry-run it is pulled and asked, or `docker pull` it first",
         )
+    check_driver(image, gpus)
+
+
+def check_driver(image: EngineImage, gpus: GpuReport) -> None:
+    """Refuse an image whose CUDA this host's driver cannot run.
+
+    Raises:
+        PlanRefused
+    """
     floor, driver = image.driver, (gpus.driver or "").partition(".")[0]
     if floor is not None and driver.isdigit() and int(driver) < floor and _needs_driver(gpus):
         raise PlanRefused(

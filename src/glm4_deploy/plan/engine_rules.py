@@ -26,8 +26,6 @@ MIB = 2**20
 
 # Bytes per element of the KV cache. `auto` is the model's own type, 16 bits here.
 KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-# The first vLLM whose argument parser knows a type (config/cache.py, CacheDType); the others are as old as 0.9.
-KV_DTYPE_FROM: dict[str, Version] = {"bfloat16": (0, 11)}
 # The first vLLM with which templates/tools/glm4_tool_parser.py was tried (scripts/engines.toml has all of them).
 TOOLS_FROM: Version = (0, 11, 0)
 
@@ -133,11 +131,6 @@ def requested_bytes(version: Version, total_bytes: int, fraction: float) -> int:
 def default_fraction(version: Version) -> float:
     """gpu_memory_utilization if none is given (config/cache.py)."""
     return 0.92 if version >= (0, 20) else 0.9
-
-
-def takes_cache_bytes(version: Version) -> bool:
-    """Whether the engine has --kv-cache-memory-bytes (engine/arg_utils.py): it skips profiling and allocates them."""
-    return version >= (0, 11, 1)
 
 
 # Dense models that run on model runner V2 (config/vllm.py DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES), by release.

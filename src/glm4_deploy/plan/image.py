@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from glm4_deploy.catalog.images import CommandShape, EngineImage, find_image, serve_from
+from glm4_deploy.catalog.changes import serve_from
+from glm4_deploy.catalog.images import CommandShape, EngineImage, find_image
 from glm4_deploy.catalog.rows import Version, parse_version
 from glm4_deploy.settings import Settings
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from glm4_deploy.catalog.changes import flag_trouble
 from glm4_deploy.errors import UsageError
-from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB, takes_cache_bytes
+from glm4_deploy.plan.engine_rules import BLOCK_TOKENS, GIB
 from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.memory import MemoryPlan, estimate
 from glm4_deploy.plan.refusal import at_any_fraction
@@ -211,7 +212,8 @@ def _advice(request: MemoryRequest, plan: MemoryPlan, reserve: float) -> Iterato
     if fraction > ceiling + 1e-9:
         why = f"{reserve:g} GiB for the host" if request.gpu.unified else "room for allocations outside the request"
         yield f"{fraction:g} leaves less than {why}: {ceiling:g} is the highest safe value"
-    if request.gpu.unified and request.kv_cache_memory_bytes is None and takes_cache_bytes(request.vllm):
+    exact = not flag_trouble("kv-cache-memory-bytes", request.vllm)
+    if exact and request.gpu.unified and request.kv_cache_memory_bytes is None:
         size = load_bytes(request)
         if size / GIB <= plan.kv_cache_gib + plan.error_range_gib:
             yield (

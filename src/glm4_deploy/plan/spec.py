@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from glm4_deploy.catalog.changes import flag_trouble, successor, value_from, variable_trouble
 from glm4_deploy.catalog.images import CommandShape, EngineImage, default_image
 from glm4_deploy.catalog.rows import (
     Gpu,
@@ -16,11 +17,10 @@ from glm4_deploy.catalog.rows import (
     Version,
     gpus,
     mistaken_variables,
-    replaced_variables,
     variables,
 )
 from glm4_deploy.errors import PlanRefused, UsageError
-from glm4_deploy.plan.engine_rules import KV_DTYPE_FROM, OLDEST, TOOLS_FROM, WeightFormat, glm4_9b, takes_cache_bytes
+from glm4_deploy.plan.engine_rules import OLDEST, TOOLS_FROM, WeightFormat, glm4_9b
 from glm4_deploy.plan.footprint import MemoryRequest
 from glm4_deploy.plan.image import engine_image, engine_version, program_words, python_words
 from glm4_deploy.plan.memory import MemoryPlan
@@ -373,7 +373,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
 
 
 def _check_kv_cache_dtype(settings: Settings, version: Version | None) -> None:
-    since = KV_DTYPE_FROM.get(settings.kv_cache_dtype)
+    since = value_from("kv-cache-dtype", settings.kv_cache_dtype)
     if version is not None and since is not None and version < since:
         raise UsageError(
             f"kv_cache_dtype {settings.kv_cache_dtype}: vLLM {'.'.join(map(str, version))} does not know it "
@@ -397,8 +397,10 @@ def _environment(settings: Settings, profile: Profile) -> tuple[EnvVariable, ...
         for row in variables().values()
         if profile.engine in row.engines
     }
+    version = engine_version(settings)
     for name, value in settings.env.items():
-        known[name] = EnvVariable(name=name, value=value, note="from the settings")
+        if version is None or successor(name, value, version) is None:
+            known[name] = EnvVariable(name=name, value=value, note="from the settings")
     return tuple(known.values())
 
 
@@ -423,10 +425,8 @@ def _flags(
     if fraction.value is not None:
         flags.append(Flag(name="gpu-memory-utilization", value=f"{fraction.value:g}", note=fraction.reason))
     if settings.kv_cache_memory_bytes is not None:
-        version = image.vllm
-        if version is not None and not takes_cache_bytes(version):
-            shown = ".".join(map(str, version))
-            raise UsageError(f"vLLM {shown} has no --kv-cache-memory-bytes", hint="leave kv_cache_memory_bytes out")
+        if image.vllm is not None and (trouble := flag_trouble("kv-cache-memory-bytes", image.vllm)):
+            raise UsageError(f"--kv-cache-memory-bytes: {trouble}", hint="leave kv_cache_memory_bytes out")
         note = "exact: the engine does not profile, so its neighbours do not count"
         flags.append(Flag(name="kv-cache-memory-bytes", value=str(settings.kv_cache_memory_bytes), note=note))
     if settings.max_num_batched_tokens is not None:
@@ -439,7 +439,7 @@ def _flags(
         flags.append(Flag(name="enforce-eager", value=None, note=reasons.get("enforce_eager", "")))
     if settings.tools:
         flags += _tool_flags()
-    named = {flag.name: flag for flag in flags}
+    named = {flag.name: flag for flag in (*flags, *_successors(settings, image.vllm))}
     for name, value in settings.args.items():
         if name in RESERVED_FLAGS:
             raise UsageError(
@@ -452,6 +452,13 @@ def _flags(
             )
         named[name] = Flag(name=name, value=_flag_value(value), note="from the settings")
     return tuple(named.values())
+
+
+def _successors(settings: Settings, version: Version | None) -> Iterator[Flag]:
+    """Flags in the place of variables that this vLLM no longer reads."""
+    for name, value in settings.env.items():
+        if version is not None and (now := successor(name, value, version)):
+            yield Flag(name=now[0], value=now[1], note=f"from env.{name}, which this vLLM no longer reads")
 
 
 def _tool_flags() -> Iterator[Flag]:
@@ -488,11 +495,21 @@ def _warnings(settings: Settings, profile: Profile, fraction: Fraction) -> Itera
     version = engine_version(settings)
     if settings.tools and version is not None and version < TOOLS_FROM:
         yield f"tools: the tool parser was not tried with a vLLM before {'.'.join(map(str, TOOLS_FROM))}"
-    for name, (gone, flag) in replaced_variables().items():
-        if name in settings.env and version is not None and version >= gone:
-            yield f"env.{name}: vLLM {'.'.join(map(str, version))} no longer reads it; set args.{flag} instead"
+    if version is not None:
+        yield from _version_warnings(settings, version)
     if "trust-remote-code" in settings.args:
         yield "args.trust-remote-code runs code from the checkpoint; GLM-4-9B-chat-hf does not need it"
+
+
+def _version_warnings(settings: Settings, version: Version) -> Iterator[str]:
+    for name, value in settings.env.items():
+        if now := successor(name, value, version):
+            yield f"env.{name}: vLLM {'.'.join(map(str, version))} no longer reads it; rendered as --{now[0]} {now[1]}"
+        elif trouble := variable_trouble(name, version):
+            yield f"env.{name}: {trouble}"
+    for name in settings.args:
+        if trouble := flag_trouble(name, version):
+            yield f"args.{name}: {trouble}"
 
 
 def _router_warnings(settings: Settings, profile: Profile) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""In the stand-in for NVIDIA's image: what a CPU cannot do of compose/*.yaml, bridged in vLLM 0.13.0.
+"""In the stand-in for NVIDIA's image: what a CPU cannot do of compose/*.yaml, bridged in vLLM.
 
-vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). On a CPU it refuses an FP8 KV cache
-beside prefix caching and chunked prefill, which are on by default; without them it falls back to the model's type by
-itself. The bridge does the same with them. Everything else that the command line asks for is taken as it is.
+vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). On a CPU 0.13 refuses an FP8 KV
+cache beside prefix caching and chunked prefill, which are on by default; without them it falls back to the model's type
+by itself. The bridge does the same with them, in every version. Everything else that the command line asks for is taken
+as it is.
 """
 
 from typing import Any

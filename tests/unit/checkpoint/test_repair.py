@@ -59,8 +59,8 @@ def test_repair_then_its_inverse_gives_the_same_files(shards: int, tmp_path: Pat
 @pytest.mark.parametrize("shards", [1, 3])
 def test_repairing_twice_changes_nothing(shards: int, tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made", shards=shards, healthy=False)
-    once = repair_checkpoint(directory, tmp_path / "glm-4-once")
-    twice = repair_checkpoint(tmp_path / "glm-4-once", tmp_path / "glm-4-twice")
+    once = repair_checkpoint(directory, tmp_path / "glm-4-once", vllm=OLD)
+    twice = repair_checkpoint(tmp_path / "glm-4-once", tmp_path / "glm-4-twice", vllm=OLD)
     assert once.changes and once.report.failures == ()
     assert (twice.changes, twice.written) == ((), ())
     for path in (tmp_path / "glm-4-once").iterdir():
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(StorageError, match="cannot write"):
-            repair_checkpoint(directory, tmp_path / "glm-4-out")
+            repair_checkpoint(directory, tmp_path / "glm-4-out", vllm=OLD)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
@@ -188,7 +188,7 @@ def test_a_shard_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(repair_module, "write_shard", write_during_a_download)
     with pytest.raises(StorageError, match="changed while it was repaired"):
-        repair_checkpoint(directory, tmp_path / "glm-4-out")
+        repair_checkpoint(directory, tmp_path / "glm-4-out", vllm=OLD)
     only_whole_or_nothing(tmp_path, {"glm-4-made"})
 
 

@@ -1,4 +1,4 @@
-"""The four traps of the default image: each is found and repaired for the engines that it affects."""
+"""The four traps of image 26.01: each is found and repaired for the engines that it affects."""
 
 import json
 from pathlib import Path
@@ -46,9 +46,9 @@ def test_each_trap_can_be_repaired_alone(check: str, tmp_path: Path) -> None:
     assert failed == set(TRAPS) - {check}
 
 
-def test_repair_for_the_default_image_leaves_no_failure_and_the_original_alone(tmp_path: Path) -> None:
+def test_repair_for_the_publishers_image_leaves_no_failure_and_the_original_alone(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in made.DATA.iterdir()}
-    outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out")
+    outcome = repair_checkpoint(made.DATA, tmp_path / "glm-4-out", vllm=OLD)
     assert outcome.report.failures == ()
     assert {change.check for change in outcome.changes} == set(TRAPS)
     assert {path.name: path.read_bytes() for path in made.DATA.iterdir()} == before
@@ -103,14 +103,14 @@ def test_stop_ids_and_chat_template_are_restored(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     (directory / "chat_template.jinja").unlink()
     made.change(directory / "generation_config.json", eos_token_id=256)
-    failed = {result.check for result in verify_checkpoint(directory).failures}
+    failed = {result.check for result in verify_checkpoint(directory, vllm=OLD).failures}
     assert failed == {"gate-up", "eos-ids", "chat-template"}
-    outcome = repair_checkpoint(directory, tmp_path / "glm-4-out")
+    outcome = repair_checkpoint(directory, tmp_path / "glm-4-out", vllm=OLD)
     assert outcome.report.failures == ()
     ids = json.loads((tmp_path / "glm-4-out/generation_config.json").read_text())["eos_token_id"]
     assert ids == [256, 263, 265]
     assert "<|assistant|>" in (tmp_path / "glm-4-out/chat_template.jinja").read_text()
-    healthy = verify_checkpoint(made.checkpoint(tmp_path / "glm-4-healthy"))
+    healthy = verify_checkpoint(made.checkpoint(tmp_path / "glm-4-healthy"), vllm=OLD)
     reports = (healthy, outcome.report)
     said = [row.observed for report in reports for row in report.results if row.check == "chat-template"]
     assert ["without tools" in words for words in said] == [True, False]

@@ -60,7 +60,9 @@ def test_repair_then_verify(tmp_path: Path) -> None:
 
 
 def test_with_only_repair_reports_what_still_fails(tmp_path: Path) -> None:
-    done = run("repair", made.DATA, "--output", tmp_path / "glm-4-out", "--only", "gate-up", "--json")
+    done = run(
+        "repair", made.DATA, "--output", tmp_path / "glm-4-out", "--for", "0.13.0", "--only", "gate-up", "--json"
+    )
     assert done.returncode == 1
     outcome = json.loads(done.stdout)
     assert [change["check"] for change in outcome["changes"]] == ["gate-up"]
@@ -70,7 +72,7 @@ def test_with_only_repair_reports_what_still_fails(tmp_path: Path) -> None:
 def test_json_with_a_name_that_is_not_text(tmp_path: Path) -> None:
     directory = made.checkpoint(tmp_path / "glm-4-made")
     (directory / os.fsdecode(b"\xff.txt")).touch()
-    done = run("repair", directory, "--output", tmp_path / "glm-4-out", "--json")
+    done = run("repair", directory, "--output", tmp_path / "glm-4-out", "--for", "0.13.0", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"]["verdict"] == "ok"
     assert run("repair", directory, "--output", tmp_path / "glm-4-two").returncode == 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from glm4_deploy.catalog.images import known_images, versions_tested
+from glm4_deploy.catalog.images import default_image, known_images, versions_tested
+from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.images import ImageRow, recommend
 
@@ -23,18 +24,28 @@ def listed(*words: str) -> dict[str, dict[str, Any]]:
 def row(image: str, **values: Any) -> ImageRow:
     facts: dict[str, Any] = {
         "vllm": "0.31.0", "architectures": (), "loads": True, "repair": False, "native_fp4": True, "driver_needed": 580,
-        "driver_ok": True, "tested": True, "trouble": "", "here": False, "chosen": False, "source": "a test",
+        "driver_ok": True, "tested": True, "seen": ("12.1",), "trouble": "", "here": False, "chosen": False,
+        "source": "a test",
     }  # fmt: skip
     return ImageRow(image=image, **(facts | values))
 
 
 def test_a_checkpoint_is_judged_for_the_vllm_of_each_image() -> None:
     rows = listed("--profile", "gb10", "--model-dir", str(NVFP4))
-    old, new = rows["nvcr.io/nvidia/vllm:26.01-py3"], rows["nvcr.io/nvidia/vllm:26.10-py3"]
-    assert (old["loads"], old["repair"], old["chosen"]) == (False, True, True)
-    assert (new["loads"], new["repair"], new["native_fp4"]) == (True, False, True)
+    old, new = rows["nvcr.io/nvidia/vllm:26.01-py3"], rows[default_image().reference]
+    assert (old["loads"], old["repair"], old["chosen"]) == (False, True, False)
+    assert (new["loads"], new["repair"], new["native_fp4"], new["chosen"]) == (True, False, True, True)
     assert "vllm#38423" in old["trouble"]
     assert [name for name, one in rows.items() if one["recommended"]] == [new["image"]]
+
+
+@pytest.mark.parametrize("profile", [name for name, one in profiles().items() if one.engine == "nvcr"])
+def test_the_default_image_is_the_recommended_one_on_every_card(profile: str, tmp_path: Path) -> None:
+    rows = listed("--profile", profile, "--model-dir", str(tmp_path))
+    assert [name for name, one in rows.items() if one["recommended"]] == [default_image().reference]
+    assert [name for name, one in rows.items() if one["chosen"]] == [
+        "nvcr.io/nvidia/vllm:26.01-py3" if profile == "seed" else default_image().reference
+    ]
 
 
 def test_without_a_checkpoint_it_is_not_known_whether_it_loads(tmp_path: Path) -> None:
@@ -50,7 +61,7 @@ def test_the_image_of_the_settings_is_listed_even_if_nobody_knows_it() -> None:
 
 @pytest.mark.parametrize(
     "against",
-    [{"tested": False}, {"trouble": "x"}, {"driver_ok": False}, {"loads": False, "repair": False}],
+    [{"tested": False}, {"seen": ()}, {"trouble": "x"}, {"driver_ok": False}, {"loads": False, "repair": False}],
 )
 def test_the_newest_that_nothing_speaks_against_is_recommended(against: dict[str, Any]) -> None:
     rows = recommend((row("a:1"), row("a:2", loads=False, repair=True), row("a:3", **against), row("b:4")))

@@ -40,6 +40,7 @@ OLD, NEW = find_image(NAME, "26.01-py3"), find_image(NAME, "26.10-py3")
 
 
 def release(model: Path = DEMO, **values: Any) -> Release:
+    values = {"image_tag": OLD.tag} | values
     settings, profile = load_settings({"profile": "rtx-5090", "model_dir": str(model), **values}, environ={})
     spec = plan_deployment(settings, profile, choose_fraction(settings, profile))
     return Release(
