@@ -1,6 +1,8 @@
 """Images in which the journeys' stand-in for vLLM runs: no registry, an override mounts its files from this host."""
 
+import hashlib
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -14,11 +16,8 @@ LINKS = ("bin", "sbin", "lib", "lib64")
 DIRECTORIES = ("usr", "etc", "tmp", "cache", "mnt/models", "proc", "sys", "dev", "run", "root")
 
 
-def build(image: str, environment: Mapping[str, str], label: str = "", platform: str = "") -> None:
-    """An image of directories and links with these variables.
-
-    label: makes it another image with the same content. platform: `linux/arm64` for one that cannot run elsewhere.
-    """
+def build(image: str, environment: Mapping[str, str], label: str = "") -> None:
+    """An image of directories and links with these variables. label: makes it another image with the same content."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
         for name in DIRECTORIES:
@@ -36,10 +35,27 @@ def build(image: str, environment: Mapping[str, str], label: str = "", platform:
         archive.addfile(entry, io.BytesIO(passwd))
     changes = [word for name, value in environment.items() for word in ("--change", f"ENV {name}={value}")]
     changes += ["--change", f"LABEL org.glm4-deploy.test={label or image}"]
-    built_for = [f"--platform={platform}"] if platform else []
-    subprocess.run(
-        ["docker", "import", *built_for, *changes, "-", image], input=tar.getvalue(), check=True, capture_output=True
-    )
+    subprocess.run(["docker", "import", *changes, "-", image], input=tar.getvalue(), check=True, capture_output=True)
+
+
+def build_foreign(image: str, architecture: str) -> None:
+    """An image for another processor, with one empty layer; `docker import` makes them for this one only."""
+    layer = io.BytesIO()
+    tarfile.open(fileobj=layer, mode="w").close()
+    diff = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
+    config = {"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff]}}
+    manifest = [{"Config": "config.json", "RepoTags": [image], "Layers": ["layer.tar"]}]
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for name, content in (
+            ("config.json", json.dumps(config).encode()),
+            ("layer.tar", layer.getvalue()),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    subprocess.run(["docker", "load"], input=whole.getvalue(), check=True, capture_output=True)
 
 
 def environment(version: str, behaviour: str = "") -> dict[str, str]:

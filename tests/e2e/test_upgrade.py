@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from e2e.kit import KIT, ROOT, Done, Kit
-from e2e.stand_in_images import NAME, build, environment, override
+from e2e.stand_in_images import NAME, build, build_foreign, environment, override
 from e2e.test_up import containers, inspect
 
 pytestmark = pytest.mark.e2e
@@ -133,7 +133,7 @@ def test_what_this_host_cannot_run_is_refused_while_the_old_one_serves(upgraded:
     assert (driver.returncode, "driver 570.86.10 is too old" in driver.stderr) == (13, True), driver.stderr
 
     foreign = {"x86_64": "arm64", "aarch64": "amd64"}[os.uname().machine]
-    build(f"{NAME}:{upgraded.tag(FOREIGN)}", environment(FOREIGN), platform=f"linux/{foreign}")
+    build_foreign(f"{NAME}:{upgraded.tag(FOREIGN)}", foreign)
     processor = upgraded.upgrade(FOREIGN)
     assert (processor.code, f"built for {foreign}" in processor.err) == (13, True), processor.err
 

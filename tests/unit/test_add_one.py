@@ -135,6 +135,13 @@ def test_an_image_is_a_row(copy: SourceTree) -> None:
     assert "vLLM 0.99.0" in copy.run("plan", "--gpu", "gb10", "--image-tag", "29.99-py3")
 
 
+def test_a_flag_that_vllm_lost_is_a_row(copy: SourceTree) -> None:
+    words = ("render", "--profile", "gb10", "--set", "args.old-flag=1")
+    assert "old-flag: vLLM" not in copy.run(*words)
+    copy.replace("catalog/changes.yaml", "flags:\n", "flags:\n  - gone: 0.17.1\n    names: [old-flag]\n")
+    assert "args.old-flag: vLLM 0.27.1 no longer knows it" in copy.run(*words)
+
+
 def test_the_default_image_is_a_line(copy: SourceTree) -> None:
     copy.replace(
         "catalog/images.yaml", "default: nvcr.io/nvidia/vllm:26.08-py3", "default: nvcr.io/nvidia/vllm:26.02-py3"
