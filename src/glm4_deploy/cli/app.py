@@ -73,6 +73,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "scale": ("scale", "Estimate how many GPUs a number of users needs."),
         "checkpoint": ("checkpoint", "Verify, repair or quantize a checkpoint."),
         "images": ("images", "List the images that hold a vLLM, judged for this card and this checkpoint."),
+        "explain": (
+            "explain",
+            "Say what a name means: an exit code, check, setting, profile or known failure.",
+        ),
+        "completion": ("completion", "Print the script that completes commands, options and values in a shell."),
         "version": ("render", "Show this kit's version and the image that it deploys by default."),
     },
 }
@@ -122,7 +127,8 @@ app = typer.Typer(
     name="glm4-deploy",
     cls=_LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
+    # Off unless a shell asks: Typer would add two options to --help; `completion` prints the scripts.
+    add_completion="_GLM4_DEPLOY_COMPLETE" in os.environ,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=CONTEXT,

@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from glm4_deploy.catalog.rows import Profile, profile_for, profiles
+from glm4_deploy.cli.completion import profile_names, settings_keys
 from glm4_deploy.errors import PlanRefused
 from glm4_deploy.host.gpu import GpuReport, free_bytes, gpu_row, read_gpus
 from glm4_deploy.host.system import HostFacts, read_host
@@ -156,7 +157,20 @@ def setting_option(name: str, default: str | None = None) -> Any:
         kind = bool if about.annotation is bool else int
     flag = SPELLED.get(name, f"--{name.replace('_', '-')}")
     shown = default or _default_of(name, about) or False
-    return Annotated[kind | None, typer.Option(flag, metavar=METAVARS.get(name), help=_help(about), show_default=shown)]
+    offers = profile_names if name == "profile" else _choices(about) if kind is str else None
+    option = typer.Option(
+        flag, metavar=METAVARS.get(name), help=_help(about), show_default=shown, autocompletion=offers
+    )
+    return Annotated[kind | None, option]
+
+
+def _choices(about: FieldInfo) -> Callable[[str], list[str]]:
+    """What a shell offers for a setting: the alternatives of a choice."""
+
+    def offers(incomplete: str) -> list[str]:
+        return [text for text in limits(about) if text.startswith(incomplete) and " " not in text]
+
+    return offers
 
 
 def _help(about: FieldInfo) -> str:
@@ -173,7 +187,12 @@ def _default_of(name: str, about: FieldInfo) -> str:
 
 
 def _deployment_parameters(names: tuple[str, ...], profile: str) -> list[inspect.Parameter]:
-    sets = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, env.NAME or args.FLAG; repeatable.")
+    sets = typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, env.NAME or args.FLAG; repeatable.",
+        autocompletion=settings_keys,
+    )
     image = typer.Option(
         "--image", metavar="NAME", help="REPOSITORY:TAG, with or without @DIGEST: the image, in place of --image-tag."
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from glm4_deploy.cli.completion import release_ids
 from glm4_deploy.cli.deploy import announce_removal, exclusive, report_result, volume_line
 from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
 from glm4_deploy.cli.progress import Progress
@@ -89,7 +90,11 @@ def prune(
 def rollback(
     release: Annotated[
         str | None,
-        typer.Argument(help="Id, number, or beginning of an id.", show_default="the last good one that differs"),
+        typer.Argument(
+            help="Id, number, or beginning of an id.",
+            show_default="the last good one that differs",
+            autocompletion=release_ids,
+        ),
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, max=86_400, help="Seconds a start may take.", show_default="start_period")
@@ -121,8 +126,8 @@ def rollback(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A release: id, number, or beginning of an id.")],
-    b: Annotated[str, typer.Argument(help="The release to compare with.")],
+    a: Annotated[str, typer.Argument(help="A release: id, number, or beginning of an id.", autocompletion=release_ids)],
+    b: Annotated[str, typer.Argument(help="The release to compare with.", autocompletion=release_ids)],
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:

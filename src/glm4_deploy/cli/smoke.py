@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
+from glm4_deploy.cli.completion import check_names
 from glm4_deploy.cli.output import JUnit, Outputs
 from glm4_deploy.cli.params import NOTHING, STATE, JsonFile, Requested, StateDir, with_settings
 from glm4_deploy.deploy.state import Record, expected_record, load_record
@@ -44,7 +45,11 @@ KeyFile = Annotated[
 ]
 Names = Annotated[
     list[str] | None,
-    typer.Option(metavar="CHECK", help="Run only this check and those it needs; repeatable; `needle-*` works."),
+    typer.Option(
+        metavar="CHECK",
+        help="Run only this check and those it needs; repeatable; `needle-*` works.",
+        autocompletion=check_names,
+    ),
 ]
 
 
@@ -55,7 +60,10 @@ def smoke(
     api_key_file: KeyFile = None,
     suite: Annotated[str, typer.Option(help="gate, quick (< 1 minute on a GPU), full (minutes) or soak.")] = "quick",
     only: Names = None,
-    skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeatable.")] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECK", help="Leave this check out; repeatable.", autocompletion=check_names),
+    ] = None,
     duration: Annotated[str, typer.Option("--for", help="How long to soak: 90s, 30m, 8h.")] = "30m",
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Maximum seconds until the first token of an answer.")
