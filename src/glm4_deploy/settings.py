@@ -69,6 +69,11 @@ Email = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9._+-]+@(localhost|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+)$", max_length=254)
 ]
 HostPort = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")]
+GuardedName = Annotated[str, StringConstraints(pattern=rf"^(key|model):[^={CONTROLS}]+$", max_length=256)]
+# YAML reads `off` as false.
+GuardMode = Annotated[
+    Literal["off", "observe", "cut", "retry"], BeforeValidator(lambda value: "off" if value is False else value)
+]
 FlagName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -249,6 +254,9 @@ class Settings(BaseModel):
     )
     guard_mode: Literal["observe", "cut", "retry"] = Field(
         "observe", description="what the guard does with an answer that loops"
+    )
+    guard_mode_for: dict[GuardedName, GuardMode] = Field(
+        default_factory=dict, description="the guard's mode for one key:NAME or model:NAME"
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     digests: dict[Text, Digest] = Field(
@@ -476,15 +484,16 @@ def _from_sets(sets: Iterable[str]) -> Mapping[str, Any]:
         group, dot, name = key.partition(".")
         if not dot:
             layer[key.replace("-", "_")] = _scalar(text)
-        elif group == "env":
-            layer.setdefault("env", {})[name] = text
+        elif group in ("env", "guard_mode_for"):
+            layer.setdefault(group, {})[name] = text
         elif group == "args":
             layer.setdefault("args", {})[name.removeprefix("--").replace("_", "-")] = _flag_scalar(text)
         elif group == "kubernetes":
             layer.setdefault("kubernetes", {})[name.replace("-", "_")] = _scalar(text)
         else:
             raise UsageError(
-                f"--set {key!r}: unknown group {group!r}", hint="use env.NAME=…, args.FLAG=… or kubernetes.KEY=…"
+                f"--set {key!r}: unknown group {group!r}",
+                hint="use env.NAME=…, args.FLAG=…, kubernetes.KEY=… or guard_mode_for.WHAT=…",
             )
     return layer
 

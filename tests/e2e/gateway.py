@@ -40,9 +40,16 @@ class Gateway:
 
 
 @contextmanager
-def gateway(engine: str, directory: Path, *, engine_key: str = "", sets: tuple[str, ...] = ()) -> Iterator[Gateway]:
+def gateway(
+    engine: str,
+    directory: Path,
+    *,
+    engine_key: str = "",
+    sets: tuple[str, ...] = (),
+    extras: tuple[str, ...] = ("gateway",),
+) -> Iterator[Gateway]:
     """Run the gateway in front of `engine` (host:port), from the files that `render --with gateway` writes."""
-    files = rendered(resolve_spec({"profile": "cpu", "extras": ["gateway"]}, sets=sets))
+    files = rendered(resolve_spec({"profile": "cpu", "extras": list(extras)}, sets=sets))
     for name in ("gateway/Caddyfile", "gateway/authorise.py"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(files[name])

@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from e2e.engine import NAME, Engine
+from e2e.gateway import gateway
 from e2e.kit import KIT, free_port
 from e2e.watching import Lines
+from glm4_deploy.deploy.keys import add_key
 from glm4_deploy.probe.endpoints import parse_metrics
 from servers.serve import raw_server
 
@@ -71,7 +75,8 @@ def guard(tap: Tap) -> Iterator[tuple[str, Lines]]:
     """Its address for clients, and the lines that it writes."""
     port, metrics_port = free_port(), free_port()
     with raw_server(tap) as engine:
-        lines = Lines([*KIT, "guard", "--engine", engine, "--port", str(port), "--metrics-port", str(metrics_port)])
+        words = ["--engine", engine, "--port", str(port), "--metrics-port", str(metrics_port)]
+        lines = Lines([*KIT, "guard", *words, "--mode-for", "key:ada=cut"])
         lines.wait(lambda row: row["event"] == "listening", 120)
         yield f"http://127.0.0.1:{port}", lines
         lines.end()
@@ -134,3 +139,28 @@ def test_a_loop_is_cut_and_the_engines_slot_is_free(healthy: Engine, guard: tupl
     lines.wait(lambda row: row["event"] == "finding" and row["action"] == "cut", 60)
     until(lambda: not value(healthy, "vllm:num_requests_running"))
     assert value(healthy, "vllm:generation_tokens_total") - before < LONG
+
+
+def test_behind_the_gateway_a_keys_mode_holds_and_a_cut_goes_through(
+    healthy: Engine, guard: tuple[str, Lines], tmp_path: Path
+) -> None:
+    """Caddy, the guard and vLLM: what a client of `--with gateway,guard` talks to."""
+    url, lines = guard
+    body = forced(healthy.base_url, max_tokens=LONG, stream=True)
+    with gateway(urlsplit(url).netloc, tmp_path, extras=("gateway", "guard")) as front:
+        ada, bob = (add_key(front.keys, name, rate=1000) for name in ("ada", "bob"))
+        with front.client(ada, timeout=300) as client:
+            cut = client.post("/v1/chat/completions", json=body).text
+            assert client.get("/v1/models").json()["data"][0]["id"] == NAME
+        with front.client(bob, timeout=300) as client:
+            seen = client.post(
+                "/v1/chat/completions", json=body | {"max_tokens": 8}, headers={"X-Key-Name": "ada"}
+            ).text
+            refused = client.post("/v1/chat/completions", json=body | {"temperature": -1})
+    assert cut.endswith("data: [DONE]\n\n")
+    assert '"action":"cut"' in cut.split("\n\n")[-3]
+    assert "glm4_guard" not in seen
+    assert seen.endswith("data: [DONE]\n\n")
+    assert refused.status_code == 400
+    lines.wait(lambda row: row["event"] == "finding" and row.get("key") == "ada", 60)
+    until(lambda: not value(healthy, "vllm:num_requests_running"))

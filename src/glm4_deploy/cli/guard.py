@@ -34,8 +34,12 @@ def guard(
             "retry: as cut, but ask again first where nothing was sent yet."
         ),
     ] = Mode.OBSERVE,
-    model_mode: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL=MODE", help="The mode for one model; repeatable.")
+    mode_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=MODE",
+            help="The mode for key:NAME (as in `glm4-deploy key list`, from the gateway) or model:NAME; repeatable.",
+        ),
     ] = None,
     show_text: Annotated[bool, typer.Option("--show-text", help="Also log what repeats: text of your users.")] = False,
 ) -> None:
@@ -48,17 +52,19 @@ def guard(
     address = urlsplit(engine)
     if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
         raise UsageError("--engine is not the address of a server", hint="for example http://127.0.0.1:8080")
-    options = GuardOptions(engine=engine, mode=mode, models=dict(_model_modes(model_mode or ())))
+    options = GuardOptions(engine=engine, mode=mode, mode_for=dict(_modes_for(mode_for or ())))
     ledger = Ledger(_write, show_text=show_text)
     uvloop.run(_run(options, ledger, listen, port, metrics_port))
 
 
-def _model_modes(given: Iterable[str]) -> Iterable[tuple[str, Mode]]:
+def _modes_for(given: Iterable[str]) -> Iterable[tuple[str, Mode]]:
     for text in given:
-        model, _, mode = text.rpartition("=")
-        if not model or mode not in set(Mode):
-            raise UsageError(f"--model-mode {text[:80]!r} is not MODEL=MODE", hint=f"the modes are {', '.join(Mode)}")
-        yield model, Mode(mode)
+        what, _, mode = text.rpartition("=")
+        kind, _, name = what.partition(":")
+        if kind not in ("key", "model") or not name or mode not in set(Mode):
+            hint = f"for example key:ada=cut or model:glm-4-9b-chat=off; the modes are {', '.join(Mode)}"
+            raise UsageError(f"--mode-for {text[:80]!r} is not WHAT=MODE", hint=hint)
+        yield what, Mode(mode)
 
 
 async def _run(options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int) -> None:

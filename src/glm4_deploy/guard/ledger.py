@@ -67,11 +67,13 @@ class Ledger:
         """Count a finding and write its line."""
         found = sick.finding
         self._findings.labels(self._model(question), found.verdict.value).inc()
-        text = {"unit": found.unit, "why": found.why} if self._show_text else {}
+        more = {"key": question.key} if question.key else {}
+        if self._show_text:
+            more |= {"unit": found.unit, "why": found.why}
         self.event(
             "finding", model=self._model(question), api=question.api.value, action=action, choice=sick.choice,
             part=sick.part, verdict=found.verdict.value, unit_characters=found.period, repeats=found.repeats,
-            start=found.start, characters=sick.characters, final=sick.final, **text,
+            start=found.start, characters=sick.characters, final=sick.final, **more,
         )  # fmt: skip
         if action == "cut" and found.start is not None:
             self.cut_at.observe(sick.characters - found.start)

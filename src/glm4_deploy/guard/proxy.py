@@ -26,6 +26,8 @@ from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Judging
 from glm4_deploy.guard.upstream import BUFFER, EngineAnswer, EngineTrouble, Header, Upstream, frame
 
 MODE_HEADER = "X-GLM4-Guard"
+KEY_HEADER = "X-Key-Name"  # the gateway's name for the client's key
+MAX_KEY = 64  # characters
 MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
 MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
 HEADER_LINE = 32768  # bytes of one line of a request's head; of those, aiohttp accepts 128
@@ -38,11 +40,11 @@ HOP_BY_HOP = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardOptions:
-    """engine: base URL. models: a mode for each model that has its own."""
+    """engine: base URL. mode_for: a mode for each `key:NAME` and `model:NAME` that has its own; a key's goes first."""
 
     engine: str
     mode: Mode = Mode.OBSERVE
-    models: Mapping[str, Mode] = field(default_factory=dict)
+    mode_for: Mapping[str, Mode] = field(default_factory=dict)
 
 
 class Guard:
@@ -69,7 +71,7 @@ class Guard:
         raw = await _all(request.content.readany, MAX_REQUEST)
         if len(raw) > MAX_REQUEST:
             return _refusal(413, f"the request has more than {MAX_REQUEST} bytes")
-        question = read_question(api, raw)
+        question = read_question(api, raw, key=request.headers.get(KEY_HEADER, "")[:MAX_KEY])
         mode = self._mode(wanted, question)
         if question is None or mode is Mode.OFF:
             self._ledger.unjudged("request" if question is None else "off")
@@ -80,7 +82,9 @@ class Guard:
     def _mode(self, wanted: str, question: Question | None) -> Mode:
         if question is None:
             return Mode.OFF
-        mode = Mode(wanted) if wanted else self._options.models.get(question.model, self._options.mode)
+        known, options = self._options.mode_for, self._options
+        own = known.get(f"key:{question.key}") or known.get(f"model:{question.model}") or options.mode
+        mode = Mode(wanted) if wanted else own
         # A prompt that is not known may ask for what repeats.
         return mode if question.prompt_known or mode is Mode.OFF else Mode.OBSERVE
 

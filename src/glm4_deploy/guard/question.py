@@ -23,6 +23,7 @@ class Question:
     """One request.
 
     Attributes:
+        key: the gateway's name for the client's key; "" if there is none.
         prompts: one for all choices, or one per `choices / len(prompts)` of them.
         prompt_known: False if a prompt is token ids or not in the request: what it asks to repeat is unknown.
         choices: how many choices the answer will have.
@@ -31,6 +32,7 @@ class Question:
 
     api: Api
     model: str
+    key: str
     prompts: tuple[str, ...]
     prompt_known: bool
     choices: int
@@ -41,7 +43,7 @@ class Question:
         return self.prompts[min(choice // each, len(self.prompts) - 1)]
 
 
-def read_question(api: Api, raw: bytes) -> Question | None:
+def read_question(api: Api, raw: bytes, *, key: str = "") -> Question | None:
     """The question in a request's body; None if it cannot be judged.
 
     None: not an object of the expected types, more than MAX_CHOICES choices, or an answer that repeats its prompt
@@ -62,6 +64,7 @@ def read_question(api: Api, raw: bytes) -> Question | None:
     return Question(
         api=api,
         model=body.get("model", ""),
+        key=key,
         prompts=tuple(map(_ends, prompts)) or ("",),
         prompt_known=len(prompts) == len(found),
         choices=each * len(found),

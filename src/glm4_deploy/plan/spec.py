@@ -248,6 +248,7 @@ class DeploymentSpec:
     overridable: bool = False
     watch_port: int = 9109
     guard_mode: str = "observe"
+    guard_mode_for: tuple[str, ...] = ()  # WHAT=MODE
     tool_files: tuple[str, ...] = ()
 
     @property
@@ -368,6 +369,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         overridable=settings.overridable,
         watch_port=settings.watch_port,
         guard_mode=settings.guard_mode,
+        guard_mode_for=tuple(f"{what}={mode}" for what, mode in settings.guard_mode_for.items()),
         tool_files=tuple(TOOL_FILES.values()) if settings.tools else (),
     )
 

@@ -441,12 +441,23 @@ def test_an_unknown_prompt_is_only_observed() -> None:
         guard.until(lambda: guard.count("answers_total", model="m", outcome="sick") == 1)
 
 
-def test_a_client_can_choose_and_a_model_can_have_its_own_mode() -> None:
+def test_a_client_can_choose_and_a_model_or_a_key_can_have_its_own_mode() -> None:
     events = [*loop(100), DONE]
-    with guarded(Engine(*streamed(*events)), models={"calm": Mode.OBSERVE}) as guard:
-        for headers, model, cut in (({}, "m", True), ({}, "calm", False), ({"x-glm4-guard": "off"}, "m", False)):
+    with guarded(
+        Engine(*streamed(*events)), mode_for={"model:calm": Mode.OBSERVE, "key:ada": Mode.CUT, "key:bob": Mode.OFF}
+    ) as guard:
+        for headers, model, cut in (
+            ({}, "m", True),
+            ({}, "calm", False),
+            ({"x-glm4-guard": "off"}, "m", False),
+            ({"x-key-name": "ada"}, "calm", True),
+            ({"x-key-name": "bob"}, "m", False),
+            ({"x-key-name": "eve"}, "calm", False),
+            ({"x-key-name": "bob", "x-glm4-guard": "cut"}, "m", True),
+        ):
             assert (b"glm4_guard" in post(guard, headers=headers, model=model).content) is cut
-        assert guard.count("unjudged_total", reason="off") == 1
+        assert guard.count("unjudged_total", reason="off") == 2
+        assert [line.get("key") for line in guard.lines if line["event"] == "finding"][2:4] == ["ada", "eve"]
         assert post(guard, headers={"x-glm4-guard": "yes"}).status_code == 400
 
 

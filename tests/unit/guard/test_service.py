@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from glm4_deploy.deploy.kit_image import kit_tag, requirements
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
+from glm4_deploy.run import run_program
+from glm4_deploy.settings import Settings
 
 
 def services_of(tmp_path: Path, compose: list[str], *sets: str, profile: str = "*") -> dict[str, Any]:
@@ -26,7 +29,8 @@ def services_of(tmp_path: Path, compose: list[str], *sets: str, profile: str = "
 
 
 def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Path, compose: list[str]) -> None:
-    guard = services_of(tmp_path, compose, "guard_mode=cut", profile="gateway")["guard"]
+    sets = ("guard_mode=cut", "guard_mode_for.key:ada=retry", "guard_mode_for.model:zai/glm-4.5=off")
+    guard = services_of(tmp_path, compose, *sets, profile="gateway")["guard"]
     assert guard["image"] == kit_tag()
     assert (guard["user"], guard["read_only"], guard["cap_drop"]) == ("65532:65532", True, ["ALL"])
     assert guard["security_opt"] == ["no-new-privileges:true"]
@@ -34,6 +38,8 @@ def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Pa
     words = guard["command"]
     assert words[words.index("--engine") + 1] == "http://glm4-9b-nvfp4:8080"
     assert words[words.index("--mode") + 1] == "cut"
+    assert words[-4:] == ["--mode-for", "key:ada=retry", "--mode-for", "model:zai/glm-4.5=off"]
+    assert "copy_headers Authorization X-Key-Name\n" in (tmp_path / "gateway/Caddyfile").read_text()
 
 
 def test_in_front_of_several_engines_it_asks_the_router(tmp_path: Path, compose: list[str]) -> None:
@@ -60,3 +66,12 @@ def test_the_watch_beside_it_reads_its_counters() -> None:
     for extras, reads in (["gateway", "guard", "watch"], True), (["gateway", "watch"], False):
         files = rendered(resolve_spec({"profile": "gb10", "extras": extras}))
         assert ("http://guard:9110" in files[COMPOSE]) is reads
+
+
+def test_a_mode_for_one_key_or_model_is_checked_and_yamls_off_is_a_mode() -> None:
+    assert Settings.model_validate({"guard_mode_for": {"key:ada": False}}).guard_mode_for == {"key:ada": "off"}
+    for what, mode in (("ada", "cut"), ("key:", "cut"), ("key:ada", "on")):
+        with pytest.raises(UsageError):
+            resolve_spec({"profile": "gb10"}, sets=(f"guard_mode_for.{what}={mode}",))
+        done = run_program(sys.executable, "-m", "glm4_deploy", "guard", "--mode-for", f"{what}={mode}", timeout=60)
+        assert (done.code, "is not WHAT=MODE" in done.stderr) == (2, True)
