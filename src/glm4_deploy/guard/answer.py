@@ -9,6 +9,9 @@ from glm4_deploy.detect import LoopFinding, Stream
 from glm4_deploy.guard.question import MAX_CHOICES, Api, Question
 
 MAX_TEXTS = 256  # in one answer: choices, each with its content, reasoning and tool calls
+# Characters for which a provisional finding (rows, code, symbols, a quotation) must hold to count as final. In good
+# answers of the detector's corpora the longest held for 2,432 (docs/lab/guard.md).
+HELD = 8192
 HEAD = 65536  # bytes: what a cut repeats of a Responses API answer's own description
 EXTENSION = "glm4_guard"  # the field that a cut, retried or marked answer has
 
@@ -22,7 +25,8 @@ class SickText:
     """A finding in one text of an answer.
 
     Attributes:
-        final: it was found while the text was still coming, and nothing that could follow would have cleared it.
+        final: it was found while the text was still coming, and nothing that could follow would have cleared it, or it
+            held for HELD characters.
         characters: length of the text when it was found.
     """
 
@@ -52,6 +56,7 @@ class _Text:
     def __init__(self, prompt: str) -> None:
         self.stream = Stream(prompt=prompt)
         self.length = 0
+        self.alarmed_at: int | None = None  # the length at which the finding of now began
         self.sick: SickText | None = None
 
 
@@ -119,9 +124,15 @@ class Answer:
         length = len(more)
         text.length += length
         self.characters += length
-        if text.stream.feed(more) is None or text.sick is not None or text.stream.final is None:
+        finding = text.stream.feed(more)
+        if finding is None:
+            text.alarmed_at = None
             return
-        text.sick = SickText(choice=choice, part=part, finding=text.stream.final, final=True, characters=text.length)
+        if text.alarmed_at is None:
+            text.alarmed_at = text.length
+        if text.sick is not None or (text.stream.final is None and text.length - text.alarmed_at < HELD):
+            return
+        text.sick = SickText(choice=choice, part=part, finding=finding, final=True, characters=text.length)
         self._found.append(text.sick)
 
     # What the three APIs send, streamed or whole.

@@ -384,6 +384,17 @@ def test_a_loop_in_the_arguments_of_a_tool_call_is_cut() -> None:
         assert events_of(post(guard).content)[-1]["glm4_guard"]["part"] == "tool 1"
 
 
+@pytest.mark.parametrize("row", ["| pump | 20 | ok |\n", "    total += weights[i] * x[i]\n", '{"a": 1, "b": [2, 3]}, '])
+def test_rows_and_code_are_cut_once_they_have_repeated_for_long(row: str) -> None:
+    short, endless = ([token(row) for _ in range(size // len(row))] for size in (6_000, 30_000))
+    with guarded(Engine(*streamed(*short, DONE))) as guard:
+        assert post(guard).content == b"".join([*short, DONE])
+    with guarded(Engine(*streamed(*endless)[:-1], hold=True)) as guard:
+        raw = post(guard).content
+    assert events_of(raw)[-1]["glm4_guard"]["action"] == "cut"
+    assert len(raw) < len(b"".join(endless)) / 2
+
+
 def test_a_loop_of_completions_is_cut() -> None:
     event = {"id": "cmpl-1", "object": "text_completion", "model": "m", "created": 1}
     texts = [event | {"choices": [{"index": 0, "text": word + " "}]} for word in (LOOP * 400).split()]
