@@ -18,6 +18,7 @@ from engines import Record, clock, end, fork, free_port, read, seen, serve, wait
 from users import NAME, READY, ROOT, bench
 
 USERS = "64,256"
+FAILED = r"Engine core initialization failed"
 FLAGS: dict[str, object] = {
     "load-format": "dummy",
     "quantization": "compressed-tensors",
@@ -39,7 +40,7 @@ def two_stage(record: Record, models: Path, seconds: float) -> None:
             continue
         port, log = free_port(), record.logs / f"two-{name}.log"
         pid = fork(log, serve(model, NAME, {**FLAGS, flag: 2}, port))
-        how = wait_for(log, pid, (READY, r"Engine core initialization failed"), max(10, seconds - clock() - 40))
+        how = wait_for(log, pid, (READY, FAILED), max(10, seconds - clock() - 40))
         record.add("two", name, how=how, **seen(read(log)))
         if how == READY:
             bench(record, models, f"two-{name}", port, "128", "128", USERS, seconds)
@@ -61,7 +62,7 @@ def replicas(record: Record, models: Path, model: Path, gpus: list[str], seconds
         fork(log, on(gpu, serve(model, NAME, FLAGS, port))) for gpu, log, port in zip(gpus, logs, ports, strict=True)
     ]
     try:
-        hows = [wait_for(log, pid, (READY, r"failed"), 150) for log, pid in zip(logs, pids, strict=True)]
+        hows = [wait_for(log, pid, (READY, FAILED), 150) for log, pid in zip(logs, pids, strict=True)]
         record.add("two", "replicas", how=hows, **seen(read(logs[0])))
         if hows != [READY] * len(hows):
             return

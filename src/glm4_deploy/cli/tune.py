@@ -69,6 +69,7 @@ def tune(
         moves(subject.settings, subject.load, subject.vllm, subject.gpu),
         planned_for(subject),
         learned(notebook.here),
+        subject.in_use,
     )
     if dry_run:
         _show_plan(search, subject)

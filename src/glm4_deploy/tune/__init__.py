@@ -1,1 +1,1 @@
-"""Find a load's fastest settings. May import `deploy`, `report`, `report_model`, `probe`, `plan`, `settings`, `catalog`."""
+"""A load's fastest settings. May import `deploy`, `report`, `report_model`, `probe`, `plan`, `settings`, `catalog`."""

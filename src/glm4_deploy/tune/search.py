@@ -14,7 +14,7 @@ from typing import Any
 from glm4_deploy.report_model import BenchLevel
 from glm4_deploy.tune.space import Move, TuneLoad
 
-NOISE = 0.02  # repeated runs on one H100 differed by up to 2 % (docs/lab/gpu.md)
+NOISE = 0.03  # the same settings, started twice on one H200, differed by up to 2.3 % (docs/lab/gpu.md)
 PATIENCE = 1.3  # a candidate that needs this much longer than the best for the same requests has lost
 CONFIGURED, PLANNED = "as configured", "the plan for this load"
 
@@ -77,14 +77,17 @@ class Search:
         moves: Iterable[Move],
         planned: Mapping[str, Any] | None,
         history: Mapping[tuple[str, str], float],
+        configured: Mapping[str, Any],
     ) -> None:
         """
         Args:
             planned: what the plan would set for the load; None if it is what is configured.
+            configured: the settings as they are, with what the engine chooses by itself; what equals them is no change.
             history: (axis, value) → the gain seen in earlier runs on this card with this vLLM.
         """
         self._load = load
         self._history = history
+        self._configured = configured
         self._moves = sorted(moves, key=self._expected, reverse=True)
         self._starts = [Attempt(label=CONFIGURED, settings={})]
         if planned:
@@ -103,9 +106,12 @@ class Search:
         while self._moves:
             move = self._moves.pop(0)
             settings = merged(base, move.settings)
-            if all(settings != trial.settings for trial in self.trials):
+            if all(self._differ(settings, trial.settings) for trial in self.trials):
                 return Attempt(label=describe(settings), settings=settings, move=move)
         return None
+
+    def _differ(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        return merged(self._configured, one) != merged(self._configured, other)
 
     def add(self, attempt: Attempt, trial: Trial) -> Trial:
         """Take the outcome; returns it with its gain."""

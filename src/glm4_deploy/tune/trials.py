@@ -77,6 +77,13 @@ class Subject:
         parts = [self.place, to_wire(self.load), slo, settings_digest(self.settings), self.settings.pinned_image]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def in_use(self) -> dict[str, Any]:
+        """The settings as they are, with the tokens per step that the engine chooses where they leave that open."""
+        memory = self.spec(self.settings).memory
+        chosen = {"max_num_batched_tokens": memory.max_num_batched_tokens} if memory else {}
+        return {**chosen, **{key: value for key, value in self.settings.model_dump().items() if value is not None}}
+
     def spec(self, settings: Settings) -> DeploymentSpec:
         """
         Raises:

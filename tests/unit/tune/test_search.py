@@ -61,7 +61,7 @@ def run(search: Search, speed: Callable[[Mapping[str, Any]], float | None], **op
 
 
 def test_the_configured_and_the_planned_come_first_then_what_promises_most() -> None:
-    search = Search(LOAD, MOVES, {"max_num_seqs": 64}, {})
+    search = Search(LOAD, MOVES, {"max_num_seqs": 64}, {}, {})
     assert run(search, lambda _: 100) == [
         CONFIGURED,
         PLANNED,
@@ -78,7 +78,7 @@ def test_what_gains_stays_and_the_next_change_is_made_on_top_of_it() -> None:
         args = settings.get("args", {})
         return 100 + 20 * ("performance-mode" in args) + 10 * ("max_num_batched_tokens" in settings)
 
-    search = Search(LOAD, MOVES, None, {})
+    search = Search(LOAD, MOVES, None, {}, {})
     run(search, speed)
     assert search.winner is not None
     assert search.winner.settings == {
@@ -91,18 +91,18 @@ def test_what_gains_stays_and_the_next_change_is_made_on_top_of_it() -> None:
 
 
 def test_what_fails_its_gate_never_wins_however_fast() -> None:
-    search = Search(LOAD, MOVES, None, {})
+    search = Search(LOAD, MOVES, None, {}, {})
     run(search, lambda settings: None if settings else 50)
     assert search.winner is not None
     assert search.winner.label == CONFIGURED
 
 
 def test_nothing_wins_where_everything_fails_or_breaks_the_limits() -> None:
-    search = Search(LOAD, MOVES, None, {})
+    search = Search(LOAD, MOVES, None, {}, {})
     run(search, lambda _: None)
     assert search.winner is None
 
-    limited = Search(LOAD, MOVES, None, {})
+    limited = Search(LOAD, MOVES, None, {}, {})
     while (attempt := limited.next()) is not None:
         limited.add(attempt, measured(attempt, 100, broken=("ttft p95 900 ms (limit 500)",)))
     assert limited.winner is None
@@ -110,7 +110,7 @@ def test_nothing_wins_where_everything_fails_or_breaks_the_limits() -> None:
 
 
 def test_what_keeps_the_limits_beats_what_is_faster() -> None:
-    search = Search(LOAD, MOVES[:1], None, {})
+    search = Search(LOAD, MOVES[:1], None, {}, {})
     first = search.next()
     assert first is not None
     search.add(first, measured(first, 500, broken=("tpot p50 40 ms (limit 20)",)))
@@ -123,7 +123,7 @@ def test_what_keeps_the_limits_beats_what_is_faster() -> None:
 
 def test_earlier_runs_on_the_card_decide_the_order() -> None:
     history = {("b", "x"): -0.2, ("a", "1"): 0.25}
-    labels = run(Search(LOAD, MOVES, None, history), lambda _: 100)
+    labels = run(Search(LOAD, MOVES, None, history, {}), lambda _: 100)
     assert labels[1:] == ["max_num_batched_tokens 4096", "async-scheduling", "performance-mode throughput"]
     trials = [
         Trial(label="", settings={}, outcome=Outcome.MEASURED, axis="a", value="1", gain=gain) for gain in (0.1, 0.21)
@@ -133,8 +133,13 @@ def test_earlier_runs_on_the_card_decide_the_order() -> None:
 
 def test_the_budget_ends_the_walk_before_a_trial_that_would_outlast_it() -> None:
     now = iter(range(0, 10_000, 30))
-    labels = run(Search(LOAD, MOVES, None, {}), lambda _: 100, seconds=200, clock=lambda: float(next(now)))
+    labels = run(Search(LOAD, MOVES, None, {}, {}), lambda _: 100, seconds=200, clock=lambda: float(next(now)))
     assert 1 < len(labels) < 4
+
+
+def test_what_equals_the_settings_in_use_is_not_started_again() -> None:
+    configured = {"max_num_batched_tokens": 4096, "args": {"performance-mode": "throughput"}}
+    assert run(Search(LOAD, MOVES, None, {}, configured), lambda _: 100) == [CONFIGURED, "async-scheduling"]
 
 
 def test_the_front_is_what_nothing_beats_in_all_three() -> None:
