@@ -26,7 +26,7 @@ from glm4_deploy.catalog.rows import signatures as signature_rows
 from glm4_deploy.catalog.rows import symptoms as symptom_rows
 from glm4_deploy.cli.app import INTERRUPTED, READER_GONE, app
 from glm4_deploy.errors import DeployError
-from glm4_deploy.probe.questions import Questions
+from glm4_deploy.probe.questions import QuestionFile
 from glm4_deploy.report.wire import json_schema
 from glm4_deploy.settings import Kubernetes, Settings, limits
 
@@ -178,7 +178,7 @@ def rooms() -> str:
 
 def schemas() -> Iterator[tuple[Path, str]]:
     """The JSON Schemas that the package ships: of reports, and of a file of questions."""
-    questions = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Questions.model_json_schema()
+    questions = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | QuestionFile.model_json_schema()
     for name, schema in (("report/report", json_schema()), ("probe/questions", questions)):
         yield PACKAGE / f"{name}.schema.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

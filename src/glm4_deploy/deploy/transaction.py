@@ -40,7 +40,7 @@ from glm4_deploy.files import write_text
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.questions import Question, read_questions
+from glm4_deploy.probe.questions import UserQuestion, read_questions
 from glm4_deploy.probe.suite import DIED, LOG, Autopsy, run_suite
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.report_model import Suite, SuiteReport
@@ -301,7 +301,7 @@ class Transaction:
         self.result.gate_seconds = round((self.result.gate_seconds or 0.0) + report.seconds, 1)
         return report.results
 
-    def _questions(self) -> tuple[Question, ...]:
+    def _questions(self) -> tuple[UserQuestion, ...]:
         """The user's own questions. A good release is put back even where their file has gone or is wrong now."""
         file = self._candidate.settings.get("questions")
         if not file:

@@ -19,9 +19,9 @@ from glm4_deploy.report_model import AnswerSample, Suite
 from glm4_deploy.text import bound, quote
 
 if TYPE_CHECKING:
-    from glm4_deploy.probe.questions import Question
+    from glm4_deploy.probe.questions import UserQuestion
 
-# Questions with known answers (catalog/canaries.yaml), and how an answer is judged.
+# QuestionFile with known answers (catalog/canaries.yaml), and how an answer is judged.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ class Options:
 
     slo: Slo | None = None
     baseline: Mapping[str, float] | None = None
-    questions: "tuple[Question, ...]" = ()
+    questions: "tuple[UserQuestion, ...]" = ()
 
 
 @dataclass(slots=True, kw_only=True)

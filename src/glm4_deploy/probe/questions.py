@@ -98,7 +98,7 @@ class Message(_Row):
     content: Annotated[str, Field(min_length=1, max_length=200_000)]
 
 
-class Question(_Row):
+class UserQuestion(_Row):
     """One question. It becomes the check `question-NAME`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower case, digits and -")]
@@ -114,7 +114,7 @@ class Question(_Row):
     times: int = Field(default=1, ge=1, le=20, description="how often it is asked; every answer must be right")
 
     @model_validator(mode="after")
-    def _complete(self) -> "Question":
+    def _complete(self) -> "UserQuestion":
         if (self.prompt is None) is (self.messages is None):
             raise ValueError("give either prompt or messages")
         if self.must == Must() and self.must_not == MustNot() and self.max_seconds is None:
@@ -146,13 +146,13 @@ class Question(_Row):
         return one_line("; ".join(parts), 200)
 
 
-class Questions(_Row):
+class QuestionFile(_Row):
     """A file of questions."""
 
-    questions: Annotated[tuple[Question, ...], Field(min_length=1, max_length=MOST)]
+    questions: Annotated[tuple[UserQuestion, ...], Field(min_length=1, max_length=MOST)]
 
     @model_validator(mode="after")
-    def _unique(self) -> "Questions":
+    def _unique(self) -> "QuestionFile":
         names = [one.name for one in self.questions]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -160,7 +160,7 @@ class Questions(_Row):
         return self
 
 
-def read_questions(path: Path) -> tuple[Question, ...]:
+def read_questions(path: Path) -> tuple[UserQuestion, ...]:
     """The questions of a file in YAML or JSON.
 
     Raises:
@@ -171,12 +171,12 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     if not isinstance(content, dict):
         raise UsageError(f"questions {path} line 1: no list `questions:`", hint="see docs/how-to/questions.md")
     try:
-        return Questions.model_validate(content).questions
+        return QuestionFile.model_validate(content).questions
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = tuple(part for part in first["loc"] if isinstance(part, int) or not str(part).startswith("function"))
         problem = str(first["msg"]).removeprefix("Value error, ")
-        known = (*Question.model_fields, *Must.model_fields, "questions")
+        known = (*UserQuestion.model_fields, *Must.model_fields, "questions")
         near = did_you_mean(str(where[-1]), known) if where and first["type"] == "extra_forbidden" else ""
         path_of = ".".join(map(str, where))
         place = f"{path} line {_line_of(text, where)}{f': {path_of}' if path_of else ''}"
@@ -209,7 +209,7 @@ WRONG = "if the answer is right, correct the question; else compare with an engi
 SLOW = "simplify the pattern: nested repetitions such as (a+)+ take for ever"
 
 
-async def ask_question(question: Question, probe: Probe) -> Result:
+async def ask_question(question: UserQuestion, probe: Probe) -> Result:
     """Ask it as often as it says, and judge every answer. A loop or garbage is wrong whatever was expected."""
     wrong: list[str] = []
     evidence: list[tuple[str, str]] = []
@@ -231,7 +231,7 @@ async def ask_question(question: Question, probe: Probe) -> Result:
     return ok(f"{question.times} of {question.times} right: {quote(answer.text)}", question.expected)
 
 
-def _faults(question: Question, answer: ChatAnswer) -> list[str]:
+def _faults(question: UserQuestion, answer: ChatAnswer) -> list[str]:
     """What is wrong, apart from patterns and schema."""
     text, folded = answer.text, answer.text.casefold()
     faults = [f"no {want!r} in {quote(text)}" for want in question.must.contains or () if want.casefold() not in folded]
@@ -247,7 +247,7 @@ def _plain(text: str) -> str:
     return text.strip().strip(".!\"'。 ").casefold()
 
 
-def _matched(question: Question, text: str) -> list[str] | None:
+def _matched(question: UserQuestion, text: str) -> list[str] | None:
     """What is wrong with patterns and schema; None if that could not be found out in time."""
     wanted, barred = question.must.match or (), question.must_not.match or ()
     if not wanted and not barred and question.must.json_schema is None:

@@ -16,7 +16,7 @@ from glm4_deploy.probe.answers import FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.hang import counters
 from glm4_deploy.probe.probe import Options, Probe
-from glm4_deploy.probe.questions import Question, ask_question
+from glm4_deploy.probe.questions import UserQuestion, ask_question
 from glm4_deploy.report_model import AnswerSample, Fact, Measure, Suite, SuiteReport
 from glm4_deploy.result import WHY, Result, Status, fail, skipped, unknown, verdict
 from glm4_deploy.text import BRIEF, did_you_mean, one_line, scrub
@@ -115,7 +115,7 @@ def checks() -> Mapping[str, Check]:
 QUESTION = "question-"
 
 
-def with_questions(questions: Sequence[Question]) -> Mapping[str, Check]:
+def with_questions(questions: Sequence[UserQuestion]) -> Mapping[str, Check]:
     """The table, followed by a check per question of the user's, in every suite."""
     own = (
         Check(
@@ -158,7 +158,7 @@ def covered(results: Sequence[Result], table: Mapping[str, object]) -> str:
     return f"{'; '.join(parts)}. A pass means only that no failure was seen in what was asked."
 
 
-def claims(questions: Sequence[Question] = ()) -> tuple[Fact, ...]:
+def claims(questions: Sequence[UserQuestion] = ()) -> tuple[Fact, ...]:
     """What each check of the table proves."""
     return tuple(Fact(name=entry.id, value=entry.proves) for entry in with_questions(questions).values())
 

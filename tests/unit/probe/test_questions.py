@@ -16,7 +16,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.probe import questions
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.questions import Question, Questions, read_questions
+from glm4_deploy.probe.questions import UserQuestion, QuestionFile, read_questions
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report_model import Suite, SuiteReport
@@ -41,7 +41,7 @@ class Says(Reference):
 
 
 def asked(app: Any, *rows: Mapping[str, Any], suite: Suite = Suite.QUICK, only: tuple[str, ...] = ()) -> SuiteReport:
-    own = Questions.model_validate({"questions": list(rows)}).questions
+    own = QuestionFile.model_validate({"questions": list(rows)}).questions
     with mounted(app) as url:
         target = ProbeTarget(base_url=url, model="glm-4-9b-chat", timeout_s=20.0)
         return asyncio.run(run_suite(target, suite=suite, only=only or ["question-*"], options=Options(questions=own)))
@@ -74,7 +74,7 @@ def row(report: SuiteReport, name: str) -> Result:
 def test_an_answer_is_right_or_wrong(answer: str, expected: dict[str, Any], right: bool) -> None:
     found = row(asked(Says(answer), {"name": "mine", "prompt": ASKED, **expected}), "mine")
     assert found.status is (Status.OK if right else Status.FAIL), found
-    assert found.expected == Question.model_validate({"name": "mine", "prompt": ASKED, **expected}).expected
+    assert found.expected == UserQuestion.model_validate({"name": "mine", "prompt": ASKED, **expected}).expected
 
 
 def test_a_wrong_answer_is_reported_like_any_failed_check() -> None:
