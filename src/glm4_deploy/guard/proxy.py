@@ -7,6 +7,7 @@ decompressed, so that no answer can be a bomb.
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from aiohttp import hdrs, web
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -36,6 +38,17 @@ PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
+
+
+class _WithoutHeads(logging.Filter):
+    """A request that is not HTTP is not logged: aiohttp quotes the line, and that can be the one with the key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+LOG = logging.getLogger(__name__)
+LOG.addFilter(_WithoutHeads())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +300,7 @@ async def serving(
                 max_line_size=HEADER_LINE,
                 max_field_size=HEADER_LINE,
                 access_log=None,
+                logger=LOG,
             )
             runner = web.ServerRunner(server, shutdown_timeout=1.0)
             await runner.setup()

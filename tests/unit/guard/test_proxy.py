@@ -578,6 +578,18 @@ def test_endless_headers_of_a_client_end(endless: bytes) -> None:
                 client.sendall(endless)
 
 
+@pytest.mark.parametrize("line", ["Authorization: Bearer {}\0", "Authorization : Bearer {}", "X\x01: {}", " {}"])
+def test_the_head_of_a_request_that_is_not_http_is_not_logged(line: str, caplog: pytest.LogCaptureFixture) -> None:
+    key = "canary-k3y-5f21"
+    with guarded(Engine(*whole(b"{}"))) as guard:
+        with socket.create_connection(("127.0.0.1", guard.port), timeout=PATIENCE_S) as client:
+            client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{line.format(key)}\r\n\r\n".encode())
+            assert client.recv(4096).split()[1] == b"400"
+        assert post(guard).status_code == 200
+        assert key not in str(guard.lines)
+    assert key not in caplog.text
+
+
 def test_a_slow_head_of_an_engine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "HEAD_S", 0.2)
     engine = Engine(b"HTTP/1.1 200 OK\r\nx-more: ", hold=True)
