@@ -1,4 +1,4 @@
-"""The settings, merged and validated: flags > GLM4_* > glm4.yaml > profile > default. May import `catalog`.
+"""The settings, merged and validated: flags > GLM4_* > .env > files > profile > default. May import `catalog`.
 
 The layers are merged here rather than by pydantic-settings, which cannot put a profile below the file or name the layer
 of an invalid value, and whose import would make `render` 1.5 times as slow (docs/lab/cli.md).
@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -33,6 +34,8 @@ from glm4_deploy.text import CONTROLS, MASK, did_you_mean, redact, secret_name
 
 FILE = Path("glm4.yaml")
 STATE_DIR = Path(".glm4")
+ENV_FILE = ".env"  # beside the settings file
+USER_FILE = "glm4-deploy/glm4.yaml"  # in $XDG_CONFIG_HOME
 ENV_PREFIX = "GLM4_"
 # GLM4_* names that control the tool itself; they are not settings.
 TOOL_VARIABLES = frozenset({"GLM4_DEBUG", "GLM4_CACHE", "GLM4_CPU_PYTHON", "GLM4_E2E_REQUIRED"})
@@ -306,6 +309,15 @@ class Settings(BaseModel):
         return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedSettings:
+    """The settings, their profile, and the layer that each value came from; what is not in `origin` is a default."""
+
+    settings: Settings
+    profile: Profile
+    origin: Mapping[str, str]
+
+
 def load_settings(
     flags: Mapping[str, Any] | None = None,
     *,
@@ -314,6 +326,19 @@ def load_settings(
     sets: Iterable[str] = (),
     default_profile: Callable[[], Profile] = lambda: profiles()["seed"],
 ) -> tuple[Settings, Profile]:
+    """The settings and their profile; see `merge_settings`."""
+    merged = merge_settings(flags, file=file, environ=environ, sets=sets, default_profile=default_profile)
+    return merged.settings, merged.profile
+
+
+def merge_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    sets: Iterable[str] = (),
+    default_profile: Callable[[], Profile] = lambda: profiles()["seed"],
+) -> MergedSettings:
     """Merge the layers and validate the result.
 
     Args:
@@ -327,14 +352,18 @@ def load_settings(
         UsageError: an unknown key, an invalid value or an unreadable file; the message names the layer.
     """
     environ = os.environ if environ is None else environ
+    here = Path.cwd()
+    folder = (here / (file or FILE)).parent
+    user = user_file(environ)
     layers: list[tuple[str, Mapping[str, Any]]] = [
+        (str(user or "user's file"), _read_file(user) if user and user.is_file() else {}),
         (str(file or FILE), _read_file(file)),
+        (str((file or FILE).with_name(ENV_FILE)), _from_environ(read_env_file(folder / ENV_FILE))),
         ("environment", _from_environ(environ)),
         ("command line", {key: value for key, value in (flags or {}).items() if value is not None}),
         ("--set", _from_sets(sets)),
     ]
-    here = Path.cwd()
-    beside = [(here / (file or FILE)).parent, here, here, here]
+    beside = [(user or FILE).parent, folder, folder, here, here, here]
     layers = [
         (name, _absolute(_whole_image(name, layer), base)) for (name, layer), base in zip(layers, beside, strict=True)
     ]
@@ -350,7 +379,7 @@ def load_settings(
             merged[key] = {**merged[key], **value} if nested else value
             origin[key] = name
     try:
-        return Settings.model_validate(merged), profile
+        return MergedSettings(settings=Settings.model_validate(merged), profile=profile, origin=origin)
     except ValidationError as error:
         raise _usage_error(error, origin) from None
 
@@ -437,6 +466,35 @@ def _profile(name: object) -> Profile:
     return known[name]
 
 
+def user_file(environ: Mapping[str, str]) -> Path | None:
+    """Where a user's own settings are, for all of their deployments; None without a home."""
+    home = environ.get("HOME")
+    base = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
+    return Path(base) / USER_FILE if base and base.startswith("/") else None
+
+
+_ENV_LINE = re.compile(rf"(?:export\s+)?({ENV_PREFIX}\w+)\s*=\s*(.*)", re.ASCII)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The GLM4_* lines of a .env file: `NAME=VALUE`, quotes and comments as Compose has them. Other lines are others'.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", hint="make it a readable UTF-8 text file") from None
+    found = {}
+    for line in text.splitlines():
+        if match := _ENV_LINE.fullmatch(line.strip()):
+            value = match[2]
+            quoted = re.fullmatch(r"""(?P<q>['"])(.*?)(?P=q)\s*(#.*)?""", value)
+            found[match[1]] = quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value).strip()
+    return found
+
+
 _VERBATIM = frozenset({"env", "args"})
 
 
@@ -511,7 +569,7 @@ def _flag_scalar(text: str) -> Any:
 def _refuse_unknown(layer_name: str, layer: Mapping[str, Any]) -> None:
     for key in layer:
         if key not in Settings.model_fields:
-            prefix = ENV_PREFIX if layer_name == "environment" else ""
+            prefix = ENV_PREFIX if layer_name == "environment" or layer_name.endswith(ENV_FILE) else ""
             shown, *known = (f"{prefix}{name.upper()}" if prefix else name for name in (key, *Settings.model_fields))
             raise UsageError(
                 f"{layer_name}: unknown key {shown[:60]!r}",

@@ -6,7 +6,7 @@ import pytest
 
 from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.errors import UsageError
-from glm4_deploy.settings import Settings, load_settings
+from glm4_deploy.settings import Settings, load_settings, merge_settings, read_env_file, user_file
 
 
 def test_flags_override_the_environment_the_file_and_the_profile(tmp_path: Path) -> None:
@@ -17,6 +17,49 @@ def test_flags_override_the_environment_the_file_and_the_profile(tmp_path: Path)
     assert profile.name == "rtx-5090"
     assert (settings.port, settings.max_num_seqs, settings.shm_size) == (1003, 8, "2gb")
     assert settings.env == {"A": "1", "B": "x"}
+
+
+def test_each_layer_wins_over_those_below_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"XDG_CONFIG_HOME": f"{tmp_path}/config", "GLM4_BIND": "::1"}
+    user = user_file(environ)
+    assert user == tmp_path / "config/glm4-deploy/glm4.yaml"
+    user.parent.mkdir(parents=True)
+    names = ("port", "max_num_seqs", "grafana_port", "shm_size", "bind")
+    user.write_text("port: 1\nmax_num_seqs: 1\ngrafana_port: 1\nshm_size: 1gb\nbind: 127.0.0.1\nmodel_dir: m\n")
+    (tmp_path / "glm4.yaml").write_text("port: 2\nmax_num_seqs: 2\nshm_size: 2gb\nbind: 127.0.0.2\n")
+    (tmp_path / ".env").write_text("GLM4_PORT=3\nGLM4_SHM_SIZE=3gb\nGLM4_BIND=127.0.0.3\n")
+    merged = merge_settings({"port": 4}, environ=environ, sets=["max_model_len=5"])
+    values = {name: (getattr(merged.settings, name), merged.origin[name]) for name in names}
+    assert values == {
+        "port": (4, "command line"), "max_num_seqs": (2, "glm4.yaml"), "grafana_port": (1, str(user)),
+        "shm_size": ("3gb", ".env"), "bind": ("::1", "environment"),
+    }  # fmt: skip
+    assert merged.origin["max_model_len"] == "--set"
+    assert merged.origin["ipc"] == "profile seed"
+    assert "restart" not in merged.origin
+    assert merged.settings.model_dir == f"{user.parent}/m"  # a relative path starts at its file
+    for file, text, said in ((user, "prot: 1", str(user)), (tmp_path / ".env", "GLM4_PROT=1", ".env.*GLM4_PROT")):
+        before = file.read_text()
+        file.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            load_settings(environ=environ)
+        file.write_text(before)
+
+
+def test_a_dotenv_file_is_read_as_compose_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "# GLM4_PORT=1\nexport GLM4_PORT = 2 # two\nGLM4_A='x # y'  # z\nGLM4_B=\"q\"\nGLM4_C=a#b\nGLM4_D=\n"
+        "PASSWORD=secret\nGLM4_E\n  GLM4_F=1\n"
+    )
+    assert read_env_file(file) == {
+        "GLM4_PORT": "2", "GLM4_A": "x # y", "GLM4_B": "q", "GLM4_C": "a#b", "GLM4_D": "", "GLM4_F": "1",
+    }  # fmt: skip
+    assert read_env_file(tmp_path / "none") == {}
+    file.write_bytes(b"GLM4_PORT=\xff\n")
+    with pytest.raises(UsageError, match="cannot read"):
+        read_env_file(file)
 
 
 def test_environment_and_flags_of_a_file_stay_as_they_are_written(tmp_path: Path) -> None:

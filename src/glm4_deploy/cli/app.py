@@ -73,6 +73,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "scale": ("scale", "Estimate how many GPUs a number of users needs."),
         "checkpoint": ("checkpoint", "Verify, repair or quantize a checkpoint."),
         "images": ("images", "List the images that hold a vLLM, judged for this card and this checkpoint."),
+        "config": ("config", "Show the settings, and where each value comes from."),
         "explain": (
             "explain",
             "Say what a name means: an exit code, check, setting, profile or known failure.",

@@ -16,7 +16,7 @@ from glm4_deploy.host.gpu import GpuReport, free_bytes, gpu_row, read_gpus
 from glm4_deploy.host.system import HostFacts, read_host
 from glm4_deploy.plan.resolved import ResolvedPlan
 from glm4_deploy.plan.spec import Card, DeploymentSpec
-from glm4_deploy.settings import FILE, STATE_DIR, Settings, limits, load_settings
+from glm4_deploy.settings import FILE, STATE_DIR, MergedSettings, Settings, limits, load_settings, merge_settings
 
 StateDir = Annotated[
     Path,
@@ -86,6 +86,10 @@ class Requested:
     def load(self, default_profile: Callable[[], Profile] = seed) -> tuple[Settings, Profile]:
         """The settings, and the profile they are based on."""
         return load_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
+
+    def merge(self, default_profile: Callable[[], Profile] = seed) -> MergedSettings:
+        """The same, with the layer that each value came from."""
+        return merge_settings(self.flags, file=self.config, sets=self.sets, default_profile=default_profile)
 
     def plan(self, default_profile: Callable[[], Profile] = seed) -> ResolvedPlan:
         """What these settings deploy; see `resolve_plan`."""

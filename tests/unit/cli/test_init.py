@@ -50,7 +50,7 @@ class Host:
         patch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
         patch.setenv("HOME", str(directory))
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        patch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+        patch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
 
     def run(self, *words: str) -> tuple[int, str]:
         """Without a terminal; exit code and what stderr shows."""

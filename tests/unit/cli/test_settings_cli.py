@@ -175,3 +175,22 @@ def test_a_profile_without_a_gpu_cannot_be_planned() -> None:
     with pytest.raises(UsageError, match="profile cpu has no GPU to plan for"):
         plan._target(Requested(flags={"profile": "cpu"}), None)
     assert profiles()["cpu"].gpu is None
+
+
+def test_config_show_names_the_layer_of_each_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    (tmp_path / "glm4.yaml").write_text("max_num_seqs: 7\nenv: {HF_TOKEN: hf_abcdefghijklmnopqrstuvwxyz0123456789}\n")
+    (tmp_path / ".env").write_text("GLM4_PORT=9002\n")
+    text = run("config", "show", "--profile", "b200")
+    rows = {line.split()[0]: line.split(None, 1)[1].rsplit("  ", 1) for line in text.splitlines()}
+    layers = {key: layer.strip() for key, (_, layer) in rows.items()}
+    assert layers["max_num_seqs"] == "glm4.yaml"
+    assert layers["port"] == ".env"
+    assert layers["profile"] == "command line"
+    assert layers["shm_size"] == "profile b200"
+    assert "restart" not in layers
+    assert "hf_abc" not in text
+    shown = {row["key"]: row for row in json.loads(run("config", "show", "--all", "--json"))["settings"]}
+    assert shown["ui_admin"] == {"key": "ui_admin", "value": "admin@localhost", "layer": "default"}
+    assert shown["port"]["value"] == 9002
+    assert "hf_abc" not in json.dumps(shown)
