@@ -22,7 +22,13 @@ def render(
     target: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")] = "compose",
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="PATH", help="Write to this file or directory instead of to stdout."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="Write to this file or directory; - is stdout.",
+            show_default="stdout",
+        ),
     ] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
@@ -49,7 +55,7 @@ def render(
         )
     if diff is not None or check:
         _compare(_placed(files, str(diff) if diff else output), check=check)
-    elif output is not None:
+    elif output not in (None, "-"):
         for path, text in _placed(files, output).items():
             write_text(path, text)
             typer.echo(f"wrote {path}", err=True)

@@ -16,7 +16,7 @@ from glm4_deploy.errors import UsageError
 from glm4_deploy.probe import questions
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
-from glm4_deploy.probe.questions import UserQuestion, QuestionFile, read_questions
+from glm4_deploy.probe.questions import QuestionFile, UserQuestion, read_questions
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report_model import Suite, SuiteReport

@@ -336,3 +336,12 @@ def test_without_the_tool_an_env_file_overrides_what_is_meant_to_be_and_nothing_
 def test_what_cannot_be_a_default_in_compose_is_refused(key: str, value: str) -> None:
     with pytest.raises(UsageError, match="overridable"):
         compose_file(resolve_spec({"profile": "gb10", "overridable": True, key: value}))
+
+
+def test_a_dash_is_stdout_for_every_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in ("compose", "kubernetes", "quadlet"):
+        words = ["render", "--profile", "cpu", "--target", target]
+        plain, dash = (CliRunner().invoke(app, [*words, *more]) for more in ((), ("-o", "-")))
+        assert (dash.exit_code, dash.stdout) == (0, plain.stdout)
+    assert not list(tmp_path.iterdir())
