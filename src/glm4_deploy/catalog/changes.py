@@ -36,7 +36,7 @@ def flags() -> dict[str, Span]:
 
 @cache
 def variables() -> dict[str, Span]:
-    """The environment variables that vLLM stopped reading."""
+    """The environment variables that vLLM stopped reading, and when it began to."""
     return dict(_spans("variables"))
 
 
@@ -59,8 +59,8 @@ def value_from(flag: str, value: str) -> Version | None:
 
 def successor(variable: str, value: str, version: Version) -> tuple[str, str] | None:
     """The flag that does in this version what a variable did, and its value there; None if the variable is read."""
-    span, row = variables().get(variable), load_catalog("changes")["instead"].get(variable, {})
-    if span is None or span.knows(version) is not False or "flag" not in row:
+    span, row = variables().get(variable, Span()), load_catalog("changes")["instead"].get(variable, {})
+    if "flag" not in row or span.gone is None or version < span.gone:
         return None
     old, new = row.get("from_to", "--")
     return str(row["flag"]), value.replace(old, new)
@@ -73,10 +73,8 @@ def flag_trouble(name: str, version: Version) -> str:
     """
     name = name.removeprefix("no-").partition(".")[0]
     span = flags().get(name, Span())
-    if span.knows(version) is False:
-        if span.since is not None and version < span.since:
-            return f"vLLM {_shown(version)} does not know it; {_shown(span.since)} does"
-        return f"vLLM {_shown(version)} no longer knows it{_advice(name)}"
+    if trouble := _trouble(name, span, version, "know"):
+        return trouble
     deprecated = load_catalog("changes")["deprecated"].get(name)
     if deprecated is not None and version >= parse_version(str(deprecated)):
         return f"vLLM {_shown(version)} says that it will go{_advice(name)}"
@@ -85,8 +83,15 @@ def flag_trouble(name: str, version: Version) -> str:
 
 def variable_trouble(name: str, version: Version) -> str:
     """Why this vLLM does not read a variable; '' if nothing is known against it."""
-    span = variables().get(name, Span())
-    return "" if span.knows(version) is not False else f"vLLM {_shown(version)} no longer reads it{_advice(name)}"
+    return _trouble(name, variables().get(name, Span()), version, "read")
+
+
+def _trouble(name: str, span: Span, version: Version, verb: str) -> str:
+    if span.knows(version) is not False:
+        return ""
+    if span.since is not None and version < span.since:
+        return f"vLLM {_shown(version)} does not {verb} it; {_shown(span.since)} does"
+    return f"vLLM {_shown(version)} no longer {verb}s it{_advice(name)}"
 
 
 def _advice(name: str) -> str:

@@ -56,6 +56,7 @@ def test_a_variable_that_this_vllm_stopped_reading_becomes_its_flag(
         ("0.31.0", "args.no-disable-log-requests=", "no longer knows it; leave it out"),
         ("0.32.0", "args.log-config-file=/x", "says that it will go; set args.logging-config"),
         ("0.31.0", "env.VLLM_USE_FLASHINFER_MOE_FP4=1", "no longer reads it"),
+        ("0.11.0", "env.VLLM_NVFP4_GEMM_BACKEND=cutlass", "does not read it; 0.13.0 does"),
     ],
 )
 def test_what_this_vllm_does_not_know_is_said(version: str, setting: str, said: str) -> None:
