@@ -4,6 +4,7 @@ import re
 import zlib
 from typing import Any
 
+from glm4_deploy.fingerprint.model import Arithmetic, Bucket, Fingerprint, PrintedText, Tops
 from glm4_deploy.probe.probe import canaries
 
 ANSWERS = {
@@ -67,3 +68,33 @@ def logprob(piece: str) -> dict[str, Any]:
     value = -0.01 - (zlib.crc32(piece.encode()) % 90) / 100
     entry: dict[str, Any] = {"token": piece, "logprob": value, "bytes": list(piece.encode())}
     return entry | {"top_logprobs": [dict(entry)]}
+
+
+def ranked(ids: list[int]) -> dict[int, float]:
+    """The most likely tokens after these, best first, and their log probabilities."""
+    last = ids[-1]
+    return {(last * 7 + place) % 5000: value for place, value in enumerate((-0.4, -1.6, -2.6, -3.4, -4.2))}
+
+
+def fingerprint() -> Fingerprint:
+    """Of a model that answers as `ranked` says."""
+    chat = ({"role": "user", "content": "What is 17 + 25? Answer with the number only."},)
+    ids = tuple(token_id(piece) for piece in tokens("The lighthouse stood at the end of the long stone pier."))
+    texts = [
+        _printed(Bucket.ENGLISH, ids, text="The lighthouse stood at the end of the long stone pier."),
+        _printed(
+            Bucket.DIGITS, tuple(token_id(piece) for piece in tokens("1 2 3 4 5 6 7 8 9")), text="1 2 3 4 5 6 7 8 9"
+        ),
+        _printed(Bucket.CHAT, tuple(map(token_id, prompt_tokens(list(chat)))), messages=chat),
+        _printed(Bucket.LONG_1K, tuple(range(1024)), points=(1000, 1010, 1020)),
+    ]
+    none = {Arithmetic.W4A16: {Arithmetic.W4A16: dict.fromkeys(Bucket, 0.0)}}
+    return Fingerprint(kit="0", checkpoints={"nvfp4": "0" * 12}, tokenizer="0" * 64, texts=tuple(texts), expected=none)
+
+
+def _printed(bucket: Bucket, ids: tuple[int, ...], **fields: Any) -> PrintedText:
+    points = fields.pop("points", tuple(range(1, len(ids))))
+    rows = [ranked(list(ids[:point])) for point in points]
+    tops = Tops(ids=tuple(map(tuple, rows)), logprobs=tuple(tuple(row.values()) for row in rows))
+    empty = {"text": "", "messages": ()}
+    return PrintedText(bucket=bucket, ids=ids, points=points, tops={Arithmetic.W4A16: tops}, **(empty | fields))

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from servers import brain
@@ -484,6 +485,29 @@ class Perplexed(Reference):
             for entry in row.values():
                 entry["logprob"] -= 0.5
         return made
+
+
+class Sharpened(Reference):
+    """Every log probability comes from logits that are half as large again: a wrong scale."""
+
+    def ranked(self, ids: list[int]) -> dict[int, float]:
+        return {token: value * 1.5 - 0.05 for token, value in super().ranked(ids).items()}
+
+
+class LosesTheStart(Reference):
+    """Long prompts give other answers than short ones, as with a wrong rope_theta."""
+
+    def ranked(self, ids: list[int]) -> dict[int, float]:
+        found = super().ranked(ids)
+        return {token + 1: value for token, value in found.items()} if len(ids) > 500 else found
+
+
+class OtherTemplate(Reference):
+    """Another chat template: the prompt has one more token."""
+
+    def generate(self, body: dict[str, Any]) -> Generated:
+        made = super().generate(body)
+        return replace(made, prompt=["\n", *made.prompt])
 
 
 class PerplexedNan(Reference):

@@ -150,14 +150,38 @@ class Reference:
         return "\n".join(lines) + "\n"
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(body["prompt"], list):
+            return self.completion_of_ids(body)
         pieces = brain.tokens(body["prompt"])
         rows: list[Any] = [None]
         for piece in pieces[1:]:
             entry = {"logprob": brain.logprob(piece)["logprob"], "rank": 1, "decoded_token": piece}
             rows.append({str(brain.token_id(piece)): entry})
         choice = {"index": 0, "text": ".", "finish_reason": "length", "prompt_logprobs": rows, "logprobs": None}
+        if body.get("return_token_ids"):
+            choice["prompt_token_ids"] = [brain.token_id(piece) for piece in pieces]
         usage = {"prompt_tokens": len(pieces), "completion_tokens": 1, "total_tokens": len(pieces) + 1}
         return {"object": "text_completion", "model": self.model, "choices": [choice], "usage": usage}
+
+    def completion_of_ids(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As vLLM: of each token of the prompt but the first, and of the one that comes after it."""
+        ids = body["prompt"]
+        choice: dict[str, Any] = {"index": 0, "text": ".", "finish_reason": "length", "logprobs": None}
+        if body.get("prompt_logprobs"):
+            rows = [
+                {str(token): {"logprob": value, "rank": 1} for token, value in self.ranked(ids[:length]).items()}
+                for length in range(1, len(ids))
+            ]
+            choice["prompt_logprobs"] = [None, *rows]
+        if body.get("logprobs"):
+            choice["logprobs"] = {
+                "top_logprobs": [{f"token_id:{token}": value for token, value in self.ranked(ids).items()}]
+            }
+        return {"object": "text_completion", "model": self.model, "choices": [choice]}
+
+    def ranked(self, ids: list[int]) -> dict[int, float]:
+        """The most likely tokens after these, and their log probabilities."""
+        return brain.ranked(ids)
 
     # --- chat ---------------------------------------------------------------------------------------------------------
     async def chat(self, body: dict[str, Any], send: Send) -> None:
@@ -294,6 +318,8 @@ class Reference:
             "token_ids": [brain.token_id(piece) for piece in made.pieces] if made.ids else None,
         }
         head = {"id": "chatcmpl-1", "object": "chat.completion", "created": int(time.time()), "model": self.model}
+        if made.ids:
+            head["prompt_token_ids"] = [brain.token_id(piece) for piece in made.prompt]
         return head | {"choices": [choice], "usage": self.usage(made)}
 
     def events(self, made: Generated) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Verify, repair and quantize checkpoints. May import `plan`, `catalog`."""
+"""Verify, repair, quantize and fingerprint checkpoints. May import `plan`, `fingerprint`, `catalog`."""

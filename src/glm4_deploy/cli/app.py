@@ -71,7 +71,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("host", "Check whether this host can run the deployment."),
         "audit": ("host", "Find risks in a vLLM Compose file, with severity and fix."),
         "scale": ("scale", "Estimate how many GPUs a number of users needs."),
-        "checkpoint": ("checkpoint", "Verify, repair or quantize a checkpoint."),
+        "checkpoint": ("checkpoint", "Verify, repair, quantize or fingerprint a checkpoint."),
         "images": ("images", "List the images that hold a vLLM, judged for this card and this checkpoint."),
         "config": ("config", "Show the settings, and where each value comes from."),
         "explain": (

@@ -1,4 +1,4 @@
-"""`glm4-deploy checkpoint verify | repair | quantize`."""
+"""`glm4-deploy checkpoint verify | repair | quantize | fingerprint`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +7,18 @@ import typer
 
 from glm4_deploy.catalog.images import resolve_version, transformers_major
 from glm4_deploy.catalog.rows import Version, parse_version
+from glm4_deploy.checkpoint.fingerprint import make_fingerprint
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
 from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.progress import BytesProgress
 from glm4_deploy.errors import UsageError
+from glm4_deploy.files import ensure_writable
+from glm4_deploy.fingerprint.model import FILE
 from glm4_deploy.report.terminal import findings_text
 from glm4_deploy.report_model import make_report
+from glm4_deploy.result import ok
 from glm4_deploy.text import one_line
 
 Directory = Annotated[Path, typer.Argument(help="The checkpoint: the directory that contains config.json.")]
@@ -134,6 +138,39 @@ def quantize(
     _end(outputs, "quantize", outcome.report, outcome, text, failing=not raw)
 
 
+def fingerprint(
+    directory: Annotated[
+        list[Path], typer.Argument(help="The model in bf16, in NVFP4, or first the one and then the other.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write.", show_default=f"{FILE} in the last directory")
+    ] = None,
+    context: Annotated[
+        int, typer.Option(min=1024, max=8192, help="Tokens of the longest text, if the model's limit allows them.")
+    ] = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the log probabilities that an engine must give.
+
+    The reference is plain arithmetic on the CPU, layer by layer: no engine, no GPU, and for 9B a few GB of memory.
+    `up` and `smoke` then judge the engine by the file.
+
+    Needs the extra: pip install 'glm4-deploy[fingerprint]'.
+
+    Example: glm4-deploy checkpoint fingerprint /models/glm-4-9b-chat-hf /models/glm-4-9b-chat-hf-nvfp4
+    """
+    target = output or directory[-1] / FILE
+    ensure_writable(target)
+    made = make_fingerprint(directory, target, context=context, note=lambda text: typer.echo(text, err=True))
+    points = sum(len(text.points) for text in made.texts)
+    facts = {"output": str(target), "bytes": target.stat().st_size, "texts": len(made.texts), "points": points}
+    references = [str(kind) for kind in made.arithmetics]
+    shared = make_report("checkpoint fingerprint", [ok(f"{points} points under {', '.join(references)}", check="made")])
+    text = f"{target}: {points} points of {len(made.texts)} texts under {', '.join(references)}\n"
+    details = facts | {"references": references, "checkpoints": made.checkpoints, "tokenizer": made.tokenizer}
+    Outputs(json=stdout_if(as_json)).write(shared, lambda: text, details=details)
+
+
 def _engine(image_tag: str | None, vllm: str | None) -> Version | None:
     if image_tag and vllm:
         raise UsageError("--image-tag and --vllm exclude each other", hint="give one of them")
@@ -171,7 +208,10 @@ def _changes_text(outcome: RepairResult) -> str:
     return "".join(f"{one_line(line, 600)}\n" for line in lines)
 
 
-checkpoint = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Verify, repair or quantize a checkpoint.")
+checkpoint = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Verify, repair, quantize or fingerprint a checkpoint."
+)
 checkpoint.command("verify")(verify)
 checkpoint.command("repair")(repair)
 checkpoint.command("quantize")(quantize)
+checkpoint.command("fingerprint")(fingerprint)

@@ -17,6 +17,7 @@ from glm4_deploy.cli.params import NOTHING, STATE, JsonFile, Requested, StateDir
 from glm4_deploy.deploy.state import Record, expected_record, load_record
 from glm4_deploy.errors import DeployError, EngineDied, Judged, Unreachable, UsageError, WrongEngine
 from glm4_deploy.files import read_text
+from glm4_deploy.fingerprint.model import FILE, Fingerprint, fingerprint_beside, read_fingerprint
 from glm4_deploy.plan.spec import CONTAINER_PORT
 from glm4_deploy.probe.bench import BenchLoad, bench_levels, in_container
 from glm4_deploy.probe.client import ProbeTarget
@@ -73,6 +74,14 @@ def smoke(
         Path | None, typer.Option(help="Your own questions, asked too (YAML; docs/how-to/questions.md).")
     ] = None,
     baseline: Annotated[Path | None, typer.Option(help="Perplexities of an earlier good run to compare with.")] = None,
+    fingerprint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The right log probabilities (`checkpoint fingerprint`).",
+            show_default=f"{FILE} beside the weights that `up` started",
+        ),
+    ] = None,
     save_baseline: Annotated[Path | None, typer.Option(help="Store this run's perplexities, if it passes.")] = None,
     json_: JsonFile = None,
     junit: JUnit = None,
@@ -98,7 +107,8 @@ def smoke(
     outputs = Outputs(json=json_, junit=junit, html=html, other=save_baseline)
     outputs.check()
     target = make_target(base_url, model, api_key_file, timeout, requested=requested, state_dir=state_dir)
-    options = _options(slo, baseline, questions)
+    printed = _fingerprint(fingerprint, base_url, requested, state_dir)
+    options = _options(slo, baseline, questions, printed)
     report = _run(target, chosen, options, tuple(only or ()), tuple(skip or ()), duration, state_dir)
     report = replace(report, deployment=_notes(state_dir, target))
     outputs.write(
@@ -266,9 +276,21 @@ def _tell_of_cache(state_dir: Path, target: ProbeTarget) -> None:
         typer.echo(f"note: {why}", err=True)
 
 
-def _options(slo: Path | None, stored: Path | None, questions: Path | None) -> Options:
+def _fingerprint(path: Path | None, base_url: str | None, requested: Requested, state_dir: Path) -> Fingerprint | None:
+    """The named one; else that beside the weights of the deployment asked for; None where there is none."""
+    if path is not None:
+        return read_fingerprint(path)
+    if base_url is not None:
+        return None
+    return fingerprint_beside(_record_of(requested, state_dir).endpoint.model_dir)
+
+
+def _options(
+    slo: Path | None, stored: Path | None, questions: Path | None, printed: Fingerprint | None
+) -> Options:
     return Options(
         questions=read_questions(questions) if questions is not None else (),
+        fingerprint=printed,
         slo=read_slo(slo) if slo is not None else None,
         baseline=read_baseline(stored) if stored is not None else None,
     )

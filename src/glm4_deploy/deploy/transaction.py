@@ -37,7 +37,8 @@ from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, Re
 from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError, UsageError
 from glm4_deploy.files import write_text
-from glm4_deploy.logs.facts import EngineFacts
+from glm4_deploy.fingerprint.model import Arithmetic, Fingerprint, fingerprint_beside
+from glm4_deploy.logs.facts import EngineFacts, quantizes_activations
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.questions import UserQuestion, read_questions
@@ -251,7 +252,7 @@ class Transaction:
             proof = boot.prove_identity()
             self._listener.check_done(proof)
             rows = self._add(name, proof)
-            rows += self._add(name, *self._ask(base_url, autopsy=boot.autopsy))
+            rows += self._add(name, *self._ask(base_url, autopsy=boot.autopsy, kernel=boot.reader.facts.kernel))
             require_alive(rows)
             boot.check()
             require_pass(rows)
@@ -279,13 +280,24 @@ class Transaction:
         self.result.results += named
         return named
 
-    def _ask(self, base_url: str, only: tuple[str, ...] = (), autopsy: Autopsy | None = None) -> tuple[Result, ...]:
+    def _ask(
+        self,
+        base_url: str,
+        only: tuple[str, ...] = (),
+        *,
+        autopsy: Autopsy | None = None,
+        kernel: str | None = None,
+    ) -> tuple[Result, ...]:
         """Run the gate's checks. They need no start time: the request in the engine's log proves more than a clock."""
         endpoint = self._candidate.endpoint
         key, limit = secret_key(endpoint.api_key_file), endpoint.max_model_len
         target = ProbeTarget(base_url=base_url, model=endpoint.model, max_model_len=limit, api_key=key)
         started, done = self._listener.check_started, self._listener.check_done
-        options = Options(questions=() if only else self._questions())
+        options = Options(
+            questions=() if only else self._questions(),
+            fingerprint=self._fingerprint(),
+            arithmetic=_arithmetic(kernel),
+        )
         report = asyncio.run(
             run_suite(
                 target,
@@ -313,6 +325,13 @@ class Transaction:
                 raise
             self.note(f"gated without your own questions: {error.message}")
             return ()
+
+    def _fingerprint(self) -> Fingerprint | None:
+        try:
+            return fingerprint_beside(self._candidate.endpoint.model_dir)
+        except UsageError as error:
+            self.note(f"not judged by its fingerprint: {error.message}")
+            return None
 
     # record: good or not, it becomes a release; a failed engine does not keep serving.
 
@@ -471,3 +490,9 @@ def require_pass(results: tuple[Result, ...]) -> None:
             details=[f"{row.check}: {row.observed or row.reason}" for row in failed[1:]],
             hint=failed[0].remedy if failed else "",
         )
+
+
+def _arithmetic(kernel: str | None) -> Arithmetic | None:
+    """What a kernel of vLLM's name computes in; None if that is not known."""
+    w4a4 = quantizes_activations(kernel) if kernel else None
+    return None if w4a4 is None else Arithmetic.W4A4 if w4a4 else Arithmetic.W4A16

@@ -194,6 +194,13 @@ _SIZE = re.compile(r"Checkpoint size: ([\d.]+) GiB")
 _GRAPHS = re.compile(r"Capturing CUDA graph.{0,400}?\| (\d+)/(\d+) \[")
 
 
+def quantizes_activations(kernel: str) -> bool | None:
+    """Whether a kernel of that name computes W4A4, as native ones and vLLM's emulation do; None for an unknown name."""
+    if re.search("emulation", kernel, re.IGNORECASE):
+        return True
+    return native(kernel)
+
+
 def native(kernel: str) -> bool | None:
     """Whether a kernel of that name computes in FP4; None for an unknown name."""
     if NOT_NATIVE.search(kernel):

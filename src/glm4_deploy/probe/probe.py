@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from glm4_deploy.catalog.rows import load_catalog
 from glm4_deploy.detect import scan
+from glm4_deploy.fingerprint.model import Arithmetic, Fingerprint
 from glm4_deploy.probe.answers import ChatAnswer, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget
 from glm4_deploy.probe.endpoints import Metrics, parse_metrics
@@ -173,11 +174,20 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Settings of a run for individual checks. baseline: perplexity by passage id. questions: the user's own."""
+    """Settings of a run for individual checks.
+
+    Attributes:
+        baseline: perplexity by passage id.
+        questions: the user's own.
+        fingerprint: the right log probabilities of the checkpoint that should be served.
+        arithmetic: what the engine computes in, as its log says.
+    """
 
     slo: Slo | None = None
     baseline: Mapping[str, float] | None = None
     questions: "tuple[UserQuestion, ...]" = ()
+    fingerprint: Fingerprint | None = None
+    arithmetic: Arithmetic | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.suite import checks, run_suite
 from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Status
-from servers import broken
+from servers import brain, broken
 from servers.reference import Reference
 from servers.serve import mounted
 
@@ -44,7 +44,7 @@ def healthy() -> SuiteReport:
         api_key=SecretStr(KEY),
         started_at=time.time() - 1,
         vllm_version="0.32.0",
-        options=Options(baseline=baseline, slo=Slo(ttft_p95_ms=60_000)),
+        options=Options(baseline=baseline, slo=Slo(ttft_p95_ms=60_000), fingerprint=brain.fingerprint()),
     )
 
 
@@ -143,6 +143,9 @@ CASES = (
     Case(check="language", app=broken.EnglishOnly, words=("instead of 北京",)),
     Case(check="perplexity", app=broken.Perplexed, words=("times its baseline",)),
     Case(check="perplexity", app=broken.PerplexedNan, words=("not a number",)),
+    Case(check="fingerprint", app=broken.Sharpened, words=("off: ", "english")),
+    Case(check="fingerprint", app=broken.LosesTheStart, words=("off: context 1k",)),
+    Case(check="fingerprint", app=broken.OtherTemplate, words=("chat: ", "from position 1 on")),
     Case(check="loop-greedy", app=broken.LoopsGreedy, words=("2 of 2 texts", "EXACT_LOOP")),
     Case(check="loop-sampled", app=broken.LoopsSampled, words=("EXACT_LOOP",)),
     Case(check="loop-long", app=broken.LoopsLate, words=("EXACT_LOOP",)),
@@ -168,7 +171,9 @@ def test_fails_on_a_twin_for_the_right_reason(case: Case) -> None:
     settings = {name: time.time() if value == "now" else value for name, value in case.settings}
     key = KEY if "api_key" in settings else None
     app = case.app(max_model_len=case.context, tools=True, key=key)
-    options = Options(slo=Slo(tpot_p95_ms=4), baseline={"passage-en": 1.6, "passage-zh": 1.5})
+    options = Options(
+        slo=Slo(tpot_p95_ms=4), baseline={"passage-en": 1.6, "passage-zh": 1.5}, fingerprint=brain.fingerprint()
+    )
     report = ask(app, only=[case.check], options=options, **settings)
     result = row(report, case.check)
     assert result.status is case.status, result

@@ -1,0 +1,87 @@
+"""The verdict over distances: which arithmetic the engine has, which buckets are off, and what that points to."""
+
+import math
+from dataclasses import dataclass
+
+from glm4_deploy.fingerprint.distance import Distance, Distances
+from glm4_deploy.fingerprint.model import Arithmetic, Bucket, Fingerprint
+from glm4_deploy.fingerprint.thresholds import BUCKET_FAIL, BUCKET_WARN, ERRORS, FAIL, FLOOR, LOSS, WARN
+from glm4_deploy.result import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What the distances say.
+
+    Attributes:
+        arithmetic: of the reference that the engine is closest to.
+        distance: over all points, from that reference.
+        expected: the distance of a sound engine, in nats, or what counts as nothing.
+        loss: distance from bf16; None where the file has none.
+        off: buckets that are off, worst first, each with how many times the expected distance it has.
+        points_to: the likely cause; empty if nothing is off.
+    """
+
+    status: Status
+    arithmetic: Arithmetic
+    distance: Distance
+    expected: float
+    loss: float | None
+    off: tuple[tuple[Bucket, float], ...]
+    points_to: str
+
+
+def judge(found: Fingerprint, measured: tuple[Distances, ...], arithmetic: Arithmetic | None = None) -> Comparison:
+    """Judge against the engine's own arithmetic; where it is not known, that of the closest reference.
+
+    Args:
+        arithmetic: what the engine's log names.
+    """
+    named = [one for one in measured if one.arithmetic is arithmetic]
+    nearest = min(named or measured, key=lambda one: one.overall.kl)
+    floor = LOSS if found.arithmetics == (Arithmetic.BF16,) else FLOOR
+    own = found.expected[nearest.arithmetic][nearest.arithmetic]
+    expected = max(_mean(own, nearest), floor)
+    # A small bucket's own figure is one draw over few points: a low one may be chance.
+    ratios = {
+        bucket: one.kl / (max(own.get(bucket, 0.0), expected) * _spread(one)) for bucket, one in nearest.buckets.items()
+    }
+    overall = nearest.overall.kl / expected
+    off = sorted(((bucket, ratio) for bucket, ratio in ratios.items() if ratio > BUCKET_WARN), key=lambda row: -row[1])
+    worst = max(ratios.values())
+    status = Status.OK
+    if overall > WARN or worst > BUCKET_WARN:
+        status = Status.FAIL if overall > FAIL or worst > BUCKET_FAIL else Status.WARN
+    loss = next((one.overall.kl for one in measured if one.arithmetic is Arithmetic.BF16), None)
+    return Comparison(
+        status=status,
+        arithmetic=nearest.arithmetic,
+        distance=nearest.overall,
+        expected=expected,
+        loss=loss,
+        off=tuple(off),
+        points_to=_cause({bucket for bucket, _ in off}, set(ratios)) if status is not Status.OK else "",
+    )
+
+
+def _spread(one: Distance) -> float:
+    """How much larger the mean over so few points may be by chance (docs/lab/fingerprint.md)."""
+    return 1 + ERRORS / math.sqrt(one.points)
+
+
+def _mean(expected: dict[Bucket, float], one: Distances) -> float:
+    """Of a sound engine over the same points."""
+    total = sum(expected.get(bucket, 0.0) * row.points for bucket, row in one.buckets.items())
+    return total / max(1, sum(row.points for row in one.buckets.values()))
+
+
+def _cause(off: set[Bucket], asked: set[Bucket]) -> str:
+    short = {bucket for bucket in asked if not bucket.long}
+    if not off:
+        return "every bucket is a little off: look for one wrong scale, or other weights than the fingerprint's"
+    if all(bucket.long for bucket in off):
+        return "only long texts are off: look at rope_theta, the KV cache's type and scales, and the attention kernel"
+    if off >= short:
+        return "every bucket is off: look for a wrong global scale, other weights, or the kernel of the linear layers"
+    names = ", ".join(sorted(off))
+    return f"only {names} off: look for single wrong block scales or rows, and for a kernel that is wrong on one tile"
