@@ -285,9 +285,7 @@ def _fingerprint(path: Path | None, base_url: str | None, requested: Requested, 
     return fingerprint_beside(_record_of(requested, state_dir).endpoint.model_dir)
 
 
-def _options(
-    slo: Path | None, stored: Path | None, questions: Path | None, printed: Fingerprint | None
-) -> Options:
+def _options(slo: Path | None, stored: Path | None, questions: Path | None, printed: Fingerprint | None) -> Options:
     return Options(
         questions=read_questions(questions) if questions is not None else (),
         fingerprint=printed,
