@@ -78,10 +78,10 @@ def _mean(expected: dict[Bucket, float], one: Distances) -> float:
 def _cause(off: set[Bucket], asked: set[Bucket]) -> str:
     short = {bucket for bucket in asked if not bucket.long}
     if not off:
-        return "every bucket is a little off: look for one wrong scale, or other weights than the fingerprint's"
+        return "everything is a little off: look for one wrong scale, or other weights than the fingerprint's"
     if all(bucket.long for bucket in off):
         return "only long texts are off: look at rope_theta, the KV cache's type and scales, and the attention kernel"
-    if off >= short:
-        return "every bucket is off: look for a wrong global scale, other weights, or the kernel of the linear layers"
+    if 2 * len(off & short) > len(short):
+        return "most buckets are off: look for a wrong global scale, other weights, or the kernel of the linear layers"
     names = ", ".join(sorted(off))
     return f"only {names} off: look for single wrong block scales or rows, and for a kernel that is wrong on one tile"
