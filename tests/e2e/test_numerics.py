@@ -13,7 +13,9 @@ from checkpoints import write_scale
 from e2e.engine import NAME, engine
 from e2e.kit import ROOT
 from glm4_deploy.checkpoint.verify import verify_checkpoint
+from glm4_deploy.fingerprint.model import read_fingerprint
 from glm4_deploy.probe.client import ProbeTarget
+from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite
 from glm4_deploy.result import Status
@@ -60,6 +62,9 @@ def test_one_wrong_input_scale_is_caught_by_verify_and_by_smoke(cpu_python: str,
     extra = ("--quantization", "compressed-tensors")
     with engine(cpu_python, model, tmp_path / "engine.log", *extra, env={"PYTHONPATH": rig}) as running:
         target = ProbeTarget(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
-        report = asyncio.run(run_suite(target, suite=Suite.QUICK, only=("counting",)))
+        options = Options(fingerprint=read_fingerprint(NVFP4 / "fingerprint.json"))
+        report = asyncio.run(run_suite(target, suite=Suite.QUICK, only=("counting", "fingerprint"), options=options))
     assert report.verdict is Status.FAIL
-    assert next(row for row in report.results if row.check == "counting").status is Status.FAIL
+    found = {row.check: row for row in report.results}
+    assert found["counting"].status is found["fingerprint"].status is Status.FAIL
+    assert "look for a wrong global scale" in found["fingerprint"].remedy

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from e2e.engine import NAME, Engine, engine
-from e2e.kit import KIT, MODEL
+from e2e.kit import KIT, MODEL, ROOT
+from glm4_deploy.fingerprint.model import read_fingerprint
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.probe import Options
 from glm4_deploy.probe.suite import run_suite
@@ -31,7 +32,8 @@ Runs = Mapping[str, Future[SuiteReport]]
 
 def ask(running: Engine, suite: Suite, baseline: Mapping[str, float] | None = None) -> SuiteReport:
     target = ProbeTarget(base_url=running.base_url, model=NAME, started_at=running.started, timeout_s=180.0)
-    return asyncio.run(run_suite(target, suite=suite, options=Options(baseline=baseline)))
+    printed = read_fingerprint(ROOT / "demo/glm-4-tiny-chat-nvfp4/fingerprint.json")  # of bf16 too
+    return asyncio.run(run_suite(target, suite=suite, options=Options(baseline=baseline, fingerprint=printed)))
 
 
 def kit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -126,6 +128,12 @@ def test_a_sick_twin_fails_for_its_own_reason(runs: Runs, kind: str) -> None:
 def test_perplexity_distinguishes_noise_from_healthy_weights(runs: Runs) -> None:
     assert row(runs["noise"].result(), "perplexity").status is Status.FAIL
     assert row(runs["missing-eos"].result(), "perplexity").status is Status.OK, "its weights are the healthy model's"
+
+
+def test_the_fingerprint_tells_bf16_from_noise(report: SuiteReport, runs: Runs) -> None:
+    found = row(report, "fingerprint")
+    assert (found.status, "from bf16 over" in found.observed) == (Status.OK, True), found
+    assert row(runs["noise"].result(), "fingerprint").status is Status.FAIL
 
 
 def test_an_engine_that_is_gone_is_not_reachable(runs: Runs, tmp_path: Path) -> None:
