@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from glm4_deploy.catalog.rows import Version
-from glm4_deploy.checkpoint.fingerprint import make_fingerprint
 from glm4_deploy.checkpoint.model import default_version, quantization_format, target_engine
 from glm4_deploy.checkpoint.read import Checkpoint, read_checkpoint
 from glm4_deploy.checkpoint.repair import check_output, repair_checkpoint
@@ -35,9 +34,8 @@ from glm4_deploy.checkpoint.verify import (
     faults_line,
     verify_checkpoint,
 )
-from glm4_deploy.errors import CheckpointRefused, DeployError, ExtraMissing, PlanRefused, UsageError
+from glm4_deploy.errors import CheckpointRefused, ExtraMissing, PlanRefused, UsageError
 from glm4_deploy.files import write_text
-from glm4_deploy.fingerprint.model import FILE
 
 PACKAGES = ("llmcompressor", "datasets", "transformers", "torch")
 IGNORE = ("lm_head",)
@@ -136,8 +134,6 @@ def quantize_checkpoint(
         CheckpointRefused: the base model is incomplete, or quantised already.
         PlanRefused: the GPU's memory is too small.
         StorageError: it cannot be written; nothing is left behind.
-
-    At its end it writes the fingerprint beside the weights.
     """
     if not output.name.lower().startswith(PREFIX):
         raise UsageError(
@@ -163,17 +159,7 @@ def quantize_checkpoint(
         raise storage_error(output, error) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    _add_fingerprint(base, output, note)
     return QuantizeResult(output=str(output), drawn=drawn, report=report)
-
-
-def _add_fingerprint(base: Path, output: Path, note: Note) -> None:
-    """What an engine must answer. The checkpoint is complete without it, so that it cannot fail here."""
-    note("computing the fingerprint")
-    try:
-        make_fingerprint([base, output], output / FILE, note=note)
-    except DeployError as error:
-        note(f"no fingerprint: {error.message}")
 
 
 def _check_extra() -> None:

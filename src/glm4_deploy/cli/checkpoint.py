@@ -13,7 +13,7 @@ from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.progress import BytesProgress
-from glm4_deploy.errors import UsageError
+from glm4_deploy.errors import DeployError, UsageError
 from glm4_deploy.files import ensure_writable
 from glm4_deploy.fingerprint.model import FILE
 from glm4_deploy.report.terminal import findings_text
@@ -133,9 +133,19 @@ def quantize(
         raw=raw,
         note=lambda text: typer.echo(text, err=True),
     )
+    if not raw:
+        _add_fingerprint(base, output)
     outputs = Outputs(json=stdout_if(as_json))
     text = f"{outcome.drawn.table()}\n{_text(outcome.report)}"
     _end(outputs, "quantize", outcome.report, outcome, text, failing=not raw)
+
+
+def _add_fingerprint(base: Path, output: Path) -> None:
+    """What an engine must answer. The checkpoint is complete without it, so this cannot fail the command."""
+    try:
+        make_fingerprint([base, output], output / FILE, note=lambda text: typer.echo(text, err=True))
+    except DeployError as error:
+        typer.echo(f"no fingerprint: {error.message}", err=True)
 
 
 def fingerprint(

@@ -9,7 +9,7 @@ step, and two sound engines are further from each other than each is from the me
 WARN = 1.3
 FAIL = 1.5
 # Of one bucket, which has fewer points: its expected divergence grows by ERRORS standard errors of a mean whose points
-# vary as much as they are large. The worst bucket of the same draws has 1.02 of that.
+# vary as much as they are large. The worst bucket of the same draws has 1.03 of that.
 BUCKET_WARN = 1.35
 BUCKET_FAIL = 1.7
 ERRORS = 4.0
