@@ -141,6 +141,9 @@ class EventReader:
             self._give_up("unreadable")
         except NoRoom:
             self._give_up("too many")
+        except Exception as error:  # noqa: BLE001 (a fault in judging must not end an answer)
+            self._ledger.event("fault", error=type(error).__name__)
+            self._give_up("fault")
         return None
 
     def _found(self, found: list[SickText], end: int) -> Cut | None:

@@ -172,7 +172,11 @@ class EngineAnswer(asyncio.Protocol):
             return
         self.status = status
         names = {name.lower(): value.lower() for name, value in self.headers}
-        self._has_length = b"content-length" in names or b"chunked" in names.get(b"transfer-encoding", b"")
+        coding = names.get(b"transfer-encoding")
+        if coding not in (None, b"chunked"):  # compressed, say: the client could not tell
+            self._end(EngineTrouble("an unknown transfer coding"))
+            return
+        self._has_length = coding is not None or b"content-length" in names
         self._complete = self._bodiless
         if self._slow:
             self._slow.cancel()

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import uvloop
 
+from glm4_deploy.detect import Stream
+from glm4_deploy.guard import answer as answers
 from glm4_deploy.guard import proxy, upstream
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.proxy import GuardOptions, serving
@@ -174,6 +176,8 @@ def events_of(raw: bytes) -> list[Any]:
 
 
 # What is not cut passes as it is.
+
+GZIPPED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
 
 USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2}}\n\n'
 TOOL = token("", tool_calls=[{"index": 0, "id": "t", "function": {"name": "f", "arguments": '{"a": 1}'}}])
@@ -606,6 +610,18 @@ def test_a_slow_head_of_a_client_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.recv(65536) == b""
 
 
+def test_a_fault_in_judging_does_not_end_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty(Stream):
+        def feed(self, chunk: str, **_: Any) -> None:
+            raise IndexError(chunk)
+
+    monkeypatch.setattr(answers, "Stream", Faulty)
+    with guarded(Engine(*streamed(token("a"), token("b"), DONE))) as guard:
+        assert post(guard).content == token("a") + token("b") + DONE
+        assert guard.count("unjudged_total", reason="fault") == 1
+    assert next(line for line in guard.lines if line["event"] == "fault")["error"] == "IndexError"
+
+
 def test_an_upload_that_breaks_off_ends_the_engines_request() -> None:
     engine = Engine()
     with guarded(engine) as guard, socket.create_connection(("127.0.0.1", guard.port)) as client:
@@ -615,7 +631,9 @@ def test_an_upload_that_breaks_off_ends_the_engines_request() -> None:
         assert engine.left.wait(PATIENCE_S)
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"220 mail\r\n", b"\x15\x03\x01", b""])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"220 mail\r\n", b"\x15\x03\x01", b"", GZIPPED]
+)
 def test_what_is_no_answer_is_a_bad_gateway(answer: bytes) -> None:
     with guarded(Engine(answer)) as guard:
         assert post(guard).status_code == 502

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.run import run_program
 from glm4_deploy.settings import Settings
+
+ROOT = Path(__file__).parents[3]
 
 
 def services_of(tmp_path: Path, compose: list[str], *sets: str, profile: str = "*") -> dict[str, Any]:
@@ -60,6 +63,9 @@ def test_without_it_nothing_changes() -> None:
 
 def test_the_kits_image_has_what_it_needs() -> None:
     assert any(line.startswith("aiohttp") and ";" not in line for line in requirements())
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["guard"]
+    locked = (ROOT / "templates/image/requirements.txt").read_text()
+    assert all(f"\n{name.partition('>')[0]}==" in locked for name in wanted)
 
 
 def test_the_watch_beside_it_reads_its_counters() -> None:
