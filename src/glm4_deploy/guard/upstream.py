@@ -37,7 +37,7 @@ class EngineAnswer(asyncio.Protocol):
 
     Attributes:
         take: gets the bytes first, if set; where it returns False, they are left for `read`.
-        upgraded, status, reason, headers: known after `head`.
+        status, reason, headers: known after `head`.
     """
 
     def __init__(self, *, bodiless: bool) -> None:
