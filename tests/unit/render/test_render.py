@@ -245,6 +245,28 @@ def test_the_gateway_passes_the_engines_own_port_only_where_it_publishes_it() ->
     assert "ENGINE_PORT" not in sites("replicas=2")
 
 
+SERVICES = ("gateway", "gateway-auth", "guard", "prometheus", "node-exporter", "grafana", "ui", "watch")
+PORTS = ("gateway_port", "gateway_ui_port", "prometheus_port", "grafana_port", "watch_port")
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        *((f"service={name}",) for name in SERVICES),
+        *((f"container_name={name}",) for name in SERVICES),
+        *((f"container_name=p-{name}-1", "project=p") for name in SERVICES),
+        ("service=router-1", "replicas=2", "container_name=p-gateway", "project=p", "gateway_port=8080"),
+        *((f"{name}=8080",) for name in PORTS),
+        *((f"{one}=9000", f"{other}=9000") for one in PORTS for other in PORTS if one < other),
+        *((f"{name}=8080", "egress=true") for name in PORTS),
+    ],
+)
+def test_two_things_of_one_name_or_on_one_port_are_refused(sets: tuple[str, ...]) -> None:
+    extras = [name for name in EVERYTHING if not (name == "watch" and "replicas=2" in sets)]
+    with pytest.raises(UsageError, match="is wanted twice"):
+        rendered(resolve_spec({"profile": "cpu", "extras": extras}, sets=sets))
+
+
 def test_the_chat_page_without_the_gateway_is_refused() -> None:
     with pytest.raises(UsageError) as refused:
         resolve_spec({"extras": ["ui"]})
