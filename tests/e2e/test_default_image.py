@@ -259,7 +259,7 @@ def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, seed_python: str, d
     build(host, seed_python, "somebody/engine:next", "ENV PATH=/opt/bin")
     planned = host.kit("upgrade", "somebody/engine:next", "--dry-run", "--json")
     assert (planned.code, f"image_vllm={version_of(SEED)}" in planned.err) == (0, True), planned.err
-    assert {"image", "command"} <= {change["name"] for change in planned.json["changes"]}, "asked, then planned"
+    assert "image" in {change["name"] for change in planned.json["changes"]}, "asked, then planned"
     assert host.kit("down", "--volumes", "--yes").code == 0
 
 
