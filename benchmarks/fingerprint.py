@@ -156,7 +156,7 @@ def stored(directory: Path, name: str) -> None:
         return
     if tensor == "template":
         path = directory / "chat_template.jinja"
-        path.write_text(path.read_text().replace("<|user|>", "<|user|> "))
+        path.write_text(path.read_text().replace("{{ message['content'] }}", " {{ message['content'] }}"))
         return
     tensors = {line.name for line in read_checkpoint(directory).tensors}
     for one in (tensor, *(tensor.replace("gate_up", half) for half in ("gate", "up"))):
