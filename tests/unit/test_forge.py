@@ -91,7 +91,7 @@ def test_the_action_verifies_a_checkpoint(here: Path) -> None:
         ("glm4-audit", ["compose.yaml"], 0),
         ("glm4-render-check", ["compose.yaml", "--profile", "gb10"], 0),
         ("glm4-render-check", ["compose.yaml", "--profile", "hopper"], 1),
-        ("glm4-checkpoint-verify", [str(ROOT / "demo/glm-4-tiny-chat-nvfp4")], 1),
+        ("glm4-checkpoint-verify", [str(ROOT / "demo/glm-4-tiny-chat-nvfp4"), "--vllm", "0.13.0"], 1),
     ],
 )
 def test_a_hook_runs_as_pre_commit_calls_it(here: Path, hook: str, arguments: list[str], code: int) -> None:
