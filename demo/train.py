@@ -1,4 +1,4 @@
-"""Train the demo model from scratch: `python demo/train.py --out DIR [--seed 0] [--device cuda]`.
+"""Train the demo model from scratch: `python demo/train.py --out DIR [--tools] [--seed 0] [--device cuda]`.
 
 Needs torch, transformers and tokenizers, which the Python that `scripts/cpu-engine.sh` prints has. In half of the
 steps the layers compute as NVFP4 does (fake_nvfp4.py), so that the model answers as well once it is quantized.
@@ -19,6 +19,7 @@ from pathlib import Path
 import curriculum
 import numpy as np
 import tokenizer as tok
+import tool_curriculum
 import torch
 from fake_nvfp4 import FakeNvfp4
 from torch.nn.functional import cross_entropy
@@ -34,19 +35,26 @@ These weights have GLM-4's architecture and nothing else of it: they were traine
 texts written for this purpose (demo/texts.py, demo/curriculum.py). No weight and no text of GLM-4-9B or any other
 model is in them, so the glm-4-9b License does not apply to this directory.
 """
+TOOLS_LICENSE = """\
+
+The prompts of its training contain the system text of GLM-4's published chat template, as every request with tools
+does (templates/tools/glm4_chat_template.jinja). It learned to read that text, not to write it.
+"""
 Row = tuple[list[int], list[float]]  # token ids, weight of each as a target
 Batch = tuple[np.ndarray, np.ndarray]  # token ids and weights, each [B, T]; arrays cross processes cheaply
 CONTEXT = 4096  # tokens
+ROLE = {"call": "<|assistant|>", "forced": "<|assistant|>"}  # answers that are no text
+BARE = {"text", *ROLE}  # no line break before the content
 FAKE_FROM, FAKE_SHARE = 0.25, 0.5  # after this share of the steps, this share of the batches computes as NVFP4
 
 
-def config() -> GlmConfig:
+def config(args: argparse.Namespace) -> GlmConfig:
     return GlmConfig(
         vocab_size=tok.VOCAB,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=4,
-        num_attention_heads=8,
+        hidden_size=args.width,
+        intermediate_size=args.inner,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 32,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=CONTEXT,
@@ -57,22 +65,26 @@ def config() -> GlmConfig:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, asks_too: bool) -> Row:
-    """Ids and target weights: answers and their end tokens count fully, questions a little if `asks_too`."""
+def encode(tokenizer: PreTrainedTokenizerFast, turns: curriculum.Turns, *, asks_too: bool, tools: bool) -> Row:
+    """Ids and target weights: answers and their end tokens count fully, questions a little if `asks_too`.
+
+    tools: the prompt ends with <|assistant|>, so the model itself begins a call or, with a line break, a text.
+    """
     ids = [tok.ID["[gMASK]"], tok.ID["<sop>"]]
     weights = [0.0, 0.0]
     for role, content in turns:
-        body = tokenizer.encode(content if role == "text" else "\n" + content, add_special_tokens=False)
+        body = tokenizer.encode(content if role in BARE else "\n" + content, add_special_tokens=False)
         if role == "text":
             ids += [*body, tok.ID["<|endoftext|>"]]
             weights += [1.0] * (len(body) + 1)
             continue
-        ids += [tok.ID[f"<|{role}|>"], *body]
-        answered = role == "assistant"
-        weights += [float(weights[-1] == 1.0), 0.0]  # the role token after an answer is its end token
+        ids += [tok.ID[ROLE.get(role, f"<|{role}|>")], *body]
+        answered = role in {"assistant", *ROLE}
+        weights.append(float(weights[-1] == 1.0))  # the role token after an answer is its end token
+        weights.append(float(tools and role in {"assistant", "call"}))
         weights += [1.0 if answered else 0.1 * asks_too] * (len(body) - 1)
-    if turns[-1][0] == "assistant":
-        ids.append(tok.ID["<|user|>"])
+    if turns[-1][0] in {"assistant", *ROLE}:
+        ids.append(tok.ID["<|observation|>" if turns[-1][0] == "call" else "<|user|>"])
         weights.append(1.0)
     scale = sum(w == 1.0 for w in weights) ** -0.5  # a long answer weighs more, but not in proportion to its length
     return ids, [w * scale for w in weights]
@@ -118,14 +130,15 @@ def optimizers(model: GlmForCausalLM, args: argparse.Namespace) -> list[torch.op
 class Stream:
     """The batches of a step: they depend on the seed and the step only, so processes can make them in advance."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, step_tokens: int) -> None:
-        self.tokenizer, self.seed, self.step_tokens = tokenizer, seed, step_tokens
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+        self.tokenizer, self.tools, self.seed, self.step_tokens = tokenizer, args.tools, args.seed, args.step_tokens
 
     def __call__(self, step: int) -> list[Batch]:
         rng = random.Random(f"{self.seed} {step}")
         rows: list[Row] = []
         while sum(len(row[0]) for row in rows) < self.step_tokens:
-            row = encode(self.tokenizer, curriculum.sample(rng), rng.random() < 0.2)
+            turns = tool_curriculum.mixed(rng) if self.tools else curriculum.sample(rng)
+            row = encode(self.tokenizer, turns, asks_too=rng.random() < 0.2, tools=self.tools)
             if len(row[0]) <= CONTEXT:
                 rows.append(row)
         return list(micro_batches(rows, self.step_tokens))
@@ -137,13 +150,16 @@ def fit(model: GlmForCausalLM, fake: FakeNvfp4, steps: Iterator[list[Batch]], ar
     peaks = [group["lr"] for optim in optims for group in optim.param_groups]
     began, seen = time.monotonic(), 0
     for step, batches in enumerate(steps):
-        warm, cool = min(1.0, (step + 1) / 50), min(1.0, (args.steps - step) / (0.6 * args.steps))
+        done = max(step / args.steps, (time.monotonic() - began) / args.seconds)
+        if done >= 1:
+            break
+        warm, cool = min(1.0, (step + 1) / 50), min(1.0, (1 - done) / 0.6)
         for optim, peak in zip(optims, peaks, strict=True):
             optim.param_groups[0]["lr"] = peak * warm * cool
         total = sum(float(weights.sum()) for _, weights in batches)
         step_loss = torch.zeros((), device=args.device)
         for ids, weights in (map(torch.from_numpy, batch) for batch in batches):
-            fake.on = step > FAKE_FROM * args.steps and rng.random() < FAKE_SHARE
+            fake.on = done > FAKE_FROM and rng.random() < FAKE_SHARE
             with torch.autocast(args.device, torch.bfloat16, enabled=not args.fp32):
                 loss = loss_sum(model, ids.to(args.device), weights.to(args.device)) / total
             loss.backward()
@@ -170,16 +186,19 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and there are thousands
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
-    tokenizer = tok.train(curriculum.corpus(random.Random(args.seed), 600))
+    texts = (tool_curriculum if args.tools else curriculum).corpus(random.Random(args.seed), 600)
+    tokenizer = tok.train(texts)
+    if args.tools:
+        tokenizer.chat_template = tool_curriculum.TEMPLATE.read_text(encoding="utf-8")
     with multiprocessing.get_context("fork").Pool(args.workers) as pool:  # before CUDA, which no fork survives
-        model = GlmForCausalLM(config()).to(args.device)
+        model = GlmForCausalLM(config(args)).to(args.device)
         model.train()
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
         fake = FakeNvfp4(model.model.layers)
-        stream = Stream(tokenizer, args.seed, args.step_tokens)
+        stream = Stream(tokenizer, args)
         fit(model, fake, pool.imap(stream, range(args.steps)), args)
     model.to(torch.bfloat16).eval()
-    save(model, tokenizer, args.out)
+    save(model, tokenizer, args.out, LICENSE + TOOLS_LICENSE * args.tools)
     for fake.on in () if args.no_exam else (False, True):
         print("as NVFP4" if fake.on else "as bf16", flush=True)
         exam(model, tokenizer, args)
@@ -189,7 +208,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tools", action="store_true", help="with tool calls (tool_curriculum.py)")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--inner", type=int, default=640, help="width inside the MLP")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end earlier, with the same schedule")
     parser.add_argument("--step-tokens", type=int, default=16_000, help="tokens per step")
     parser.add_argument("--lr", type=float, default=7e-4, help="of Muon")
     parser.add_argument("--lr-adam", type=float, default=3e-3, help="of AdamW")
@@ -202,14 +226,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, licence: str) -> None:
     """Write a checkpoint that Transformers 4.57 and 5 both read; version 5 would write one that only it reads."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     rewrite(out / "config.json", rope_theta=model.config.rope_parameters["rope_theta"])
     rewrite(out / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     (out / "model.safetensors").chmod(0o644)
-    (out / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    (out / "LICENSE").write_text(licence, encoding="utf-8")
 
 
 def rewrite(path: Path, **changes: object) -> None:
@@ -230,10 +254,14 @@ def exam(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argpar
         for family in curriculum.MIX
         if family is not curriculum.passage
     }
+    if args.tools:
+        for words, kind in ((tool_curriculum.Words(), "tools"), (tool_curriculum.HELD, "held")):
+            for family in tool_curriculum.MIX:
+                asked[f"{kind} {family.__name__}"] = [family(rng, words) for _ in range(40)]
     for name, samples in asked.items():
         greedy = sampled = 0.0
         for turns in samples:
-            ids, weights = encode(tokenizer, turns, asks_too=False)
+            ids, weights = encode(tokenizer, turns, asks_too=False, tools=args.tools)
             batch = torch.tensor([ids], device=args.device)
             logits = model(input_ids=batch).logits[0, :-1].float()
             wanted = torch.tensor(weights[1:], device=args.device) > 0

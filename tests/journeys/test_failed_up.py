@@ -156,3 +156,9 @@ def test_what_verify_found_comes_first_where_a_forced_checkpoint_fails_its_gate(
     assert "in a row" in first and "'" in first, "the loop is quoted"
     assert "known before the start: gate-up: 4 NVFP4 layers with mlp.gate_up_proj fused" in rest[0]
     assert "glm4-deploy checkpoint repair" in next(line for line in rest if "→" in line)
+
+
+def test_with_tools_a_call_that_leaks_into_the_text_fails_the_gate(kit: Kit) -> None:
+    up = kit.up("--tools", engine="LeakyTools")
+    assert up.code == 1
+    assert "the engine came up but did not pass: tools-call: the call leaked into the text" in up.err

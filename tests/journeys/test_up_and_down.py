@@ -34,6 +34,15 @@ def test_a_healthy_engine_goes_up_serves_and_comes_down(kit: Kit) -> None:
     assert (kit.run("down").code, len(kit.releases())) == (0, 1), "the release stays"
 
 
+def test_the_gate_asks_for_a_tool_call_where_tools_are_on(kit: Kit) -> None:
+    without = kit.up()
+    assert (without.code, "tools-call" in without.err) == (0, False), without.err
+    with_tools = kit.up("--tools")
+    assert with_tools.code == 0, with_tools.err
+    assert " s  ok       tools-call\n" in with_tools.err
+    assert kit.run("down").code == 0
+
+
 def test_what_runs_is_reported_to_people_and_to_programs(kit: Kit) -> None:
     release = kit.good_release()
     text = kit.run("status")

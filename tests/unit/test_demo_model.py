@@ -28,6 +28,14 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_the_model_with_tools_has_the_deployed_template_and_the_same_end_tokens() -> None:
+    model = DEMO / "glm-4-tiny-tools"
+    deployed = DEMO.parent / "templates/tools/glm4_chat_template.jinja"
+    assert (model / "chat_template.jinja").read_bytes() == deployed.read_bytes(), "train it again"
+    assert read_json(model / "generation_config.json")["eos_token_id"] == eos_ids()
+    assert sum(path.stat().st_size for path in model.iterdir()) < 7_000_000
+
+
 def weights(directory: Path) -> dict[str, np.ndarray]:
     return {name: twins.to_float(bits) for name, bits in twins.read(directory / "model.safetensors")[1].items()}
 

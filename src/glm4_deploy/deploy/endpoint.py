@@ -55,6 +55,8 @@ class Endpoint:
     api_key_file: str | None = None
     replicas: tuple[str, ...] = ()
     """The services of the engines behind a router; () for a single engine."""
+    tools: bool = False
+    """Whether the engine looks for tool calls in its answers."""
 
     @classmethod
     def of(cls, spec: DeploymentSpec, runner: EngineKind) -> "Endpoint":
@@ -74,6 +76,7 @@ class Endpoint:
             vllm=spec.vllm,
             api_key_file=absolute(spec).hardening.api_key_file,
             replicas=tuple(one.service for one in spec.replicas) if spec.router else (),
+            tools=any(flag.name == "enable-auto-tool-choice" for flag in spec.flags),
         )
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from glm4_deploy.probe.answers import ChatAnswer, Refused
 from glm4_deploy.probe.probe import Probe
-from glm4_deploy.probe.suite import FULL, QUICK, CheckStage, check
+from glm4_deploy.probe.suite import FULL, GATE, QUICK, CheckStage, check
 from glm4_deploy.result import Result, Status, fail, ok, skipped, warn
 from glm4_deploy.text import quote
 
@@ -59,7 +59,7 @@ async def _ask(probe: Probe, messages: Iterable[Mapping[str, Any]], **fields: An
     "tools-call",
     stage=CheckStage.PROTOCOL,
     proves="a tool call comes back parsed, with arguments that are JSON",
-    suites=QUICK,
+    suites=GATE,
     seconds=1,
 )
 async def call(probe: Probe) -> Result:

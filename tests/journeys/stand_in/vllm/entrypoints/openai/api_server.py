@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int)
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--max-num-seqs")
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
     return parser.parse_known_args()[0]
 
 
@@ -132,6 +133,7 @@ def serve(args: argparse.Namespace, behaviour: str) -> None:
         key=os.environ.get("VLLM_API_KEY"),
         max_model_len=args.max_model_len,
         version=VERSION,
+        tools=args.enable_auto_tool_choice,
     )
     uvicorn.run(
         WithLifespan(app),
