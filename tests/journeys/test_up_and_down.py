@@ -92,7 +92,8 @@ def test_an_engine_whose_core_dies_in_service_is_one_finding_of_every_command(ki
 
     os.kill(kit.pids()["APIServer"], signal.SIGKILL)
     wait_for(lambda: not alive(kit.pids()["APIServer"]))
-    assert kit.status()["why"] == f"process {kit.pids()['APIServer']} ended"
+    ended = "its last end: ValueError: logits must be of type float32"
+    assert kit.status()["why"] == f"process {kit.pids()['APIServer']} ended; {ended}"
     again = kit.run("diagnose")
     assert again.code == 1, "its log is there when it is not"
     assert "logits must be of type float32" in again.out

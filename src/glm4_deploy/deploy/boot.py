@@ -14,6 +14,7 @@ import httpx
 
 from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.engines import Engine, RunState
+from glm4_deploy.deploy.processes import descendants
 from glm4_deploy.errors import EngineDied, EngineTimeout, WrongEngine
 from glm4_deploy.logs.facts import EngineFacts, Phase
 from glm4_deploy.logs.finding import LogFinding
@@ -315,17 +316,8 @@ class Meter:
 
 def read_bytes(pid: int, proc: Path = Path("/proc")) -> int | None:
     """Bytes that a process and its descendants had read from disk (proc(5), io: read_bytes); None: unknown."""
-    children: dict[int, list[int]] = {}
-    for path in proc.glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    total, waiting, known = 0, [pid], False
-    while waiting:
-        member = waiting.pop()
-        waiting += children.get(member, [])
+    total, known = 0, False
+    for member in descendants(pid, proc):
         try:
             fields = dict(line.split(": ") for line in (proc / str(member) / "io").read_text().splitlines())
             total, known = total + int(fields["read_bytes"]), True

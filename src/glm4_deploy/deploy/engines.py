@@ -18,6 +18,7 @@ from glm4_deploy.deploy.compose_cli import Compose
 from glm4_deploy.deploy.docker import connect, container_events, find_container, find_image, log_lines, state_of
 from glm4_deploy.deploy.endpoint import Started
 from glm4_deploy.deploy.keys import read_key
+from glm4_deploy.deploy.processes import alive, members, session_is_ours, start_ticks
 from glm4_deploy.errors import ComposeFailed, DeployError, ExtraMissing
 from glm4_deploy.files import template_path, write_text
 from glm4_deploy.plan.image import MODULE
@@ -339,7 +340,7 @@ class ProcessEngine:
                 env=environment(self._spec, self._directory),
                 start_new_session=True,
             )
-        started = Started(id=f"{self._child.pid}:{_start_ticks(self._child.pid)}", started_at=time.time())
+        started = Started(id=f"{self._child.pid}:{start_ticks(self._child.pid)}", started_at=time.time())
         write_text(self._pid_file, f"{started.id} {started.started_at}\n")
         return started
 
@@ -348,7 +349,7 @@ class ProcessEngine:
         if started is None:
             return RunState(running=False, started=None, detail="no process")
         code = self._child.poll() if self._child else None
-        running = code is None and _alive(started.id)
+        running = code is None and alive(started.id)
         return RunState(
             running=running,
             started=started,
@@ -383,7 +384,7 @@ class ProcessEngine:
     def stop(self) -> None:
         """Stop the process group with SIGTERM, and after 20 s with SIGKILL."""
         started = self._read()
-        if started is not None and _session_is_ours(started.id):
+        if started is not None and session_is_ours(started.id):
             group = int(started.id.partition(":")[0])
             for sign, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
                 with suppress(ProcessLookupError):
@@ -400,7 +401,7 @@ class ProcessEngine:
         while time.monotonic() < deadline:
             if self._child:
                 self._child.poll()
-            if not _members(session):
+            if not members(session):
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -442,44 +443,3 @@ def environment(spec: DeploymentSpec, directory: Path) -> Mapping[str, str]:
     if spec.hardening.api_key_file:
         planned["VLLM_API_KEY"] = read_key(Path(spec.hardening.api_key_file))
     return {**os.environ, **planned, "PYTHONUNBUFFERED": "1"}
-
-
-def _stat(pid: int | str) -> list[str] | None:
-    """The fields of /proc/PID/stat from `state` on (proc(5), field 3); None if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-
-
-def _start_ticks(pid: int) -> str:
-    """The kernel's start time of a process. Pids are reused; a pid and its start time name one process for good."""
-    stat = _stat(pid)
-    return stat[19] if stat else "0"
-
-
-def _alive(identity: str) -> bool:
-    pid, _, ticks = identity.partition(":")
-    stat = _stat(pid)
-    return stat is not None and stat[0] not in "ZX" and stat[19] == ticks
-
-
-def _members(session: int) -> list[int]:
-    """Living processes of a session: the engine's workers outlive an API server that was killed."""
-    members = []
-    for path in Path("/proc").glob("[0-9]*"):
-        stat = _stat(path.name)
-        if stat and stat[0] not in "ZX" and stat[3] == str(session):
-            members.append(int(path.name))
-    return members
-
-
-def _session_is_ours(identity: str) -> bool:
-    """Whether the session is still the one that was started.
-
-    The kernel does not reuse its number while a member lives, so only a living leader with another start time means
-    that it was reused.
-    """
-    pid, _, ticks = identity.partition(":")
-    leader = _stat(pid)
-    return bool(_members(int(pid))) and (leader is None or leader[19] == ticks)

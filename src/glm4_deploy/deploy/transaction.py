@@ -33,6 +33,7 @@ from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone, rollback_failed, rolled_back
 from glm4_deploy.deploy.page import PAGE, start_page
+from glm4_deploy.deploy.processes import family, wait_gone
 from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
 from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError, UsageError
@@ -219,12 +220,24 @@ class Transaction:
         if record is not None and not record.endpoint.same_engines(self._candidate.endpoint):
             old = recorded_engine(record, self._directory)
             if old.state().started is not None:
-                self.note(f"stopping {old.state().detail}")
-                old.remove()
-        now = engine.state()
-        if now.running:
-            self.note(f"stopping {now.detail}")
-            engine.stop()
+                self._end(old, old.remove)
+        if engine.state().running:
+            self._end(engine, engine.stop)
+
+    def _end(self, engine: Engine, end: Callable[[], None]) -> None:
+        """Stop an engine, and wait until its memory is back.
+
+        Raises:
+            EngineDied: one of its processes lives on, even though it was killed.
+        """
+        self.note(f"stopping {engine.state().detail}")
+        old = family(one.state().pid for one in engine.replicas.values() or (engine,))
+        end()
+        if left := wait_gone(old, self.note):
+            raise EngineDied(
+                f"the old engine is stopped, and {', '.join(map(str, left))} lives on and may hold its memory",
+                hint=("a process that SIGKILL does not end hangs in the driver: see dmesg, and reboot",),
+            )
 
     def _announce(self) -> None:
         """Record what is about to start: `status` and `down` must find it whatever happens."""
@@ -466,7 +479,7 @@ class Transaction:
     def stop(self, engine: Engine) -> bool:
         """Stop what must not serve. False: it could not be stopped, which is noted and not raised."""
         try:
-            engine.stop()
+            self._end(engine, engine.stop)
         except DeployError as error:
             self.note(f"the engine could not be stopped: {error.message}")
             return False
