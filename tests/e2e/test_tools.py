@@ -1,21 +1,22 @@
-"""A real vLLM with the tool parser and the chat template, and OpenAI's own client in front of it."""
+"""A real vLLM that `up --tools` started with a model that calls tools, and the clients of applications before it."""
 
 import json
 import subprocess
 from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
-from e2e.engine import Engine, engine
-from e2e.kit import KIT, MODEL, ROOT
-from glm4_deploy.cli.params import resolve_spec
-from glm4_deploy.deploy.engines import command
-from glm4_deploy.plan.spec import TOOL_FILES
+from e2e.engine import NAME
+from e2e.kit import ROOT, Done, Kit
 
 pytestmark = pytest.mark.e2e
+MODEL = ROOT / "demo/glm-4-tiny-tools"
+CHECKS = tuple(f"tools-{name}" for name in ("call", "stream", "parallel", "roundtrip", "none"))
 WEATHER, TIME = ["get_weather", '{"city": "Paris"}'], ["get_time", '{"city": "北京"}']
 # scene → content, calls. A stream has "" where a whole answer has null.
 EXPECTED: dict[str, tuple[str, list[list[str]]]] = {
@@ -28,23 +29,49 @@ EXPECTED: dict[str, tuple[str, list[list[str]]]] = {
 
 
 @pytest.fixture(scope="module")
-def tooled(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine with the flags that `--tools` adds to a process."""
-    words = command(resolve_spec({"tools": True}), cpu_python)
-    flags = dict(pairwise(words))
-    names = ("tool-call-parser", *TOOL_FILES)
-    extra = ["--enable-auto-tool-choice", *(word for name in names for word in (f"--{name}", flags[f"--{name}"]))]
-    with engine(cpu_python, MODEL, tmp_path_factory.mktemp("tools") / "engine.log", *extra) as running:
-        yield running
+def kit(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    kit = Kit(directory=tmp_path_factory.mktemp("tools"), project="glm4-tools")
+    try:
+        yield kit
+    finally:
+        kit.run("down", "--yes")
 
 
 @pytest.fixture(scope="module")
-def found(tooled: Engine, cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    program = [cpu_python, ROOT / "tests/e2e/tool_clients.py", tooled.base_url]
+def up(kit: Kit) -> Done:
+    return kit.up("--tools", "--runner", "process", "--timeout", "600", "--json", model=MODEL, timeout=1200)
+
+
+@pytest.fixture(scope="module")
+def base_url(kit: Kit, up: Done) -> str:
+    assert up.code == 0, up.out + up.err
+    return f"http://127.0.0.1:{kit.port}"
+
+
+@pytest.fixture(scope="module")
+def found(base_url: str, cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    program = [cpu_python, ROOT / "tests/e2e/tool_clients.py", base_url]
     home = tmp_path_factory.mktemp("client")
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=900, cwd=home)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_the_gate_asks_for_a_call(base_url: str, up: Done) -> None:
+    rows = {row["check"]: row for row in up.json["results"]}
+    assert rows["tools-call"]["status"] == "ok", rows["tools-call"]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_smoke_suite_passes(kit: Kit, base_url: str, smoke: dict[str, dict[str, Any]], check: str) -> None:
+    assert smoke[check]["status"] == "ok", smoke[check]
+
+
+@pytest.fixture(scope="module")
+def smoke(kit: Kit, base_url: str) -> dict[str, dict[str, Any]]:
+    only = [word for check in CHECKS for word in ("--only", check)]
+    done = kit.run("smoke", "--base-url", base_url, "--suite", "full", *only, "--json", "-")
+    return {row["check"]: row for row in done.json["results"]}
 
 
 @pytest.mark.parametrize("how", ["whole", "streamed"])
@@ -100,9 +127,23 @@ def test_an_agent_goes_three_steps_and_the_model_sees_them(found: dict[str, Any]
     assert places == sorted(places)
 
 
-def test_the_smoke_suite_asks_for_calls(tooled: Engine, tmp_path: Path) -> None:
-    """What the demo model makes of tools is no verdict; that it is asked, and not skipped, is."""
-    words = ["smoke", "--base-url", tooled.base_url, "--only", "tools-call", "--json", "-"]
-    done = subprocess.run([*KIT, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
-    rows = {row["check"]: row["status"] for row in json.loads(done.stdout)["results"]}
-    assert rows["tools-call"] != "skipped", done.stdout
+@tool
+def get_weather(city: str) -> str:
+    """Get the weather of a city."""
+    return json.dumps({"celsius": 23, "sky": "hail"} if city == "Paris" else {"celsius": 7, "sky": "snow"})
+
+
+def test_langchain_binds_tools_and_an_agent_goes_three_steps(base_url: str) -> None:
+    """The model decides by itself here: it is greedy, and was trained on this very question."""
+    model = ChatOpenAI(model=NAME, base_url=f"{base_url}/v1", api_key=SecretStr("none"), temperature=0, max_retries=0)
+    agent = model.bind_tools([get_weather])
+    messages: list[BaseMessage] = [HumanMessage("First get the weather of Paris, then the weather of Berlin.")]
+    cities = []
+    for _ in range(3):
+        answer = agent.invoke(messages)
+        messages.append(answer)
+        cities.append([call["args"]["city"] for call in answer.tool_calls])
+        messages += [get_weather.invoke(call) for call in answer.tool_calls]
+    assert cities == [["Paris"], ["Berlin"], []]
+    assert "hail" in answer.text
+    assert "snow" in answer.text
