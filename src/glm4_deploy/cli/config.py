@@ -50,7 +50,9 @@ def _group() -> None:
 
 
 config = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Show the settings, and where each value comes from."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Show the settings, and where each value comes from.\n\nExample: glm4-deploy config show",
 )
 config.command("show")(show)
 config.callback()(_group)
