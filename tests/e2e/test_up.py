@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from e2e.kit import KIT, MODEL, Kit
+from e2e.kit import KIT, MODEL, Kit, free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -229,3 +229,25 @@ def test_an_interrupted_up_reports_what_it_leaves(kit: Kit, cpu_python: str) -> 
     assert process.returncode == 130, err
     assert "left as it is" in err
     assert kit.run("down").code == 0
+
+
+def test_a_dry_run_leaves_docker_and_the_directory_as_they_are(tmp_path: Path) -> None:
+    project = f"glm4-dry-{free_port()}"
+    for name in ("up", "down"):
+        argv = [*KIT, name, "--dry-run", "--json"]
+        if name == "up":
+            argv += [
+                "--profile",
+                "cpu",
+                "--model-dir",
+                str(MODEL),
+                "--port",
+                str(free_port()),
+                "--set",
+                f"project={project}",
+            ]
+            argv += ["--with", "gateway", "--set", f"api_key_file={tmp_path}/key"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["steps"]
+    assert list(tmp_path.iterdir()) == []
+    assert (containers(project), networks(project)) == ([], [])

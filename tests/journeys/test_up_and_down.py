@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 from journeys.kit import GOOD, Kit, alive, wait_for
 
@@ -114,3 +115,36 @@ def test_an_engine_that_died_is_not_up_and_the_next_up_clears_what_it_left(kit: 
     assert second != first
     assert not alive(before["EngineCore"])
     assert kit.status()["release"] == second
+
+
+def everything_in(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its modification time and bytes; not the engine's log, which grows, nor captured output."""
+    files = (
+        path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix not in (".log", ".out", ".err")
+    )
+    return {str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_a_dry_run_says_every_step_and_changes_nothing(kit: Kit) -> None:
+    empty = everything_in(kit.directory)
+    first = kit.up("--dry-run")
+    assert first.code == 0, first.err
+    assert [line.split()[0] for line in first.out.splitlines()] == ["checkpoint", "start", "gate:", "record", "if"]
+    assert everything_in(kit.directory) == empty
+    assert not (kit.directory / ".glm4").exists()
+    assert kit.up("--dry-run", "--model-dir", "/gone").code == 9  # what is refused is refused here, too
+
+    release = kit.good_release()
+    before, pids = everything_in(kit.directory), kit.pids()
+    again = kit.up("--dry-run", "--json")
+    steps = json.loads(again.out)["steps"]
+    assert any(step.startswith("stop what runs") for step in steps)
+    assert f"if it fails: put release {release} back, and gate it" in steps
+    back = kit.run("rollback", release, "--dry-run")
+    assert back.code == 0, back.err
+    assert f"release {release}" in back.out
+    down = kit.run("down", "--dry-run")
+    assert "stop and remove: process " in down.out
+    assert everything_in(kit.directory) == before
+    assert kit.pids() == pids
+    assert kit.run("down").code == 0

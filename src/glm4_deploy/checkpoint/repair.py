@@ -192,6 +192,22 @@ def plan_repair(
     return draft, tuple(changes)
 
 
+def preview_repair(
+    directory: Path,
+    output: Path,
+    *,
+    vllm: Version | None = None,
+    transformers: int | None = None,
+    only: Collection[str] = (),
+) -> tuple[CheckpointEdit, ...]:
+    """What `repair_checkpoint` would change. Writes nothing, and raises what that raises before it writes."""
+    engine = target_engine(vllm or default_version(), transformers)
+    check_output(directory, output)
+    checkpoint = read_checkpoint(directory)
+    _refuse_unrepairable(checkpoint, engine)
+    return plan_repair(checkpoint, engine, only=only)[1]
+
+
 def check_output(directory: Path, output: Path) -> None:
     """Raises UsageError if `output` exists already and is not empty, is inside `directory`, or has no parent."""
     if output.resolve().is_relative_to(directory.resolve()):

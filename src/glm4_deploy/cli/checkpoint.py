@@ -9,9 +9,10 @@ from glm4_deploy.catalog.images import resolve_version, transformers_major
 from glm4_deploy.catalog.rows import Version, parse_version
 from glm4_deploy.checkpoint.fingerprint import make_fingerprint
 from glm4_deploy.checkpoint.quantize import DEFAULT_SOURCES, quantize_checkpoint
-from glm4_deploy.checkpoint.repair import RepairResult, repair_checkpoint
+from glm4_deploy.checkpoint.repair import RepairResult, preview_repair, repair_checkpoint
 from glm4_deploy.checkpoint.verify import VerifyReport, verify_checkpoint
-from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
+from glm4_deploy.cli.output import JUnit, Outputs, show_steps, stdout_if
+from glm4_deploy.cli.params import DryRun
 from glm4_deploy.cli.progress import BytesProgress
 from glm4_deploy.errors import DeployError, UsageError
 from glm4_deploy.files import ensure_writable
@@ -72,6 +73,7 @@ def repair(
     only: Annotated[
         list[str] | None, typer.Option(metavar="CHECK", help="Repair only this finding; repeat for more.")
     ] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a copy that the engine loads, and verify it.
@@ -83,6 +85,12 @@ def repair(
 
     Example: glm4-deploy checkpoint repair /models/glm-4-9b-chat-hf-nvfp4 --output /models/glm-4-9b-nvfp4-26.01
     """
+    if dry_run:
+        engine, major = (resolve_version(for_), transformers_major(for_)) if for_ else (None, None)
+        edits = preview_repair(directory, output, vllm=engine, transformers=major, only=only or ())
+        steps = [f"{edit.check}: {edit.file}: {edit.detail}" for edit in edits] or ["nothing to repair"]
+        show_steps([*steps, f"write the copy to {output}, and verify it"], json_=as_json)
+        return
     outcome = repair_checkpoint(
         directory,
         output,

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.catalog.rows import Profile
+from glm4_deploy.cli.output import show_steps
 from glm4_deploy.cli.params import (
     STATE,
+    DryRun,
     Json,
     JsonLines,
     Requested,
@@ -35,6 +37,7 @@ from glm4_deploy.deploy.engines import Engine
 from glm4_deploy.deploy.inspection import ask_image
 from glm4_deploy.deploy.outcome import DeploymentResult, StartResult
 from glm4_deploy.deploy.plan_check import compare_plan, free_memory, gpu_of_host, keep_free
+from glm4_deploy.deploy.preview import preview_down, preview_up
 from glm4_deploy.deploy.state import (
     Record,
     describe_journal,
@@ -142,6 +145,7 @@ def up(
         bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the checkpoint is faulty.")] = False,
+    dry_run: DryRun = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
@@ -153,6 +157,11 @@ def up(
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
     progress = Progress()
+    if dry_run:
+        plan = requested.plan_here(partial(free_memory, state_dir))
+        kind = _kind(runner, plan.settings, plan.deployment)
+        show_steps(preview_up(plan.deployment, kind, state_dir, force=force, rollback=not no_rollback), json_=json_)
+        return
     ask = _ask_nothing if runner == EngineKind.PROCESS else partial(_ask_image, progress)
     plan = requested.plan_here(lambda free: _free(state_dir, free), ask)
     settings, deployment = plan.settings, plan.deployment
@@ -230,14 +239,7 @@ def _candidate(
     state_dir: Path,
     progress: Progress,
 ) -> Candidate:
-    if runner not in (*EngineKind, "auto"):
-        raise UsageError(f"--runner {runner!r} is not known", hint="compose, process or auto")
-    if runner == EngineKind.PROCESS and spec.engine != "cpu":
-        raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
-    if runner == EngineKind.PROCESS and settings.replicas > 1:
-        raise UsageError(
-            f"--runner process serves one engine, not replicas {settings.replicas}", hint="use --runner compose"
-        )
+    _kind(runner, settings, spec)
     # Report mistakes in the command before faults of the host.
     check_model_directory(Path.cwd() / spec.model_dir)
     kept = settings.model_dump(mode="json")
@@ -249,6 +251,23 @@ def _candidate(
                 raise
             progress.note(f"no Docker ({error.message}): the same plan runs as a local process")
     return process_candidate(spec, state_dir, os.environ.get("GLM4_CPU_PYTHON"), kept)
+
+
+def _kind(runner: str, settings: Settings, spec: DeploymentSpec) -> EngineKind:
+    """What --runner asks for; `auto` is Compose where that can be had.
+
+    Raises:
+        UsageError: no such runner, or it cannot run these settings.
+    """
+    if runner not in (*EngineKind, "auto"):
+        raise UsageError(f"--runner {runner!r} is not known", hint="compose, process or auto")
+    if runner == EngineKind.PROCESS and spec.engine != "cpu":
+        raise UsageError("--runner process serves the cpu profile only", hint="use --profile cpu, or --runner compose")
+    if runner == EngineKind.PROCESS and settings.replicas > 1:
+        raise UsageError(
+            f"--runner process serves one engine, not replicas {settings.replicas}", hint="use --runner compose"
+        )
+    return EngineKind.COMPOSE if runner == "auto" else EngineKind(runner)
 
 
 def announce_removal(what: Iterable[str], *, yes: bool) -> None:
@@ -276,6 +295,7 @@ def down(
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing volumes.")] = False,
+    dry_run: DryRun = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
@@ -285,6 +305,10 @@ def down(
 
     Example: glm4-deploy down
     """
+    if dry_run:
+        record, _ = _recorded(state_dir)
+        show_steps(preview_down(record, state_dir, volumes=volumes, describe=volume_line), json_=json_)
+        return
     with hold_lock(state_dir, "down"):
         record, engine = _recorded(state_dir)
         project = record.endpoint.project

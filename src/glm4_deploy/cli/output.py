@@ -1,6 +1,6 @@
 """Where a command's reports go: text, JSON, JUnit XML, HTML, SARIF."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +9,9 @@ import typer
 
 from glm4_deploy.errors import UsageError
 from glm4_deploy.files import ensure_writable, write_text
-from glm4_deploy.report.wire import report_json, to_junit
+from glm4_deploy.report.wire import dumps, report_json, to_junit
 from glm4_deploy.report_model import Report
+from glm4_deploy.text import one_line
 
 STDOUT = Path("-")
 JUnit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML, for CI; - is stdout.")]
@@ -78,6 +79,12 @@ class Outputs:
             _put(self.html, html)
         if sarif is not None:
             _put(self.sarif, sarif)
+
+
+def show_steps(steps: Iterable[str], *, json_: bool) -> None:
+    """What --dry-run prints: every step, and nothing if one is refused."""
+    lines = [one_line(step, 1000) for step in steps]
+    typer.echo(dumps({"dry_run": True, "steps": lines}) if json_ else "\n".join(lines))
 
 
 def _put(path: Path | None, render: Callable[[], str]) -> None:

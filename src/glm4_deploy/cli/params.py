@@ -25,6 +25,7 @@ StateDir = Annotated[
     ),
 ]
 STATE = STATE_DIR
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, in order, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")]

@@ -7,13 +7,15 @@ import typer
 
 from glm4_deploy.cli.completion import release_ids
 from glm4_deploy.cli.deploy import announce_removal, exclusive, report_result, volume_line
-from glm4_deploy.cli.params import STATE, Json, Requested, StateDir, with_settings
+from glm4_deploy.cli.output import show_steps
+from glm4_deploy.cli.params import STATE, DryRun, Json, Requested, StateDir, with_settings
 from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.caches import Volume, needed_volumes, project_volumes, remove_volumes
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
 from glm4_deploy.deploy.docker import image_digests, write_pins
 from glm4_deploy.deploy.keys import PATHS, add_key, load_keys, revoke_key
 from glm4_deploy.deploy.kit_image import build_kit_image, kit_tag
+from glm4_deploy.deploy.preview import preview_rollback
 from glm4_deploy.deploy.releases import KEPT, Damaged, Release, Store, compare_releases
 from glm4_deploy.deploy.state import hold_lock, load_record
 from glm4_deploy.deploy.transaction import Transaction
@@ -105,6 +107,7 @@ def rollback(
     force: Annotated[
         bool, typer.Option("--force", help="Proceed even if its checkpoint changed or it never passed its gate.")
     ] = False,
+    dry_run: DryRun = False,
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
@@ -115,6 +118,12 @@ def rollback(
     Example: glm4-deploy rollback 12
     """
     progress = Progress()
+    if dry_run:
+        store = Store(state_dir)
+        chosen = choose_release(store, state_dir, release, force=force)
+        steps = preview_rollback(chosen, store, state_dir, force=force, rollback=not no_rollback)
+        show_steps(steps, json_=json_)
+        return
     with exclusive(state_dir, "rollback", progress):
         store = Store(state_dir)
         chosen = choose_release(store, state_dir, release, force=force)

@@ -108,3 +108,17 @@ def test_a_damaged_checkpoint_is_not_repaired(tmp_path: Path) -> None:
 def test_neither_torch_nor_numpy_slows_the_help() -> None:
     code = "import sys; import glm4_deploy.cli; assert not {'numpy', 'torch', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_dry_repair_says_what_would_change_and_writes_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "copy"
+    argv = ("repair", made.DATA, "--output", output, "--for", "26.01-py3")
+    dry = run(*argv, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert not list(tmp_path.iterdir())
+    changes = json.loads(run(*argv, "--json").stdout)["changes"]
+    assert dry.stdout.splitlines() == [
+        *(f"{one['check']}: {one['file']}: {one['detail']}" for one in changes),
+        f"write the copy to {output}, and verify it",
+    ]
+    assert run(*argv, "--dry-run").returncode == 2  # it exists now
