@@ -325,6 +325,8 @@ if importlib.util.find_spec("vllm") is not None:
             What was sent cannot be taken back: a call that is cut, or whose arguments are not JSON, is recognized by
             its arguments, which no JSON parser accepts.
             """
+            if request.tool_choice == "none":  # 0.22 calls the parser all the same
+                return DeltaMessage(content=delta_text) if delta_text else None
             if self._parser is None:
                 self._parser = Glm4OutputParser(_names(request))
             events = self._parser.feed(delta_text)

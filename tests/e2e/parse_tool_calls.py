@@ -1,8 +1,8 @@
 """Load a tool-parser plugin with this Python's own vLLM, as its server does, and parse outputs with it.
 
 Arguments: the plugin's path. Standard input: JSON with the names of the functions and the outputs. Output, on the last
-line: for each output [whole, letter by letter], each as [content, calls]. Runs in a CPU engine's Python, without this
-tree.
+line: for each output [whole, letter by letter, letter by letter with tool_choice none], each as [content, calls]. Runs
+in a CPU engine's Python, without this tree.
 """
 
 import importlib
@@ -66,11 +66,15 @@ def main(plugin: str) -> None:
     parsers.import_tool_parser(plugin)
     parser_class = parsers.get_tool_parser("glm4")
     tools = [SimpleNamespace(function=SimpleNamespace(name=name)) for name in given["names"]]
-    request = SimpleNamespace(tools=tools, tool_choice="auto", max_tokens=None, max_completion_tokens=None)
+    request, refused = (
+        SimpleNamespace(tools=tools, tool_choice=choice, max_tokens=None, max_completion_tokens=None)
+        for choice in ("auto", "none")
+    )
     made = [
         [
             whole(parser_class(Tokenizer()), output, request),
             streamed(parser_class(Tokenizer()), output, request),
+            streamed(parser_class(Tokenizer()), output, refused),
         ]
         for output in given["outputs"]
     ]

@@ -195,9 +195,10 @@ def test_it_loads_the_tool_parser_which_parses_as_without_it(bench: Bench, recor
     given = json.dumps({"names": tool_calls.NAMES, "outputs": [output.text for output in outputs]})
     done = subprocess.run(program, input=given, capture_output=True, text=True, check=False, cwd=bench.directory)
     assert done.returncode == 0, done.stderr[-3000:]
-    for output, (whole, streamed) in zip(outputs, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for output, (whole, streamed, refused) in zip(outputs, json.loads(done.stdout.splitlines()[-1]), strict=True):
         calls = [list(call) for call in output.calls]
         assert whole[1] == streamed[1] == calls, output.kind
+        assert refused == [output.text, []], "tool_choice none: all of it is text"
         if not calls:
             assert whole[0].strip() == output.content.strip(), output.kind
         if output.kind in ("prose", "prose, call", "call, prose", "token in text"):
