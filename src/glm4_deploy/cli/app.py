@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "down": ("deploy", "Stop the engine and remove its container and network."),
         "status": ("deploy", "Show what runs, since when, and how healthy it is."),
         "logs": ("deploy", "Show the engine's log."),
+        "compose": ("compose", "Manage a gated engine as a service of any Compose project."),
     },
     "Releases": {
         "releases": ("releases", "List the recorded releases, or remove old ones."),

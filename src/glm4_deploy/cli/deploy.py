@@ -162,6 +162,35 @@ def up(
         kind = _kind(runner, plan.settings, plan.deployment)
         show_steps(preview_up(plan.deployment, kind, state_dir, force=force, rollback=not no_rollback), json_=json_)
         return
+    result = bring_up(
+        requested,
+        progress,
+        state_dir=state_dir,
+        runner=runner,
+        overrides=tuple(override or ()),
+        timeout=timeout,
+        force=force,
+        rollback=not no_rollback,
+    )
+    report_result(result, "up", progress, json_=json_)
+
+
+def bring_up(
+    requested: Requested,
+    progress: Progress,
+    *,
+    state_dir: Path,
+    runner: str,
+    overrides: tuple[Path, ...] = (),
+    timeout: float | None = None,
+    force: bool = False,
+    rollback: bool = True,
+) -> DeploymentResult:
+    """`up`, without its report.
+
+    Raises:
+        DeployError: refused before anything was started; a start that failed is in the result.
+    """
     ask = _ask_nothing if runner == EngineKind.PROCESS else partial(_ask_image, progress)
     plan = requested.plan_here(lambda free: _free(state_dir, free), ask)
     settings, deployment = plan.settings, plan.deployment
@@ -174,12 +203,11 @@ def up(
     for warning in (*deployment.warnings, *deployment.router_warnings):
         progress.note(f"warning: {warning}")
     with exclusive(state_dir, "up", progress):
-        candidate = _candidate(settings, deployment, runner, tuple(override or ()), state_dir, progress)
+        candidate = _candidate(settings, deployment, runner, overrides, state_dir, progress)
         candidate = preflight(candidate, state_dir, force=force, note=progress.note)
         compare = partial(_compare, plan, state_dir)
         transaction = Transaction(state_dir, candidate, progress, timeout=timeout, compare=compare)
-        result = transaction.run("up", rollback=not no_rollback)
-    report_result(result, "up", progress, json_=json_)
+        return transaction.run("up", rollback=rollback)
 
 
 def _compare(plan: ResolvedPlan, state_dir: Path, facts: EngineFacts) -> tuple[Result, ...]:
