@@ -33,8 +33,10 @@ def hub_id_of(path: Path) -> str | None:
     """A model's id on a hub, given where a directory is wanted: `OWNER/NAME`, and no such directory."""
     if path.is_absolute() and path.is_relative_to(Path.cwd()) and path.parts[1:-2]:  # settings have it made absolute
         path = path.relative_to(Path.cwd())
-    there = path.exists() or (path.parts and Path(path.parts[0]).exists())
-    return str(path) if not there and HUB_ID.fullmatch(str(path)) else None
+    if not HUB_ID.fullmatch(str(path)):  # before any look at the disk, which refuses names that are too long
+        return None
+    there = path.exists() or Path(path.parts[0]).exists()
+    return None if there else str(path)
 
 
 def write_text(path: Path, text: str, *, mode: int | None = None) -> None:

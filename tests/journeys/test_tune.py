@@ -58,7 +58,7 @@ def test_the_fastest_settings_win_and_are_written_and_the_release_comes_back(kit
     assert status["up"] is True
     back = next(row for row in kit.releases() if row["in_service"])
     assert back["restores"] == good
-    assert '--max-num-seqs\n      - "8"' in kit.run("render").out
+    assert '"--max-num-seqs"\n      - "8"' in kit.run("render").out
 
 
 def test_what_does_not_pass_its_gate_never_wins(kit: Kit) -> None:

@@ -48,4 +48,5 @@ def test_the_api_is_four_functions_and_their_types() -> None:
 
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, json; old = set(sys.modules); import glm4_deploy; print(json.dumps([*set(sys.modules) - old]))"
-    assert json.loads(python("-c", code).stdout) == ["glm4_deploy"]
+    generated = {"glm4_deploy._version", "__future__"}  # where it was built or installed
+    assert set(json.loads(python("-c", code).stdout)) - generated == {"glm4_deploy"}

@@ -24,7 +24,7 @@ import httpx
 from glm4_deploy import __version__
 from glm4_deploy.errors import CheckpointRefused, ModelMissing, StorageError, Unreachable, UsageError
 from glm4_deploy.files import HUB_ID
-from glm4_deploy.text import one_line
+from glm4_deploy.text import one_line, strip_controls
 
 PUBLISHED = "GizzmoShifu/glm-4-9b-chat-hf-nvfp4"  # the checkpoint whose model card this kit began with
 ENDPOINT = "https://huggingface.co"
@@ -344,7 +344,8 @@ def _files(siblings: Any) -> Iterator[HubFile]:
         rows = [row for row in siblings if row["rfilename"] != ".gitattributes"]
     for row in rows:
         name, large = PurePosixPath(row["rfilename"]), row.get("lfs") or {}
-        if name.is_absolute() or ".." in name.parts or not re.fullmatch(r"[^\x00-\x1f\x7f\\]{1,512}", str(name)):
+        odd = "\\" in str(name) or len(str(name)) > 512 or strip_controls(str(name)) != str(name)
+        if name.is_absolute() or ".." in name.parts or odd:
             raise ValueError(f"a file name leads out of the directory: {name}")
         sha256, blob = large.get("sha256"), row.get("blobId")
         if not isinstance(row["size"], int) or row["size"] < 0 or not (sha256 or blob):
