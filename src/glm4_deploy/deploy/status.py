@@ -224,9 +224,10 @@ def _last_end(engine: Engine, state: RunState) -> Result | None:
 
 def _made_from(record: Record) -> dict[str, Any]:
     texts = []
-    for file in record.files:
+    for file in map(Path, record.files):
         with suppress(DeployError):
-            texts.append(read_text(Path(file)))
+            if file.is_file():  # a pipe would keep us waiting
+                texts.append(read_text(file))
     return made_from(texts)
 
 
