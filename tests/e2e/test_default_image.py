@@ -32,6 +32,7 @@ from e2e.kit import KIT, ROOT, Done
 from glm4_deploy.catalog.images import default_image, named_image
 from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.plan.image import program_words
+from golden.render import as_committed
 
 pytestmark = pytest.mark.e2e
 
@@ -194,7 +195,8 @@ def test_up_deploys_the_file_of_its_profile_and_passes_its_gate(host: Host, imag
     assert "'max_model_len': 32768" in log.out + log.err
     rendered = (host.root / "state/compose.yaml").read_text()
     if image == DEFAULT:
-        assert rendered == (ROOT / "compose/gb10.yaml").read_text(), "the file of its profile is what `up` starts"
+        example = (ROOT / "compose/gb10.yaml").read_text()
+        assert as_committed(rendered) == example, "the file of its profile is what `up` starts"
     known = named_image(image)
     assert known is not None
     assert tuple(command(host)[0])[: len(program_words(known)) + 1] == (*known.entrypoint, *program_words(known))
@@ -242,9 +244,12 @@ def up_cpu(host: Host, image: str, model: Path) -> Done:
 
 
 def command(host: Host) -> tuple[list[str], str]:
-    """The words of the engine's process, and the user it runs as."""
+    """The words that start the engine, without the shell that counts its starts, and the user it runs as."""
     row = json.loads(host.run("docker", "inspect", "glm4-9b-fp4").out)[0]
-    return [row["Path"], *row["Args"]], row["Config"]["User"]
+    words = [row["Path"], *row["Args"]]
+    shell = words.index("/bin/sh")
+    assert (words[shell + 1], words[shell + 3]) == ("-c", "engine")
+    return [*words[:shell], *words[shell + 4 :]], row["Config"]["User"]
 
 
 def test_an_image_whose_entrypoint_is_vllm_serve(host: Host, seed_python: str, demo: Path) -> None:
