@@ -89,7 +89,7 @@ class Texts:
 
     @staticmethod
     def _row(tokenizer: object, turns: curriculum.Turns) -> Row:
-        ids, weights = train.encode(tokenizer, turns, asks_too=False)  # type: ignore[arg-type]
+        ids, weights = train.encode(tokenizer, turns, asks_too=False, tools=False)  # type: ignore[arg-type]
         return torch.tensor([ids]), torch.tensor(weights[1:]) > 0
 
     @staticmethod

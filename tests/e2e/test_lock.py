@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from e2e.kit import Kit
+from glm4_deploy.catalog.images import default_tag
 from servers.registry import registry
 
 pytestmark = pytest.mark.e2e
-TAG = "26.01-py3"
+TAG = default_tag()
 
 
 def test_a_pulled_image_is_pinned_by_its_digest(kit: Kit, override: object) -> None:

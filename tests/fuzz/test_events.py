@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuzz.harness import fuzzed
@@ -43,6 +43,7 @@ def datas(chunks: list[bytes]) -> list[tuple[int, bytes]]:
 
 @fuzzed
 @given(STREAMS, st.lists(st.integers(0, 200), max_size=4))
+@example(b"data: 1\r\n", [8, 8])  # an empty chunk between \r and \n
 def test_events_do_not_depend_on_where_the_stream_was_cut(stream: bytes, cuts: list[int]) -> None:
     at = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     chunks = [stream[begin:end] for begin, end in pairwise(at)]

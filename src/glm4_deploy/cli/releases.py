@@ -8,7 +8,7 @@ import typer
 from glm4_deploy.cli.completion import release_ids
 from glm4_deploy.cli.deploy import announce_removal, exclusive, report_result, volume_line
 from glm4_deploy.cli.output import show_steps
-from glm4_deploy.cli.params import STATE, DryRun, Json, Requested, StateDir, with_settings
+from glm4_deploy.cli.params import NO_GPU, STATE, DryRun, Json, Requested, StateDir, host_profile, with_settings
 from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.caches import Volume, needed_volumes, project_volumes, remove_volumes
 from glm4_deploy.deploy.candidates import check_release, choose_release, release_candidate
@@ -175,7 +175,7 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-@with_settings()
+@with_settings(profile=f"that of this host's GPU, else {NO_GPU}")
 def lock(requested: Requested) -> None:
     """Pin the images to the digests that were pulled.
 
@@ -184,7 +184,7 @@ def lock(requested: Requested) -> None:
 
     Example: docker compose -f compose.yaml pull && glm4-deploy lock
     """
-    deployment = requested.plan().deployment
+    deployment = requested.plan(host_profile).deployment
     digests = image_digests(references(deployment.image, deployment.extras))
     missing = [reference for reference, digest in digests.items() if digest is None]
     if missing:

@@ -31,6 +31,8 @@ class Events:
         Raises:
             EventTooLong: an event has more than MAX_EVENT bytes. Feed no more then.
         """
+        if not chunk:  # a carriage return before it still waits for its line feed
+            return
         at = 1 if self._after_return and chunk.startswith(b"\n") else 0
         self._after_return = False
         if self.between and b"\r" not in chunk:  # the usual case, many times faster: whole events of one line each
