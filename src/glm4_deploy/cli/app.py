@@ -47,6 +47,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "upgrade": ("upgrade", "Move the running deployment to another image, and back by itself if that fails."),
         "rollback": ("releases", "Put a recorded release back and gate it."),
         "diff": ("releases", "Show what differs between two releases."),
+        "certificate": ("certificate", "Write, check or compare signed certificates of releases."),
         "lock": ("releases", "Pin the images to the digests that were pulled."),
         "key": ("releases", "Manage the gateway's named keys."),
         "image": ("releases", "Build the kit's own image, for the services that `--with` adds."),

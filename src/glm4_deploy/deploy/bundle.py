@@ -24,9 +24,10 @@ from pydantic import TypeAdapter
 from glm4_deploy import __version__
 from glm4_deploy.deploy.compose_cli import mounts_beside
 from glm4_deploy.deploy.docker import connect
+from glm4_deploy.deploy.signing import check_signed, sign_text
 from glm4_deploy.errors import ExtraMissing, ImageMissing, Judged, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
-from glm4_deploy.run import Output, RunFailure, run_program
+from glm4_deploy.run import run_program
 
 SCHEMA = 1
 SUMS, META, SIGNATURE = "SHA256SUMS", "bundle.json", "SHA256SUMS.sig"
@@ -34,7 +35,6 @@ PART = f"{SUMS}.part"
 NAMESPACE = "glm4-deploy-bundle"  # what `ssh-keygen -Y` binds a signature to
 CHUNK = 4 << 20
 WHEELS_SECONDS = 3600  # a slow index; some wheels are built from source
-KEYGEN_SECONDS = 300  # it may wait for a passphrase or a touch
 Note = Callable[[str], None]
 
 
@@ -376,33 +376,14 @@ def _present(client: Any, image: BundledImage) -> bool:
 
 def _sign(directory: Path, key: Path) -> None:
     (directory / SIGNATURE).unlink(missing_ok=True)
-    done = _ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(directory / SUMS))
-    if not done.ok:
-        raise UsageError(
-            f"cannot sign with {key}: {done.last_line}",
-            hint="give an SSH private key without a passphrase",
-        )
+    write_text(directory / SIGNATURE, sign_text(read_text(directory / SUMS), key, NAMESPACE))
 
 
 def _check_signature(directory: Path, signers: Path) -> None:
     signature = directory / SIGNATURE
     if not signature.is_file():
         raise Judged("the bundle is not signed", hint="create it with `bundle create --sign KEY`")
-    found = _ssh_keygen("-Y", "find-principals", "-s", str(signature), "-f", str(signers))
-    signer = found.stdout.split("\n")[0].split(",")[0].strip()
-    if not found.ok or not signer:
-        raise Judged(f"the bundle is not signed by anybody in {signers}", hint="do not load it; ask who created it")
-    arguments = ["-Y", "verify", "-n", NAMESPACE, "-f", str(signers), "-I", signer, "-s", str(signature)]
-    done = _ssh_keygen(*arguments, stdin=read_text(directory / SUMS))
-    if not done.ok:
-        raise Judged(f"the signature does not match {SUMS}: {done.last_line}", hint="do not load it; copy it again")
-
-
-def _ssh_keygen(*arguments: str, stdin: str = "") -> Output:
-    done = run_program("ssh-keygen", *arguments, timeout=KEYGEN_SECONDS, stdin=stdin, terminal=True)
-    if done.failure in {RunFailure.MISSING, RunFailure.REFUSED}:
-        raise ExtraMissing("ssh-keygen is not installed", hint="install an OpenSSH client, or do not sign")
-    return done
+    check_signed(f"the bundle's {SUMS}", read_text(directory / SUMS), read_text(signature), signers, NAMESPACE)
 
 
 @contextmanager
