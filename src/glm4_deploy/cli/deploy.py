@@ -191,7 +191,7 @@ def bring_up(
     Raises:
         DeployError: refused before anything was started; a start that failed is in the result.
     """
-    ask = _ask_nothing if runner == EngineKind.PROCESS else partial(_ask_image, progress)
+    ask = _ask_nothing if runner == EngineKind.PROCESS else partial(ask_for_sets, progress)
     plan = requested.plan_here(lambda free: _free(state_dir, free), ask)
     settings, deployment = plan.settings, plan.deployment
     if deployment.memory:
@@ -220,7 +220,7 @@ def _ask_nothing(_settings: Settings, _profile: Profile) -> tuple[str, ...]:
     return ()
 
 
-def _ask_image(progress: Progress, settings: Settings, _profile: Profile) -> tuple[str, ...]:
+def ask_for_sets(progress: Progress, settings: Settings, _profile: Profile) -> tuple[str, ...]:
     """
     Raises:
         As `image_answers`.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.catalog.rows import gpus
-from glm4_deploy.cli.deploy import _ask_image, exclusive, report_result
+from glm4_deploy.cli.deploy import ask_for_sets, exclusive, report_result
 from glm4_deploy.cli.params import STATE, HostCards, Json, Requested, StateDir, with_settings
 from glm4_deploy.cli.progress import Progress
 from glm4_deploy.deploy.candidates import check_model_directory, preflight
@@ -137,7 +137,7 @@ def _subject(
         UsageError: settings that cannot be tuned.
         PlanRefused, ModelMissing, ImageMissing, DockerMissing
     """
-    ask = (lambda _settings, _profile: ()) if runner == EngineKind.PROCESS else partial(_ask_image, progress)
+    ask = (lambda _settings, _profile: ()) if runner == EngineKind.PROCESS else partial(ask_for_sets, progress)
     plan = requested.plan_here(lambda free: free_memory(state_dir, free), ask)
     settings, profile = plan.settings, plan.profile
     if runner not in tuple(EngineKind) or (runner == EngineKind.PROCESS and plan.deployment.engine != "cpu"):
