@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from glm4_deploy.catalog.images import CommandShape, default_tag, repository
 from glm4_deploy.catalog.rows import Profile, profiles
 from glm4_deploy.errors import UsageError
-from glm4_deploy.files import parse_yaml
+from glm4_deploy.files import parse_yaml, write_text
 from glm4_deploy.text import CONTROLS, MASK, did_you_mean, redact, secret_name
 
 FILE = Path("glm4.yaml")
@@ -316,6 +316,22 @@ class MergedSettings:
     settings: Settings
     profile: Profile
     origin: Mapping[str, str]
+
+
+def save_settings_file(file: Path, text: str) -> None:
+    """Replace a settings file, if the text is one.
+
+    Raises:
+        UsageError: it would not be valid; nothing is written.
+        StorageError
+    """
+    checked = file.with_name(f".{file.name}.checked")
+    try:
+        write_text(checked, text)
+        load_settings(file=checked)
+    finally:
+        checked.unlink(missing_ok=True)
+    write_text(file, text)
 
 
 def load_settings(

@@ -18,8 +18,8 @@ from docker.utils import parse_repository_tag
 
 from glm4_deploy.deploy.releases import ReleaseImage
 from glm4_deploy.errors import DockerDenied, DockerMissing, ImageMissing, PlanRefused, StorageError
-from glm4_deploy.files import read_text, write_text
-from glm4_deploy.settings import load_settings
+from glm4_deploy.files import read_text
+from glm4_deploy.settings import save_settings_file
 
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
@@ -404,10 +404,4 @@ def write_pins(file: Path, digests: Mapping[str, str]) -> None:
         text = BLOCK.sub(lambda _: block, before, count=1)
     else:
         text = before + ("" if before.endswith("\n") or not before else "\n") + block
-    checked = file.with_name(f".{file.name}.checked")
-    try:
-        write_text(checked, text)
-        load_settings(file=checked)
-    finally:
-        checked.unlink(missing_ok=True)
-    write_text(file, text)
+    save_settings_file(file, text)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from glm4_deploy.files import read_text, template_path, write_text
-from glm4_deploy.settings import Settings, load_settings
+from glm4_deploy.files import read_text, template_path
+from glm4_deploy.settings import Settings, save_settings_file
 from glm4_deploy.tune.search import Trial, front
 from glm4_deploy.tune.space import changed
 
@@ -86,13 +86,7 @@ def write_settings(file: Path, configured: Settings, winner: Trial, why: str) ->
     lines += [line for name, value in changes.items() for line in _entry(name, value, getattr(configured, name))]
     kept = without_blocks(before, frozenset(changes))
     text = kept + ("" if not kept or kept.endswith("\n") else "\n") + "\n".join(lines) + "\n"
-    checked = file.with_name(f".{file.name}.checked")
-    try:
-        write_text(checked, text)
-        load_settings(file=checked)
-    finally:
-        checked.unlink(missing_ok=True)
-    write_text(file, text)
+    save_settings_file(file, text)
     return tuple(lines)
 
 
