@@ -27,8 +27,8 @@ TABLE = Path(__file__).with_name("engines.toml")
 NEEDED_MIB = 9000
 # Pinned by the wheel to builds that only PyTorch's own index has, and never imported for a text model.
 COMPANIONS = ("torchaudio", "torchvision", "torchcodec")
-# Python imports vLLM even where its compiled part cannot be loaded, so one kernel is run. vLLM chooses the part by the CPU:
-# one for AVX-512 with bfloat16; newer versions also have one for AVX-512 and one for AVX2.
+# Python imports vLLM even where its compiled part cannot be loaded, so one kernel is run. vLLM chooses the part by the
+# CPU: one for AVX-512 with bfloat16; newer versions also have one for AVX-512 and one for AVX2.
 KERNEL = """import torch, vllm._custom_ops
 gate_up = torch.ones(2, 64, dtype=torch.bfloat16)
 torch.ops._C.silu_and_mul(gate_up[:, :32].contiguous(), gate_up)"""
