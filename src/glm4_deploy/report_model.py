@@ -150,6 +150,7 @@ class DeploymentNotes:
         phases: seconds from the start to each phase, in order.
         planned: the memory plan compared with the log.
         releases: newest first.
+        certificate: what the last certificate of this release says; () without one.
     """
 
     kernel: str
@@ -157,6 +158,7 @@ class DeploymentNotes:
     phases: tuple[Measure, ...]
     planned: tuple[Result, ...]
     releases: tuple[ReleaseNote, ...]
+    certificate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,12 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
     assert any(one["name"].endswith("tokenizer.json") for one in statement["subject"])
     assert statement["predicate"]["settings"]["port"] == kit.port
 
+    assert kit.run("smoke", "--only", "alive", "--html", "page.html").code == 0
+    page = (kit.directory / "page.html").read_text()
+    assert "<h2>Certificate</h2>" in page
+    assert "signed: `glm4-deploy certificate verify` says by whom" in page
+    assert all(digest in page for one in statement["subject"] for digest in one["digest"].values())
+
     (kit.directory / "elsewhere").mkdir()
     other, _ = keys(kit.directory / "elsewhere")
     other_signers = kit.directory / "other"
@@ -51,11 +57,20 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
     assert "not signed by anybody" in refused.err
 
     statement["predicate"]["checks"][-1]["status"] = "fail"
-    envelope["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
-    (kit.directory / "forged.json").write_text(json.dumps(envelope))
-    forged = kit.run("certificate", "verify", "forged.json", "--signers", signers)
-    assert forged.code == 1
-    assert "the signature does not match" in forged.err
+    forged_payload = base64.b64encode(json.dumps(statement).encode()).decode()
+    assert kit.run("certificate", "--sign", key, "-o", "b.json").code == 0
+    of_another = json.loads((kit.directory / "b.json").read_text())["signatures"]
+    for name, changed, said in (
+        ("forged", {"payload": forged_payload}, "the signature does not match"),
+        ("stripped", {"signatures": []}, "is not signed"),
+        ("borrowed", {"payload": forged_payload, "signatures": of_another}, "the signature does not match"),
+        ("garbled", {"signatures": [{"keyid": "", "sig": "AAAA"}]}, "not signed by anybody"),
+    ):
+        (kit.directory / f"{name}.json").write_text(json.dumps(envelope | changed))
+        tampered = kit.run("certificate", "verify", f"{name}.json", "--signers", signers)
+        assert tampered.code == 1
+        assert said in tampered.err
+        assert tampered.out == ""
 
     assert kit.run("certificate", "diff", "a.json", "a.json").out == "they certify the same\n"
     worse = kit.run("certificate", "diff", "a.json", "forged.json")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from glm4_deploy.cli.params import STATE, Json, StateDir
-from glm4_deploy.deploy.certificate import compare, envelope, read_certificate, serving_release, statement
+from glm4_deploy.deploy.certificate import compare, envelope, keep, read_certificate, serving_release, statement
 from glm4_deploy.errors import Judged
 from glm4_deploy.files import ensure_writable, write_text
 from glm4_deploy.report.wire import dumps
@@ -31,7 +31,7 @@ def write(
 
     Digests of files, image, checkpoint and tokenizer, engine and kernel from the log, settings without secrets, and
     every check with its figures: an in-toto statement in a DSSE envelope. It says what was true when the release was
-    gated; `status` says what runs now.
+    gated; `status` says what runs now. A copy stays with the release, and `smoke --html` shows it.
 
     Example: glm4-deploy certificate --sign ~/.ssh/id_ed25519 -o glm4.cert.json
     """
@@ -41,6 +41,7 @@ def write(
         ensure_writable(output)
     release = serving_release(state_dir)
     text = envelope(statement(release, state_dir, report), sign)
+    keep(text, release, state_dir)
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from glm4_deploy import __version__
-from glm4_deploy.deploy.releases import REPORT, Release, Store, ValueChange
+from glm4_deploy.deploy.releases import CERTIFICATE, PRIVATE, REPORT, Release, Store, ValueChange
 from glm4_deploy.deploy.signing import check_signed, sign_text
 from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError, Judged, UsageError
-from glm4_deploy.files import read_bytes, read_text
+from glm4_deploy.files import read_bytes, read_text, write_text
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.result import Status
 
@@ -120,11 +120,35 @@ def _pae(payload: str) -> str:
     return f"DSSEv1 {len(PAYLOAD)} {PAYLOAD} {len(payload.encode())} {payload}"
 
 
+def keep(text: str, release: Release, directory: Path) -> None:
+    """Keep a copy with the release, for the pages of later reports.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_text(Store(directory).root / release.id / CERTIFICATE, text, mode=PRIVATE)
+
+
+def kept_lines(directory: Path) -> tuple[str, ...]:
+    """What the certificate in a release's directory says, for people; () without one, or if it cannot be read."""
+    with suppress(DeployError):
+        found = read_certificate(directory / CERTIFICATE, None)
+        signed = "signed: `glm4-deploy certificate verify` says by whom" if found.signed else "not signed"
+        return *found.lines(), signed
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A certificate that was read. signer: who signed it; None: nobody was asked."""
+    """A certificate that was read.
+
+    Attributes:
+        signed: whether it has a signature, checked or not.
+        signer: who signed it; None: not checked.
+    """
 
     statement: dict[str, Any]
+    signed: bool
     signer: str | None = None
 
     @property
@@ -143,6 +167,9 @@ class Certificate:
             yield f"{subject['name']}: {kind} {digest}"
         yield f"vLLM {engine.get('version') or 'unknown'}, NVFP4 kernel {engine.get('kernel') or 'not in the log'}"
         yield f"suite {about.get('suite')}: {', '.join(f'{name} {status}' for name, status in statuses(self).items())}"
+        for row in rows_of(self):
+            if row.get("check") == "fingerprint":
+                yield f"fingerprint: {row.get('observed') or row.get('reason')}"
         yield f"issued {about.get('issued')} by glm4-deploy {about.get('kit')}"
 
 
@@ -170,17 +197,22 @@ def read_certificate(file: Path, signers: Path | None) -> Certificate:
             f"{file} is not a certificate of this kit: {str(error)[:100]}", hint="check the path"
         ) from None
     if signers is None:
-        return Certificate(statement=statement)
+        return Certificate(statement=statement, signed=bool(signatures))
     if not signatures:
         raise Judged(f"{file} is not signed", hint="write it with `glm4-deploy certificate --sign KEY`")
     signer = check_signed(str(file), _pae(payload), signatures[0], signers, NAMESPACE)
-    return Certificate(statement=statement, signer=signer)
+    return Certificate(statement=statement, signed=True, signer=signer)
 
 
 def statuses(certificate: Certificate) -> dict[str, str]:
     """Check → status."""
+    return {str(row.get("check")): str(row.get("status")) for row in rows_of(certificate)}
+
+
+def rows_of(certificate: Certificate) -> list[dict[str, Any]]:
+    """The checks, as far as they can be read."""
     rows = certificate.predicate.get("checks")
-    return {str(row.get("check")): str(row.get("status")) for row in rows or () if isinstance(row, dict)}
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def compare(a: Certificate, b: Certificate) -> tuple[tuple[ValueChange, ...], tuple[str, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from glm4_deploy.deploy.certificate import kept_lines
 from glm4_deploy.deploy.outcome import StartResult
 from glm4_deploy.deploy.releases import REPORT, Release, Store
 from glm4_deploy.deploy.state import load_record
@@ -89,6 +90,7 @@ def _notes(store: Store, release: Release, planned: tuple[Result, ...]) -> Deplo
         phases=tuple(Measure(name=name, value=seconds) for name, seconds in release.phases.items()),
         planned=planned,
         releases=tuple(_note(one, this=one.id == release.id) for one in newest),
+        certificate=kept_lines(store.root / release.id),
     )
 
 

@@ -147,6 +147,7 @@ def content_of(
 
 NAME = re.compile(r"(\d{4,})-\d{8}T\d{6}Z")
 RECORD, BOOT_LOG, REPORT = "release.json", "boot.log", "smoke.json"
+CERTIFICATE = "certificate.json"  # the last one written about it
 KEPT = 20  # releases, including failed ones
 LOG_BYTES = 1 << 20  # of a boot log, at most
 RESERVED_BYTES = 2 * LOG_BYTES

@@ -105,6 +105,7 @@ def to_html(report: SuiteReport) -> str:
         phases=spans(_phases(notes), "Where the time of the start went") if notes else "",
         releases=notes.releases if notes else (),
         planned=notes.planned if notes else (),
+        certificate=notes.certificate if notes else (),
     )
 
 

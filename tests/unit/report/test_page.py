@@ -89,6 +89,7 @@ def notes(text: str) -> DeploymentNotes:
         phases=(Measure(name=text, value=1.0), Measure(name="weights", value=4.0)),
         planned=(ok(text, text, check="plan-kv-cache"),),
         releases=(release,),
+        certificate=(text, f"signed {text}"),
     )
 
 
