@@ -38,7 +38,7 @@ from glm4_deploy.plan.image import engine_image
 from glm4_deploy.plan.kernels import kernel_path
 from glm4_deploy.plan.memory import estimate
 from glm4_deploy.plan.services import is_loopback
-from glm4_deploy.plan.sizing import HOST_RESERVE_GIB, highest_fraction, solve
+from glm4_deploy.plan.sizing import highest_fraction, solve
 from glm4_deploy.plan.spec import assumed_version, memory_request
 from glm4_deploy.result import Result, Status, fail, ok, skipped, unknown, verdict, warn
 from glm4_deploy.settings import Settings
@@ -214,8 +214,9 @@ def _fit(seen: DoctorInput, needs: Needs) -> Result:
     request = replace(
         memory_request(needs.settings, needs.profile, gpu), free_bytes=free_bytes(seen.gpus, seen.host, gpu)
     )
+    reserve = needs.settings.host_reserve_gib
     if needs.settings.gpu_memory_utilization == "auto":
-        solution = solve(request)
+        solution = solve(request, host_reserve_gib=reserve)
         fraction, plan, why = solution.fraction, solution.plan, solution.reason
     else:
         fraction, plan, why = request.gpu_memory_utilization, estimate(request), "as configured"
@@ -226,11 +227,11 @@ def _fit(seen: DoctorInput, needs: Needs) -> Result:
         f"fraction {fraction:g} ({why}): KV cache {plan.kv_cache_gib:.1f} ± {plan.error_range_gib:.1f} GiB,"
         f" {plan.max_concurrency:.1f} requests at once"
     )
-    safe = highest_fraction(replace(request, free_bytes=None))
+    safe = highest_fraction(replace(request, free_bytes=None), host_reserve_gib=reserve)
     if gpu.unified and fraction > safe:
         return warn(
             observed,
-            f"{HOST_RESERVE_GIB:g} GiB left for the host",
+            f"{reserve:g} GiB left for the host",
             remedy=f"set gpu_memory_utilization to {safe:g} or less: running out of unified memory freezes the host",
         )
     if plan.max_concurrency < needs.settings.max_num_seqs:

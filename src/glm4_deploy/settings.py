@@ -202,6 +202,12 @@ class Settings(BaseModel):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto", description="fraction of GPU memory for the engine; auto: chosen by the memory planner"
     )
+    host_reserve_gib: float = Field(
+        8.0,
+        ge=0,
+        le=1000,
+        description="on unified memory: GiB that the plan leaves available to the host, and that `watch` defends",
+    )
     kv_cache_memory_bytes: int | None = Field(
         None,
         ge=1,

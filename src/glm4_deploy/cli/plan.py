@@ -81,8 +81,14 @@ def plan(
         str | None, typer.Option(help="vLLM version, for example 0.24.0.", show_default="that of the image")
     ] = None,
     host_reserve_gib: Annotated[
-        float, typer.Option(min=0, max=1000, help="On unified memory: GiB left to the host.")
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="On unified memory: GiB left to the host.",
+            show_default="the setting host_reserve_gib",
+        ),
+    ] = None,
     first_start: Annotated[
         bool,
         typer.Option(
@@ -105,6 +111,7 @@ def plan(
     """
     outputs = Outputs(json=stdout_if(as_json), junit=junit)
     outputs.check()
+    requested = requested.with_flags({"host_reserve_gib": host_reserve_gib})
     named = _named_gpu(gpu, gpu_total_mib, compute_capability, unified=unified, wsl=wsl, from_cuda=cuda_total)
     if load is not None:
         requested = requested.with_flags(_of_load(parse_load(load)))
@@ -120,12 +127,12 @@ def plan(
         request = sharpen(request, load_observations(state_dir))
     solved = ""
     if settings.gpu_memory_utilization == "auto":
-        solution = solve(request, host_reserve_gib=host_reserve_gib)
+        solution = solve(request, host_reserve_gib=settings.host_reserve_gib)
         request, solved = replace(request, gpu_memory_utilization=solution.fraction), solution.reason
         answer = solution.plan
     else:
         answer = estimate(request)
-    hints = advice(request, answer, host_reserve_gib=host_reserve_gib)
+    hints = advice(request, answer, host_reserve_gib=settings.host_reserve_gib)
     _show_plan(request, answer, solved, hints, outputs, engine_image(settings).kind)
     if not answer.fits:
         why = "" if outputs.text else f": {answer.refusal}"  # already in the text above

@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ import typer
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
-from glm4_deploy.deploy.state import expected_record, load_record
+from glm4_deploy.deploy.state import expected_record, load_record, load_stop
 from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.host.memory import read_memory
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.fleet import HostAnswer, ask_fleet, read_inventory
 from glm4_deploy.report.terminal import results_text
@@ -24,6 +26,7 @@ from glm4_deploy.text import one_line, seconds_of
 from glm4_deploy.watch.exporter import Exporter, serve
 from glm4_deploy.watch.judge import Limits, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
+from glm4_deploy.watch.memory import GIB, Breaker, Defence, MemoryMetrics, NamedContainer, RecordedEngines
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 
 
@@ -71,6 +74,23 @@ def watch(
     container: Annotated[
         str | None, typer.Option(help="Container to restart.", show_default="what `up` started from this directory")
     ] = None,
+    host_reserve_gib: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="GiB of this host's memory that are to stay available: below it watch warns. 0: it does not look.",
+            show_default="the setting host_reserve_gib of what `up` started, on unified memory; else 0",
+        ),
+    ] = None,
+    stop_for_memory: Annotated[
+        bool,
+        typer.Option(
+            "--stop-for-memory",
+            help="Stop the engine when less than half of --host-reserve-gib is available, before the host freezes; "
+            "--restart and --rollback imply it.",
+        ),
+    ] = False,
     duration: Annotated[
         str | None,
         typer.Option("--for", help="How long to watch: 90s, 30m, 8h; then exit 0 if the engine is well, else 1."),
@@ -80,7 +100,7 @@ def watch(
 ) -> None:
     """Watch a running engine and publish its verdict.
 
-    It judges progress and answers. Without --restart or --rollback it changes nothing.
+    It judges progress and answers. Without --restart, --rollback or --stop-for-memory it changes nothing.
 
     Example: glm4-deploy watch --json
     """
@@ -92,6 +112,7 @@ def watch(
     )
     exporter = Exporter(stale_s=max(5 * interval, 30.0))
     restart = restart or rollback
+    may_stop = restart or stop_for_memory
     if base_url is None or restart:
         _one_engine(state_dir)
     if rollback and container is not None:
@@ -101,12 +122,20 @@ def watch(
     # Raises for a wrong address or key before anything starts.
     _ = (target.root, target.key, beside and beside.root)
     rules = Rules(backoff_s=backoff, ceiling=max_restarts, grace_s=grace, rollbacks=int(rollback))
-    policy, keeper = (Policy(rules), _keeper(container, state_dir)) if restart else (None, None)
     emit = _event_printer(json_)
+    policy, keeper = None, None
+    if restart:
+        policy, keeper = Policy(rules, held=partial(_memory_stop, state_dir)), _keeper(container, state_dir)
+    defence = _defence(host_reserve_gib, container, state_dir, exporter, emit, may_stop=may_stop, own=base_url is None)
+    if stop_for_memory and defence is None:
+        raise UsageError(
+            "--stop-for-memory has no floor: what `up` started here does not share the host's memory",
+            hint="give one: --host-reserve-gib 8",
+        )
     end = serve(exporter, listen, port)
     try:
         verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit, beside)
-        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, seconds))
+        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, defence, seconds))
     finally:
         end()
     # Without --for, only a signal ends the watch, and that is not a verdict.
@@ -134,6 +163,47 @@ def _keeper(container: str | None, state_dir: Path) -> ContainerKeeper:
     return ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
 
 
+def _memory_stop(state_dir: Path, started_at: float) -> str:
+    """Why the engine that was started then is to stay down; '' if it is not."""
+    stop = load_stop(state_dir, since=started_at)
+    return f"{stop.why}: it needs a person ({stop.remedy})" if stop else ""
+
+
+def _defence(
+    floor_gib: float | None,
+    container: str | None,
+    state_dir: Path,
+    exporter: Exporter,
+    emit: Callable[..., None],
+    *,
+    may_stop: bool,
+    own: bool,
+) -> Defence | None:
+    """What defends this host's memory; None where nothing is to stay available, or another host's engine is watched."""
+    record = load_record(state_dir) if own or may_stop else None
+    if floor_gib is None:
+        floor_gib = record.endpoint.host_reserve_gib if record else None
+    if not floor_gib:
+        return None
+    total = read_memory().total
+    if total is not None and floor_gib * GIB > total / 2:
+        raise UsageError(
+            f"--host-reserve-gib {floor_gib:g}: this host has {total / GIB:.1f} GiB, and that floor stops any engine",
+            hint="it is in GiB, and at most half of the host's memory",
+        )
+    if may_stop and record is None and container is None:
+        record = expected_record(resolve_spec({}))
+    engines = NamedContainer(container) if container else RecordedEngines(record, state_dir) if record else None
+    return Defence(
+        breaker=Breaker(floor_gib),
+        metrics=MemoryMetrics(exporter.registry),
+        emit=emit,
+        engines=engines,
+        may_stop=may_stop,
+        directory=state_dir,
+    )
+
+
 def _verdicts(
     target: ProbeTarget,
     limits: Limits,
@@ -154,6 +224,7 @@ async def _run(
     emit: Callable[..., None],
     policy: Policy | None,
     keeper: ContainerKeeper | None,
+    defence: Defence | None,
     duration: float | None,
 ) -> WatchVerdict:
     stop = asyncio.Event()
@@ -161,10 +232,12 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({watching, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
-    if watching.done():
-        watching.result()  # it ends only with an error
-    for task in (watching, stopped):
+    endless: set[asyncio.Task[Any]] = {watching} | ({asyncio.create_task(defence.run())} if defence else set())
+    await asyncio.wait({*endless, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+    for task in endless:
+        if task.done():
+            task.result()  # it ends only with an error
+    for task in (*endless, stopped):
         task.cancel()
     return exporter.last
 

@@ -57,6 +57,8 @@ class Endpoint:
     """The services of the engines behind a router; () for a single engine."""
     tools: bool = False
     """Whether the engine looks for tool calls in its answers."""
+    host_reserve_gib: FiniteFloat | None = None
+    """GiB of memory that stay available to the host; None where the GPU has memory of its own."""
 
     @classmethod
     def of(cls, spec: DeploymentSpec, runner: EngineKind) -> "Endpoint":
@@ -76,6 +78,7 @@ class Endpoint:
             vllm=spec.vllm,
             api_key_file=absolute(spec).hardening.api_key_file,
             replicas=tuple(one.service for one in spec.replicas) if spec.router else (),
+            host_reserve_gib=spec.host_reserve_gib,
             tools=any(flag.name == "enable-auto-tool-choice" for flag in spec.flags),
         )
 

@@ -255,3 +255,33 @@ def load_record(directory: Path = STATE_DIR) -> Record | None:
 def expected_record(spec: DeploymentSpec) -> Record:
     """A record made from the settings, for containers that were started with plain Compose."""
     return Record(endpoint=Endpoint.of(spec, EngineKind.COMPOSE))
+
+
+# A stop by the watch, because memory was running out: why, until something starts again.
+
+STOP_FILE = "watch/stopped.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStop:
+    """What the watch stopped, and why. at: epoch seconds. log: the file with the end of the engine's log."""
+
+    schema: int = 1
+    at: FiniteFloat
+    what: tuple[str, ...]
+    why: str
+    remedy: str
+    log: str
+
+
+def save_stop(stop: MemoryStop, directory: Path) -> None:
+    write_text(directory / STOP_FILE, dumps(stop) + "\n")
+
+
+def load_stop(directory: Path, *, since: float) -> MemoryStop | None:
+    """The stop that what was started at `since` (epoch seconds) ended with; None if there was none."""
+    try:
+        stop = TypeAdapter(MemoryStop).validate_json(read_bytes(directory / STOP_FILE))
+    except (DeployError, ValidationError):
+        return None
+    return stop if stop.at >= since else None

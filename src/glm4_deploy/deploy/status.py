@@ -23,7 +23,7 @@ from glm4_deploy.deploy.endpoint import Endpoint
 from glm4_deploy.deploy.engines import Engine, RunState
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.replicas import RouterClient, address_of
-from glm4_deploy.deploy.state import Record, describe_journal, load_record
+from glm4_deploy.deploy.state import MemoryStop, Record, describe_journal, load_record, load_stop
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
 from glm4_deploy.files import read_text
 from glm4_deploy.logs.facts import EngineFacts
@@ -88,6 +88,8 @@ class StatusReport:
     """Whether that left what runs unjudged."""
     ended: Result | None = None
     """Why the engine ended last, as its log says, if it is down or has been restarted."""
+    stopped: MemoryStop | None = None
+    """That the watch stopped it, because memory was running out."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """What the Compose files on record say that they were made from."""
 
@@ -111,6 +113,8 @@ class StatusReport:
     def _rows(self) -> Iterator[Result]:
         endpoint = self.record.endpoint
         ended = f"; its last end: {self.ended.observed}" if self.ended else ""
+        if self.stopped:
+            ended = f"; stopped by the watch: {self.stopped.why}"
         down = f"{self.state.detail}{self._restarts}{ended}"
         yield _row("running", self.state.running, self.state.detail if self.state.running else down, "the engine runs")
         # Before /health: the router's fails too where one engine is out, and says less.
@@ -155,6 +159,8 @@ class StatusReport:
         yield "started", self.started or "-"
         health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
         yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
+        if self.stopped:
+            yield "stopped", f"{self.stopped.remedy}; its log: {self.stopped.log or 'not kept'}"
         if self.ended:
             yield "last end", f"{self.ended.observed}; {self.ended.remedy}"
         yield "address", f"{self.record.endpoint.base_url}/v1"
@@ -211,8 +217,14 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         deployment=deployment,
         unjudged=unjudged,
         ended=_last_end(engine, state),
+        stopped=_memory_stop(record, state, directory),
         made_from=_made_from(record),
     )
+
+
+def _memory_stop(record: Record, state: RunState, directory: Path) -> MemoryStop | None:
+    started = state.started or record.started
+    return load_stop(directory, since=started.started_at) if started and not state.running else None
 
 
 def _last_end(engine: Engine, state: RunState) -> Result | None:

@@ -166,13 +166,14 @@ def highest_fraction(request: MemoryRequest, *, host_reserve_gib: float = HOST_R
     """The largest safe fraction, two decimals, at least 0.01.
 
     It leaves room for what the engine takes beyond its request (graphs and workspace of older versions) and, on unified
-    memory, for the host's reserve. It is never more than what is free now, if that is known.
+    memory, for the host's reserve: of what is free now, if that is known, since the rest is in use.
     """
     total = request.gpu.total_bytes / GIB
     aside = at(request, 0.5).outside_gib + (host_reserve_gib if request.gpu.unified else CONTEXT_GIB)
     limit = (total - aside) / total
     if request.free_bytes is not None:
-        limit = min(limit, request.free_bytes / request.gpu.total_bytes)
+        taken = aside if request.gpu.unified else 0.0
+        limit = min(limit, (request.free_bytes / GIB - taken) / total)
     return max(STEP, math.floor(min(limit, HIGHEST_FRACTION) / STEP + 1e-9) * STEP)
 
 

@@ -60,6 +60,7 @@ class Fraction:
     """
 
     value: float | None
+    unified: bool = False
     reason: str = ""
     warning: str = ""
     plan: MemoryPlan | None = None
@@ -113,21 +114,21 @@ def choose_fraction(settings: Settings, profile: Profile, card: Card | None = No
     request = memory_request(settings, profile, card.gpu if card else gpus()[profile.gpu])
     request = replace(request, free_bytes=card.free_bytes if card else None)
     if settings.gpu_memory_utilization == "auto":
-        solution = solve(request)
+        solution = solve(request, host_reserve_gib=settings.host_reserve_gib)
         if not solution.plan.fits:
             raise _refused(solution.plan, request)
         reason = f"solved for {card.label if card else request.gpu.label}: {solution.reason}"
-        return Fraction(value=solution.fraction, reason=reason, plan=solution.plan)
+        return Fraction(value=solution.fraction, reason=reason, plan=solution.plan, unified=request.gpu.unified)
     requested = settings.gpu_memory_utilization
     plan = at(request, requested)
     from_profile = profile.settings.get("gpu_memory_utilization") == requested
     reason = profile.reasons.get("gpu_memory_utilization", "") if from_profile else "as configured"
     if plan.fits:
-        return Fraction(value=requested, reason=reason, plan=plan)
+        return Fraction(value=requested, reason=reason, plan=plan, unified=request.gpu.unified)
     # The seed profile is for any Blackwell GPU: its GPU is only the most likely one, so it cannot justify a refusal.
     if (profile.name == "seed" and card is None) or plan.kv_cache_gib + plan.error_range_gib > 0:
         warning = f"on {request.gpu.label}: {plan.refusal}; {plan.remedy}"
-        return Fraction(value=requested, reason=reason, warning=warning, plan=plan)
+        return Fraction(value=requested, reason=reason, warning=warning, plan=plan, unified=request.gpu.unified)
     raise _refused(plan, request)
 
 
@@ -244,6 +245,7 @@ class DeploymentSpec:
     warnings: tuple[str, ...]
     router_warnings: tuple[str, ...]
     memory: MemoryPlan | None
+    host_reserve_gib: float | None = None  # None: the GPU has memory of its own
     extras: tuple[str, ...] = ()
     overridable: bool = False
     watch_port: int = 9109
@@ -365,6 +367,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         warnings=tuple(_warnings(settings, profile, fraction)),
         router_warnings=tuple(_router_warnings(settings, profile)),
         memory=fraction.plan,
+        host_reserve_gib=settings.host_reserve_gib if fraction.unified else None,
         extras=settings.extras,
         overridable=settings.overridable,
         watch_port=settings.watch_port,

@@ -7,6 +7,7 @@ most once a day. A container that somebody stopped is left alone.
 import json
 import sys
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,8 +55,10 @@ class Rules:
 class Policy:
     """Decides whether to restart now. Pure: time (monotonic seconds) and the container's state are arguments."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, held: Callable[[float], str] = lambda _started_at: "") -> None:
+        """held: from the start (epoch seconds) of a container that is down to why it stays so; '' for no reason."""
         self.rules = rules
+        self._held = held
         self._done: deque[float] = deque()
         self._babbled: float | None = None  # when it was last restarted for that
         self._rolled_back: list[float] = []
@@ -98,6 +101,8 @@ class Policy:
             return "the container does not exist"
         if container.gave_up:
             return f"given up after {container.restarts} restarts, the ceiling of its restart policy: it needs a person"
+        if not container.running and (held := self._held(container.started_at)):
+            return held
         if not container.running and _stopped_on_purpose(container):
             return f"it was stopped (exit code {container.exit_code}), probably on purpose"
         # A cold engine compiles during its first requests, for a minute or more, which looks like a hang.
