@@ -11,8 +11,9 @@ state=.glm4/demo
 shipped=demo/glm-4-tiny-chat-nvfp4
 repaired=$state/glm-4-tiny-chat-nvfp4-repaired
 broken=$state/glm-4-tiny-chat-nvfp4-broken
-settings=(--profile cpu --set quantization=compressed-tensors --set "image_tag=$vllm" --port "${PORT:-18080}"
-  --runner process --state-dir "$state")
+# A first start reads 3 GB of engine from the disk, which on a busy machine takes longer than `up` waits by default.
+settings=(--timeout 900 --profile cpu --set quantization=compressed-tensors --set "image_tag=$vllm"
+  --port "${PORT:-18080}" --runner process --state-dir "$state")
 
 say() { printf '\n== %s\n' "$*" >&2; }
 run() {

@@ -70,15 +70,18 @@ def commands() -> str:
     return "".join(parts) + "\n"
 
 
-def exit_codes() -> str:
+def exit_meanings() -> dict[int, str]:
     classes = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, DeployError)]
     meanings = {
         0: "success",
         INTERRUPTED: "interrupted; the engine is left as it is",
         READER_GONE: "the reader of the output has gone (`… | head`)",
     }
-    meanings |= {item.exit_code: item.meaning for item in classes}
-    return table(("code", "meaning"), ((str(code), meaning) for code, meaning in sorted(meanings.items())))
+    return dict(sorted((meanings | {item.exit_code: item.meaning for item in classes}).items()))
+
+
+def exit_codes() -> str:
+    return table(("code", "meaning"), ((str(code), meaning) for code, meaning in exit_meanings().items()))
 
 
 def settings() -> str:

@@ -150,10 +150,11 @@ def test_uvx_and_the_sdist_give_the_same_version(dist: Path, tmp_path: Path) -> 
 
 def test_a_tag_gives_the_version_and_a_tree_without_git_still_builds(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    names = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore")
+    names = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore", "docs/reference/glm4-deploy.1")
     shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__", "_version.py"))
     shutil.copytree(ROOT / "templates", tree / "templates")
     for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     build = (UV, "build", "--quiet", "--wheel", "--out-dir")
     run(*build, tmp_path / "plain", tree, cwd=tmp_path)

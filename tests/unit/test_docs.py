@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from cogapp import Cog
+from scripts.manual import PAGE, manual
 from scripts.reference import tree
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,13 @@ def test_the_generated_parts_are_up_to_date(capsys: pytest.CaptureFixture[str]) 
     assert len(pages) > 4
     done = Cog().main(["cog", "--check", "--diff", "-I", str(ROOT), *pages])
     assert done == 0, f"run `make docs`\n{capsys.readouterr().out[-3000:]}"
+
+
+def test_the_man_page_is_up_to_date_and_has_every_command() -> None:
+    assert PAGE.read_text(encoding="utf-8") == manual(), "run `make docs`"
+    sections = re.findall(r"^\.SS (.+)$", manual().replace("\\-", "-"), re.MULTILINE)
+    assert sections == [" ".join(("glm4-deploy", *path)) for path, _ in tree() if path]
+    assert not re.findall(r"^[.'](?!SH |SS |TH |TP$|PP$|B |nf$|fi$|RS 4$|RE$|\\\").*", manual(), re.MULTILINE)
 
 
 def test_every_make_target_exists() -> None:
