@@ -77,7 +77,6 @@ matrix: $(READY) ## Every engine-dependent promise on real engines (ENGINES="0.1
 docs: $(READY) ## Regenerate the generated parts of the documentation
 	@$(BIN)/cog -r -I . README.md docs/*.md docs/reference/*.md
 	@$(BIN)/python -m scripts.reference
-	@$(BIN)/python -m scripts.manual
 
 compose: $(READY) ## Render compose/ (one file per profile) and the golden files again
 	@$(BIN)/python -m tests.golden.render

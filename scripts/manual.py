@@ -1,4 +1,4 @@
-"""The man page, made from the help: `python -m scripts.manual` writes it, and a test compares.
+"""The man page, made from the help: `python -m scripts.reference` writes it, and a test compares.
 
 The wheel puts it into share/man/man1, where man(1) finds it beside a bin directory that is on PATH.
 """
@@ -70,7 +70,3 @@ def _options(command: Any) -> Iterator[str]:
 def _list(rows: Any) -> Iterator[str]:
     for term, text in rows:
         yield from (".TP", f".B {_roff(term)}", _roff(text))
-
-
-if __name__ == "__main__":
-    PAGE.write_text(manual(), encoding="utf-8")

@@ -187,5 +187,7 @@ def schemas() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    for path, text in schemas():
+    from scripts import manual
+
+    for path, text in (*schemas(), (manual.PAGE, manual.manual())):
         path.write_text(text, encoding="utf-8")
