@@ -24,7 +24,8 @@ def cut_after(document: Document) -> int | None:
     messages = [{"role": "user", "content": document.prompt or ""}]
     question = read_question(Api.CHAT, json.dumps({"model": "m", "messages": messages}).encode())
     assert question is not None
-    reader = EventReader(Judging(Ledger(lambda _: None), question, Mode.CUT, lambda _: None))
+    judging = Judging(ledger=Ledger(lambda _: None), question=question, mode=Mode.CUT, room=lambda _: None)
+    reader = EventReader(judging)
     for at in range(0, len(document.text), 4):
         last = at + 4 >= len(document.text)
         choice = {"index": 0, "delta": {"content": document.text[at : at + 4]}}

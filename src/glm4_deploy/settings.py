@@ -73,6 +73,7 @@ Email = Annotated[
 ]
 HostPort = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$")]
 GuardedName = Annotated[str, StringConstraints(pattern=rf"^(key|model):[^={CONTROLS}]+$", max_length=256)]
+TokensTimes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3},([2-9]|[1-9][0-9]{1,3})$")]
 # YAML reads `off` as false.
 GuardMode = Annotated[
     Literal["off", "observe", "cut", "retry"], BeforeValidator(lambda value: "off" if value is False else value)
@@ -266,6 +267,11 @@ class Settings(BaseModel):
     )
     guard_mode_for: dict[GuardedName, GuardMode] = Field(
         default_factory=dict, description="the guard's mode for one key:NAME or model:NAME"
+    )
+    guard_repetition_detection: TokensTimes | None = Field(
+        None,
+        description="max_pattern_size,min_count of vLLM's own check for repeated tokens, which the guard sets where it "
+        "cuts; null: not set",
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     digests: dict[Text, Digest] = Field(
@@ -639,6 +645,7 @@ _IN_WORDS = {
         (User, "must be a number, UID, or two, UID:GID"),
         (BodyLimit, "must be a whole number with KB or MB"),
         (HostPort, "must be HOST:PORT"),
+        (TokensTimes, "must be TOKENS,TIMES, for example 64,16"),
         (Email, "must be an e-mail address"),
         (DeviceName, "must be a GPU's index, or its UUID as `nvidia-smi -L` prints it"),
     )

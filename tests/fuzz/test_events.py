@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fuzz.harness import fuzzed
 from glm4_deploy.guard.events import Events
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.guard.question import Api, read_question
-from glm4_deploy.guard.reader import EventReader, Judging, Mode, read_json
+from glm4_deploy.guard.question import Api, read_json, read_question
+from glm4_deploy.guard.reader import EventReader, Judging, Mode
 
 LINES = st.sampled_from(
     [b"data: ", b"data:", b"data", b": ", b"event: x", b"id", b'{"a":1}', b"\xff", b"\n", b"\r", b"\r\n", b"\n\n"]
@@ -57,7 +57,7 @@ def test_no_event_of_an_engine_raises(values: list[object], api: Api) -> None:
     question = read_question(api, b'{"model": "m", "messages": [], "prompt": "p"}')
     assert question is not None
     lines: list[str] = []
-    reader = EventReader(Judging(Ledger(lines.append), question, Mode.CUT, lambda number: None))
+    reader = EventReader(Judging(ledger=Ledger(lines.append), question=question, mode=Mode.CUT, room=lambda _: None))
     for value in values:
         reader.feed(b"data: " + json.dumps(value).encode() + b"\n\n")
     reader.close()

@@ -1,6 +1,7 @@
 """`glm4-deploy guard`."""
 
 import asyncio
+import re
 import signal
 from collections.abc import Iterable
 from typing import Annotated
@@ -31,7 +32,7 @@ def guard(
         Mode,
         typer.Option(
             help="off: pass on. observe: judge, count and log. cut: end an answer where it loops. "
-            "retry: as cut, but ask again first where nothing was sent yet."
+            "retry: as cut, but ask again first where nothing was sent yet, or the client asked for retry."
         ),
     ] = Mode.OBSERVE,
     mode_for: Annotated[
@@ -39,6 +40,14 @@ def guard(
         typer.Option(
             metavar="WHAT=MODE",
             help="The mode for key:NAME (as in `glm4-deploy key list`, from the gateway) or model:NAME; repeatable.",
+        ),
+    ] = None,
+    repetition_detection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS,TIMES",
+            help="Where answers are cut, also let vLLM (from 0.17) end them: max_pattern_size and min_count of its own "
+            "check for repeated tokens, which knows no prompt. For example 64,16.",
         ),
     ] = None,
     show_text: Annotated[bool, typer.Option("--show-text", help="Also log what repeats: text of your users.")] = False,
@@ -52,7 +61,12 @@ def guard(
     address = urlsplit(engine)
     if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
         raise UsageError("--engine is not the address of a server", hint="for example http://127.0.0.1:8080")
-    options = GuardOptions(engine=engine, mode=mode, mode_for=dict(_modes_for(mode_for or ())))
+    options = GuardOptions(
+        engine=engine,
+        mode=mode,
+        mode_for=dict(_modes_for(mode_for or ())),
+        repetition_detection=_tokens_times(repetition_detection),
+    )
     ledger = Ledger(_write, show_text=show_text)
     uvloop.run(_run(options, ledger, listen, port, metrics_port))
 
@@ -65,6 +79,16 @@ def _modes_for(given: Iterable[str]) -> Iterable[tuple[str, Mode]]:
             hint = f"for example key:ada=cut or model:glm-4-9b-chat=off; the modes are {', '.join(Mode)}"
             raise UsageError(f"--mode-for {text[:80]!r} is not WHAT=MODE", hint=hint)
         yield what, Mode(mode)
+
+
+def _tokens_times(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,3},([2-9]|[1-9][0-9]{1,3})", given):
+        hint = "two numbers, for example 64,16: a pattern of up to 64 tokens, 16 times (2 or more)"
+        raise UsageError(f"--repetition-detection {given[:80]!r} is not TOKENS,TIMES", hint=hint)
+    tokens, times = given.split(",")
+    return int(tokens), int(times)
 
 
 async def _run(options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int) -> None:

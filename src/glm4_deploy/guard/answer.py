@@ -13,6 +13,7 @@ MAX_TEXTS = 256  # in one answer: choices, each with its content, reasoning and 
 # answers of the detector's corpora the longest held for 2,432 (docs/lab/guard.md).
 HELD = 8192
 HEAD = 65536  # bytes: what a cut repeats of a Responses API answer's own description
+STEP = 1024  # characters of a whole answer that are read at once: a finding holds in it as long as in a stream
 EXTENSION = "glm4_guard"  # the field that a cut, retried or marked answer has
 
 
@@ -73,6 +74,7 @@ class Answer:
         self._head: dict[str, Any] = {}
         self._sequence = 0
         self._found: list[SickText] = []  # by the event that is being read
+        self.engine_ended = False  # by vLLM's own check for repetition
         self.pieces = 0  # events: about one per token
         self.characters = 0  # of all texts
 
@@ -121,6 +123,10 @@ class Answer:
             if len(self._texts) >= MAX_TEXTS or not 0 <= choice < MAX_CHOICES:
                 raise UnreadableAnswer("too many texts")
             text = self._texts[choice, part] = _Text(self._question.prompt_of(choice))
+        for at in range(0, len(more), STEP):
+            self._read(text, choice, part, more[at : at + STEP])
+
+    def _read(self, text: _Text, choice: int, part: str, more: str) -> None:
         length = len(more)
         text.length += length
         self.characters += length
@@ -149,7 +155,8 @@ class Answer:
             if text := (call.get("function") or {}).get("arguments"):
                 self._take(index, f"tool {number:d}", text)
         if finish := choice.get("finish_reason"):
-            self._finish[index] = str(finish)
+            self.engine_ended |= finish == "repetition"
+            self._finish[index] = "length" if finish == "repetition" else str(finish)
 
     def _read_response(self, event: dict[str, Any]) -> None:
         kind = event.get("type")
@@ -188,6 +195,10 @@ class Answer:
         empty: Mapping[str, Any] = {"delta": {}} if self._question.api is Api.CHAT else {"text": ""}
         choices = [{"index": choice, **empty, "logprobs": None, "finish_reason": "stop"} for choice in running]
         return f"data: {_dumps(self._head | {'choices': choices} | extension)}\n\ndata: [DONE]\n\n".encode()
+
+    def again(self, sick: SickText) -> bytes:
+        """The event after which another answer begins, in place of all that the stream has sent."""
+        return f"data: {_dumps(self._head | {'choices': [], EXTENSION: sick.wire('retried')})}\n\n".encode()
 
 
 def shortened(api: Api, body: dict[str, Any], sick: Iterable[SickText]) -> bytes:

@@ -57,6 +57,7 @@ class Ledger:
         self._answers = counter("answers", "Judged answers by outcome: sound, sick, cut, retried", "model", "outcome")
         self._findings = counter("findings", "Findings by the detector's verdict", "model", "verdict")
         self._unjudged = counter("unjudged", "Answers that were passed on without a verdict, by reason", "reason")
+        self._engine_ended = counter("engine_ended", "Answers that vLLM's own check for repetition has ended", "model")
         self.tokens_saved = counter("tokens_saved", "Tokens that cut answers had left, of those that had a limit")
         self.delay = Delays()
         registry.register(self.delay)
@@ -78,8 +79,10 @@ class Ledger:
         if action == "cut" and found.start is not None:
             self.cut_at.observe(sick.characters - found.start)
 
-    def answer(self, question: Question, outcome: str) -> None:
+    def answer(self, question: Question, outcome: str, *, engine_ended: bool = False) -> None:
         self._answers.labels(self._model(question), outcome).inc()
+        if engine_ended:
+            self._engine_ended.labels(self._model(question)).inc()
 
     def unjudged(self, reason: str) -> None:
         self._unjudged.labels(reason).inc()
@@ -90,7 +93,8 @@ class Ledger:
         self._write(json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True))
 
     def _model(self, question: Question) -> str:
-        if question.model not in self._models and len(self._models) >= MAX_MODELS:
+        name = question.model[:200]
+        if name not in self._models and len(self._models) >= MAX_MODELS:
             return "other"
-        self._models.add(question.model)
-        return question.model[:200]
+        self._models.add(name)
+        return name

@@ -8,7 +8,7 @@ decompressed, so that no answer can be a bomb.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from errno import EADDRINUSE
@@ -23,14 +23,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from glm4_deploy.errors import PortTaken, UsageError
 from glm4_deploy.guard.answer import marked, shortened
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.guard.question import Api, Question, read_question
-from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Judging, Mode, Reader, Room
+from glm4_deploy.guard.question import Api, Question, read_question, with_repetition_detection
+from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Cut, Judging, Mode, NoRoom, Reader, Room
 from glm4_deploy.guard.upstream import BUFFER, EngineAnswer, EngineTrouble, Header, Upstream, frame
 
 MODE_HEADER = "X-GLM4-Guard"
 KEY_HEADER = "X-Key-Name"  # the gateway's name for the client's key
 MAX_KEY = 64  # characters
-MAX_REQUEST = 16 << 20  # bytes of a request whose answer is judged
+MAX_HEAD = 65536  # bytes of a request's head: it is kept for as long as the answer takes
+MAX_REQUEST = 4 << 20  # bytes of a request whose answer is judged
+MAX_REQUESTS = 128 << 20  # bytes of all such requests at once
+BODY_S = 300.0  # for such a request's body
 MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
 HEADER_LINE = 32768  # bytes of one line of a request's head; of those, aiohttp accepts 128
 IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
@@ -53,11 +56,18 @@ LOG.addFilter(_WithoutHeads())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardOptions:
-    """engine: base URL. mode_for: a mode for each `key:NAME` and `model:NAME` that has its own; a key's goes first."""
+    """How a guard works.
+
+    Attributes:
+        engine: base URL.
+        mode_for: a mode for each `key:NAME` and `model:NAME` that has its own; a key's goes first.
+        repetition_detection: max_pattern_size and min_count of vLLM's own check, to be set where answers are cut.
+    """
 
     engine: str
     mode: Mode = Mode.OBSERVE
     mode_for: Mapping[str, Mode] = field(default_factory=dict)
+    repetition_detection: tuple[int, int] | None = None
 
 
 class Guard:
@@ -68,9 +78,12 @@ class Guard:
         self._ledger = ledger
         self._engine = Upstream(options.engine)
         self._room = Room(MAX_CHARACTERS)
+        self._requests = Room(MAX_REQUESTS)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, and its answer back."""
+        if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEAD:
+            return _refusal(431, f"the request's head has more than {MAX_HEAD} bytes")
         wanted = request.headers.get(MODE_HEADER, "").lower()
         if wanted and wanted not in set(Mode):
             return _refusal(400, f"{MODE_HEADER} {wanted[:40]!r} is not one of {', '.join(Mode)}")
@@ -81,16 +94,30 @@ class Guard:
         api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
         if api is None or hdrs.CONTENT_ENCODING in request.headers:
             return await self._exchange(request, request.content.iter_any() if request.body_exists else None, None)
-        raw = await _all(request.content.readany, MAX_REQUEST)
-        if len(raw) > MAX_REQUEST:
-            return _refusal(413, f"the request has more than {MAX_REQUEST} bytes")
+        with self._requests.taken() as take:
+            try:
+                async with asyncio.timeout(BODY_S):
+                    raw, whole = await _read_request(request, take)
+            except TimeoutError:
+                return _refusal(408, f"the request took more than {BODY_S:.0f} s")
+            if not whole:
+                self._ledger.unjudged("request")
+                return await self._exchange(request, _with_the_rest(raw, request), None)
+            return await self._ask_question(request, api, raw, wanted)
+
+    async def _ask_question(self, request: web.BaseRequest, api: Api, raw: bytes, wanted: str) -> web.StreamResponse:
         question = read_question(api, raw, key=request.headers.get(KEY_HEADER, "")[:MAX_KEY])
         mode = self._mode(wanted, question)
         if question is None or mode is Mode.OFF:
             self._ledger.unjudged("request" if question is None else "off")
             return await self._exchange(request, raw, None)
+        if self._options.repetition_detection and mode in (Mode.CUT, Mode.RETRY):
+            raw = with_repetition_detection(question, raw, *self._options.repetition_detection)
+        # Events of the Responses API have numbers and an id, which a second answer would begin anew.
+        again = wanted == Mode.RETRY and api is not Api.RESPONSES
         with self._ledger.streams.track_inprogress(), self._room.taken() as room:
-            return await self._exchange(request, raw, Judging(self._ledger, question, mode, room))
+            judging = Judging(ledger=self._ledger, question=question, mode=mode, room=room, again_in_stream=again)
+            return await self._exchange(request, raw, judging)
 
     def _mode(self, wanted: str, question: Question | None) -> Mode:
         if question is None:
@@ -111,11 +138,16 @@ class Guard:
                     if unjudged:
                         self._ledger.unjudged(unjudged)
                     return await _forward(request, answer, response)
-                if response.content_type == EVENT_STREAM:
-                    return await _forward(request, answer, response, judging.events(), self._ledger)
+                streams = response.content_type == EVENT_STREAM
                 if judging.mode is Mode.OBSERVE:
-                    return await _forward(request, answer, response, judging.body(), self._ledger)
-                return await self._held(request, body, answer, response, judging)
+                    reader = judging.events() if streams else judging.body()
+                    return await _forward(request, answer, response, reader, self._ledger)
+                if not streams:
+                    return await self._held(request, body, answer, response, judging)
+                response.headers.popall(hdrs.CONTENT_LENGTH, None)  # a cut changes it
+                if judging.mode is Mode.RETRY:
+                    return await self._tried_twice(request, body, answer, response, judging)
+                return await _forward(request, answer, response, judging.events(), self._ledger)
         except (EngineTrouble, OSError, TimeoutError) as error:
             if response is None or not response.prepared:
                 self._ledger.event("engine", trouble=str(error) or type(error).__name__)
@@ -148,7 +180,7 @@ class Guard:
         response: web.StreamResponse,
         judging: "Judging",
     ) -> web.StreamResponse:
-        whole = await _all(answer.read, MAX_BODY)
+        whole = await _whole(answer)
         if len(whole) > MAX_BODY:
             self._ledger.unjudged("too long")
             await response.prepare(request)
@@ -172,19 +204,83 @@ class Guard:
 
     async def _again(self, request: web.BaseRequest, raw: bytes, judging: "Judging") -> dict[str, Any] | None:
         """A second answer to the same question; None if it fails or loops too."""
-        body = json.loads(raw)
-        if isinstance(body.get("seed"), int):
-            body["seed"] += 1
         with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
-            body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
-            async with self._ask(request, json.dumps(body).encode()) as answer:
-                whole = await _all(answer.read, MAX_BODY)
+            async with self._ask(request, _otherwise(raw)) as answer:
+                whole = await _whole(answer)
                 if judging.cannot_judge(answer.status, _response(answer)) is None and len(whole) <= MAX_BODY:
                     reader = judging.body()
                     reader.feed(whole)
                     if not await asyncio.to_thread(reader.finals) and reader.parsed:
                         return reader.parsed
         return None
+
+    # Streams in the mode `retry`.
+
+    async def _tried_twice(
+        self,
+        request: web.BaseRequest,
+        raw: bytes,
+        answer: EngineAnswer,
+        response: web.StreamResponse,
+        judging: "Judging",
+    ) -> web.StreamResponse:
+        """A stream; where it loops, another answer follows if nothing was sent yet, or if the client knows of that."""
+        reader = judging.events()
+        try:
+            first = await answer.read()
+        except BaseException:
+            reader.leave()
+            raise
+        cut = reader.feed(first)
+        nothing_sent = cut is not None
+        if cut is None:
+            cut = await _pass(request, answer, response, reader, self._ledger, first=first, until_cut=True)
+            if cut is None:
+                await response.write_eof()
+                return response
+        answer.close()
+        async with AsyncExitStack() as asked:
+            again = None
+            if nothing_sent or judging.again_in_stream:
+                try:
+                    again = await self._again_streamed(asked, request, raw, judging)
+                except BaseException:  # the client left
+                    reader.was_cut()
+                    raise
+            if again is not None:
+                if not nothing_sent:
+                    await response.write(cut.again)
+                return await _forward(request, again, response, judging.events(second=True), self._ledger)
+        reader.was_cut()
+        if nothing_sent:
+            await response.prepare(request)
+        await response.write((first[: cut.end] if nothing_sent else b"") + cut.closing)
+        await response.write_eof()
+        return response
+
+    async def _again_streamed(
+        self, asked: AsyncExitStack, request: web.BaseRequest, raw: bytes, judging: "Judging"
+    ) -> EngineAnswer | None:
+        """A second stream to the same question; None if the engine does not send one."""
+        with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
+            answer = await asked.enter_async_context(self._ask(request, _otherwise(raw)))
+            head = _response(answer)
+            if judging.cannot_judge(answer.status, head) is None and head.content_type == EVENT_STREAM:
+                return answer
+        return None
+
+
+def _otherwise(raw: bytes) -> bytes:
+    """The same question for a second try.
+
+    Raises:
+        TypeError: its repetition_penalty is no number.
+    """
+    body = json.loads(raw)
+    if isinstance(body.get("seed"), int):
+        body["seed"] += 1
+    body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
+    return json.dumps(body).encode()
 
 
 # Bytes from one side to the other.
@@ -197,18 +293,46 @@ async def _forward(
     reader: Reader | None = None,
     ledger: Ledger | None = None,
 ) -> web.StreamResponse:
-    """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up."""
+    """Pass the rest of an answer on, to its end."""
+    await _pass(request, answer, response, reader, ledger)
+    await response.write_eof()
+    return response
+
+
+async def _pass(
+    request: web.BaseRequest,
+    answer: EngineAnswer,
+    response: web.StreamResponse,
+    reader: Reader | None,
+    ledger: Ledger | None,
+    *,
+    first: bytes = b"",
+    until_cut: bool = False,
+) -> Cut | None:
+    """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up.
+
+    Args:
+        first: what was read, and judged, before.
+        until_cut: stop where the answer is cut, and return the cut instead of sending it.
+    """
+    unsent: Cut | None = None
 
     def judged(chunk: bytes) -> bytes:
+        nonlocal unsent
         cut = reader.feed(chunk) if reader is not None else None
         if cut is None:
             return chunk
         answer.close()  # before the write: a slow client must not hold the engine's slot
+        if until_cut:
+            unsent = cut
+            return chunk[: cut.end]
         return chunk[: cut.end] + cut.closing
 
     try:
         if not response.prepared:
             await response.prepare(request)
+        if first:
+            await response.write(first)
         transport, chunked = request.transport, response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
 
         def pass_at_once(chunk: bytes) -> bool:
@@ -230,20 +354,38 @@ async def _forward(
             await asyncio.to_thread(reader.close)
         elif reader is not None:
             reader.close()
-        await response.write_eof()
     except BaseException:
         if reader is not None:
             reader.leave()
         raise
-    return response
+    return unsent
 
 
-async def _all(read: Callable[[], Awaitable[bytes]], limit: int) -> bytes:
-    """All bytes, or somewhat more than `limit` of them if there are more."""
+async def _whole(answer: EngineAnswer) -> bytes:
+    """The whole body, or somewhat more than MAX_BODY bytes if it has more."""
     body = bytearray()
-    while len(body) <= limit and (chunk := await read()):
+    while len(body) <= MAX_BODY and (chunk := await answer.read()):
         body += chunk
     return bytes(body)
+
+
+async def _read_request(request: web.BaseRequest, take: Callable[[int], None]) -> tuple[bytes, bool]:
+    """The body, and whether that is all of it: not if it is too long, or too many are held."""
+    body = bytearray()
+    with suppress(NoRoom):
+        while piece := await request.content.readany():
+            body += piece
+            take(len(piece))
+            if len(body) > MAX_REQUEST:
+                return bytes(body), False
+        return bytes(body), True
+    return bytes(body), False
+
+
+async def _with_the_rest(begun: bytes, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    yield begun
+    async for piece in request.content.iter_any():
+        yield piece
 
 
 def _dropped(headers: Mapping[str, str]) -> frozenset[bytes]:

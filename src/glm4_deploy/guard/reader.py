@@ -7,25 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-import orjson
 from aiohttp.web import StreamResponse
 
 from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer
 from glm4_deploy.guard.events import Events, EventTooLong
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.guard.question import Question
+from glm4_deploy.guard.question import Question, read_json
 
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
-
-
-def read_json(data: bytes) -> Any:
-    """As json.loads, which takes four times as long. What orjson refuses (NaN, half a surrogate pair) json decides."""
-    try:
-        return orjson.loads(data)
-    except ValueError:
-        return json.loads(data)
 
 
 class Mode(StrEnum):
@@ -70,10 +61,11 @@ class NoRoom(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Where in the chunk an answer ends, and what follows."""
+    """Where in the chunk an answer ends, and what follows: `closing`, or `again` and another answer."""
 
     end: int
     closing: bytes
+    again: bytes
 
 
 class Reader(Protocol):
@@ -84,14 +76,19 @@ class Reader(Protocol):
     def leave(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """What it takes to judge one answer."""
+    """What it takes to judge one answer.
 
-    def __init__(self, ledger: Ledger, question: Question, mode: Mode, room: Callable[[int], None]) -> None:
-        self.ledger = ledger
-        self.question = question
-        self.mode = mode
-        self.room = room
+    Attributes:
+        again_in_stream: a second answer may follow what the client has of the first.
+    """
+
+    ledger: Ledger
+    question: Question
+    mode: Mode
+    room: Callable[[int], None]
+    again_in_stream: bool = False
 
     def cannot_judge(self, status: int, answer: StreamResponse) -> str | None:
         """Why not; None if it can be judged."""
@@ -101,19 +98,21 @@ class Judging:
             return "encoding"
         return None if answer.content_type in (EVENT_STREAM, JSON) else "type"
 
-    def events(self) -> "EventReader":
-        return EventReader(self)
+    def events(self, *, second: bool = False) -> "EventReader":
+        return EventReader(self, second=second)
 
     def body(self) -> "BodyReader":
         return BodyReader(self)
 
 
 class EventReader:
-    """Reads an answer that is a stream of events."""
+    """Reads an answer that is a stream of events. second: it follows one that looped."""
 
-    def __init__(self, judging: Judging) -> None:
+    def __init__(self, judging: Judging, *, second: bool = False) -> None:
         self._ledger, self._question = judging.ledger, judging.question
         self._cuts = judging.mode in (Mode.CUT, Mode.RETRY)
+        self._retries = judging.mode is Mode.RETRY and not second  # `was_cut` counts a cut
+        self._second = second
         self._events = Events()
         self._answer = Answer(judging.question)
         self._room, self._taken = judging.room, 0
@@ -153,10 +152,16 @@ class EventReader:
         if not cut:
             return None
         self._reading = False
+        if not self._retries:
+            self.was_cut()
+        sick = self._finals[-1]
+        return Cut(end=end, closing=self._answer.closing(sick), again=self._answer.again(sick))
+
+    def was_cut(self) -> None:
+        """The answer ends where `feed` said, and no other follows."""
         self._ledger.answer(self._question, "cut")
         if self._question.max_tokens:
             self._ledger.tokens_saved.inc(max(self._question.max_tokens - self._answer.pieces, 0))
-        return Cut(end=end, closing=self._answer.closing(self._finals[-1]))
 
     def close(self) -> None:
         """The answer has ended."""
@@ -165,7 +170,9 @@ class EventReader:
             late = self._answer.close()
             for sick in late:
                 self._ledger.finding(self._question, sick, "seen")
-            self._ledger.answer(self._question, "sick" if late or self._finals else "sound")
+            sound = "retried" if self._second else "sound"
+            outcome = "sick" if late or self._finals else sound
+            self._ledger.answer(self._question, outcome, engine_ended=self._answer.engine_ended)
 
     def leave(self) -> None:
         """It was broken off, by the engine or by the client."""
@@ -175,7 +182,7 @@ class EventReader:
         if self._reading:
             self._reading = False
             self._answer = Answer(self._question)  # frees what it held
-            if self._finals:
+            if self._finals or self._second:
                 self._ledger.answer(self._question, "sick")
             else:
                 self._ledger.unjudged(why)
@@ -230,7 +237,8 @@ class BodyReader:
         for sick in late:
             self._ledger.finding(self._question, sick, "seen")
         sound = "sick" if finals or late else "sound"
-        self._ledger.answer(self._question, action if action != "seen" else sound)
+        outcome = action if action != "seen" else sound
+        self._ledger.answer(self._question, outcome, engine_ended=self._answer.engine_ended)
 
     def leave(self) -> None:
         self._ledger.unjudged("broken off")

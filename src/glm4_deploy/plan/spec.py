@@ -251,6 +251,7 @@ class DeploymentSpec:
     watch_port: int = 9109
     guard_mode: str = "observe"
     guard_mode_for: tuple[str, ...] = ()  # WHAT=MODE
+    guard_repetition_detection: str | None = None  # max_pattern_size,min_count
     tool_files: tuple[str, ...] = ()
 
     @property
@@ -373,6 +374,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         watch_port=settings.watch_port,
         guard_mode=settings.guard_mode,
         guard_mode_for=tuple(f"{what}={mode}" for what, mode in settings.guard_mode_for.items()),
+        guard_repetition_detection=settings.guard_repetition_detection,
         tool_files=tuple(TOOL_FILES.values()) if settings.tools else (),
     )
 

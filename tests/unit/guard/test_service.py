@@ -32,7 +32,12 @@ def services_of(tmp_path: Path, compose: list[str], *sets: str, profile: str = "
 
 
 def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Path, compose: list[str]) -> None:
-    sets = ("guard_mode=cut", "guard_mode_for.key:ada=retry", "guard_mode_for.model:zai/glm-4.5=off")
+    sets = (
+        "guard_mode=cut",
+        "guard_repetition_detection=64,16",
+        "guard_mode_for.key:ada=retry",
+        "guard_mode_for.model:zai/glm-4.5=off",
+    )
     guard = services_of(tmp_path, compose, *sets, profile="gateway")["guard"]
     assert guard["image"] == kit_tag()
     assert (guard["user"], guard["read_only"], guard["cap_drop"]) == ("65532:65532", True, ["ALL"])
@@ -41,7 +46,8 @@ def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Pa
     words = guard["command"]
     assert words[words.index("--engine") + 1] == "http://glm4-9b-nvfp4:8080"
     assert words[words.index("--mode") + 1] == "cut"
-    assert words[-4:] == ["--mode-for", "key:ada=retry", "--mode-for", "model:zai/glm-4.5=off"]
+    assert words[-6:-2] == ["--mode-for", "key:ada=retry", "--mode-for", "model:zai/glm-4.5=off"]
+    assert words[-2:] == ["--repetition-detection", "64,16"]
     assert "copy_headers Authorization X-Key-Name\n" in (tmp_path / "gateway/Caddyfile").read_text()
 
 
@@ -81,3 +87,11 @@ def test_a_mode_for_one_key_or_model_is_checked_and_yamls_off_is_a_mode() -> Non
             resolve_spec({"profile": "gb10"}, sets=(f"guard_mode_for.{what}={mode}",))
     done = run_program(sys.executable, "-m", "glm4_deploy", "guard", "--mode-for", "key:=cut", timeout=60)
     assert (done.code, "is not WHAT=MODE" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", ["64", "0,8", "64,1", "64,8,2", "a,b", "99999,8"])
+def test_the_engines_own_check_is_two_numbers(wrong: str) -> None:
+    with pytest.raises(UsageError):
+        resolve_spec({"profile": "gb10"}, sets=(f"guard_repetition_detection={wrong}",))
+    done = run_program(sys.executable, "-m", "glm4_deploy", "guard", "--repetition-detection", wrong, timeout=60)
+    assert (done.code, "is not TOKENS,TIMES" in done.stderr) == (2, True)
