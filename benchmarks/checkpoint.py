@@ -55,8 +55,8 @@ def tokenizer() -> dict[str, object]:
     }
 
 
-def pieces(layers: int) -> list[Piece]:
-    """Every tensor of the NVFP4 checkpoint as its publisher stores it: gate_up fused, lm_head in bf16."""
+def pieces(layers: int, nvfp4: bool = True) -> list[Piece]:
+    """Every tensor of the checkpoint as its publisher stores it: gate_up fused, lm_head in bf16."""
     shape = model_shape(config(layers))
     made: list[Piece] = []
 
@@ -72,6 +72,9 @@ def pieces(layers: int) -> list[Piece]:
         for linear in layer_linears(shape, layer, split=False):
             if linear.bias:
                 add(f"{linear.name}.bias", "BF16", linear.rows)
+            if not nvfp4:
+                add(f"{linear.name}.weight", "BF16", linear.rows, linear.columns)
+                continue
             add(f"{linear.name}.weight_packed", "U8", linear.rows, linear.columns // 2)
             add(f"{linear.name}.weight_scale", "F8_E4M3", linear.rows, linear.columns // GROUP_SIZE)
             for part in SCALES:
@@ -85,23 +88,27 @@ def content(piece: Piece, count: int, rng: np.random.Generator) -> bytes:
     if part in SCALES:
         return np.array([SCALES[part]], "<f4").tobytes()
     if piece.dtype == "BF16":
-        return (rng.integers(0, 1 << 16, count // 2, np.uint16) & 0xBFFF).tobytes()  # not all ones in the exponent
+        values = rng.standard_normal(count // 2, np.float32) * np.float32(0.02)
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     if piece.dtype == "F8_E4M3":
         return rng.integers(1, 0x7F, count, np.uint8).tobytes()
     return rng.bytes(count)
 
 
-def make(directory: Path, layers: int, *, sparse: bool) -> int:
+def make(directory: Path, layers: int, *, sparse: bool, nvfp4: bool = True) -> int:
     """Write a checkpoint; `sparse` leaves holes for all but the global scales. Returns the number of tensors."""
     directory.mkdir()
     for path in DATA.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, directory / path.name)
-    (directory / "config.json").write_text(json.dumps(config(layers)))
+    written = config(layers)
+    if not nvfp4:
+        del written["quantization_config"]
+    (directory / "config.json").write_text(json.dumps(written))
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer(), ensure_ascii=False, indent=2))
     bits = {"BF16": 2, "U8": 1, "F8_E4M3": 1, "F32": 4}
     rng = np.random.default_rng(0)
-    every = pieces(layers)
+    every = pieces(layers, nvfp4)
     entries, position = {}, 0
     for piece in every:
         size = bits[piece.dtype] * int(np.prod(piece.shape))

@@ -46,11 +46,20 @@ class Engine:
 
 @contextmanager
 def engine(
-    python: str, model: Path, log: Path, *extra: str, port: int = 0, env: Mapping[str, str] | None = None
+    python: str,
+    model: Path,
+    log: Path,
+    *extra: str,
+    port: int = 0,
+    env: Mapping[str, str] | None = None,
+    eager: bool = True,
+    start_s: float = START_S,
 ) -> Iterator[Engine]:
     """Start vLLM with `model` on `port` or a free one, wait until it is healthy, and stop its process group at the end.
 
     env: variables besides this process's own.
+    eager: without compilation, which takes a minute or two.
+    start_s: seconds until it must be healthy.
 
     Raises:
         AssertionError: it died or was not ready in time; the message holds the end of its log.
@@ -60,7 +69,8 @@ def engine(
         free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "4096", *extra]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", *extra]
+    command += ["--enforce-eager"] if eager else []
     env = (
         os.environ
         | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
@@ -71,14 +81,14 @@ def engine(
         process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
         base_url = f"http://127.0.0.1:{port}"
-        _wait(process, base_url, log)
+        _wait(process, base_url, log, start_s)
         yield Engine(base_url=base_url, started=started, log=log)
     finally:
         _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], base_url: str, log: Path) -> None:
-    limit = time.monotonic() + START_S
+def _wait(process: subprocess.Popen[bytes], base_url: str, log: Path, start_s: float) -> None:
+    limit = time.monotonic() + start_s
     while time.monotonic() < limit:
         assert process.poll() is None, f"the engine died:\n{_tail(log)}"
         try:
@@ -87,7 +97,7 @@ def _wait(process: subprocess.Popen[bytes], base_url: str, log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise AssertionError(f"the engine was not ready within {START_S:.0f} s:\n{_tail(log)}")
+    raise AssertionError(f"the engine was not ready within {start_s:.0f} s:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

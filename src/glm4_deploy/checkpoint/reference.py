@@ -133,7 +133,7 @@ class Reference:
     shape: ModelShape
     config: Mapping[str, Any]
     arithmetic: Arithmetic
-    fp8_cache: bool = False  # for benchmarks/fingerprint.py: keys and values as FP8 with a scale of 1
+    fp8_cache: float | None = None  # for benchmarks/fingerprint.py: keys and values as FP8, divided by this scale
     hidden: Floats = field(init=False)
 
     def run(self, texts: Sequence[Text], *, draw: int = 0, step: Step = lambda: None) -> Floats:
@@ -214,14 +214,15 @@ class Reference:
         k = self._turn(key.reshape(tokens, shape.kv_heads, shape.head_dim))
         v = value.reshape(tokens, shape.kv_heads, shape.head_dim)
         if self.fp8_cache:
-            k, v = e4m3(k), e4m3(v)
+            scale = np.float32(self.fp8_cache)
+            k, v = bf16(e4m3(k / scale) * scale), bf16(e4m3(v / scale) * scale)
         out = np.empty_like(q)
-        scale, shared = np.float32(shape.head_dim**-0.5), shape.heads // shape.kv_heads
+        sharpness, shared = np.float32(shape.head_dim**-0.5), shape.heads // shape.kv_heads
         for head in range(shape.heads):
             keys, values = k[:, head // shared].T, v[:, head // shared]
             for first in range(0, tokens, QUERIES):
                 last = min(first + QUERIES, tokens)
-                scores = q[first:last, head] @ keys[:, :last] * scale
+                scores = q[first:last, head] @ keys[:, :last] * sharpness
                 scores[np.arange(last)[None] > np.arange(first, last)[:, None]] = -np.inf
                 weight = np.exp(scores - scores.max(-1, keepdims=True))
                 out[first:last, head] = (weight @ values[:last]) / weight.sum(-1, keepdims=True)

@@ -1,11 +1,13 @@
 """The verdict over distances: which arithmetic the engine has, which buckets are off, and what that points to."""
 
 import math
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glm4_deploy.fingerprint.distance import Distance, Distances
 from glm4_deploy.fingerprint.model import Arithmetic, Bucket, Fingerprint
-from glm4_deploy.fingerprint.thresholds import BUCKET_FAIL, BUCKET_WARN, ERRORS, FAIL, FLOOR, LOSS, WARN
+from glm4_deploy.fingerprint.thresholds import ALONE, BUCKET_FAIL, BUCKET_WARN, ERRORS, FAIL, FLOOR, LOSS, WARN
 from glm4_deploy.result import Status
 
 
@@ -60,7 +62,7 @@ def judge(found: Fingerprint, measured: tuple[Distances, ...], arithmetic: Arith
         expected=expected,
         loss=loss,
         off=tuple(off),
-        points_to=_cause({bucket for bucket, _ in off}, set(ratios)) if status is not Status.OK else "",
+        points_to=_cause(ratios) if status is not Status.OK else "",
     )
 
 
@@ -75,13 +77,22 @@ def _mean(expected: dict[Bucket, float], one: Distances) -> float:
     return total / max(1, sum(row.points for row in one.buckets.values()))
 
 
-def _cause(off: set[Bucket], asked: set[Bucket]) -> str:
-    short = {bucket for bucket in asked if not bucket.long}
+def _cause(ratios: Mapping[Bucket, float]) -> str:
+    """What the pattern of the buckets points to (the table in docs/lab/fingerprint.md was made with it)."""
+    off = {bucket for bucket, ratio in ratios.items() if ratio > BUCKET_WARN}
     if not off:
         return "everything is a little off: look for one wrong scale, or other weights than the fingerprint's"
-    if all(bucket.long for bucket in off):
-        return "only long texts are off: look at rope_theta, the KV cache's type and scales, and the attention kernel"
-    if 2 * len(off & short) > len(short):
-        return "most buckets are off: look for a wrong global scale, other weights, or the kernel of the linear layers"
-    names = ", ".join(sorted(off))
-    return f"only {names} off: look for single wrong block scales or rows, and for a kernel that is wrong on one tile"
+    groups: dict[str, float] = {}
+    for bucket, ratio in ratios.items():
+        name = "long texts" if bucket.long else bucket.value
+        groups[name] = max(groups.get(name, 0.0), ratio - 1)
+    first, second = (*sorted(groups, key=lambda name: -groups[name]), "")[:2]
+    alone = all(bucket.long for bucket in off) or groups[first] > ALONE * groups.get(second, 0.0)
+    if alone and first == "long texts":
+        return "mostly long texts are off: look at rope_theta, the KV cache's type and scales, and the attention kernel"
+    if not alone and (2 * len(off) >= len(ratios) or statistics.median(ratios.values()) > 1):
+        return (
+            "most buckets are off: look for a wrong global scale, rope_theta, other weights, or a wrong linear kernel"
+        )
+    rows = "wrong rows of embed_tokens or lm_head (the tokens of such texts), block scales, KV scales that saturate"
+    return f"mostly {first if alone else ', '.join(sorted(off))} off: look for {rows}, a kernel's wrong tile"

@@ -13,6 +13,9 @@ FAIL = 1.5
 BUCKET_WARN = 1.35
 BUCKET_FAIL = 1.7
 ERRORS = 4.0
+# A bucket stands out if its excess over the expected divergence is so many times that of every other one: 2.7 and more
+# where rows of lm_head for the tokens of digits are wrong, 1.4 and less where a scale in attention is.
+ALONE = 2.0
 # Nats that count as nothing: an FP8 KV cache without scales is legitimate and adds 0.005.
 FLOOR = 0.01
 # Nats that NVFP4 may cost, where the file knows bf16 only: the demo model loses 0.11 in W4A4 and 0.06 in W4A16.

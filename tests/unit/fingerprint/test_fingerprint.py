@@ -86,8 +86,9 @@ def test_too_flat_answers_fail_in_every_bucket(demo: Fingerprint, arithmetic: Ar
 @pytest.mark.parametrize(
     ("only", "words"),
     [
-        ({Bucket.LONG_1K, Bucket.LONG_2K}, "only long texts are off: look at rope_theta"),
-        ({Bucket.DIGITS}, "only digits"),
+        ({Bucket.LONG_1K, Bucket.LONG_2K}, "mostly long texts are off: look at rope_theta"),
+        ({Bucket.DIGITS}, "mostly digits off: look for wrong rows"),
+        ({Bucket.ENGLISH, Bucket.CHINESE}, "mostly chinese, english off: look for wrong rows"),
     ],
 )
 def test_the_bucket_that_is_off_is_named(demo: Fingerprint, only: set[Bucket], words: str) -> None:
