@@ -1,6 +1,7 @@
 """How small a damage the fingerprint finds, and what sound engines differ by.
 
     PYTHONPATH=src python -m benchmarks.fingerprint [--texts N]                   # damage, in the reference arithmetic
+    PYTHONPATH=src python -m benchmarks.fingerprint --sound 200                   # sound draws of that arithmetic
     PYTHONPATH=src python -m benchmarks.fingerprint --size 4                      # memory and time at 9B's shape
     PYTHONPATH=src python -m benchmarks.fingerprint --engine 0.13.0 [--runs 25] [--damage X]    # real engines
 
@@ -40,7 +41,7 @@ from tokenizers import Tokenizer
 from glm4_deploy.catalog.rows import parse_version
 from glm4_deploy.checkpoint.fingerprint import merge_texts
 from glm4_deploy.checkpoint.read import read_checkpoint
-from glm4_deploy.checkpoint.reference import Reference, Text, Weights, bf16, reference
+from glm4_deploy.checkpoint.reference import Reference, Text, Top, Weights, bf16, reference
 from glm4_deploy.checkpoint.repair import repair_checkpoint
 from glm4_deploy.fingerprint.distance import measure
 from glm4_deploy.fingerprint.judge import judge
@@ -269,16 +270,42 @@ def in_arithmetic(printed: Fingerprint, only: str) -> None:
             if not all(np.isfinite(top.logprobs).all() for top in tops):
                 cells += ["not a number", "**fail**", "–", "–"]
                 continue
-            answers = [
-                [dict(zip(a, b, strict=True)) for a, b in zip(t.ids.tolist(), t.logprobs.tolist(), strict=True)]
-                for t in tops
-            ]
-            found = judge(printed, measure(printed, answers), arithmetic)
+            found = judge(printed, measure(printed, answers_of(tops)), arithmetic)
             off = ", ".join(f"{bucket} × {ratio:.1f}" for bucket, ratio in found.off[:3])
             cause = found.points_to.partition(":")[0].removesuffix(" off").removesuffix(" are")
             status = str(found.status) if found.status is Status.OK else f"**{found.status}**"
             cells += [f"{found.distance.kl:.4f}", status, off or "–", cause or "–"]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def sound_draws(printed: Fingerprint, count: int) -> None:
+    """How far sound arithmetic is from the W4A4 reference: draws that it does not contain, of another last bit each."""
+    asked, spread = merge_texts([replace(text, tops={}) for text in printed.texts])
+    model = reference(read_checkpoint(NVFP4), Arithmetic.W4A4)
+    verdicts: Counter[str] = Counter()
+    ratios: list[float] = []
+    for draw in range(SOUND, SOUND + count):
+        found = judge(
+            printed, measure(printed, answers_of(spread(model, model.run(asked, draw=draw)))), Arithmetic.W4A4
+        )
+        verdicts[str(found.status)] += 1
+        ratios.append(found.distance.kl / found.expected)
+        if found.status is not Status.OK:
+            print(f"draw {draw}: {found.status}, {found.distance.kl:.4f}, {found.off}", flush=True)
+        if sum(verdicts.values()) % 20 == 0:
+            spread_seen = f"{min(ratios):.3f} to {max(ratios):.3f} of the expected KL"
+            print(f"{sum(verdicts.values())} draws: {dict(verdicts)}, {spread_seen}", flush=True)
+
+
+def answers_of(tops: Sequence[Top]) -> list[list[dict[int, float]]]:
+    """As an engine gives them."""
+    return [
+        [
+            dict(zip(ids, values, strict=True))
+            for ids, values in zip(top.ids.tolist(), top.logprobs.tolist(), strict=True)
+        ]
+        for top in tops
+    ]
 
 
 def stored(directory: Path, name: str) -> None:
@@ -437,6 +464,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, metavar="LAYERS", help="memory and time at GLM-4-9B's shape (40 layers)")
     parser.add_argument("--nvfp4", action="store_true", help="with --size: of both forms, not of bf16 alone")
     parser.add_argument("--texts", type=int, help="use only the first so many texts (the long ones come last)")
+    parser.add_argument("--sound", type=int, metavar="N", help="sound draws of the W4A4 arithmetic instead of damages")
     parser.add_argument("--only", default="", help="only the damages whose name matches this expression")
     parser.add_argument("--damage", default="sound", help="on disk: sound, TENSOR=FACTOR, rope_theta=X or template=")
     parser.add_argument("--runs", type=int, default=1, help="1: with questions too; more: alone and beside others")
@@ -448,6 +476,8 @@ def main() -> None:
         printed = replace(printed, texts=printed.texts[: args.texts])
     if args.size:
         at_full_size(args.size, args.nvfp4)
+    elif args.sound:
+        sound_draws(printed, args.sound)
     elif args.engine:
         in_engine(printed, args.engine, args, arguments)
     else:
