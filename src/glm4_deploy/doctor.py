@@ -19,6 +19,7 @@ from glm4_deploy.catalog.rows import (
 from glm4_deploy.checkpoint.verify import verify_checkpoint
 from glm4_deploy.errors import ModelMissing
 from glm4_deploy.host.gpu import GpuFacts, GpuReport, free_bytes, gpu_row, read_gpus
+from glm4_deploy.host.gpu_health import GpuHealth, Xid, read_gpu_health, read_xids
 from glm4_deploy.host.system import (
     COMPOSE_MINIMUM,
     ComposeFacts,
@@ -65,6 +66,8 @@ class DoctorInput:
     """
 
     gpu: GpuReport | None = None
+    gpu_health: tuple[GpuHealth, ...] | None = None
+    xids: tuple[Xid, ...] | None = None
     host: HostFacts | None = None
     docker: DockerFacts | None = None
     compose: ComposeFacts | None = None
@@ -206,6 +209,31 @@ def _users(seen: DoctorInput, _needs: Needs) -> Result:
     )
 
 
+def _gpu_health(seen: DoctorInput, _needs: Needs) -> Result:
+    """Slowdowns, clocks, memory errors. At worst a warning: an engine still starts."""
+    expected = "no slowdown, no memory errors, clocks that fit the load"
+    gpus = [gpu for gpu in seen.gpu_health or () if gpu.known]
+    if not gpus:
+        return skipped("not known: the driver reports neither slowdowns nor memory errors", expected=expected)
+    troubles = [f"GPU {gpu.index}: {trouble}" for gpu in gpus for trouble in gpu.troubles()]
+    if not troubles:
+        return ok("nothing wrong", expected)
+    remedy = "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER,ECC,ROW_REMAPPER; check cooling and power supply"
+    return warn("; ".join(troubles), expected, remedy=remedy)
+
+
+def _xids(seen: DoctorInput, _needs: Needs) -> Result:
+    """What the driver wrote into the kernel's log since the host's boot."""
+    expected = "no Xid error since the boot"
+    if seen.xids is None:
+        return skipped("not known: this user may not read the kernel's log; sudo dmesg | grep Xid", expected=expected)
+    if not seen.xids:
+        return ok("none in the kernel's log", expected)
+    last = seen.xids[-1].text[:200]
+    remedy = "sudo dmesg | glm4-deploy diagnose - says what it means"
+    return warn(f"{len(seen.xids)}, the last one: {last}", expected, remedy=remedy)
+
+
 def _fit(seen: DoctorInput, needs: Needs) -> Result:
     gpu = seen.planned_gpu
     if gpu is None:
@@ -239,7 +267,15 @@ def _fit(seen: DoctorInput, needs: Needs) -> Result:
     return ok(observed, expected)
 
 
-GPU_ROWS: Rows = {"gpu": _gpu, "kernel-path": _kernel, "driver": _driver, "gpu-users": _users, "memory-plan": _fit}
+GPU_ROWS: Rows = {
+    "gpu": _gpu,
+    "kernel-path": _kernel,
+    "driver": _driver,
+    "gpu-users": _users,
+    "gpu-health": _gpu_health,
+    "gpu-errors": _xids,
+    "memory-plan": _fit,
+}
 
 # The host: Docker, memory, disk, address, security modules, clock.
 
@@ -472,6 +508,8 @@ def gather_host(needs: Needs, own_port: Callable[[], bool] = lambda: False) -> D
     found = gather(
         {
             "gpu": read_gpus,
+            "gpu_health": read_gpu_health,
+            "xids": read_xids,
             "host": read_host,
             "docker": partial(read_docker, needs.image),
             "compose": read_compose,

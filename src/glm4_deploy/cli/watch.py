@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,12 @@ from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line, seconds_of
 from glm4_deploy.watch.exporter import Exporter, serve
+from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.judge import Limits, WatchVerdict
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.memory import GIB, Breaker, Defence, MemoryMetrics, NamedContainer, RecordedEngines
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
+from glm4_deploy.watch.witness import Witness
 
 
 def watch(
@@ -134,8 +136,9 @@ def watch(
         )
     end = serve(exporter, listen, port)
     try:
-        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit, beside)
-        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, defence, seconds))
+        gpus = GpuLook(witness=Witness(), metrics=GpuMetrics(exporter.registry), emit=emit)
+        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit, beside, gpus.witness)
+        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, (gpus, defence), seconds))
     finally:
         end()
     # Without --for, only a signal ends the watch, and that is not a verdict.
@@ -212,10 +215,11 @@ def _verdicts(
     exporter: Exporter,
     emit: Callable[..., None],
     guard: ProbeTarget | None,
+    witness: Witness,
 ) -> AsyncIterator[WatchVerdict]:
     schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
     exporter.budget.set(schedule.budget if schedule else 0)
-    return judge_engine(target, limits, schedule, exporter, emit, guard)
+    return judge_engine(target, limits, schedule, exporter, emit, guard, witness)
 
 
 async def _run(
@@ -224,7 +228,7 @@ async def _run(
     emit: Callable[..., None],
     policy: Policy | None,
     keeper: ContainerKeeper | None,
-    defence: Defence | None,
+    beside: Iterable[GpuLook | Defence | None],
     duration: float | None,
 ) -> WatchVerdict:
     stop = asyncio.Event()
@@ -232,7 +236,7 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
-    endless: set[asyncio.Task[Any]] = {watching} | ({asyncio.create_task(defence.run())} if defence else set())
+    endless: set[asyncio.Task[Any]] = {watching, *(asyncio.create_task(one.run()) for one in beside if one)}
     await asyncio.wait({*endless, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     for task in endless:
         if task.done():

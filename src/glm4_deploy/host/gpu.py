@@ -98,24 +98,24 @@ def _trouble(output: Output) -> str:
 
 def parse_gpus(text: str) -> tuple[GpuFacts, ...]:
     """The csv of `nvidia-smi --query-gpu`, with any columns, with or without units."""
-    return tuple(_gpu(number, row) for number, row in enumerate(_rows(text)) if row.get("name"))
+    return tuple(_gpu(number, row) for number, row in enumerate(csv_rows(text)) if row.get("name"))
 
 
 def parse_apps(text: str) -> tuple[GpuProcess, ...]:
     """The csv of `nvidia-smi --query-compute-apps`."""
     processes = []
-    for row in _rows(text):
-        pid = _number(row.get("pid"))
+    for row in csv_rows(text):
+        pid = number_in(row.get("pid"))
         if pid is not None:
-            used = _number(row.get("used_gpu_memory") or row.get("used_memory"))
+            used = number_in(row.get("used_gpu_memory") or row.get("used_memory"))
             processes.append(GpuProcess(pid=int(pid), name=row.get("process_name") or "", used_mib=used))
     return tuple(processes)
 
 
-def _rows(text: str) -> list[dict[str, str]]:
+def csv_rows(text: str, key: str = "name") -> list[dict[str, str]]:
     """Rows by column name without its unit; unknown values are left out."""
     lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text)) if line]
-    header = next((line for line in lines if "name" in line or any(cell.startswith("pid") for cell in line)), None)
+    header = next((line for line in lines if key in line or any(cell.startswith("pid") for cell in line)), None)
     if header is None:
         return []
     names = [cell.split(" [")[0] for cell in header]
@@ -128,22 +128,22 @@ def _rows(text: str) -> list[dict[str, str]]:
 
 
 def _gpu(number: int, row: dict[str, str]) -> GpuFacts:
-    index = _number(row.get("index"))
+    index = number_in(row.get("index"))
     mig = row.get("mig.mode.current")
     return GpuFacts(
         index=number if index is None else int(index),
         name=row["name"],
         driver=row.get("driver_version"),
         compute_capability=_capability(row.get("compute_cap")),
-        total_mib=_number(row.get("memory.total")),
-        used_mib=_number(row.get("memory.used")),
-        free_mib=_number(row.get("memory.free")),
+        total_mib=number_in(row.get("memory.total")),
+        used_mib=number_in(row.get("memory.used")),
+        free_mib=number_in(row.get("memory.free")),
         mig=None if mig is None else mig.lower() == "enabled",
-        temperature_c=_number(row.get("temperature.gpu")),
+        temperature_c=number_in(row.get("temperature.gpu")),
     )
 
 
-def _number(text: str | None) -> float | None:
+def number_in(text: str | None) -> float | None:
     """`81559`, `81559 MiB` → 81559.0; anything else → None."""
     try:
         return float(text.split()[0]) if text else None
@@ -165,7 +165,7 @@ def _from_nvml() -> GpuReport:
     except (pynvml.NVMLError, OSError) as error:
         return GpuReport(source="NVML", trouble=f"NVML: {error}")
     try:
-        driver = _text(_ask(pynvml.nvmlSystemGetDriverVersion))
+        driver = _text(ask_nvml(pynvml.nvmlSystemGetDriverVersion))
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         gpus = tuple(_nvml_gpu(index, handle, driver) for index, handle in enumerate(handles))
         processes = tuple(process for handle in handles for process in _nvml_processes(handle))
@@ -173,10 +173,10 @@ def _from_nvml() -> GpuReport:
     except pynvml.NVMLError as error:
         return GpuReport(source="NVML", trouble=f"NVML: {error}")
     finally:
-        _ask(pynvml.nvmlShutdown)
+        ask_nvml(pynvml.nvmlShutdown)
 
 
-def _ask(function: Any, *arguments: Any) -> Any:
+def ask_nvml(function: Any, *arguments: Any) -> Any:
     """An NVML value; None if this product or driver does not support it."""
     import pynvml
 
@@ -189,19 +189,19 @@ def _ask(function: Any, *arguments: Any) -> Any:
 def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
     import pynvml
 
-    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+    memory = ask_nvml(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    mig = ask_nvml(pynvml.nvmlDeviceGetMigMode, handle)
     known = memory is not None and memory.total > 0
     return GpuFacts(
         index=index,
-        name=_text(_ask(pynvml.nvmlDeviceGetName, handle)) or "unnamed GPU",
+        name=_text(ask_nvml(pynvml.nvmlDeviceGetName, handle)) or "unnamed GPU",
         driver=driver,
-        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        compute_capability=ask_nvml(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
         total_mib=memory.total / 2**20 if known else None,
         used_mib=memory.used / 2**20 if known else None,
         free_mib=memory.free / 2**20 if known else None,
         mig=None if mig is None else bool(mig[0]),
-        temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        temperature_c=ask_nvml(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
     )
 
 
@@ -211,10 +211,10 @@ def _nvml_processes(handle: Any) -> list[GpuProcess]:
     return [
         GpuProcess(
             pid=process.pid,
-            name=_text(_ask(pynvml.nvmlSystemGetProcessName, process.pid)) or "",
+            name=_text(ask_nvml(pynvml.nvmlSystemGetProcessName, process.pid)) or "",
             used_mib=None if process.usedGpuMemory is None else process.usedGpuMemory / 2**20,
         )
-        for process in _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+        for process in ask_nvml(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
     ]
 
 

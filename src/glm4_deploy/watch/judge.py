@@ -10,6 +10,9 @@ from enum import StrEnum
 from glm4_deploy.plan.engine_rules import STALL_SECONDS
 from glm4_deploy.probe.hang import Counters
 from glm4_deploy.result import Result, fail, ok, unknown
+from glm4_deploy.watch.witness import Opinion, Witness
+
+PATIENCE = 3  # times stall_s: how long a GPU that works holds back the verdict of counters that stand still
 
 
 class State(StrEnum):
@@ -130,8 +133,9 @@ class AnswerCounts:
 class Judge:
     """Takes samples and canaries in the order of their arrival; each call returns the verdict after it."""
 
-    def __init__(self, limits: Limits, *, at: float) -> None:
+    def __init__(self, limits: Limits, *, at: float, witness: Witness | None = None) -> None:
         self.limits = limits
+        self._witness = witness
         self.verdict = WatchVerdict(state=State.UNKNOWN, why="nothing seen yet", since=at)
         self.last: Counters | None = None
         self.frozen_s = 0.0
@@ -229,6 +233,8 @@ class Judge:
         else:
             self.frozen_s = self.frozen_s + step if now.stuck_since(before) else 0.0
         moved = before is not None and now.generation_tokens != before.generation_tokens
+        if moved and self._witness:
+            self._witness.worked(at)
         self._generated_s = 0.0 if moved or not now.running else self._generated_s + step
         if before is not None and (now.corrupted or 0) > (before.corrupted or 0):
             self._corrupt, self._sound = True, 0
@@ -246,7 +252,7 @@ class Judge:
         if still and self._cold(now, sample):
             return State.UNKNOWN, f"{still}; but it has not answered since its start, and a cold engine compiles first"
         if still:
-            return State.HUNG, still
+            return self._second_witness(still, sample.at)
         if self._broken >= self.limits.confirm:
             return State.HUNG, f"/metrics answers but generations fail: {self._fault}"
         if self._corrupt or self._sick >= self.limits.confirm:
@@ -254,6 +260,15 @@ class Judge:
         if sick := self._sick_answers():
             return State.BABBLING, sick
         return self._fine(now)
+
+    def _second_witness(self, still: str, at: float) -> tuple[State, str]:
+        """A hang that the counters show, unless the GPU works: then it may take three times as long."""
+        if self._witness is None:
+            return State.HUNG, still
+        opinion, why = self._witness.opinion(at)
+        if opinion is Opinion.DENIES and at - self._moved < PATIENCE * self.limits.stall_s:
+            return State.BUSY, f"{still}; but {why}"
+        return State.HUNG, f"{still}; {why}"
 
     def _cold(self, now: Counters, sample: MetricsSample) -> bool:
         """Whether it may still be compiling for its first requests, which looks the same as a hang."""

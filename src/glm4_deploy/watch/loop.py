@@ -40,6 +40,7 @@ from glm4_deploy.watch.judge import (
     WatchVerdict,
 )
 from glm4_deploy.watch.restart import Keeper, Policy
+from glm4_deploy.watch.witness import Witness
 
 
 class EventWriter(Protocol):
@@ -292,9 +293,10 @@ async def judge_engine(
     exporter: Exporter,
     emit: EventWriter,
     guard: ProbeTarget | None = None,
+    witness: Witness | None = None,
 ) -> AsyncIterator[WatchVerdict]:
     """Scrape at every interval, with canaries alongside, forever; yields a verdict after each scrape."""
-    judge = Judge(limits, at=time.monotonic())
+    judge = Judge(limits, at=time.monotonic(), witness=witness)
     pending: asyncio.Task[CanaryResult] | None = None
     async with Client(target) as client, AsyncExitStack() as held:
         beside = await held.enter_async_context(Client(guard)) if guard else None

@@ -1,0 +1,80 @@
+"""What the watch reads of the GPUs beside the engine's counters: for the witness, the metrics, and the events."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from glm4_deploy.host.gpu_health import GpuHealth, Xid, read_gpu_health, read_xids
+from glm4_deploy.watch.witness import LOOK_S, Witness
+
+NO_GPU_S = 300.0  # until the next look where there was no GPU
+
+
+class GpuMetrics:
+    """Series per GPU; a figure that the driver does not report has none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *more: str) -> Gauge:
+            return Gauge(f"glm4_watch_gpu_{name}", text, ("gpu", *more), registry=registry)
+
+        self.power = gauge("power_watts", "What the GPU draws")
+        self.utilization = gauge("utilization_percent", "Time in which a kernel was resident, whether or not it worked")
+        self.clock = gauge("sm_clock_mhz", "Clock of the multiprocessors")
+        self.troubles = gauge("troubles", "Slowdowns, stuck clocks, memory errors: how many hold now")
+        self.errors = gauge("ecc_uncorrected", "Uncorrected memory errors since the driver was loaded")
+        self.xids = Gauge("glm4_watch_gpu_xids", "Xid errors in the kernel's log", ("code",), registry=registry)
+
+    def publish(self, gpus: tuple[GpuHealth, ...], xids: tuple[Xid, ...] | None) -> None:
+        for gpu in gpus:
+            rows = (
+                (self.power, gpu.power_w),
+                (self.utilization, gpu.utilization),
+                (self.clock, gpu.sm_clock_mhz),
+                (self.troubles, float(len(gpu.troubles())) if gpu.known else None),
+                (self.errors, gpu.ecc_uncorrected),
+            )
+            for series, value in rows:
+                if value is not None:
+                    series.labels(str(gpu.index)).set(value)
+        codes = [xid.code for xid in xids or ()]
+        for code in sorted(set(codes)):
+            self.xids.labels(str(code)).set(codes.count(code))
+
+
+@dataclass(slots=True, kw_only=True)
+class GpuLook:
+    """Reads the GPUs and the kernel's log, forever: for the witness, the metrics and the events `gpu`."""
+
+    witness: Witness
+    metrics: GpuMetrics
+    emit: Callable[..., None]
+    _troubles: tuple[str, ...] = ()
+    _xids: int | None = None
+
+    async def run(self) -> None:
+        while True:
+            gpus = await asyncio.to_thread(read_gpu_health)
+            xids = await asyncio.to_thread(read_xids)
+            self.look(gpus, xids, time.monotonic())
+            await asyncio.sleep(LOOK_S if gpus else NO_GPU_S)
+
+    def look(self, gpus: tuple[GpuHealth, ...], xids: tuple[Xid, ...] | None, at: float) -> None:
+        self.witness.saw(gpus, at)
+        self.metrics.publish(gpus, xids)
+        troubles = tuple(f"GPU {gpu.index}: {trouble}" for gpu in gpus for trouble in gpu.troubles())
+        if troubles != self._troubles:
+            self.emit("gpu", state="trouble" if troubles else "well", why="; ".join(troubles))
+            self._troubles = troubles
+        if xids is not None:
+            known = len(xids) if self._xids is None else self._xids  # what was there before says nothing of now
+            for xid in xids[known:]:
+                self.emit(
+                    "xid",
+                    code=xid.code,
+                    why=xid.text,
+                    hint="sudo dmesg | glm4-deploy diagnose -",
+                )
+            self._xids = len(xids)
