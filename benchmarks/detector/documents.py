@@ -46,7 +46,7 @@ def legitimate(name: str, source: str) -> Callable[[Callable[[random.Random], It
     """Register a family of good texts; its maker yields plain texts, framed here as answers."""
 
     def register(maker: Callable[[random.Random], Iterable[Text]]) -> None:
-        LEGITIMATE[name] = lambda rng: (_frame(name, source, text, rng) for text in maker(rng))
+        LEGITIMATE[name] = lambda rng: (frame(name, source, text, rng) for text in maker(rng))
 
     return register
 
@@ -80,7 +80,7 @@ class Text:
     whole: bool = False
 
 
-def _frame(family: str, source: str, text: Text, rng: random.Random) -> Document:
+def frame(family: str, source: str, text: Text, rng: random.Random) -> Document:
     """A good text as an engine would return it: one in four cut by the token limit, some without finish_reason."""
     body, finish = text.text, rng.choice(["stop", "stop", None])
     if not text.whole and rng.random() < 0.25:

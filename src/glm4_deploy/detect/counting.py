@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -13,6 +13,7 @@ from glm4_deploy.detect.tail import Run, Tail, runs_before_end, tail_runs
 from glm4_deploy.detect.thresholds import (
     CONSTANT_SHARE,
     COUNTER_LIMITS,
+    EARLY_COUNT,
     RECORD_LIMIT,
     RECORD_WORDS,
     SENTENCE,
@@ -139,11 +140,18 @@ def _common_step(values: Sequence[int]) -> tuple[int, float]:
     return step, times / (len(values) - 1)
 
 
-def find_counter(counts: Iterator[CountingRun], *, ending: Ending, request: PromptRequest) -> LoopFinding | None:
-    """The first of these counts that is long enough and that nothing excuses."""
+def find_counter(
+    counts: Iterable[CountingRun], *, ending: Ending, request: PromptRequest, early: bool = False
+) -> LoopFinding | None:
+    """The first of these counts that is long enough and that nothing excuses.
+
+    Args:
+        early: for a provisional alarm; it ends with the count.
+    """
+    asked = request.repeat or request.count or request.limit
     for count in counts:
         shape = Shape.SYMBOLS if count.bare else shape_of(count.unit)
-        limit = _limit(count, shape, ending, request)
+        limit = EARLY_COUNT if early and shape is Shape.PROSE and not asked else _limit(count, shape, ending, request)
         beyond = _beyond_request(count, request)
         if not beyond:
             if count.copies < limit.copies or (count.end - count.start) * weight_of(count.unit) < limit.span:

@@ -78,13 +78,13 @@ def _disordered(tokens: Sequence[str], *, ended: bool) -> bool:
         return False
     if len(kinds) <= POOR_WORDS:
         return True
-    words = _parts(words) if ended else words  # it is costly
+    words = parts_of(words) if ended else words  # it is costly
     kinds = set(words)
     pairs = len(set(pairwise(words))) / len(kinds)
     return any(len(kinds) <= most and pairs >= least for most, least in DISORDER)
 
 
-def _parts(words: Sequence[str]) -> list[str]:
+def parts_of(words: Sequence[str]) -> list[str]:
     """The words, with those that are others written together taken apart."""
     parts: dict[str, list[str]] = {}
     for kind in sorted(set(words), key=len):

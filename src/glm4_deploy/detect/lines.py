@@ -14,7 +14,10 @@ from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import LINES, ROWS
 from glm4_deploy.detect.tokens import NUMERAL, STAMP, STAMPS
 
-_LINE = re.compile(r"[^\n.!?。！？；]+(?:[.!?]+(?=[^\s.!?。！？；])[^\n.!?。！？；]*)*[.!?。！？；\n]*")
+# A line, a sentence, or a field of a URL's query.
+_LINE = re.compile(
+    r"[^\n.!?。！？；&]+(?:(?:[.!?]+(?=[^\s.!?。！？；])|&(?!\w{1,40}=))[^\n.!?。！？；&]*)*[.!?。！？；\n&]*"
+)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WIDE = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff]")
 

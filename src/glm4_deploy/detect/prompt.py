@@ -67,9 +67,14 @@ def _letters(text: str) -> int:
 
 
 def is_verse(text: str, *, width: int = 56) -> bool:
-    """Short lines throughout, as in songs and poems: fewer than `width` characters on average."""
+    """Short lines throughout, as in songs and poems: fewer than `width` columns on average.
+
+    An ideograph fills two columns. The last line may be cut off, so it does not count.
+    """
     lines = [line for line in text[:4000].split("\n") if line.strip()]
-    return len(lines) >= 4 and sum(map(len, lines)) < width * len(lines)
+    whole = lines[:-1] if len(lines) > 4 else lines
+    columns = sum(map(len, whole)) + (0 if text.isascii() else sum(len(_WIDE.findall(line)) for line in whole))
+    return len(lines) >= 4 and columns < width * len(whole)
 
 
 _WIDE = re.compile(

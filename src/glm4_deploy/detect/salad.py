@@ -7,10 +7,12 @@ was never opened; bytes cannot be decoded.
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from unicodedata import name
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
+from glm4_deploy.detect.garbage import parts_of
 from glm4_deploy.detect.order import no_order
 from glm4_deploy.detect.prompt import PromptRequest, Shape, shape_of
 from glm4_deploy.detect.tail import Tail
@@ -231,13 +233,71 @@ def _no_pattern(sample: str) -> str | None:
     words = sum(step.islower() and len(step) > 1 for step in steps)
     if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.step_words * len(steps):
         return None  # a drawing, qualities of a sequence
-    pairs = len(set(pairwise(steps)))
-    if not any(len(kinds) <= most and pairs >= least * len(kinds) for most, least in NO_PATTERN):
-        return None
+    if not _any_follows(steps):
+        steps = parts_of(steps)  # identifiers written together from a few words
+        if not _any_follows(steps):
+            return None
+        kinds = set(steps)
     return f"the last {len(last)} words and marks are {len(kinds)} different ones in no order"
 
 
-# Brackets
+def _any_follows(steps: Sequence[str]) -> bool:
+    kinds, pairs = len(set(steps)), len(set(pairwise(steps)))
+    return any(kinds <= most and pairs >= least * kinds for most, least in NO_PATTERN)
+
+
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]|[^\w\s]|_|\d")
+_NAMED_PIECE = re.compile(r"[A-Z][a-z]{2,}")
+
+
+def _few_pieces(sample: str) -> str | None:
+    """A few capitals and words written together in any order: `OOItemOt_ItemO`."""
+    pieces = _PIECE.findall(sample[-SALAD.pieces_tail :])
+    kinds = set(pieces)
+    if len(pieces) < SALAD.pieces or not 1 < len(kinds) <= SALAD.pieces_kinds:
+        return None
+    named = sum(_NAMED_PIECE.fullmatch(piece) is not None for piece in pieces)
+    glued = len(_GLUED_PIECE.findall(sample[-SALAD.pieces_tail :]))
+    if named < SALAD.pieces_named * len(pieces) or glued < SALAD.pieces_glued * len(pieces):
+        return None
+    if len(set(pairwise(pieces))) < 2 * len(kinds):
+        return None
+    return f"the last {len(pieces)} pieces of words are {len(kinds)} different ones, written together in any order"
+
+
+_GLUED_PIECE = re.compile(r"[^\W\d_][A-Z]")
+
+_FACE = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
+_FACES = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f\u200d ]*")
+
+
+def _few_faces(sample: str) -> str | None:
+    """A page of emoji on one line, of a few kinds."""
+    match = _FACES.match(sample[::-1])
+    faces = _FACE.findall(match[0]) if match else []
+    if len(faces) < SALAD.faces or len(set(faces)) > SALAD.faces_kinds:
+        return None
+    return f"the last {len(faces)} characters are {len(set(faces))} different emoji"
+
+
+# Brackets and marks
+
+_MARKS = re.compile(r"([(\[{,=:])\s*(?=([^\w\s\"'`]))")
+_WRONG_MARKS = frozenset(["(,", "(=", "[,", "[=", "{,", "{=", ",=", "=)", "=]", "=,", ":,"])
+
+
+def _no_syntax(sample: str) -> str | None:
+    """Marks of code that no language writes side by side: `( ,`, `= ]`."""
+    last = sample[-SALAD.order_tail :]
+    pairs = [one + other for one, other in _MARKS.findall(last)]
+    wrong = sum(pair in _WRONG_MARKS for pair in pairs)
+    kinds = len({pair for pair in pairs if pair in _WRONG_MARKS})
+    if sum(map(str.islower, last)) < sum(map(str.isupper, last)):
+        return None  # qualities of a sequence
+    if kinds < SALAD.wrong_kinds or wrong < max(SALAD.wrong_marks, SALAD.wrong_marks_share * len(pairs)):
+        return None
+    return f"{wrong} of {len(pairs)} pairs of marks stand side by side in no language"
+
 
 _BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\s\w\))(?<!\s\d\d\))")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
@@ -246,6 +306,8 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 def _no_brackets(sample: str) -> str | None:
     """Many brackets close what another kind of bracket opened."""
     last = sample[-SALAD.bracket_tail :]
+    if last.count("\\[") > SALAD.escapes:
+        return None  # troff names its glyphs so
     stack: list[str] = []
     wrong = closed = 0
     for bracket in _BRACKET.findall(last):
@@ -272,7 +334,10 @@ _RULES = (
     _misplaced_words,
     _fragments,
     _no_pattern,
+    _few_pieces,
+    _few_faces,
     _no_brackets,
+    _no_syntax,
     no_order,
 )
-_LISTS = (_no_common_word, _fragments, _no_pattern, no_order)
+_LISTS = (_no_common_word, _fragments, _no_pattern, _few_faces, no_order)

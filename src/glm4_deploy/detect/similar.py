@@ -10,7 +10,17 @@ from glm4_deploy.detect.exact import copies_needed
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
-from glm4_deploy.detect.thresholds import DRIFT, FOLDED, FOLDED_LETTERS, NEAR, ONE_SLOT, REACH, SHINGLE, TOKENS
+from glm4_deploy.detect.thresholds import (
+    DRIFT,
+    FOLDED,
+    FOLDED_LETTERS,
+    HOT_TOKENS,
+    NEAR,
+    ONE_SLOT,
+    REACH,
+    SHINGLE,
+    TOKENS,
+)
 from glm4_deploy.detect.tokens import STAMP, TokenWindow, value_of
 
 # Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
@@ -173,6 +183,11 @@ class Shingles:
             lags.append(lag if covered_to >= number else neutral)
         self._covered_to, self._lag = covered_to, lag
         return lags
+
+    @property
+    def hot(self) -> bool:
+        """Whether a repetition may have begun: hardly a token is new, and has not been for long."""
+        return any(region.goes_on and NEAR.tokens <= region.length <= HOT_TOKENS for region in self._regions)
 
     def repetitions(self, tokens: TokenWindow, *, ended: bool) -> list[Repetition]:
         """The regions that grew by a quarter since the last look; once the text has ended, all that are long enough."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from glm4_deploy.detect.counting import counting_runs, find_counter
+from glm4_deploy.detect.counting import CountingRun, counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
@@ -16,7 +16,7 @@ from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
 from glm4_deploy.detect.tail import Tail
-from glm4_deploy.detect.thresholds import HOP, POOR_HOPS, TOKEN_HOPS, TOKENS, WINDOW
+from glm4_deploy.detect.thresholds import HOP, HOT_HOPS, POOR_HOPS, TOKEN_HOPS, TOKENS, VERSE_LINE, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
 
 _BLOCKS = WINDOW // HOP
@@ -40,6 +40,8 @@ class Stream:
         # every TOKEN_HOPS blocks.
         self._reversed_blocks: deque[str] = deque(maxlen=_BLOCKS)
         self._reversed_folded: deque[str] = deque(maxlen=_BLOCKS // TOKEN_HOPS)
+        self._untaken = self._entries = 0  # blocks whose tokens were not taken; entries for less than TOKEN_HOPS blocks
+        self._counts: list[CountingRun] = []  # those of the last look
         self._blank = True
         self._tokens = TokenWindow(TOKENS, _BLOCKS // TOKEN_HOPS + 1)
         self._shingles = Shingles()
@@ -56,8 +58,8 @@ class Stream:
     ) -> LoopFinding | None:
         """A degenerate finding as soon as there is one, while it holds; until then None.
 
-        A finding in rows, structure or symbols, in a quotation or in a fence of Markdown is provisional: it holds until
-        the text goes on differently. Every other finding holds for good.
+        A finding in rows, structure or symbols, in a quotation or in a fence of Markdown is provisional, and so is an
+        early one at a count: it holds until the text goes on differently. Every other finding holds for good.
         """
         if self._finding is None and (token_ids or logprobs):
             self._finding = self._numbers.feed(token_ids, logprobs)
@@ -90,7 +92,7 @@ class Stream:
             return _blank_answer(end)
         if end <= len(self._pending) + HOP and is_shell(self._reversed_tail(1)[::-1] + self._pending):
             return degenerate(LoopVerdict.EMPTY, "the answer is only marks of a template", confidence=0.95, start=0)
-        self._take_tokens(self._hops % TOKEN_HOPS, self._pending)
+        self._take_tokens(self._untaken, self._pending)
         tail = Tail(self._pending[::-1] + self._reversed_tail(_BLOCKS), end)
         unfinished = self._fences.open or is_unfinished(tail)
         cut = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
@@ -132,6 +134,7 @@ class Stream:
             self._alarm = self._growth = None
         self._end += HOP
         self._hops += 1
+        self._untaken += 1
         self._blank = self._blank and is_blank(block)
         # Search 8 times the largest power of two that divides the count: every scale once per eighth of its length.
         hops = self._hops & -self._hops
@@ -140,12 +143,26 @@ class Stream:
             due = self._find_running_loop(tail)
             if due < min(self._due, self._end + hops * HOP):
                 self._due, self._due_blocks = due, 9 * hops
-        if self._finding is None and self._hops % TOKEN_HOPS == 0:
-            self._take_tokens(TOKEN_HOPS)
+        whole = self._hops % TOKEN_HOPS == 0
+        if self._finding is None and (whole or (self._hops % HOT_HOPS == 0 and self._shingles.hot)):
+            self._take_tokens(self._untaken)
+            if whole:
+                self._merge()
             if self._growth is None:
                 self._report(self._search_tokens(8 * hops, tail, Ending.RUNNING), tail)
+                if self._finding is None and self._alarm is None and self._counts:
+                    early = find_counter(self._counts, ending=Ending.RUNNING, request=self._request, early=True)
+                    self._report(early, tail, provisional=True)
             if self._finding is None and self._alarm is None:
                 self._report(self._find_lines(Ending.RUNNING), tail, provisional=True)
+
+    def _merge(self) -> None:
+        """Keep one entry for every TOKEN_HOPS blocks, however many there were."""
+        if self._entries > 1:
+            self._tokens.merge(self._entries)
+            merged = "".join(self._reversed_folded.popleft() for _ in range(self._entries))
+            self._reversed_folded.appendleft(merged)
+        self._entries = 0
 
     def _take_tokens(self, blocks: int, last: str | None = None) -> None:
         """Pass on the last `blocks` blocks; `last` is what follows them where the text has ended."""
@@ -158,6 +175,8 @@ class Stream:
         self._lines.feed(text, offset + len(text), last=last is not None)
         self._reversed_folded.appendleft(fold(text)[::-1])
         self._shingles.feed(self._tokens)
+        self._untaken = 0
+        self._entries += 1
 
     def _find_running_loop(self, tail: Tail) -> float:
         """Search for an exact loop. Returns the offset at which one is due if the text goes on as it does."""
@@ -172,13 +191,19 @@ class Stream:
     def _report(self, finding: LoopFinding | None, tail: Tail, *, provisional: bool = False) -> None:
         """Keep a finding, for good or for as long as what it found goes on."""
         if finding is None:
-            if self._growth is None and not self._fences.open and not self._lines.stalled:
+            counted = self._alarm is not None and self._alarm.verdict is LoopVerdict.COUNTER_LOOP
+            if self._growth is None and not self._fences.open and (counted or not self._lines.stalled):
                 self._alarm = None
             return
         exact = finding.verdict in (LoopVerdict.EXACT_LOOP, LoopVerdict.NAN_COLLAPSE)
         kept = Tail(self._reversed_tail(_BLOCKS), self._end)
         quoted = self._fences.open or (finding.start is not None and is_quoted(kept, finding.start))
-        if provisional or quoted or (exact and (is_row(finding.unit) or shape_of(finding.unit) is not Shape.PROSE)):
+        if exact:
+            rows = is_row(finding.unit) or shape_of(finding.unit) is not Shape.PROSE
+        else:
+            short = (finding.period or 0) < VERSE_LINE
+            rows = finding.verdict is LoopVerdict.NEAR_DUPLICATE and short and "\n" in finding.unit
+        if provisional or quoted or rows:
             self._alarm = finding
         else:
             self._finding = finding
@@ -199,7 +224,8 @@ class Stream:
         ended, request = ending is not Ending.RUNNING, self._request
         token_blocks = blocks // TOKEN_HOPS + 1
         masks = self._tokens.reversed_masks(token_blocks)
-        finding = find_counter(counting_runs(self._tokens, masks, tail, ended=ended), ending=ending, request=request)
+        self._counts = list(counting_runs(self._tokens, masks, tail, ended=ended))
+        finding = find_counter(self._counts, ending=ending, request=request)
         if finding is not None:
             return finding
         folded = "".join(islice(self._reversed_folded, token_blocks))

@@ -14,6 +14,7 @@ WINDOW = 1280 * HOP  # characters kept: four periods of 4,096 tokens of five cha
 REACH = WINDOW // 4
 
 TOKEN_HOPS = 4  # hops between two searches of the tokens
+HOT_HOPS, HOT_TOKENS = 2, 400  # and while hardly a token of the last HOT_TOKENS is new
 POOR_HOPS = 8  # hops between two looks for a poor vocabulary
 TOKENS = 16384  # tokens kept
 TOKEN_REACH = TOKENS // 4
@@ -117,6 +118,8 @@ COUNTER_LIMITS = {
     (Shape.SYMBOLS, Ending.UNKNOWN): CounterLimit(300, 0),
     (Shape.SYMBOLS, Ending.CUT): CounterLimit(120, 300),
 }
+# A stream reports a count of prose that nobody asked for from here on, provisionally.
+EARLY_COUNT = CounterLimit(7, 300)
 # Records of several words that only count, in a text that was cut off.
 RECORD_WORDS, RECORD_LIMIT = 8, CounterLimit(16, 800)
 # A column of numerals is constant if this share of its differences is 0; it steps if this share is one other number.
@@ -354,6 +357,11 @@ class SaladLimits:
         short_share: the different short ones divided by all words, of good prose 0.28 at most;
         kinds_share: different words divided by all. (Languages of short syllables repeat them.)
         kinds: different words and marks in no order, at least; step_words: share of words of small letters.
+        pieces: of words, at least, of pieces_kinds kinds at most; pieces_named: share of capitalised ones of three
+            letters or more; pieces_glued: share of capitals that follow a letter.
+        faces: emoji in a row, at least, of faces_kinds kinds at most (in a story of emoji: 25).
+        wrong_marks: pairs of marks that no language writes, at least, of wrong_kinds kinds; wrong_marks_share: theirs.
+        escapes: `\\[`, at most, where brackets are judged.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
     """
 
@@ -398,6 +406,17 @@ class SaladLimits:
     kinds_share: float = 0.65
     kinds: int = 12
     step_words: float = 0.1
+    pieces_tail: int = 1024
+    pieces: int = 160
+    pieces_kinds: int = 16
+    pieces_named: float = 0.12
+    pieces_glued: float = 0.14
+    faces: int = 256
+    faces_kinds: int = 20
+    wrong_marks: int = 5
+    wrong_kinds: int = 3
+    wrong_marks_share: float = 0.13
+    escapes: int = 8
     bracket_tail: int = 1024
     brackets: int = 16
     bracket_share: float = 0.5

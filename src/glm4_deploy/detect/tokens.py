@@ -180,6 +180,10 @@ class TokenWindow:
         self.kept += tokens
         self._reversed_masks.appendleft(masks[::-1])
 
+    def merge(self, entries: int) -> None:
+        """Make the last `entries` blocks one, as if they had arrived together."""
+        self._reversed_masks.appendleft("".join(self._reversed_masks.popleft() for _ in range(entries)))
+
     def _drop(self, count: int) -> None:
         self.dropped += count
         del self.kept[:count]

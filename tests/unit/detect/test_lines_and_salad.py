@@ -8,6 +8,7 @@ import pytest
 from glm4_deploy.detect import Stream, scan
 from glm4_deploy.detect.finding import LoopVerdict
 from glm4_deploy.detect.order import no_order
+from glm4_deploy.detect.tokens import tokens_of
 
 METHOD = "    public String getName() {\n        return this.name;\n    }\n\n"
 CALL = (
@@ -215,3 +216,38 @@ def test_a_list_that_was_requested_does_not_say_the_same_again() -> None:
 @pytest.mark.parametrize("text", ["<think>\n\n</think>\n", "```\n```", "<|assistant|>\n", "[gMASK]<sop>"])
 def test_an_answer_of_marks_alone_is_empty(text: str) -> None:
     assert scan(text, finish_reason="stop").verdict is LoopVerdict.EMPTY
+
+
+def test_fields_of_a_query_in_any_order_are_a_loop_and_entities_are_none() -> None:
+    fields = ["garden=ladder&", "violin=copper&", "island=anchor&"]
+    assert scan("https://example.org/?" + _salad(fields, 120, ""), finish_reason="length").degenerate
+    assert not scan("R&D of A&B Ltd. and C&A &amp; D. " + PROSE["English"], finish_reason="length").degenerate
+
+
+def test_names_written_together_from_a_few_words() -> None:
+    words = ["toggle", "attach", "hook", "topic", "job"]
+    names = ["_" + one for one in words] + [f"/{one}{other}" for one, other in product(words, words)]
+    assert scan(_salad(names, 300, ""), finish_reason="length").verdict is LoopVerdict.SALAD
+
+
+def test_a_few_capitals_and_words_written_together() -> None:
+    pieces = ["Item", "O", "_", "t", "_\n"]
+    assert scan(_salad(pieces, 600, ""), finish_reason="length").degenerate
+    assert not scan(_salad(["A", "C", "G", "T"], 1200, ""), finish_reason="length").degenerate
+
+
+@pytest.mark.parametrize(("count", "is_loop"), [(400, True), (120, False)])
+def test_a_page_of_a_few_emoji(count: int, is_loop: bool) -> None:
+    assert scan(_salad(list("😀🎉🔥💪✨🙌"), count, "")).degenerate is is_loop
+
+
+def test_code_in_no_order_has_marks_that_no_language_writes() -> None:
+    lines = [f"{name} = [fold(part, size={name}) for part in read({{'{name}': 1}}, mode=[2, 3])]\n" for name in WORDS]
+    tokens = tokens_of("".join(lines) * 2)
+    random.Random(3).shuffle(tokens)
+    assert scan(f"```python\n{' '.join(tokens)}").verdict is LoopVerdict.SALAD
+    assert not scan("```python\n" + "".join(lines), finish_reason="stop").degenerate
+
+
+def test_glyphs_of_troff_are_no_brackets() -> None:
+    assert not scan("".join(f".tr \\[char{n}]\\[S{n}]\n" for n in range(160, 260)), finish_reason="stop").degenerate

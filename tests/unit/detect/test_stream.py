@@ -102,6 +102,24 @@ def test_a_sentence_that_counts_is_reported_early_unless_a_list_was_requested(
     assert at is None if copies is None else at is not None and at <= copies * len(unit)
 
 
+def test_a_count_is_reported_provisionally_until_the_text_goes_on() -> None:
+    stream = Stream()
+    counted = "".join(f"On day {n} the harbour was empty and no ship came in.\n" for n in range(1, 12))
+    assert reported_at(stream, counted) is not None
+    assert stream.final is None
+    words = ESSAY.split()
+    sentences = (" ".join(words[at : at + 9]) for at in range(0, 300, 9))
+    assert stream.feed(". ".join(sentences)) is None
+
+
+def test_short_lines_of_chinese_are_judged_by_their_columns() -> None:
+    ends = ["风暴，也想起了老人", "灯塔，也想起了海边", "名字，也想起了黑夜", "天气，也想起了石堤"]
+    line = "每天傍晚，守塔人爬上楼梯，点亮灯火，在本子上写下天气。船只在夜里经过，没有一艘知道他的名字。他想起了{}。\n"
+    text = "".join(line.format(ends[n % 4]) + "\n" * (n % 7 == 6) for n in range(14))
+    at = reported_at(Stream(), text)
+    assert at is not None and at < 8 * len(line)
+
+
 def test_nan_is_reported_from_the_numbers_alone() -> None:
     stream = Stream()
     assert stream.feed("", token_ids=[0] * 8) is None
