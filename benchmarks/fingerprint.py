@@ -55,6 +55,7 @@ from glm4_deploy.result import Result, Status
 ROOT = Path(__file__).parents[1]
 BF16, NVFP4 = ROOT / "demo/glm-4-tiny-chat", ROOT / "demo/glm-4-tiny-chat-nvfp4"
 SOUND = 9  # the seed of a draw that no reference contains
+NEW = 1000  # the first seed of draws that nobody had seen when the limits were set
 OTHER_MODEL = ROOT / "demo/glm-4-tiny-tools"
 LAYER = "model.layers.1."
 FACTORS = (1.02, 1.1, 1.25, 1.5, 2, 4, 16, 64)
@@ -284,7 +285,7 @@ def sound_draws(printed: Fingerprint, count: int) -> None:
     model = reference(read_checkpoint(NVFP4), Arithmetic.W4A4)
     verdicts: Counter[str] = Counter()
     ratios: list[float] = []
-    for draw in range(SOUND, SOUND + count):
+    for draw in range(NEW, NEW + count):
         found = judge(
             printed, measure(printed, answers_of(spread(model, model.run(asked, draw=draw)))), Arithmetic.W4A4
         )
@@ -292,9 +293,9 @@ def sound_draws(printed: Fingerprint, count: int) -> None:
         ratios.append(found.distance.kl / found.expected)
         if found.status is not Status.OK:
             print(f"draw {draw}: {found.status}, {found.distance.kl:.4f}, {found.off}", flush=True)
-        if sum(verdicts.values()) % 20 == 0:
+        if len(ratios) % 10 == 0:
             spread_seen = f"{min(ratios):.3f} to {max(ratios):.3f} of the expected KL"
-            print(f"{sum(verdicts.values())} draws: {dict(verdicts)}, {spread_seen}", flush=True)
+            print(f"{len(ratios)} draws: {dict(verdicts)}, {spread_seen}", flush=True)
 
 
 def answers_of(tops: Sequence[Top]) -> list[list[dict[int, float]]]:

@@ -87,12 +87,12 @@ def _cause(ratios: Mapping[Bucket, float]) -> str:
         name = "long texts" if bucket.long else bucket.value
         groups[name] = max(groups.get(name, 0.0), ratio - 1)
     first, second = (*sorted(groups, key=lambda name: -groups[name]), "")[:2]
-    alone = all(bucket.long for bucket in off) or groups[first] > ALONE * groups.get(second, 0.0)
+    # Where every bucket is off, the cause is common to all, even if it hits one of them harder.
+    alone = min(ratios.values()) <= 1 and groups[first] > ALONE * groups.get(second, 0.0)
+    alone = alone or all(bucket.long for bucket in off)
     if alone and first == "long texts":
         return "mostly long texts are off: look at rope_theta, the KV cache's type and scales, and the attention kernel"
     if not alone and (2 * len(off) >= len(ratios) or statistics.median(ratios.values()) > 1):
-        return (
-            "most buckets are off: look for a wrong global scale, rope_theta, other weights, or a wrong linear kernel"
-        )
-    rows = "wrong rows of embed_tokens or lm_head (the tokens of such texts), block scales, KV scales that saturate"
-    return f"mostly {first if alone else ', '.join(sorted(off))} off: look for {rows}, a kernel's wrong tile"
+        return "most buckets are off: look for a wrong global scale, rope_theta, KV scales, weights, or a wrong kernel"
+    rows = "wrong rows of embed_tokens or lm_head (the tokens of such texts), wrong block scales, a kernel's wrong tile"
+    return f"mostly {first if alone else ', '.join(sorted(off))} off: look for {rows}"

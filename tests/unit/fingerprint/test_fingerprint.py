@@ -98,6 +98,14 @@ def test_the_bucket_that_is_off_is_named(demo: Fingerprint, only: set[Bucket], w
     assert words in found.points_to
 
 
+def test_what_hits_every_bucket_is_not_put_down_to_the_one_that_it_hits_hardest(demo: Fingerprint) -> None:
+    answers, hotter = (answers_of(demo, Arithmetic.W4A16, heat) for heat in (1.1, 4.0))
+    rows = [b if text.bucket is Bucket.DIGITS else a for text, a, b in zip(demo.texts, answers, hotter, strict=True)]
+    found = judge(demo, measure(demo, rows), Arithmetic.W4A16)
+    assert found.off[0][0] is Bucket.DIGITS
+    assert "most buckets are off" in found.points_to
+
+
 def test_a_kernel_named_by_the_log_decides_which_reference_counts(demo: Fingerprint) -> None:
     """A damaged W4A16 engine may be about as far from W4A4 as a sound W4A4 engine is."""
     measured = measure(demo, answers_of(demo, Arithmetic.W4A4))
