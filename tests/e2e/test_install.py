@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glm4_deploy.deploy.kit_image import write_context
 
@@ -146,6 +147,42 @@ def test_uvx_and_the_sdist_give_the_same_version(dist: Path, tmp_path: Path) -> 
     run(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path / "again", tree, cwd=tmp_path)
     (again,) = (tmp_path / "again").glob("*.whl")
     assert again.read_bytes() == wheel(dist).read_bytes()  # same bytes: the build is reproducible
+
+
+def test_pipx_installs_the_command_and_its_man_page(dist: Path, tmp_path: Path) -> None:
+    places = {f"PIPX_{name}": str(tmp_path / name.lower()) for name in ("HOME", "BIN_DIR", "MAN_DIR")}
+    pip = f"--pip-args=--constraint={dist / 'constraints.txt'}"
+    pipx = (UV, "tool", "run", "--quiet", "pipx", "install", "--quiet")
+    run(*pipx, pip, wheel(dist), cwd=tmp_path, env=CLEAN | places)
+    assert run(tmp_path / "bin_dir/glm4-deploy", "profiles", cwd=tmp_path)
+    page = (tmp_path / "man_dir/man1/glm4-deploy.1").resolve()
+    assert page.read_bytes() == (ROOT / "docs/reference/glm4-deploy.1").read_bytes()
+    if mandoc := shutil.which("mandoc"):
+        assert run(mandoc, "-Tlint", "-W", "warning", page, cwd=tmp_path).count("\n") <= 1  # it has no date
+
+
+def test_pre_commit_runs_the_hooks_from_a_clone_of_this_repository(tmp_path: Path) -> None:
+    """The clone has no tags, as pre-commit makes it: the hooks are of another version than what rendered the file."""
+    audit, check, verify = {"id": "glm4-audit"}, {"id": "glm4-render-check"}, {"id": "glm4-checkpoint-verify"}
+    check["args"] = ["compose.yaml", "--profile", "gb10"]
+    verify["args"] = [str(ROOT / "demo/glm-4-tiny-chat-nvfp4"), "--vllm", "0.13.0"]
+    git = ("git", "-C")
+    head = run(*git, ROOT, "rev-parse", "HEAD", cwd=ROOT).strip()
+    hooks = {"repos": [{"repo": str(ROOT), "rev": head, "hooks": [audit, check, verify]}]}
+    (tmp_path / ".pre-commit-config.yaml").write_text(yaml.safe_dump(hooks))
+    shutil.copy(ROOT / "compose/gb10.yaml", tmp_path / "compose.yaml")
+    run(*git, tmp_path, "init", "--quiet", cwd=tmp_path)
+    run(*git, tmp_path, "add", ".", cwd=tmp_path)
+    call = (UV, "tool", "run", "--quiet", "pre-commit@4.7.0", "run", "--all-files", "--color=never")
+    env = CLEAN | {"PRE_COMMIT_HOME": str(tmp_path / "cache"), "UV_TOOL_DIR": str(tmp_path / "tools")}
+    before = run(*call, cwd=tmp_path, env=env)
+    assert re.findall(r"^.*\.(Passed|Failed|Skipped)$", before, re.MULTILINE) == ["Passed", "Passed"], before
+    file = tmp_path / "compose.yaml"
+    file.write_text(file.read_text().replace("    ports:", "    privileged: true\n    ports:"))
+    run(*git, tmp_path, "add", ".", cwd=tmp_path)
+    after = run(*call, "--hook-stage", "pre-push", cwd=tmp_path, env=env)
+    assert re.findall(r"^.*\.(Passed|Failed|Skipped)$", after, re.MULTILINE) == ["Failed", "Failed", "Failed"], after
+    assert "quantization-keys" in after
 
 
 def test_a_tag_gives_the_version_and_a_tree_without_git_still_builds(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`glm4-deploy render | profiles | version`."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,9 @@ from glm4_deploy.cli.params import NO_GPU, Json, Requested, host_profile, with_s
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.files import hub_id_of, read_text, write_text
 from glm4_deploy.render.targets import TARGETS, render_target
+
+# In a rendered file: `kit: "0.1.0"`, `glm4-deploy/kit:0.1.0`, `org.glm4-deploy.kit=0.1.0`.
+KIT_VERSION = re.compile(r"(^  kit: |glm4-deploy[./]kit[:=] ?)\"?[0-9][\w.+!-]*\"?", re.MULTILINE)
 
 
 @with_settings(profile=f"that of this host's GPU, else {NO_GPU}")
@@ -31,7 +35,10 @@ def render(
         ),
     ] = None,
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted, the kit's version apart."),
+    ] = False,
     for_this_host: Annotated[
         bool,
         typer.Option("--for-this-host", help="Solve for this host's GPU and its free memory, as `up` does."),
@@ -86,9 +93,15 @@ def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
 
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:
+    """Show what differs. With `check`, which version of the kit rendered a file is no drift: CI may have another one.
+
+    Raises:
+        Judged: with `check`, a file differs.
+    """
     drifted = []
     for path, text in files.items():
-        lines = list(difflib.unified_diff(_lines(read_text(path)), _lines(text), str(path), "rendered"))
+        there, here = (KIT_VERSION.sub(r"\1", one) if check else one for one in (read_text(path), text))
+        lines = list(difflib.unified_diff(_lines(there), _lines(here), str(path), "rendered"))
         typer.echo("".join(lines), nl=False)
         drifted += [path] if lines else []
     if drifted and check:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jinja2 import FileSystemLoader
 from typer.testing import CliRunner
 
+from glm4_deploy import __version__
 from glm4_deploy.catalog.rows import profiles
 from glm4_deploy.cli.app import app
 from glm4_deploy.cli.params import resolve_spec
@@ -320,6 +321,20 @@ def test_render_writes_and_checks_additional_files(beside: Path) -> None:
     drifted = runner.invoke(app, [*words, "--check"])
     assert isinstance(drifted.exception, Judged)
     assert "side.conf" in str(drifted.exception)
+
+
+@pytest.mark.parametrize("extra", [(), ("--target", "kubernetes"), ("--target", "quadlet")], ids=" ".join)
+def test_a_file_of_another_version_of_the_kit_has_not_drifted(tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """A hook's or an action's clone has no tags, so its version is another one than the user's."""
+    runner, words = CliRunner(), ["render", "--profile", "gb10", *extra, "-o", f"{tmp_path}/"]
+    assert runner.invoke(app, words).exit_code == 0
+    files = [path for path in tmp_path.iterdir() if __version__ in path.read_text()]
+    assert files
+    for path in files:
+        path.write_text(path.read_text().replace(__version__, "9.8.7.dev6"))
+    assert runner.invoke(app, [*words, "--check"]).exit_code == 0
+    assert "9.8.7.dev6" in runner.invoke(app, [*words[:-2], "--diff", str(tmp_path)]).stdout
+    assert isinstance(runner.invoke(app, [*words, "--port", "9", "--check"]).exception, Judged)
 
 
 def test_without_the_tool_an_env_file_overrides_what_is_meant_to_be_and_nothing_else(
