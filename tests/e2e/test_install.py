@@ -205,9 +205,9 @@ def test_a_tag_gives_the_version_and_a_tree_without_git_still_builds(tmp_path: P
     assert made == ["0.0.0", "3.4.5"]
 
 
-def test_the_release_workflow_is_valid_and_has_no_finding() -> None:
+def test_the_release_workflow_and_the_action_are_valid_and_have_no_finding() -> None:
     workflow = ROOT / ".github/workflows/release.yml"
     schema = Path(sys.executable).parent / "check-jsonschema"
     run(schema, "--builtin-schema", "vendor.github-workflows", workflow, cwd=ROOT)
     zizmor = (UV, "tool", "run", "--quiet", "zizmor@1.32.0", "--offline", "--no-progress", "--pedantic")
-    assert json.loads(run(*zizmor, "--format", "json", workflow, cwd=ROOT)) == []
+    assert json.loads(run(*zizmor, "--format", "json", workflow, ROOT / "action.yml", cwd=ROOT)) == []

@@ -136,6 +136,12 @@ def test_the_man_page_is_up_to_date_and_has_every_command() -> None:
     assert not re.findall(r"^[.'](?!SH |SS |TH |TP$|PP$|B |nf$|fi$|RS 4$|RE$|\\\").*", manual(), re.MULTILINE)
 
 
+def test_a_placeholder_for_the_repository_is_explained_on_its_page() -> None:
+    pages = [page for page in PAGES if "OWNER/glm4-deploy" in text_of(page)]
+    assert {page.name for page in pages} == {"ci.md", "install.md"}
+    assert all("`OWNER/glm4-deploy` is the repository" in text_of(page) for page in pages)
+
+
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     call = re.compile(r"(?:^|&&)\s*make ([a-z][a-z0-9-]*)", re.MULTILINE)
