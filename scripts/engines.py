@@ -28,8 +28,10 @@ NEEDED_MIB = 9000
 # Pinned by the wheel to builds that only PyTorch's own index has, and never imported for a text model.
 COMPANIONS = ("torchaudio", "torchvision", "torchcodec")
 # Python imports vLLM even where its compiled part cannot be loaded, so one kernel is run. vLLM chooses the part by the
-# CPU: one for AVX-512 with bfloat16; newer versions also have one for AVX-512 and one for AVX2.
+# CPU: one for AVX-512 with bfloat16; newer versions also have one for AVX-512 and one for AVX2. The other imports are
+# what every start imports: Python keeps their bytecode.
 KERNEL = """import torch, vllm._custom_ops
+import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 gate_up = torch.ones(2, 64, dtype=torch.bfloat16)
 torch.ops._C.silu_and_mul(gate_up[:, :32].contiguous(), gate_up)"""
 # Builds of torch in order of preference: a local wheel of the CPU build, PyTorch's CPU index (uv knows its address),
@@ -164,6 +166,7 @@ def program(words: list[str | Path], what: str) -> None:
     # uv reads none of pip's settings; a directory of wheels is the one that matters here.
     wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
     env = os.environ | {"UV_CACHE_DIR": str(cache() / "uv"), "UV_FIND_LINKS": wheels}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # each start of an engine would compile some thousand files
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-6:]

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh)
 export GLM4_CPU_PYTHON PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONDONTWRITEBYTECODE # each of some thousand programs would compile what it imports
 if [ $# -gt 0 ]; then exec .venv/bin/pytest -rs --durations=10 "$@"; fi
 # What needs no engine in parallel, and first: most mistakes show there, within minutes. An engine keeps two cores busy.
 failed=0
