@@ -1,10 +1,14 @@
 """What the guard adds: time to first token, time between tokens, processor time, memory of idle streams.
 
-    nice python -m benchmarks.guard.delay [--streams 64] [--rate 100] [--seconds 10] [--idle 1000]
+    python -m benchmarks.guard.delay [--streams 64] [--rate 100] [--seconds 8] [--rounds 3] [--idle 1000]
+
+Under four minutes with the defaults, on an idle machine; it prints the tables of docs/lab/guard.md.
 
 One server replays streams at a fixed rate and writes into each token when it sent it; one client reads them directly,
-through a bare pass-through (Starlette's ASGI server uvicorn with httpx), through Caddy, and through the guard, in
-turns. Each is a process of its own; a delay is from the server's write to the client's read, on one clock.
+through a bare pass-through (Starlette's ASGI server uvicorn with httpx), through Caddy (the one beside this Python, or
+on PATH), and through the guard, in turns. Each is a process of its own; a delay is from the server's write to the
+client's read, on one clock. Server and client cost as little as they can, since they share the cores with what is
+measured.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,19 +28,43 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/explanation").glob("*.md"))
 WORDS = " ".join(page.read_text(encoding="utf-8") for page in PAGES).split()
+EVENTS = [
+    (
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
+        b'"delta":{"content":' + json.dumps(word + " ").encode() + b'},"logprobs":null,"finish_reason":null}],'
+    ).replace(b"%", b"%%")
+    + b'"sent":%.6f}\n\n'
+    for word in WORDS
+]
 TURNS = count()
+RID_S = 5.0
+_BESIDE = Path(sys.executable).parent / "caddy"
+CADDY = str(_BESIDE) if _BESIDE.exists() else shutil.which("caddy")
 BODY = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Tell me something."}]}
 
 
 # The server that replays, and the bare pass-through.
 
 
+_OPEN: set[asyncio.StreamWriter] = set()
+
+
 async def replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One request: `x-rate` tokens a second for `x-seconds`; a rate of 0: one token, then silence."""
+    """One request: `x-rate` tokens a second for `x-seconds`; a rate of 0: one token, then silence.
+
+    A GET is answered with the number of other requests that are open.
+    """
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    if head.startswith("get "):
+        body = str(len(_OPEN)).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+        return
+    _OPEN.add(writer)
     fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
     await reader.readexactly(int(fields.get("content-length", 0)))
     rate, seconds = float(fields["x-rate"]), float(fields["x-seconds"])
@@ -44,14 +73,7 @@ async def replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         for number in range(max(int(rate * seconds), 1)):
             await asyncio.sleep(begin + number / rate - time.monotonic() if rate else 0)
-            choice = {
-                "index": 0,
-                "delta": {"content": WORDS[(skipped + number) % len(WORDS)] + " "},
-                "finish_reason": None,
-            }
-            event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-            event |= {"choices": [choice], "sent": time.monotonic()}
-            data = b"data: " + json.dumps(event).encode() + b"\n\n"
+            data = EVENTS[(skipped + number) % len(EVENTS)] % time.monotonic()
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))
             await writer.drain()
         if not rate:
@@ -61,6 +83,7 @@ async def replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     except ConnectionError:
         pass
     finally:
+        _OPEN.discard(writer)
         writer.close()
 
 
@@ -101,18 +124,20 @@ async def read_one(port: int, rate: float, seconds: float, first: list[float], l
     asked = time.monotonic()
     writer.write(f"{head}\r\nX-Rate: {rate}\r\nX-Seconds: {seconds}\r\n\r\n".encode() + raw)
     began = False
-    while True:
-        line = await reader.readline()
-        if line.startswith(b"data: {"):
-            now = time.monotonic()
-            if began:
-                later.append(now - json.loads(line[6:])["sent"])
-            else:
-                first.append(now - asked)
-                began = True
-        elif not line or line.startswith(b"data: [DONE]"):
-            break
-    writer.close()
+    try:
+        while True:
+            line = await reader.readline()
+            if line.startswith(b"data: {"):
+                now = time.monotonic()
+                if began:
+                    later.append(now - float(line[line.rindex(b":") + 1 : line.rindex(b"}")]))
+                else:
+                    first.append(now - asked)
+                    began = True
+            elif not line or line.startswith(b"data: [DONE]"):
+                break
+    finally:
+        writer.close()
 
 
 async def load(port: int, streams: int, rate: float, seconds: float) -> tuple[list[float], list[float]]:
@@ -127,8 +152,8 @@ async def load(port: int, streams: int, rate: float, seconds: float) -> tuple[li
     return first, later
 
 
-async def idle(port: int, streams: int, pid: int) -> int:
-    """Resident bytes that so many streams add, each with one token passed."""
+async def idle(port: int, engine: int, streams: int, pid: int) -> tuple[int, str]:
+    """Resident bytes that so many streams add, each with one token passed; when the engine is rid of them all."""
     before = resident(pid)
     first: list[float] = []
     tasks = [asyncio.create_task(read_one(port, 0, 0, first, [])) for _ in range(streams)]
@@ -137,8 +162,20 @@ async def idle(port: int, streams: int, pid: int) -> int:
     after = resident(pid)
     for task in tasks:
         task.cancel()
+    left = time.monotonic()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return after - before
+    while (still := await open_at(engine)) and time.monotonic() - left < RID_S:
+        await asyncio.sleep(0.01)
+    gone = f"{still} still run after {RID_S:.0f} s" if still else f"the last ends after {time.monotonic() - left:.2f} s"
+    return after - before, gone
+
+
+async def open_at(engine: int) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", engine)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return int(answer.rpartition(b"\n")[2])
 
 
 # Processes.
@@ -178,38 +215,44 @@ def process(*words: str, port: int) -> Iterator[int]:
         child.wait()
 
 
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
 def at(values: list[float], share: float) -> str:
-    return f"{1000 * sorted(values)[int(share * (len(values) - 1))]:.2f}"
+    return f"{1000 * quantile(values, share):.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--rate", type=float, default=100)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("serve", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         kind, port, *engine = options.serve
-        asyncio.run(serve_replay(int(port))) if kind == "replay" else serve_bare(int(port), engine[0])
+        uvloop.run(serve_replay(int(port))) if kind == "replay" else serve_bare(int(port), engine[0])
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
-    ports = {way: free_port() for way in ("directly", "httpx", "Caddy", "guard, off", "guard, observe", "guard, cut")}
+    ways = ("directly", "httpx", *(["Caddy"] if CADDY else []), "guard, off", "guard, observe", "guard, cut")
+    ports = {way: free_port() for way in ways}
     python, url = (sys.executable, "-m"), f"http://127.0.0.1:{ports['directly']}"
     me, guard = (*python, "benchmarks.guard.delay"), (*python, "glm4_deploy", "guard", "--engine", url)
+    before_all = os.getloadavg()[0]
     with ExitStack() as running:
         pids = {}
         for way, port in ports.items():
             words: dict[str, tuple[str, ...]] = {
                 "directly": (*me, "replay", str(port)),
                 "httpx": (*me, "bare", str(port), url),
-                "Caddy": ("caddy", "reverse-proxy", "--from", f"http://:{port}", "--to", url),
+                "Caddy": (CADDY or "", "reverse-proxy", "--from", f"http://:{port}", "--to", url),
             }
             mode = ("--mode", way.rpartition(" ")[2], "--port", str(port), "--metrics-port", str(free_port()))
             pids[way] = running.enter_context(process(*words.get(way, (*guard, *mode)), port=port))
@@ -220,7 +263,7 @@ def measure(options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for way, port in ports.items():
                 before = processor_s(pids[way])
-                first, later = asyncio.run(load(port, options.streams, options.rate, options.seconds))
+                first, later = uvloop.run(load(port, options.streams, options.rate, options.seconds))
                 after = processor_s(pids[way])
                 own[way] += after[0] - before[0]
                 kernel[way] += after[1] - before[1]
@@ -233,10 +276,40 @@ def measure(options: argparse.Namespace) -> None:
             cells = [at(firsts[way], 0.5), at(firsts[way], 0.99), at(laters[way], 0.5), at(laters[way], 0.99)]
             cells += [f"{1e6 * seconds[way] / tokens[way]:.0f}" for seconds in (own, kernel)]
             print(f"| {way} | {' | '.join(cells)} |")
-        for way in ("httpx", "guard, observe"):
-            more = asyncio.run(idle(ports[way], options.idle, pids[way]))
-            print(f"{options.idle} idle streams, {way}: {more / 2**20:.0f} MiB more")
-        print(f"load average at the end: {os.getloadavg()[0]:.1f}")
+        print()
+        goals(options, firsts, laters, {way: (own[way] + kernel[way]) / tokens[way] for way in ports})
+        for way in ("guard, observe", "httpx"):
+            more, gone = uvloop.run(idle(ports[way], ports["directly"], options.idle, pids[way]))
+            print(f"- {options.idle} idle streams, {way}: {more / 2**20:.0f} MiB more;")
+            print(f"  all clients leave at once: of the engine's requests {gone}")
+        print(f"- load average: {before_all:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
+
+
+def goals(
+    options: argparse.Namespace, firsts: dict[str, list[float]], laters: dict[str, list[float]], each: dict[str, float]
+) -> None:
+    """Print what the guard adds, against what it should: differences of quantiles within this run."""
+    rate = options.streams * options.rate
+
+    def added(values: dict[str, list[float]], share: float) -> float:
+        return 1000 * (quantile(values["guard, observe"], share) - quantile(values["directly"], share))
+
+    rows = [
+        ("TTFT p50", f"{added(firsts, 0.5):.2f} ms", "1 ms"),
+        ("TTFT p99", f"{added(firsts, 0.99):.2f} ms", "5 ms"),
+        ("write to read p99", f"{added(laters, 0.99):.2f} ms", "2 ms"),
+        (f"CPU at {rate:.0f} tokens/s", f"{100 * rate * each['guard, observe']:.0f} % of a core", "25 %"),
+    ]
+    print(f"| observing adds, at {options.streams} streams of {options.rate:.0f} tokens a second | measured | goal |")
+    print("|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    ratios = [
+        f"{each['guard, observe'] / each[way]:.2f} of {way}"
+        for way in each
+        if way not in ("directly", "guard, observe")
+    ]
+    print(f"\n- CPU a token, observing: {', '.join(ratios)}")
 
 
 if __name__ == "__main__":

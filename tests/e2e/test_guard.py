@@ -141,6 +141,25 @@ def test_a_loop_is_cut_and_the_engines_slot_is_free(healthy: Engine, guard: tupl
     assert value(healthy, "vllm:generation_tokens_total") - before < LONG
 
 
+def test_a_client_that_asks_for_it_gets_a_second_answer_in_the_same_stream(
+    healthy: Engine, guard: tuple[str, Lines]
+) -> None:
+    raw = post(guard[0], forced(healthy.base_url, max_tokens=LONG, stream=True), **{"X-GLM4-Guard": "retry"})
+    events = [json.loads(event.removeprefix(b"data: ")) for event in raw.split(b"\n\n")[:-2]]
+    marked = [event for event in events if "glm4_guard" in event]
+    assert [event["glm4_guard"]["action"] for event in marked] == ["retried", "cut"]  # the word is forced on both
+    assert events[0]["id"] != events[-1]["id"]
+    assert raw.endswith(b"data: [DONE]\n\n")
+    until(lambda: not value(healthy, "vllm:num_requests_running"))
+
+
+def test_a_client_that_leaves_frees_the_engine(healthy: Engine, guard: tuple[str, Lines]) -> None:
+    body = forced(healthy.base_url, max_tokens=LONG, stream=True)
+    with httpx.stream("POST", f"{guard[0]}/v1/chat/completions", json=body, timeout=300, trust_env=False) as answer:
+        next(answer.iter_raw())
+    until(lambda: not value(healthy, "vllm:num_requests_running"))
+
+
 def test_behind_the_gateway_a_keys_mode_holds_and_a_cut_goes_through(
     healthy: Engine, guard: tuple[str, Lines], tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ class Answer:
             if self._question.api is Api.RESPONSES:
                 self._read_response(event)
             else:
-                for choice in event.get("choices") or ():
+                for choice in _few(event.get("choices")):
                     self._read_choice(choice)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise UnreadableAnswer(type(error).__name__) from error
@@ -150,7 +150,7 @@ class Answer:
             self._take(index, "content", text)
         if text := body.get("reasoning_content") or body.get("reasoning"):
             self._take(index, "reasoning", text)
-        for at, call in enumerate(body.get("tool_calls") or ()):
+        for at, call in enumerate(_few(body.get("tool_calls"))):
             number = at if "message" in choice else call.get("index", at)
             if text := (call.get("function") or {}).get("arguments"):
                 self._take(index, f"tool {number:d}", text)
@@ -244,6 +244,13 @@ def _cut_in(places: Iterable[tuple[dict[str, Any], str]], length: int) -> None:
         text = holder.get(name)
         if isinstance(text, str):
             holder[name], length = text[:length], max(length - len(text), 0)
+
+
+def _few(items: Any) -> list[Any]:
+    """A list of a length that is soon read: meanwhile no other answer passes."""
+    if items and len(items) > MAX_TEXTS:
+        raise UnreadableAnswer("too many texts")
+    return items or []
 
 
 def _part(kind: str) -> str | None:

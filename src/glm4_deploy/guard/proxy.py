@@ -35,7 +35,8 @@ MAX_REQUEST = 4 << 20  # bytes of a request whose answer is judged
 MAX_REQUESTS = 128 << 20  # bytes of all such requests at once
 BODY_S = 300.0  # for such a request's body
 MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector takes some 50 bytes for each
-HEADER_LINE = 32768  # bytes of one line of a request's head; of those, aiohttp accepts 128
+HEADER_LINE = 16384  # bytes of one line of a request's head
+HEADER_LINES = 64  # so that a client that never ends its head holds no more than 1 MiB
 IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
 PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
@@ -441,6 +442,7 @@ async def serving(
                 read_bufsize=BUFFER,
                 max_line_size=HEADER_LINE,
                 max_field_size=HEADER_LINE,
+                max_headers=HEADER_LINES,
                 access_log=None,
                 logger=LOG,
             )

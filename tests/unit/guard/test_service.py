@@ -42,7 +42,7 @@ def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Pa
     assert guard["image"] == kit_tag()
     assert (guard["user"], guard["read_only"], guard["cap_drop"]) == ("65532:65532", True, ["ALL"])
     assert guard["security_opt"] == ["no-new-privileges:true"]
-    assert not {"ports", "volumes", "secrets"} & guard.keys()
+    assert not {"ports", "volumes", "secrets", "environment", "env_file"} & guard.keys()
     words = guard["command"]
     assert words[words.index("--engine") + 1] == "http://glm4-9b-nvfp4:8080"
     assert words[words.index("--mode") + 1] == "cut"
