@@ -115,9 +115,9 @@ SIDES: dict[str, tuple[Callable[[], Iterator[bytes]], Callable[[int], object]]] 
         lambda port: read_all(port, ASK),
     ),
     "an engine's events of 300,000 choices each": (many_events, lambda port: read_all(port, ASK)),
-    "100 clients with half a head of 1 MB": (
+    "100 clients with 0.9 MB of a head": (
         lambda: iter(()),
-        lambda port: hold(port, 100, CHAT + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 31_000) for n in range(33))),
+        lambda port: hold(port, 100, CHAT + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 15_000) for n in range(60))),
     ),
     "2,000 clients with half a line": (lambda: iter(()), lambda port: hold(port, 2000, CHAT + b"X-More: ")),
     "200 clients with 3 MB of a body of 4 MB": (
