@@ -360,8 +360,8 @@ def down(
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
     """Show what runs, since when, and how healthy it is.
 
-    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up: it runs, /health answers 200
-    and the model is served. A hang cannot be seen in one look: `glm4-deploy watch` sees it.
+    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up: it runs, /health answers 200,
+    the model is served, and its core gives one token within 15 s or at least moves its counters.
 
     Example: glm4-deploy status --json
     """

@@ -14,7 +14,7 @@ import typer
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
-from glm4_deploy.deploy.state import expected_record, load_record, load_stop
+from glm4_deploy.deploy.state import LastCanary, expected_record, load_record, load_stop, save_canary
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.host.memory import read_memory
 from glm4_deploy.probe.client import ProbeTarget
@@ -125,6 +125,8 @@ def watch(
     _ = (target.root, target.key, beside and beside.root)
     rules = Rules(backoff_s=backoff, ceiling=max_restarts, grace_s=grace, rollbacks=int(rollback))
     emit = _event_printer(json_)
+    if base_url is None:
+        emit = _with_canary_kept(emit, state_dir)
     policy, keeper = None, None
     if restart:
         policy, keeper = Policy(rules, held=partial(_memory_stop, state_dir)), _keeper(container, state_dir)
@@ -261,6 +263,19 @@ def _event_printer(json_: bool) -> Callable[..., None]:
         print(line, flush=True)  # noqa: T201 (flushed: a pipe must not delay a line)
 
     return emit
+
+
+def _with_canary_kept(emit: Callable[..., None], state_dir: Path) -> Callable[..., None]:
+    """The same, and `status` can say what the last canary found."""
+
+    def keep(event: str, /, **fields: Any) -> None:
+        emit(event, **fields)
+        if event == "canary":
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            canary = LastCanary(at=at, name=fields["name"], outcome=fields["said"], why=str(fields["why"]))
+            save_canary(canary, state_dir)
+
+    return keep
 
 
 File = Annotated[Path, typer.Option("-i", "--inventory", help="The inventory (docs/how-to/fleet.md).")]

@@ -285,3 +285,35 @@ def load_stop(directory: Path, *, since: float) -> MemoryStop | None:
     except (DeployError, ValidationError):
         return None
     return stop if stop.at >= since else None
+
+
+# What the watch on this host asked the engine last.
+
+CANARY_FILE = "watch/canary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastCanary:
+    """A canary and its outcome. at: UTC, for people."""
+
+    schema: int = 1
+    at: str
+    name: str
+    outcome: str
+    why: str
+
+    def __str__(self) -> str:
+        said = self.outcome if self.why in ("", self.outcome) else f"{self.outcome} ({one_line(self.why, 120)})"
+        return f"{said}: {one_line(self.name, 60)}, at {one_line(self.at, 40)}"
+
+
+def save_canary(canary: LastCanary, directory: Path) -> None:
+    with suppress(DeployError):  # a full disk, or no directory: the watch goes on
+        write_text(directory / CANARY_FILE, dumps(canary) + "\n")
+
+
+def load_canary(directory: Path) -> LastCanary | None:
+    try:
+        return TypeAdapter(LastCanary).validate_json(read_bytes(directory / CANARY_FILE))
+    except (DeployError, ValidationError):
+        return None

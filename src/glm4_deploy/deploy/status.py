@@ -18,14 +18,24 @@ from glm4_deploy.deploy.boot import end_of_engine
 from glm4_deploy.deploy.caches import doubt
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.compose_cli import made_from
+from glm4_deploy.deploy.core_check import CoreAnswer, ask_core
 from glm4_deploy.deploy.docker import ContainerState, connect, state_of
 from glm4_deploy.deploy.endpoint import Endpoint
 from glm4_deploy.deploy.engines import Engine, RunState
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.replicas import RouterClient, address_of
-from glm4_deploy.deploy.state import MemoryStop, Record, describe_journal, load_record, load_stop
+from glm4_deploy.deploy.state import (
+    LastCanary,
+    MemoryStop,
+    Record,
+    describe_journal,
+    load_canary,
+    load_record,
+    load_stop,
+)
 from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
 from glm4_deploy.files import read_text
+from glm4_deploy.host.memory import MemoryFacts, read_memory
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.logs.reader import LogReader
@@ -90,6 +100,12 @@ class StatusReport:
     """Why the engine ended last, as its log says, if it is down or has been restarted."""
     stopped: MemoryStop | None = None
     """That the watch stopped it, because memory was running out."""
+    core: CoreAnswer | None = None
+    """What became of a request for one token; None: not asked, because what comes before it fails."""
+    memory: MemoryFacts = field(default_factory=MemoryFacts)
+    """Of the host, and of the engine's cgroup."""
+    canary: LastCanary | None = None
+    """What the watch on this host asked last."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """What the Compose files on record say that they were made from."""
 
@@ -133,6 +149,8 @@ class StatusReport:
             models = models or error or f"no answer at {address}/v1/models {phase}"
             served = self.models is not None and endpoint.model in self.models
             yield _row("model", served, endpoint.model if served else models, endpoint.model)
+            if self.core:
+                yield _row("core", self.core.good, f"the engine's core: {self.core.detail}", "one token")
             unhealthy = self.state.health == "unhealthy"
             container = "its health check fails" if unhealthy else self.state.health or "no health check"
             yield _row("container-health", not unhealthy, container, "")
@@ -143,6 +161,19 @@ class StatusReport:
     def _restarts(self) -> str:
         times = f", restarted {self.state.restarts} times" if self.state.restarts else ""
         return f"{times}, given up" if self.state.gave_up else times
+
+    @property
+    def _memory(self) -> str:
+        facts, reserve = self.memory, self.record.endpoint.host_reserve_gib
+        if facts.available is None or facts.total is None:
+            return "unknown"
+        seen = f"{facts.available / GIB:.1f} of {facts.total / GIB:.1f} GiB available on this host"
+        stay = f", {reserve:g} are to stay" if reserve is not None else ""
+        waits = f"; all tasks waited {facts.pressure.full:.0f} % of the last 10 s" if facts.pressure else ""
+        groups = "".join(
+            f"; {one.used / GIB:.1f} of {one.limit / GIB:.1f} GiB of its cgroup" for one in facts.groups[:1]
+        )
+        return seen + stay + waits + groups
 
     @property
     def started(self) -> str | None:
@@ -159,6 +190,11 @@ class StatusReport:
         yield "started", self.started or "-"
         health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
         yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
+        if self.core:
+            yield "core", self.core.detail
+        yield "memory", self._memory
+        if self.canary:
+            yield "last canary", str(self.canary)
         if self.stopped:
             yield "stopped", f"{self.stopped.remedy}; its log: {self.stopped.log or 'not kept'}"
         if self.ended:
@@ -173,8 +209,6 @@ class StatusReport:
             yield "cache", self.state.cache_doubt or f"volume {self.state.cache}"
         if self.deployment:
             yield "deployment", self.deployment
-        if self.up:
-            yield "not seen here", "whether it hangs: /health stays green then; `glm4-deploy watch` sees it"
         facts = self.engine
         yield "vLLM", facts.version or "unknown"
         yield "kernel", facts.kernel_path
@@ -206,6 +240,7 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
     deployment, unjudged = describe_journal(directory)
     health = read_health(record.endpoint.base_url) if state.running else None
     models, models_error = _models(record.endpoint) if state.running else (None, "")
+    served = health == httpx.codes.OK and models is not None and record.endpoint.model in models
     return StatusReport(
         record=record,
         state=state,
@@ -218,8 +253,16 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         unjudged=unjudged,
         ended=_last_end(engine, state),
         stopped=_memory_stop(record, state, directory),
+        core=_core(record.endpoint) if served else None,
+        memory=read_memory(state.pid),
+        canary=load_canary(directory),
         made_from=_made_from(record),
     )
+
+
+def _core(endpoint: Endpoint) -> CoreAnswer:
+    key = secret_key(endpoint.api_key_file)
+    return ask_core(endpoint.base_url, endpoint.model, key.get_secret_value() if key else None)
 
 
 def _memory_stop(record: Record, state: RunState, directory: Path) -> MemoryStop | None:
@@ -287,6 +330,7 @@ def _models(endpoint: Endpoint) -> tuple[tuple[str, ...] | None, str]:
 
 # The log that `diagnose` reads, and what Docker recorded about how the container ended.
 
+GIB = 2**30
 KILLED = 137
 LAST_LINES = 2000  # a death under 64 concurrent requests writes about a thousand
 SETTLE_S = 2.0  # the cause may be written after the clients have got their errors

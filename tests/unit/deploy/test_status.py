@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.core_check import CoreAnswer, ask_core
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
-from glm4_deploy.deploy.state import Journal, JournalStage, Record
+from glm4_deploy.deploy.state import Journal, JournalStage, LastCanary, Record, save_canary
 from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.result import Status, fail
@@ -53,6 +54,40 @@ def test_an_engine_that_runs_but_is_not_well_is_not_up(app: Reference, model: st
     assert not report.up
     assert why in report.why
     assert report.report().exit_code == 1
+
+
+def test_an_engine_whose_core_cannot_answer_is_not_up(tmp_path: Path) -> None:
+    with serving(Reference()) as base_url:
+        report = status_of(base_url, tmp_path)
+        assert report.core is not None and report.core.good and "one token in" in dict(report.rows())["core"]
+    silent = replace(report, core=CoreAnswer(good=False, detail="no token within 15 s", seconds=15.0))
+    assert (silent.up, silent.why) == (False, "the engine's core: no token within 15 s")
+    assert dict(silent.rows())["up"].startswith("no: ")
+
+
+@pytest.mark.parametrize(
+    ("app", "good", "words"),
+    [
+        (Reference(), True, "one token in"),
+        (broken.Hangs(), False, "no token within"),
+        (broken.Busy(), True, "its counters move: busy"),
+        (broken.HtmlAnswer(), False, ""),
+        (dying.Dies(dead=True), False, "a request for one token gives HTTP 500"),
+    ],
+)
+def test_one_token_says_whether_the_core_answers(app: Reference, good: bool, words: str) -> None:
+    with serving(app) as base_url:
+        answer = ask_core(base_url, "glm-4-9b-chat", None, patience_s=2.0)
+    assert answer.good is good and words in answer.detail, answer
+
+
+def test_what_the_watch_asked_last_and_the_memory_are_shown(tmp_path: Path) -> None:
+    save_canary(
+        LastCanary(at="2026-11-28T03:00:00+00:00", name="long-en (greedy)", outcome="sick", why="LOOP"), tmp_path
+    )
+    rows = dict(status_of("http://127.0.0.1:9", tmp_path).rows())
+    assert rows["last canary"] == "sick (LOOP): long-en (greedy), at 2026-11-28T03:00:00+00:00"
+    assert "GiB available on this host" in rows["memory"]
 
 
 def test_an_engine_that_does_not_answer_is_not_up(tmp_path: Path) -> None:
