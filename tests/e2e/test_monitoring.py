@@ -1,6 +1,7 @@
 """The rendered monitoring and the watch against a real vLLM: every query and every rule, by a real Prometheus."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,8 +21,26 @@ from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.render.compose import rendered
 
 pytestmark = pytest.mark.e2e
-# Metrics of an exporter that needs an NVIDIA GPU: their queries are run, but return nothing.
+# Metrics of an exporter that needs an NVIDIA GPU and does not support a GB10: their queries return nothing here.
 WITHOUT_GPU = ("DCGM_",)
+# What the watch reads of a GPU comes from a program that prints what nvidia-smi prints on a GB10 (tests/data/hosts).
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+*compute-apps*) echo "pid, process_name, used_gpu_memory [MiB]" ;;
+*power.draw*) cat <<END
+index, power.draw [W], enforced.power.limit [W], utilization.gpu [%], clocks.current.sm [MHz], clocks.max.sm [MHz], \
+clocks_event_reasons.active, ecc.errors.uncorrected.volatile.total
+0, 45.02, [N/A], 95, 2411, 3003, 0x0000000000000000, [N/A]
+END
+;;
+*) cat <<END
+index, name, driver_version, compute_cap, memory.total [MiB], memory.used [MiB], memory.free [MiB], mig.mode.current, \
+temperature.gpu
+0, NVIDIA GB10, 580.126.09, 12.1, [N/A], [N/A], [N/A], [N/A], 67
+END
+;;
+esac
+"""
 
 
 @contextmanager
@@ -71,7 +90,11 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
     exporter += [word.replace("$$", "$") for word in command]
     server = [str(programs[0]), f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
     server += [f"--web.listen-address=127.0.0.1:{port}"]
-    watch = [*KIT, "watch", "--json", "--base-url", healthy.base_url, "--model", NAME, "--port", str(watch_port)]
+    (directory / "bin").mkdir()
+    (directory / "bin/nvidia-smi").write_text(NVIDIA_SMI)
+    (directory / "bin/nvidia-smi").chmod(0o755)
+    watch = ["env", f"PATH={directory / 'bin'}:{os.environ['PATH']}", *KIT, "watch", "--json"]
+    watch += ["--base-url", healthy.base_url, "--model", NAME, "--port", str(watch_port)]
     watch += ["--interval", "1", "--canary-every", "5"]
 
     def query(expression: str) -> list[object]:
@@ -107,7 +130,10 @@ def test_every_query_of_the_dashboard_returns_data_of_this_engine(prometheus: Ca
     assert len(queries) > 20
     empty = [query for query in queries if not prometheus(query.replace("$__rate_interval", "30s"))]
     assert [query for query in empty if not query.startswith(WITHOUT_GPU)] == []
-    assert empty, "the queries for a GPU return nothing on this machine"
+    assert empty, "the queries for DCGM return nothing on this machine"
+    for panel in panels:
+        asked = [target["expr"] for target in panel.get("targets", ())]
+        assert not asked or set(asked) - set(empty), f"without DCGM the panel {panel['title']!r} is empty"
 
 
 def test_every_metric_that_a_rule_reads_exists_and_no_alert_fires(prometheus: Callable[[str], list[object]]) -> None:
@@ -118,6 +144,6 @@ def test_every_metric_that_a_rule_reads_exists_and_no_alert_fires(prometheus: Ca
         for metric in re.findall(r"\b(?:vllm:|node_|process_|DCGM_|glm4_watch_)\w+", rule["expr"]):
             if not metric.startswith(WITHOUT_GPU):
                 assert prometheus(metric), (rule["alert"], metric)
-    assert len([rule for rule in rules if "watch" in rule["expr"]]) == 5
+    assert len([rule for rule in rules if "watch" in rule["expr"]]) == 6
     # The disk of the machine that runs this test may be full.
     assert [row for row in prometheus('ALERTS{alertstate="firing"}') if "DiskAlmostFull" not in str(row)] == []
