@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
-from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, fold, is_verse, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
     DISORDER,
@@ -62,7 +62,7 @@ def find_poor_vocabulary(
     start = tokens.start(len(tokens.kept) - len(last))
     sample = tail.between(start, tail.end)
     disordered = disordered and not is_verse(sample) and shape_of(sample) is Shape.PROSE
-    counted = request.count and request.limit is not None
+    counted = request.limit is not None and (request.count or all(fold(kind) in request.words for kind in kinds))
     if not symbols and (counted or not (disordered or (glued and _few_grams(last)))):
         return None
     words = sorted(set(last), key=last.count, reverse=True)

@@ -53,7 +53,10 @@ class Lines:
             self._carry = text[lines.pop().start() :][-LINES.longest :]
         if lines and last and not text.endswith("\n"):
             final = _masked(lines[-1][0].strip())
-            self.broken_off = final not in self._known and any(known.startswith(final) for known in self._known)
+            start = _NUMERAL.sub(NUMERAL, final)  # too short, maybe, for its numerals to be masked
+            self.broken_off = final not in self._known and any(
+                known.startswith((final, start)) for known in self._known
+            )
         for line in lines:
             self._take(line[0], begin + line.start())
 
@@ -137,10 +140,10 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
     # A list of any length was requested: what counts in it may go on, the same items over and over may not.
     counts = request.limit is None and any(NUMERAL in line or STAMP in line for line in kinds)
     listed = request.count and (counts or request.lists(len(lines.recent)))
-    if listed or request.allows(repeats):
+    unit, _ = kinds.most_common(1)[0]
+    if listed or request.allows(repeats, unit):
         return None
     start = lines.recent[0][1]
-    unit, _ = kinds.most_common(1)[0]
     few = "one line" if len(kinds) == 1 else f"{len(kinds)} different ones"
     return degenerate(
         LoopVerdict.NEAR_DUPLICATE,

@@ -73,13 +73,24 @@ def is_verse(text: str, *, width: int = 56) -> bool:
     """
     lines = [line for line in text[:4000].split("\n") if line.strip()]
     whole = lines[:-1] if len(lines) > 4 else lines
-    columns = sum(map(len, whole)) + (0 if text.isascii() else sum(len(_WIDE.findall(line)) for line in whole))
-    return len(lines) >= 4 and columns < width * len(whole)
+    return len(lines) >= 4 and sum(map(_columns, whole)) < width * len(whole)
+
+
+def _columns(text: str) -> int:
+    return len(text) if text.isascii() else len(text) + len(_WIDE.findall(text))
 
 
 _WIDE = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]"
 )
+
+
+def is_wide(text: str) -> bool:
+    """Mostly ideographs and the like, by every eighth character."""
+    sample = text[::8]
+    return not sample.isascii() and len(_WIDE.findall(sample)) > len(sample) // 2
+
+
 _BLANKS = re.compile(r"\s{2,}")
 
 
@@ -110,9 +121,9 @@ _BREAKS = re.compile(r"\n\s*")
 
 
 def is_refrain(unit: str) -> bool:
-    """One to four short lines."""
+    """One to four short lines, in columns."""
     lines = len(_BREAKS.findall(unit))
-    return 0 < lines <= 4 and len(unit) < 56 * lines
+    return 0 < lines <= 4 and _columns(unit) < 56 * lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +150,11 @@ class PromptRequest:
         if self.limit is None:
             return self.repeat
         return copies <= 1.2 * self.limit + 2 and (self.repeat or self._names(unit))
+
+    def allows_words(self, copies: float, words: list[str]) -> bool:
+        """Whether it named a number of at least these copies, and each of these words."""
+        named = self.limit is not None and copies <= 1.2 * self.limit + 2
+        return named and all(fold(word) in self.words for word in words)
 
     def _names(self, unit: str) -> bool:
         folded = fold(unit)
@@ -192,7 +208,11 @@ _COUNTING_WORDS = (
     r"\bcount(?:s|ing|down)?\b|\bcuenta\b|\bcontar\b|\bzähle?n?\b|\bcompte[rz]?\b|\bconta\b|(?:по|со)?считай|세어|数えて|数数|"
     r"数羊|数一数"
 )
-_COUNTING = re.compile(_COUNTING_WORDS, re.IGNORECASE)
+_COUNTING = re.compile(
+    rf"{_COUNTING_WORDS}"
+    r"|\brandom (?:[\w-]{1,20} )?(?:word |code )?(?:words|names|letters|pairs|strings|numbers|phrases)\b",
+    re.IGNORECASE,
+)
 _COUNT = re.compile(
     rf"{_COUNTING_WORDS}|"
     r"\bnumbers?\b|\bwords\b|\benumerate\b|\bsequence\b|\blist\b|\btable\b|\btimes table|\bfrom \d+ to\b|"
@@ -239,7 +259,9 @@ def request_of(prompt: str | None) -> PromptRequest:
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES), words=words)
     if limit is None and _COUNTING.search(text):
         return PromptRequest(count=True, limit=COUNT_LIMIT, words=words)
-    count = bool(_COUNT.search(_GIVEN.sub("", text))) or (limit is not None and bool(_PLAN.search(text)))
+    count = bool(_COUNTING.search(text) or _COUNT.search(_GIVEN.sub("", text))) or (
+        limit is not None and bool(_PLAN.search(text))
+    )
     return PromptRequest(repeat=bool(_REPEAT.search(text)), count=count, limit=limit, words=words)
 
 

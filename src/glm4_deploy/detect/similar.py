@@ -235,12 +235,17 @@ def find_near_duplicate(
     """The first of these repetitions that is a loop and that nothing excuses."""
     for repetition in repetitions:
         one_slot = ending is Ending.CUT and not request.count and _has_one_slot(repetition)
-        if (one_slot or _is_loop(repetition, tail, ending)) and not request.allows(repetition.copies):
+        if not one_slot and not _is_loop(repetition, tail, ending):
+            continue
+        start, copies = repetition.start, repetition.copies
+        unit = tail.between(start, start + round((repetition.end - start) / copies))
+        if not (request.allows(copies) or request.allows_words(copies, unit.split())):
             return _changed_copies(repetition, tail)
     return None
 
 
 _SAMPLE = 4000  # characters
+_SPACES_OF_PROSE = 25  # characters for each space, at most
 _NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")
 _WORD = re.compile(r"[^\W\d_]{2,}|[\u2e80-\ud7ff]")
 
@@ -251,6 +256,8 @@ def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
     sample = tail.between(repetition.start, min(repetition.end, repetition.start + _SAMPLE))
     if repetition.numerals >= 0.8 and ending is not Ending.CUT and _counts_down(repetition, tail):
         return False  # towards an end
+    if sample.isascii() and _SPACES_OF_PROSE * sample.count(" ") < len(sample):
+        return False  # selectors, paths
     if is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
         return False
     return shape_of(sample) is Shape.PROSE

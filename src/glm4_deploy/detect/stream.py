@@ -11,7 +11,7 @@ from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
 from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_repeated_lines
-from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, request_of, shape_of
+from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
@@ -144,7 +144,7 @@ class Stream:
             if due < min(self._due, self._end + hops * HOP):
                 self._due, self._due_blocks = due, 9 * hops
         whole = self._hops % TOKEN_HOPS == 0
-        if self._finding is None and (whole or (self._hops % HOT_HOPS == 0 and self._shingles.hot)):
+        if self._finding is None and (whole or (self._hops % HOT_HOPS == 0 and (self._shingles.hot or is_wide(block)))):
             self._take_tokens(self._untaken)
             if whole:
                 self._merge()

@@ -41,7 +41,7 @@ LOOP_LIMITS = {
     (Shape.PROSE, Ending.STOPPED): LoopLimit(176, 4, 3.1),
     (Shape.PROSE, Ending.UNKNOWN): LoopLimit(160, 4, 3),
     (Shape.PROSE, Ending.CUT): LoopLimit(96, 3, 3),
-    (Shape.STRUCTURE, Ending.RUNNING): LoopLimit(320, 10, 3.1),
+    (Shape.STRUCTURE, Ending.RUNNING): LoopLimit(240, 4, 3.1),
     (Shape.STRUCTURE, Ending.STOPPED): LoopLimit(480, 12, 3.9),
     (Shape.STRUCTURE, Ending.UNKNOWN): LoopLimit(400, 8, 3.2),
     (Shape.STRUCTURE, Ending.CUT): LoopLimit(200, 10, 4),

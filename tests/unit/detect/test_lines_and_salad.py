@@ -251,3 +251,10 @@ def test_code_in_no_order_has_marks_that_no_language_writes() -> None:
 
 def test_glyphs_of_troff_are_no_brackets() -> None:
     assert not scan("".join(f".tr \\[char{n}]\\[S{n}]\n" for n in range(160, 260)), finish_reason="stop").degenerate
+
+
+def test_random_words_and_a_repetition_in_russian_were_requested() -> None:
+    pairs = [f"{one} {other}" for one, other in product(WORDS[:9], WORDS[:9])]
+    assert not scan(_salad(pairs, 90, ", "), prompt="Give me random word pairs as passphrases").degenerate
+    assert not scan("Я больше не буду. " * 60, prompt="Напиши 60 раз: Я больше не буду").degenerate
+    assert scan("Я больше не буду. " * 60, prompt="Напиши 60 слов о море").degenerate
