@@ -89,7 +89,7 @@ dist: ## Build what a release publishes, and check it: sdist, wheel, constraints
 
 requirements: $(READY) ## Lock the kit image's packages again, with their hashes
 	@grep '^# ' templates/image/requirements.txt >$@.tmp
-	@$(BIN)/uv pip compile pyproject.toml --extra guard --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	@$(BIN)/uv pip compile pyproject.toml --extra guard --extra notify --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --quiet >>$@.tmp && mv $@.tmp templates/image/requirements.txt
 
 eval-detector: $(READY) ## Rebuild the detector's corpus and its report in docs/lab/detector.md

@@ -274,6 +274,9 @@ class Settings(BaseModel):
         "cuts; null: not set",
     )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
+    notify_file: Text | None = Field(
+        None, description="file on the host with the addresses that --with watch notifies (docs/how-to/notify.md)"
+    )
     digests: dict[Text, Digest] = Field(
         default_factory=dict, description="image → digest, as written by `glm4-deploy lock`"
     )
@@ -451,7 +454,7 @@ def settings_for_image(text: str) -> Mapping[str, Any]:
 
 # A file's relative path starts at the file, any other at the working directory. Compose would read `a/b` as a volume's
 # name, and `./m/x` as a path beside whichever file is rendered.
-_PATHS = ("model_dir", "api_key_file", "questions")
+_PATHS = ("model_dir", "api_key_file", "questions", "notify_file")
 
 
 def _absolute(layer: Mapping[str, Any], base: Path) -> Mapping[str, Any]:

@@ -1,19 +1,26 @@
 """`glm4-deploy watch`, and `glm4-deploy fleet smoke | status`."""
 
 import asyncio
+import errno
 import json
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable
+import socket
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
+from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
 from glm4_deploy.deploy.state import LastCanary, expected_record, load_record, load_stop, save_canary
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.host.memory import read_memory
@@ -23,11 +30,14 @@ from glm4_deploy.report.terminal import results_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line, seconds_of
-from glm4_deploy.watch.exporter import Exporter, serve
+from glm4_deploy.watch.exporter import Exporter, Published, serve
 from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
-from glm4_deploy.watch.judge import Limits, WatchVerdict
+from glm4_deploy.watch.incident import Damping
+from glm4_deploy.watch.judge import Limits
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.memory import GIB, Breaker, Defence, MemoryMetrics, NamedContainer, RecordedEngines
+from glm4_deploy.watch.notify import Notifier, read_services, send_test
+from glm4_deploy.watch.replicas import ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
 from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
 from glm4_deploy.watch.witness import Witness
 
@@ -53,6 +63,14 @@ def watch(
         float,
         typer.Option(min=0.01, max=1, help="Share of sick answers in 10 minutes that counts as babbling."),
     ] = 0.2,
+    replica: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=URL", help="An engine behind --router, once for each; default: what `up` started."),
+    ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The router of --replica: a sick engine leaves it until it is well."),
+    ] = None,
     listen: Annotated[str, typer.Option(help="Address of the watch's own /metrics and /healthz.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port for the watch's own /metrics and /healthz.")] = 9109,
     restart: Annotated[
@@ -93,6 +111,22 @@ def watch(
             "--restart and --rollback imply it.",
         ),
     ] = False,
+    notify_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tell these addresses when the engine is sick and when it is well again (docs/how-to/notify.md).",
+        ),
+    ] = None,
+    notify_name: Annotated[
+        str | None, typer.Option(help="What messages call the engine.", show_default="project or address, and host")
+    ] = None,
+    notify_settle: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds that it must be well again before that is told.")
+    ] = 120.0,
+    test_notification: Annotated[
+        bool, typer.Option("--test-notification", help="Send a test message to each address of --notify-file, and end.")
+    ] = False,
     duration: Annotated[
         str | None,
         typer.Option("--for", help="How long to watch: 90s, 30m, 8h; then exit 0 if the engine is well, else 1."),
@@ -106,43 +140,79 @@ def watch(
 
     Example: glm4-deploy watch --json
     """
+    name = notify_name or f"{_deployment(base_url, state_dir)} on {socket.gethostname()}"
+    if test_notification:
+        _test(notify_file, name)
+        return
+    services = read_services(notify_file) if notify_file else ()
     seconds = None if duration is None else seconds_of(duration)
     if 0 < canary_every < interval:
         raise UsageError(f"--canary-every {canary_every:g} is shorter than --interval {interval:g}", hint="0: none")
     limits = Limits(
         interval_s=interval, stall_s=stall, start_grace_s=grace, canaries=canary_every > 0, sick_share=sick_share
     )
-    exporter = Exporter(stale_s=max(5 * interval, 30.0))
     restart = restart or rollback
     may_stop = restart or stop_for_memory
-    if base_url is None or restart:
-        _one_engine(state_dir)
     if rollback and container is not None:
         raise UsageError("--rollback and --container exclude each other", hint="a release has a container of its own")
-    target = make_target(base_url, model, api_key_file, stall, state_dir=state_dir)
+    several = bool(replica or router) or (base_url is None and bool(_replicas_on_record(state_dir)))
+    if several:
+        _refuse_of_several(
+            replica, router, restart, {"--guard": guard, "--rollback": rollback, "--container": container}
+        )
+    elif restart and _replicas_on_record(state_dir):
+        raise UsageError("--restart and --base-url: several engines run here", hint="leave out --base-url")
+    first = replica[0].partition("=")[2] if replica else None
+    target = make_target(base_url or first, model, api_key_file, stall, state_dir=state_dir)
     beside = ProbeTarget(base_url=guard) if guard else None
     # Raises for a wrong address or key before anything starts.
     _ = (target.root, target.key, beside and beside.root)
     rules = Rules(backoff_s=backoff, ceiling=max_restarts, grace_s=grace, rollbacks=int(rollback))
     emit = _event_printer(json_)
-    if base_url is None:
+    if base_url is None and not several:
         emit = _with_canary_kept(emit, state_dir)
-    policy, keeper = None, None
-    if restart:
-        policy, keeper = Policy(rules, held=partial(_memory_stop, state_dir)), _keeper(container, state_dir)
-    defence = _defence(host_reserve_gib, container, state_dir, exporter, emit, may_stop=may_stop, own=base_url is None)
-    if stop_for_memory and defence is None:
-        raise UsageError(
-            "--stop-for-memory has no floor: what `up` started here does not share the host's memory",
-            hint="give one: --host-reserve-gib 8",
+    schedule = Schedules(every_s=canary_every, max_tokens=canary_tokens)
+    replicas: tuple[RoutedEngine, ...] = ()
+    exporter: Exporter | Together
+    if several:
+        replicas = (
+            _given_replicas(replica, target)
+            if replica
+            else _recorded_replicas(target, state_dir, rules if restart else None)
         )
-    end = serve(exporter, listen, port)
-    try:
+        exporter = Together({one.name: ReplicaExporter(stale_s=max(5 * interval, 30.0)) for one in replicas})
+    else:
+        exporter = Exporter(stale_s=max(5 * interval, 30.0))
+    with ExitStack() as ends:
+        ends.callback(serve(exporter, listen, port))
+        notifier = None
+        if services:
+            damping = Damping(settle_s=notify_settle, slow_s=max(grace, notify_settle, 60.0))
+            notifier = Notifier(
+                services, name=name, directory=state_dir, registry=exporter.registry, emit=emit, damping=damping
+            )
+            ends.callback(notifier.end)
+            emit = notifier.hearing(emit)
+        defence = _defence(
+            host_reserve_gib, container, state_dir, exporter, emit, may_stop=may_stop, own=base_url is None
+        )
+        if stop_for_memory and defence is None:
+            raise UsageError(
+                "--stop-for-memory has no floor: what `up` started here does not share the host's memory",
+                hint="give one: --host-reserve-gib 8",
+            )
         gpus = GpuLook(witness=Witness(), metrics=GpuMetrics(exporter.registry), emit=emit)
-        verdicts = _verdicts(target, limits, canary_every, canary_tokens, exporter, emit, beside, gpus.witness)
-        last = asyncio.run(_run(verdicts, exporter, emit, policy, keeper, (gpus, defence), seconds))
-    finally:
-        end()
+        if isinstance(exporter, Together):
+            client = RouterClient(base_url=router or target.root)
+            rotation = Rotation(router=client, replicas=replicas, directory=state_dir, emit=emit)
+            watching = watch_replicas(rotation, exporter, limits, schedule.make, emit, notifier)
+        else:
+            verdicts = judge_engine(target, limits, schedule.make(exporter), exporter, emit, beside, gpus.witness)
+            verdicts = notifier.following(verdicts) if notifier else verdicts
+            policy, keeper = (_policy(rules, state_dir), _keeper(container, state_dir)) if restart else (None, None)
+            watching = run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper)
+        asyncio.run(_run(watching, (gpus, defence), seconds))
+        last = exporter.last
     # Without --for, only a signal ends the watch, and that is not a verdict.
     report = make_report("watch", [last.result()], code=None if seconds is not None else 0)
     emit("ended", state=last.state.value, **(to_wire(report) if json_ else {}))
@@ -152,20 +222,79 @@ def watch(
         )
 
 
-def _one_engine(state_dir: Path) -> None:
-    """Refuse several engines: a router makes no progress to judge, and no one container could be restarted."""
-    record = load_record(state_dir)
-    if record is not None and record.endpoint.replicas:
-        raise UsageError(
-            f"watch judges one engine, and {record.endpoint.project!r} has "
-            f"{len(record.endpoint.replicas)} replicas behind a router",
-            hint="give the address of one engine, without --restart; docs/how-to/replicas.md says how to find it",
+def _deployment(base_url: str | None, state_dir: Path) -> str:
+    record = None if base_url else load_record(state_dir)
+    return record.endpoint.project if record else (urlsplit(base_url or "").netloc.rpartition("@")[2] or "the engine")
+
+
+def _test(file: Path | None, name: str) -> None:
+    """Send the test message; exit 1 if an address did not take it."""
+    if file is None:
+        raise UsageError("--test-notification needs --notify-file", hint="see docs/how-to/notify.md")
+    failures = send_test(read_services(file), name)
+    for label, why in failures.items():
+        typer.echo(f"{label}: {f'failed: {why}' if why else 'sent'}")
+    if failed := [label for label, why in failures.items() if why]:
+        raise Judged(
+            f"{len(failed)} of {len(failures)} addresses did not take the message",
+            hint="check the address, its token and the network; the time limit is Apprise's (cto= and rto=)",
         )
+
+
+def _replicas_on_record(state_dir: Path) -> tuple[str, ...]:
+    record = load_record(state_dir)
+    return record.endpoint.replicas if record else ()
+
+
+def _refuse_of_several(replica: list[str] | None, router: str | None, restart: bool, others: dict[str, object]) -> None:
+    hint = "docs/how-to/replicas.md"
+    if bool(replica) != bool(router):
+        raise UsageError("--replica and --router belong together", hint=hint)
+    if given := next((name for name, value in others.items() if value), None):
+        raise UsageError(f"{given} is for one engine, and there are several behind a router", hint=hint)
+    if replica and restart:
+        raise UsageError("--restart needs what `up` started here, not --replica", hint="leave out --replica")
+
+
+def _given_replicas(given: list[str], target: ProbeTarget) -> tuple[RoutedEngine, ...]:
+    """NAME=URL, as the router knows it too."""
+    pairs = dict(one.partition("=")[::2] for one in given)
+    if len(pairs) != len(given) or not all(pairs.keys()) or not all(pairs.values()):
+        raise UsageError("--replica is not NAME=URL, or a name is given twice", hint="docs/how-to/replicas.md")
+    targets = {name: replace(target, base_url=url) for name, url in pairs.items()}
+    return tuple(
+        RoutedEngine(name=name, routed=one.root, address=partial(str, one.root), target=one)
+        for name, one in targets.items()
+    )
+
+
+def _recorded_replicas(target: ProbeTarget, state_dir: Path, rules: Rules | None) -> tuple[RoutedEngine, ...]:
+    """Those that `up` started; each is restarted under rules of its own, if any."""
+    record = load_record(state_dir)
+    engine = recorded_engine(record, state_dir) if record else None
+    if record is None or not isinstance(engine, ReplicaSet):
+        raise UsageError(f"no replicas on record in {state_dir}", hint="glm4-deploy up --replicas 2")
+    project = record.endpoint.project
+    return tuple(
+        RoutedEngine(
+            name=name,
+            routed=address_of(name),
+            address=one.address,
+            target=target,
+            policy=_policy(rules, state_dir) if rules else None,
+            keeper=ContainerKeeper(name=None, project=project, service=name, directory=state_dir) if rules else None,
+        )
+        for name, one in engine.replicas.items()
+    )
 
 
 def _keeper(container: str | None, state_dir: Path) -> ContainerKeeper:
     endpoint = (load_record(state_dir) or expected_record(resolve_spec({}))).endpoint
     return ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
+
+
+def _policy(rules: Rules, state_dir: Path) -> Policy:
+    return Policy(rules, held=partial(_memory_stop, state_dir))
 
 
 def _memory_stop(state_dir: Path, started_at: float) -> str:
@@ -178,7 +307,7 @@ def _defence(
     floor_gib: float | None,
     container: str | None,
     state_dir: Path,
-    exporter: Exporter,
+    exporter: Published,
     emit: Callable[..., None],
     *,
     may_stop: bool,
@@ -209,43 +338,35 @@ def _defence(
     )
 
 
-def _verdicts(
-    target: ProbeTarget,
-    limits: Limits,
-    every: float,
-    tokens: int,
-    exporter: Exporter,
-    emit: Callable[..., None],
-    guard: ProbeTarget | None,
-    witness: Witness,
-) -> AsyncIterator[WatchVerdict]:
-    schedule = Schedule(every_s=every, max_tokens=tokens) if every else None
-    exporter.budget.set(schedule.budget if schedule else 0)
-    return judge_engine(target, limits, schedule, exporter, emit, guard, witness)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedules:
+    """Makes each engine's schedule of canaries. every_s: 0 for none."""
+
+    every_s: float
+    max_tokens: int
+
+    def make(self, exporter: Exporter) -> Schedule | None:
+        schedule = Schedule(every_s=self.every_s, max_tokens=self.max_tokens) if self.every_s else None
+        exporter.budget.set(schedule.budget if schedule else 0)
+        return schedule
 
 
 async def _run(
-    verdicts: AsyncIterator[WatchVerdict],
-    exporter: Exporter,
-    emit: Callable[..., None],
-    policy: Policy | None,
-    keeper: ContainerKeeper | None,
-    beside: Iterable[GpuLook | Defence | None],
-    duration: float | None,
-) -> WatchVerdict:
+    watch: Coroutine[Any, Any, None], beside: Iterable[GpuLook | Defence | None], duration: float | None
+) -> None:
+    """Watch until a signal, or for a number of seconds."""
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    watching = asyncio.create_task(run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper))
     stopped = asyncio.create_task(stop.wait())
-    endless: set[asyncio.Task[Any]] = {watching, *(asyncio.create_task(one.run()) for one in beside if one)}
+    endless: set[asyncio.Task[Any]] = {asyncio.create_task(watch)}
+    endless |= {asyncio.create_task(one.run()) for one in beside if one}
     await asyncio.wait({*endless, stopped}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
     for task in endless:
         if task.done():
             task.result()  # it ends only with an error
     for task in (*endless, stopped):
         task.cancel()
-    return exporter.last
 
 
 def _event_printer(json_: bool) -> Callable[..., None]:
@@ -260,7 +381,12 @@ def _event_printer(json_: bool) -> Callable[..., None]:
                 f"{name}: {one_line(str(value), 600)}" for name, value in fields.items() if value not in (None, "")
             )
             line = f"{now[11:19]} {event:12} {shown}"
-        print(line, flush=True)  # noqa: T201 (flushed: a pipe must not delay a line)
+        try:
+            print(line + "\n", end="", flush=True)  # noqa: T201 (flushed: a pipe must not delay a line)
+        except OSError as error:
+            # The line stays in the buffer, and is written once there is room.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     return emit
 

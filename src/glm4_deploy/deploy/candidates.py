@@ -190,7 +190,9 @@ def compose_candidate(
         engine=compose_engine(endpoint, files, directory),
         files=files,
         settings=without_secrets(settings),
-        passwords=tuple(directory / file for extra in extras(spec) for _, file in extra.secrets),
+        passwords=tuple(
+            directory / file for extra in extras(spec) for _, file in extra.secrets if not Path(file).is_absolute()
+        ),
     )
 
 
@@ -284,6 +286,8 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
     """
     if file := candidate.settings.get("questions"):
         read_questions(Path(str(file)))
+    if file := candidate.settings.get("notify_file"):
+        read_text(Path(str(file)))  # refuses one that Docker could not mount
     key = candidate.endpoint.api_key_file
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")

@@ -110,7 +110,9 @@ def absolute(spec: DeploymentSpec) -> DeploymentSpec:
     """Make relative paths absolute, since the file is in another directory; no .env may change what is recorded."""
     key = spec.hardening.api_key_file
     hardening = replace(spec.hardening, api_key_file=key and str(Path.cwd() / key))
-    return replace(spec, model_source=str(Path.cwd() / spec.model_source), hardening=hardening, overridable=False)
+    notify = spec.notify_file and str(Path.cwd() / spec.notify_file)
+    source = str(Path.cwd() / spec.model_source)
+    return replace(spec, model_source=source, hardening=hardening, notify_file=notify, overridable=False)
 
 
 # Files of schema 1 (before the release of 0.1.0) held these facts one by one.

@@ -26,10 +26,10 @@ def kit_tag() -> str:
 
 
 def requirements() -> tuple[str, ...]:
-    """The kit's dependencies, with the extra `guard` alone, from the metadata of the installed package."""
+    """The kit's dependencies, with what its services need, from the metadata of the installed package."""
     lines = requires("glm4-deploy") or ()
     plain = [line for line in lines if "extra ==" not in line]
-    return (*plain, *(line.partition(";")[0] for line in lines if re.search(r"extra == .guard", line)))
+    return (*plain, *(line.partition(";")[0] for line in lines if re.search(r"extra == .(guard|notify)", line)))
 
 
 def write_context(directory: Path) -> None:

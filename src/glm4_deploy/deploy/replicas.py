@@ -50,7 +50,7 @@ class RouterClient:
 
     def take_out(self, service: str) -> None:
         """Send this engine no new requests; those it has are finished. Does nothing if it is already out."""
-        self._ask("POST", "/remove_worker", url=address_of(service))
+        self.remove(address_of(service))
 
     def put_back(self, service: str) -> None:
         """Send requests to this engine, which must answer /health. Does nothing if it is already in.
@@ -58,8 +58,16 @@ class RouterClient:
         Raises:
             Unreachable
         """
-        if address_of(service) not in self.workers():
-            self._ask("POST", "/add_worker", url=address_of(service))
+        self.add(address_of(service))
+
+    def remove(self, url: str) -> None:
+        """As `take_out`, by its address in the router."""
+        self._ask("POST", "/remove_worker", url=url)
+
+    def add(self, url: str) -> None:
+        """As `put_back`, by its address in the router."""
+        if url not in self.workers():
+            self._ask("POST", "/add_worker", url=url)
 
     def wait_ready(self, services: tuple[str, ...]) -> None:
         """Wait until the router has exactly these engines, all healthy.

@@ -315,12 +315,6 @@ def _refuse(settings: Settings) -> None:
                 f"env.{name} with replicas {settings.replicas}: every replica would use the same devices",
                 hint="name the devices instead: --set devices=0,1",
             )
-    if "watch" in settings.extras:
-        raise UsageError(
-            f"--with watch cannot be combined with replicas {settings.replicas}",
-            hint="it judges one engine's counters, and the router has none: run `glm4-deploy watch` on an "
-            "engine's own address (docs/how-to/replicas.md)",
-        )
     if not is_loopback(settings.bind):
         raise UsageError(
             f"bind {settings.bind} with replicas {settings.replicas}: the router accepts new engines from anyone "

@@ -249,6 +249,7 @@ class DeploymentSpec:
     extras: tuple[str, ...] = ()
     overridable: bool = False
     watch_port: int = 9109
+    notify_file: str | None = None
     guard_mode: str = "observe"
     guard_mode_for: tuple[str, ...] = ()  # WHAT=MODE
     guard_repetition_detection: str | None = None  # max_pattern_size,min_count
@@ -372,6 +373,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         extras=settings.extras,
         overridable=settings.overridable,
         watch_port=settings.watch_port,
+        notify_file=settings.notify_file,
         guard_mode=settings.guard_mode,
         guard_mode_for=tuple(f"{what}={mode}" for what, mode in settings.guard_mode_for.items()),
         guard_repetition_detection=settings.guard_repetition_detection,

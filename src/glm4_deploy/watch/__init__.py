@@ -1,1 +1,1 @@
-"""Watch an engine by its progress, and restart it. May import `deploy`, `probe`, `plan`, `detect`, `host`, `run`."""
+"""Watch engines, and restart them. May import `deploy`, `probe`, `report_model`, `plan`, `detect`, `host`, `run`."""

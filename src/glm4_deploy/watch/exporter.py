@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
@@ -89,7 +90,15 @@ class Exporter:
         return 200 if self.last.state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
 
 
-def serve(exporter: Exporter, listen: str, port: int) -> Callable[[], None]:
+class Published(Protocol):
+    """What `serve` publishes: of one engine, or of several."""
+
+    registry: CollectorRegistry
+
+    def health(self) -> tuple[int, bytes]: ...
+
+
+def serve(exporter: Published, listen: str, port: int) -> Callable[[], None]:
     """Serve /metrics and /healthz from a thread; returns a function that stops it.
 
     Raises:

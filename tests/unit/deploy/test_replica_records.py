@@ -36,12 +36,26 @@ def test_one_engine_has_its_own_name() -> None:
     assert record().endpoint.engines == ("glm4-9b-nvfp4",)
 
 
-@pytest.mark.parametrize("words", [[], ["--base-url", "http://127.0.0.1:9", "--restart"]])
-def test_watch_refuses_several_engines(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--base-url", "http://127.0.0.1:9", "--restart"], "--restart and --base-url"),
+        (["--guard", "http://127.0.0.1:9"], "--guard is for one engine"),
+        (["--rollback"], "--rollback is for one engine"),
+        (["--restart", "--container", "x"], "--container is for one engine"),
+        (["--router", "http://127.0.0.1:9"], "belong together"),
+        (["--replica", "a=http://127.0.0.1:9"], "belong together"),
+        (["--replica", "a", "--router", "http://127.0.0.1:9"], "not NAME=URL"),
+        (["--replica", "a=http://x", "--replica", "a=http://y", "--router", "http://127.0.0.1:9"], "given twice"),
+        (["--replica", "a=http://x", "--router", "http://127.0.0.1:9", "--restart"], "not --replica"),
+    ],
+)
+def test_what_a_watch_of_several_engines_cannot_do_is_refused(words: list[str], named: str, tmp_path: Path) -> None:
     save_record(record("replicas=2"), tmp_path)
     done = CliRunner().invoke(app, ["watch", "--state-dir", str(tmp_path), "--for", "1s", *words])
-    assert isinstance(done.exception, UsageError)
-    assert "2 replicas" in done.exception.message
+    assert isinstance(done.exception, UsageError), done.output
+    assert named in done.exception.message
+    assert done.exception.hint
 
 
 def test_a_plain_process_serves_one_engine(tmp_path: Path) -> None:

@@ -115,7 +115,6 @@ def test_the_other_services_talk_to_the_router() -> None:
         (("tensor_parallel_size=2", "devices=0"), "devices names 1"),
         (("replicas=2", "env.CUDA_VISIBLE_DEVICES=0"), "env.CUDA_VISIBLE_DEVICES"),
         (("replicas=2", "env.NVIDIA_VISIBLE_DEVICES=0"), "env.NVIDIA_VISIBLE_DEVICES"),
-        (("replicas=2", "extras=watch"), "--with watch"),
         (("replicas=2", "bind=0.0.0.0"), "bind 0.0.0.0"),
         (("replicas=2", "devices=first,second"), "devices = 'first'"),
         (("replicas=2", "devices=all"), "devices = 'all'"),

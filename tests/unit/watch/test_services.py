@@ -42,6 +42,43 @@ def test_the_watch_can_change_nothing(services: dict[str, Any]) -> None:
     assert "http://glm4-9b-nvfp4:8080" in watch["command"]
 
 
+def test_who_is_told_comes_from_a_file_that_no_inspection_shows(tmp_path: Path, compose: list[str]) -> None:
+    file = tmp_path / "notify"
+    file.write_text("json://127.0.0.1/T0kenOfTheWebhook4711\n")
+    sets = [f"notify_file={file}", f"api_key_file={tmp_path / 'key'}"]
+    deployment = resolve_spec({"profile": "gb10", "extras": ["watch"]}, sets=sets)
+    write_text(tmp_path / COMPOSE, rendered(deployment)[COMPOSE])
+    words = ["-f", tmp_path / COMPOSE, "--profile", "*", "config", "--format", "json"]
+    done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
+    assert "T0ken" not in done.stdout
+    config = json.loads(done.stdout)
+    watch = config["services"]["watch"]
+    words = watch["command"][watch["command"].index("--notify-file") :]
+    assert words[1] == "/run/secrets/notify_addresses"
+    assert {secret["source"] for secret in watch["secrets"]} == {"engine_api_key", "notify_addresses"}
+    assert config["secrets"]["notify_addresses"]["file"] == str(file)
+    [volume] = watch["volumes"]
+    assert volume["target"] == words[words.index("--state-dir") + 1]
+    dockerfile = (ROOT / "templates/image/Dockerfile").read_text()
+    assert f"chown 65532:65532 {volume['target']}" in dockerfile, "a new volume takes the owner of what it covers"
+
+
+def test_with_replicas_it_asks_each_engine_and_the_router(tmp_path: Path, compose: list[str]) -> None:
+    deployment = resolve_spec({"profile": "b200", "extras": ["watch", "guard", "gateway"], "replicas": 2})
+    write_text(tmp_path / COMPOSE, rendered(deployment)[COMPOSE])
+    words = ["-f", tmp_path / COMPOSE, "--profile", "*", "config", "--format", "json"]
+    done = subprocess.run([*compose, *words], capture_output=True, text=True, check=True)
+    watch = json.loads(done.stdout)["services"]["watch"]
+    command = watch["command"]
+    given = [command[place + 1] for place, word in enumerate(command) if word == "--replica"]
+    services = [one.service for one in deployment.replicas]
+    assert given == [f"{name}=http://{name}:8080" for name in services]
+    assert command[command.index("--router") + 1] == "http://router:8080"
+    assert {"--base-url", "--guard"}.isdisjoint(command)
+    assert [volume["target"] for volume in watch["volumes"]] == [command[command.index("--state-dir") + 1]]
+    assert set(watch["networks"]) == {"default", "engine"}
+
+
 def test_it_does_not_start_unless_requested(services: dict[str, Any]) -> None:
     assert services["watch"]["profiles"] == ["watch"]
     assert set(rendered(resolve_spec({"profile": "gb10"}))) == {COMPOSE}

@@ -1,0 +1,156 @@
+"""Which changes of the verdict are worth a message, and what it says. Pure: time comes with each verdict."""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from glm4_deploy.text import one_line, redact
+from glm4_deploy.watch.judge import State, WatchVerdict
+
+# State → what it means, and the next command.
+ADVICE = {
+    State.HUNG: ("it holds requests and produces nothing; /health may still be green", "glm4-deploy diagnose"),
+    State.BABBLING: ("it answers with loops or garbage", "glm4-deploy smoke --suite full"),
+    State.UNREACHABLE: ("no server answers: it has ended, or is restarting", "glm4-deploy diagnose"),
+    State.WRONG_ENGINE: ("another model or another program answers at its address", "glm4-deploy status"),
+    State.UNKNOWN: ("it cannot be judged: it is starting, or its counters cannot be read", "glm4-deploy status"),
+}
+# Events of the watch that change what a person has to do: told once per incident.
+NEEDS_A_PERSON = "needs a person"
+EVENTS = {
+    "left-alone": "left alone",
+    "restart-failed": "could not be restarted",
+    "rolled-back": "rolled back to the last good release",
+    "rollback-failed": "could not be rolled back",
+    "memory-stopped": "was stopped before the host ran out of memory",
+    "gate-failed": "did not pass its gate, and stays out of the router",
+}
+DONE = ("restarted", "rolled-back", "taken-out", "put-back")  # what the message of the recovery lists
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """One notification. kind: failure, warning or success, as services colour it. to: addresses that still lack it."""
+
+    id: str
+    title: str
+    text: str
+    kind: str
+    to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damping:
+    """Seconds that a change must last before it is told.
+
+    Attributes:
+        settle_s: that it is well again; doubles with each time that it fell ill in the last hour, up to an hour.
+        slow_s: that it cannot be judged, or that the fault is another one now: as long as a start may take.
+    """
+
+    settle_s: float = 120.0
+    slow_s: float = 900.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Memory:
+    """What survives the watch.
+
+    Attributes:
+        boot: of which start of this host the monotonic times below are.
+        told: the bad state told last; None: no incident.
+        since: when the incident was told, for people.
+        done: what was done about it.
+        events: those told of this incident.
+        began: when it fell ill in the last hour, in monotonic seconds, which no change of the date moves.
+        outbox: what is not delivered yet, oldest first.
+    """
+
+    boot: str = ""
+    told: State | None = None
+    since: str = ""
+    done: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)
+    outbox: list[Notification] = field(default_factory=list)
+
+
+class Damper:
+    """Decides what is worth a message: that an incident begins, changes for long, needs a person, or is over."""
+
+    def __init__(self, name: str, memory: Memory, damping: Damping) -> None:
+        self._name, self._memory, self._damping = name, memory, damping
+        self._candidate: State | None = None  # what may be told if it lasts
+        self._seen = 0.0
+        self._why = ""
+
+    def see(self, verdict: WatchVerdict, at: float) -> Notification | None:
+        memory, state = self._memory, verdict.state
+        self._why = verdict.why
+        wait = self._wait(state, at)
+        kind = State.OK if state.good else state  # `ok` and `busy` are the same news
+        if memory.told is not None and self._candidate is State.OK and not state.good:
+            memory.began = [*self._recent(at), at]  # a relapse
+        if wait is None:
+            self._candidate = None
+            return None
+        if kind is not self._candidate:
+            self._candidate, self._seen = kind, at
+        if at - self._seen < wait:
+            return None
+        self._candidate = None
+        if state.good:
+            return self._over(verdict)
+        if memory.told is None:
+            memory.began = [*self._recent(at), at]
+            memory.since, memory.done, memory.events = now(), [], []
+        was, memory.told = memory.told, state
+        meaning, command = ADVICE[state]
+        rows = [("why", verdict.why), ("it means", meaning), ("before", was or "well"), ("next", command)]
+        return self._message(f"is {state}", rows, "warning" if state is State.UNKNOWN else "failure")
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> Notification | None:
+        """An event of the watch, as it is written to its output."""
+        memory, why, replica = self._memory, str(fields.get("why") or ""), str(fields.get("replica") or "")
+        if name in DONE:
+            memory.done = [*memory.done, f"{name} {replica}".strip() + f" {now()}"][-10:]
+        told = f"{name} {replica}".strip()
+        if name not in EVENTS or told in memory.events or (name == "left-alone" and NEEDS_A_PERSON not in why):
+            return None
+        memory.events.append(told)
+        advice = ADVICE[memory.told or State.UNKNOWN][1]
+        rows = [("replica", replica), ("why", why or self._why), ("release", str(fields.get("release") or ""))]
+        return self._message(EVENTS[name], [*rows, ("next", advice)], "warning" if name == "rolled-back" else "failure")
+
+    def _wait(self, state: State, at: float) -> float | None:
+        """Seconds that the state must last before it is told; None: it is no news."""
+        told = self._memory.told
+        if state.good:
+            again = max(len(self._recent(at)) - 1, 0)
+            return None if told is None else min(self._damping.settle_s * 2**again, 3600.0)
+        if told is None:
+            return self._damping.slow_s if state is State.UNKNOWN else 0.0
+        # During a restart it is unreachable and then unknown: both are part of the incident.
+        return None if state in (told, State.UNKNOWN) else self._damping.slow_s
+
+    def _recent(self, at: float) -> list[float]:
+        return [one for one in self._memory.began if 0 <= at - one < 3600]
+
+    def _over(self, verdict: WatchVerdict) -> Notification:
+        memory = self._memory
+        rows = [("was", f"{memory.told} since {memory.since}"), ("now", f"{verdict.state}: {verdict.why}")]
+        rows += [("done", ", ".join(memory.done) or "nothing by this watch"), ("next", "glm4-deploy status")]
+        memory.told, memory.since, memory.done, memory.events = None, "", [], []
+        return self._message("is well again", rows, "success")
+
+    def _message(self, title: str, rows: Iterable[tuple[str, str]], kind: str) -> Notification:
+        name = secrets.token_hex(4)
+        shown = [(key, one_line(redact(str(value)), 400)) for key, value in rows if value]
+        text = "\n".join(f"{key}: {value}" for key, value in (*shown, ("time", now()), ("message", name)))
+        return Notification(id=name, title=f"{self._name} {title}", text=text, kind=kind)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
