@@ -250,6 +250,9 @@ def _refuse_of_several(replica: list[str] | None, router: str | None, restart: b
     hint = "docs/how-to/replicas.md"
     if bool(replica) != bool(router):
         raise UsageError("--replica and --router belong together", hint=hint)
+    pairs = dict(one.partition("=")[::2] for one in replica or ())
+    if len(pairs) != len(replica or ()) or not all((*pairs.keys(), *pairs.values())):
+        raise UsageError("--replica is not NAME=URL, or a name is given twice", hint=hint)
     if given := next((name for name, value in others.items() if value), None):
         raise UsageError(f"{given} is for one engine, and there are several behind a router", hint=hint)
     if replica and restart:
@@ -259,8 +262,6 @@ def _refuse_of_several(replica: list[str] | None, router: str | None, restart: b
 def _given_replicas(given: list[str], target: ProbeTarget) -> tuple[RoutedEngine, ...]:
     """NAME=URL, as the router knows it too."""
     pairs = dict(one.partition("=")[::2] for one in given)
-    if len(pairs) != len(given) or not all(pairs.keys()) or not all(pairs.values()):
-        raise UsageError("--replica is not NAME=URL, or a name is given twice", hint="docs/how-to/replicas.md")
     targets = {name: replace(target, base_url=url) for name, url in pairs.items()}
     return tuple(
         RoutedEngine(name=name, routed=one.root, address=partial(str, one.root), target=one)
