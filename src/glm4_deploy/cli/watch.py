@@ -34,11 +34,12 @@ from glm4_deploy.watch.exporter import Exporter, Published, serve
 from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.incident import Damping
 from glm4_deploy.watch.judge import Limits
+from glm4_deploy.watch.kept import KeptPolicy
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.memory import GIB, Breaker, Defence, MemoryMetrics, NamedContainer, RecordedEngines
 from glm4_deploy.watch.notify import Notifier, read_services, send_test
 from glm4_deploy.watch.replicas import ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
-from glm4_deploy.watch.restart import ContainerKeeper, Policy, Rules
+from glm4_deploy.watch.restart import ContainerKeeper, Rules
 from glm4_deploy.watch.witness import Witness
 
 
@@ -282,7 +283,7 @@ def _recorded_replicas(target: ProbeTarget, state_dir: Path, rules: Rules | None
             routed=address_of(name),
             address=one.address,
             target=target,
-            policy=_policy(rules, state_dir) if rules else None,
+            policy=_policy(rules, state_dir, name) if rules else None,
             keeper=ContainerKeeper(name=None, project=project, service=name, directory=state_dir) if rules else None,
         )
         for name, one in engine.replicas.items()
@@ -294,8 +295,8 @@ def _keeper(container: str | None, state_dir: Path) -> ContainerKeeper:
     return ContainerKeeper(name=container, project=endpoint.project, service=endpoint.service, directory=state_dir)
 
 
-def _policy(rules: Rules, state_dir: Path) -> Policy:
-    return Policy(rules, held=partial(_memory_stop, state_dir))
+def _policy(rules: Rules, state_dir: Path, service: str = "engine") -> KeptPolicy:
+    return KeptPolicy(rules, state_dir / f"watch/restarts-{service}.json", held=partial(_memory_stop, state_dir))
 
 
 def _memory_stop(state_dir: Path, started_at: float) -> str:

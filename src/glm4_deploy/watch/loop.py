@@ -387,7 +387,7 @@ async def _restart_if_allowed(
     at = time.monotonic()
     try:
         container = await asyncio.to_thread(keeper.state)
-        up_s = wall() - container.started_at if container and container.running else None
+        up_s = policy.uptime(container.started_at, wall(), at) if container and container.running else None
         why_not = policy.why_not(verdict.state, at, container, up_s=up_s, since_s=at - verdict.since)
         exporter.given_up.set("ceiling" in (why_not or ""))
         if why_not is not None:

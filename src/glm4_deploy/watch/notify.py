@@ -26,6 +26,7 @@ from glm4_deploy.errors import ExtraMissing, Locked, StorageError, UsageError
 from glm4_deploy.files import read_text, remove_leftovers, write_text
 from glm4_deploy.watch.incident import Damper, Damping, Memory, Notification, now
 from glm4_deploy.watch.judge import WatchVerdict
+from glm4_deploy.watch.kept import boot_id
 
 # Where to send it.
 
@@ -121,15 +122,6 @@ FILE = "notify/messages.json"
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 300.0
 KEPT = 100  # messages; beyond them the oldest is dropped, and counted
 _CODEC: TypeAdapter[Memory] = TypeAdapter(Memory)
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """Which start of this host it is: monotonic times of one start can be compared, also between processes."""
-    try:
-        return BOOT.read_text().strip()
-    except OSError:
-        return ""
 
 
 class Notifier:

@@ -62,6 +62,22 @@ class Policy:
         self._done: deque[float] = deque()
         self._babbled: float | None = None  # when it was last restarted for that
         self._rolled_back: list[float] = []
+        self._start = self._up = self._from = self._at = 0.0
+
+    def uptime(self, started_at: float, wall: float, at: float) -> float:
+        """Seconds since the container's start. Once it is known, changes of the date do not matter.
+
+        Args:
+            started_at, wall: that start and now, in epoch seconds.
+            at: now, in monotonic seconds.
+        """
+        if started_at != self._start:
+            first, since = not self._at, at - self._at
+            self._up = max(wall - started_at, 0.0)
+            self._up = self._up if first else min(self._up, since)  # at the last look it was another start
+            self._start, self._from = started_at, at
+        self._at = at
+        return self._up + at - self._from
 
     def done(self, at: float, state: State) -> None:
         """It was restarted."""
