@@ -16,6 +16,7 @@ from glm4_deploy.probe.hang import Counters, counters
 from glm4_deploy.text import one_line
 
 PATIENCE_S = 15.0
+COLD_S = 300.0  # after its start an engine may compile for its first requests, and no counter moves meanwhile
 MOST = 1 << 16  # bytes of an answer of one token
 
 
@@ -82,4 +83,8 @@ def _waited(before: Counters | None, after: Counters | None, seconds: float) -> 
     load = f"{after.running:.0f} running, {after.waiting:.0f} waiting"
     if after.moved_since(before):
         return True, f"{late}, but its counters move: busy ({load})"
-    return False, f"{late}, and no counter of the core moved: it hangs ({load})"
+    still = f"{late}, and no counter of the core moved ({load})"
+    age = time.time() - after.started if after.started is not None else COLD_S
+    if age < COLD_S:
+        return False, f"{still}; it started {age:.0f} s ago and may still compile: ask again"
+    return False, f"{still}: it hangs, or one step of it takes longer"

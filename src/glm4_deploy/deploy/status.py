@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -56,6 +57,8 @@ class ReplicaStatus:
     restarts: int
     routed: bool | None
     """Whether the router sends it requests; None: the router does not answer."""
+    core: CoreAnswer | None = None
+    """What became of a request for one token, sent to it alone; None: not asked."""
 
     @property
     def why(self) -> str:
@@ -64,6 +67,8 @@ class ReplicaStatus:
             return f"{self.service}: {self.detail}"
         if self.routed is None:
             return "the router does not answer"
+        if self.core and not self.core.good:
+            return f"{self.service}: {self.core.detail}"
         return "" if self.routed else f"{self.service}: the router sends it no requests"
 
     @property
@@ -74,7 +79,8 @@ class ReplicaStatus:
             None: "the router does not answer",
         }
         health = self.health or "no health check"
-        return f"{self.detail}, {health}, restarted {self.restarts} times; {routing[self.routed]}"
+        core = f"; {self.core.detail}" if self.core else ""
+        return f"{self.detail}, {health}, restarted {self.restarts} times; {routing[self.routed]}{core}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,16 +259,25 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         unjudged=unjudged,
         ended=_last_end(engine, state),
         stopped=_memory_stop(record, state, directory),
-        core=_core(record.endpoint) if served else None,
+        # The router's counters are those of one engine, not of that which got the request: each is asked by itself.
+        core=_core(record.endpoint, "") if served and not engine.replicas else None,
         memory=read_memory(state.pid),
         canary=load_canary(directory),
         made_from=_made_from(record),
     )
 
 
-def _core(endpoint: Endpoint) -> CoreAnswer:
+def _core(endpoint: Endpoint, address: str) -> CoreAnswer:
+    """address: '' for the deployment's own."""
     key = secret_key(endpoint.api_key_file)
-    return ask_core(endpoint.base_url, endpoint.model, key.get_secret_value() if key else None)
+    return ask_core(address or endpoint.base_url, endpoint.model, key.get_secret_value() if key else None)
+
+
+def _core_of(endpoint: Endpoint, engine: Engine) -> CoreAnswer | None:
+    """Of one of several; None where this host does not reach it."""
+    with suppress(DeployError):
+        return _core(endpoint, engine.address())
+    return None
 
 
 def _memory_stop(record: Record, state: RunState, directory: Path) -> MemoryStop | None:
@@ -293,8 +308,12 @@ def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
         routed = RouterClient(base_url=endpoint.base_url).workers()
     except Unreachable:
         routed = None
-    for name, one in engine.replicas.items():
-        state = one.state()
+    states = {name: one.state() for name, one in engine.replicas.items()}
+    with ThreadPoolExecutor() as pool:  # each may take all of its patience
+        cores = {
+            name: pool.submit(_core_of, endpoint, one) for name, one in engine.replicas.items() if states[name].running
+        }
+    for name, state in states.items():
         yield ReplicaStatus(
             service=name,
             running=state.running,
@@ -302,6 +321,7 @@ def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
             health=state.health,
             restarts=state.restarts,
             routed=None if routed is None else routed.get(address_of(name), False),
+            core=cores[name].result() if name in cores else None,
         )
 
 

@@ -1,8 +1,10 @@
 """What the watch reads of the GPUs beside the engine's counters: for the witness, the metrics, and the events."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -28,6 +30,9 @@ class GpuMetrics:
         self.xids = Gauge("glm4_watch_gpu_xids", "Xid errors in the kernel's log", ("code",), registry=registry)
 
     def publish(self, gpus: tuple[GpuHealth, ...], xids: tuple[Xid, ...] | None) -> None:
+        if not gpus:
+            for series in (self.power, self.utilization, self.clock, self.troubles, self.errors):
+                series.clear()
         for gpu in gpus:
             rows = (
                 (self.power, gpu.power_w),
@@ -39,6 +44,9 @@ class GpuMetrics:
             for series, value in rows:
                 if value is not None:
                     series.labels(str(gpu.index)).set(value)
+                else:
+                    with suppress(KeyError):
+                        series.remove(str(gpu.index))
         codes = [xid.code for xid in xids or ()]
         for code in sorted(set(codes)):
             self.xids.labels(str(code)).set(codes.count(code))
@@ -52,29 +60,33 @@ class GpuLook:
     metrics: GpuMetrics
     emit: Callable[..., None]
     _troubles: tuple[str, ...] = ()
-    _xids: int | None = None
+    _xid_at: float | None = None  # of the newest that was seen
 
     async def run(self) -> None:
+        there = False
         while True:
             gpus = await asyncio.to_thread(read_gpu_health)
+            there = there or bool(gpus)
             xids = await asyncio.to_thread(read_xids)
             self.look(gpus, xids, time.monotonic())
-            await asyncio.sleep(LOOK_S if gpus else NO_GPU_S)
+            await asyncio.sleep(LOOK_S if there else NO_GPU_S)
 
     def look(self, gpus: tuple[GpuHealth, ...], xids: tuple[Xid, ...] | None, at: float) -> None:
         self.witness.saw(gpus, at)
         self.metrics.publish(gpus, xids)
-        troubles = tuple(f"GPU {gpu.index}: {trouble}" for gpu in gpus for trouble in gpu.troubles())
-        if troubles != self._troubles:
-            self.emit("gpu", state="trouble" if troubles else "well", why="; ".join(troubles))
-            self._troubles = troubles
+        if gpus:  # a GPU that cannot be read has not got well
+            self._report(tuple(f"GPU {gpu.index}: {trouble}" for gpu in gpus for trouble in gpu.troubles()))
         if xids is not None:
-            known = len(xids) if self._xids is None else self._xids  # what was there before says nothing of now
-            for xid in xids[known:]:
-                self.emit(
-                    "xid",
-                    code=xid.code,
-                    why=xid.text,
-                    hint="sudo dmesg | glm4-deploy diagnose -",
-                )
-            self._xids = len(xids)
+            newest = max((xid.at for xid in xids), default=0.0)
+            # Those of before the watch say nothing of now. The kernel's buffer drops its oldest lines.
+            known = newest if self._xid_at is None else self._xid_at
+            for xid in xids:
+                if xid.at > known:
+                    self.emit("xid", code=xid.code, why=xid.text, hint="sudo dmesg | glm4-deploy diagnose -")
+            self._xid_at = max(known, newest)
+
+    def _report(self, troubles: tuple[str, ...]) -> None:
+        kinds = tuple(re.sub(r"\d+", "#", trouble) for trouble in troubles)  # a clock that wanders is no other trouble
+        if kinds != self._troubles:
+            self.emit("gpu", state="trouble" if troubles else "well", why="; ".join(troubles))
+            self._troubles = kinds

@@ -130,10 +130,12 @@ class Damper:
         if state.good:
             again = max(len(self._recent(at)) - 1, 0)
             return None if told is None else min(self._damping.settle_s * 2**again, 3600.0)
-        if told is None:
-            return self._damping.slow_s if state is State.UNKNOWN else 0.0
-        # During a restart it is unreachable and then unknown: both are part of the incident.
-        return None if state in (told, State.UNKNOWN) else self._damping.slow_s
+        if state is State.UNKNOWN:
+            # During a restart it is unreachable and then unknown: both are part of the incident.
+            return self._damping.slow_s if told is None else None
+        if told in (None, State.UNKNOWN):
+            return 0.0
+        return None if state is told else self._damping.slow_s
 
     def _recent(self, at: float) -> list[float]:
         return [one for one in self._memory.began if 0 <= at - one < 3600]

@@ -150,6 +150,7 @@ class Judge:
         self._sick = self._sound = self._broken = 0
         self._corrupt = self._warm = False
         self._stuck = self._fault = ""  # why it seems hung; what the last bad answer was
+        self._stuck_at = 0.0  # since when it seems so
         self._answers: deque[AnswerCounts] = deque()
         self.unread = ""  # why the guard's counts cannot be read
 
@@ -216,6 +217,7 @@ class Judge:
             self._fault = f"{canary.name}: {canary.why}"
         elif canary.outcome is CanaryOutcome.SILENT and self._moved < canary.asked:
             waited = canary.at - canary.asked
+            self._stuck_at = canary.asked
             self._stuck = f"a canary got no answer in {waited:.0f} s and no counter moved"
         elif canary.outcome is CanaryOutcome.BROKEN:
             self._broken, self._sound = self._broken + 1, 0
@@ -246,13 +248,14 @@ class Judge:
         now = self.last
         if sample.outcome is not Scrape.ANSWERED or now is None:
             return self._unanswered(sample)
-        still = self._stuck
+        still, since = self._stuck, self._stuck_at
         if self.frozen_s >= self.limits.stall_s:
+            since = sample.at - self.frozen_s
             still = f"{now.held:.0f} requests in the engine and no counter moved for {self.frozen_s:.0f} s"
         if still and self._cold(now, sample):
             return State.UNKNOWN, f"{still}; but it has not answered since its start, and a cold engine compiles first"
         if still:
-            return self._second_witness(still, sample.at)
+            return self._second_witness(still, since, sample.at)
         if self._broken >= self.limits.confirm:
             return State.HUNG, f"/metrics answers but generations fail: {self._fault}"
         if self._corrupt or self._sick >= self.limits.confirm:
@@ -261,12 +264,12 @@ class Judge:
             return State.BABBLING, sick
         return self._fine(now)
 
-    def _second_witness(self, still: str, at: float) -> tuple[State, str]:
+    def _second_witness(self, still: str, since: float, at: float) -> tuple[State, str]:
         """A hang that the counters show, unless the GPU works: then it may take three times as long."""
         if self._witness is None:
             return State.HUNG, still
         opinion, why = self._witness.opinion(at)
-        if opinion is Opinion.DENIES and at - self._moved < PATIENCE * self.limits.stall_s:
+        if opinion is Opinion.DENIES and at - since < PATIENCE * self.limits.stall_s:
             return State.BUSY, f"{still}; but {why}"
         return State.HUNG, f"{still}; {why}"
 

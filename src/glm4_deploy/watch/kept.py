@@ -1,13 +1,14 @@
 """What a watch that is killed must not forget: what it restarted, so that its limits hold for the next one too."""
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from glm4_deploy.errors import StorageError
 from glm4_deploy.files import write_text
 from glm4_deploy.watch.judge import State
 from glm4_deploy.watch.restart import Policy, Rules
@@ -48,19 +49,31 @@ class KeptPolicy(Policy):
         acts = Acts()
         with suppress(OSError, ValidationError):
             acts = _CODEC.validate_json(file.read_bytes())
-        if acts.boot == boot_id():
+        if acts.boot and acts.boot == boot_id():
             self._done.extend(acts.done)
             self._babbled, self._rolled_back = acts.babbled, list(acts.rolled_back)
 
     def done(self, at: float, state: State) -> None:
         """As for any policy. Raises StorageError: do not restart."""
-        super().done(at, state)
-        self._save()
+        with self._undone_unless_saved():
+            super().done(at, state)
 
     def rolled_back(self, at: float) -> None:
         """As for any policy. Raises StorageError: do not roll back."""
-        super().rolled_back(at)
-        self._save()
+        with self._undone_unless_saved():
+            super().rolled_back(at)
+
+    @contextmanager
+    def _undone_unless_saved(self) -> Iterator[None]:
+        before = tuple(self._done), self._babbled, list(self._rolled_back)
+        try:
+            yield
+            self._save()
+        except StorageError:
+            self._done.clear()
+            self._done.extend(before[0])
+            self._babbled, self._rolled_back = before[1:]
+            raise
 
     def _save(self) -> None:
         acts = Acts(boot=boot_id(), done=tuple(self._done), babbled=self._babbled, rolled_back=tuple(self._rolled_back))

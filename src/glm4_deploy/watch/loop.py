@@ -359,6 +359,7 @@ async def run_watch(
 ) -> None:
     """Report each change of state, and restart if a policy allows it, forever."""
     state, beat, gpu_at, left_alone = None, time.monotonic(), 0.0, ""
+    gpus: asyncio.Task[None] | None = None
     async for verdict in verdicts:
         at = time.monotonic()
         if verdict.state is not state:
@@ -367,11 +368,15 @@ async def run_watch(
         elif at - beat >= HEARTBEAT_S:
             emit("still", state=verdict.state.value, why=verdict.why, seconds=round(at - verdict.since))
             beat = at
-        if at - gpu_at >= GPU_S:
-            exporter.gpus(await asyncio.to_thread(read_gpus))
-            gpu_at = at
+        if at - gpu_at >= GPU_S and (gpus is None or gpus.done()):
+            # Not awaited: a driver that hangs is a reason to act on the verdict, not to wait.
+            gpus, gpu_at = asyncio.create_task(_publish_gpus(exporter)), at
         if policy is not None and keeper is not None:
             left_alone = await _restart_if_allowed(verdict, policy, keeper, exporter, emit, left_alone, wall)
+
+
+async def _publish_gpus(exporter: Exporter) -> None:
+    exporter.gpus(await asyncio.to_thread(read_gpus))
 
 
 async def _restart_if_allowed(

@@ -69,7 +69,7 @@ def test_an_engine_whose_core_cannot_answer_is_not_up(tmp_path: Path) -> None:
     ("app", "good", "words"),
     [
         (Reference(), True, "one token in"),
-        (broken.Hangs(), False, "no token within"),
+        (broken.Hangs(), False, "and no counter of the core moved"),
         (broken.Busy(), True, "its counters move: busy"),
         (broken.HtmlAnswer(), False, ""),
         (dying.Dies(dead=True), False, "a request for one token gives HTTP 500"),
@@ -79,6 +79,12 @@ def test_one_token_says_whether_the_core_answers(app: Reference, good: bool, wor
     with serving(app) as base_url:
         answer = ask_core(base_url, "glm-4-9b-chat", None, patience_s=2.0)
     assert answer.good is good and words in answer.detail, answer
+
+
+def test_a_replica_that_hangs_is_named_although_the_router_feeds_it() -> None:
+    well = ReplicaStatus(service="glm4-1", running=True, detail="up", health="healthy", restarts=0, routed=True)
+    hung = replace(well, core=CoreAnswer(good=False, detail="no token within 15 s", seconds=15.0))
+    assert (well.why, hung.why) == ("", "glm4-1: no token within 15 s")
 
 
 def test_what_the_watch_asked_last_and_the_memory_are_shown(tmp_path: Path) -> None:

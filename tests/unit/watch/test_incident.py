@@ -37,6 +37,7 @@ def test_another_fault_that_lasts_is_told() -> None:
 def test_what_cannot_be_judged_for_as_long_as_a_start_may_take_is_told() -> None:
     assert told({0: State.UNKNOWN}, 3000) == [(900, "is unknown")]
     assert told({0: State.OK, 500: State.UNKNOWN, 1390: State.OK}, 3000) == []
+    assert told({0: State.UNKNOWN, 910: State.HUNG}, 3000) == [(900, "is unknown"), (910, "is hung")]
 
 
 def test_one_that_flaps_tells_less_and_less_often() -> None:

@@ -38,8 +38,12 @@ def test_an_unreadable_file_is_forgotten(text: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "watch").write_text("in the way")
+    policy = KeptPolicy(Rules(), tmp_path / "watch/restarts.json")
     with pytest.raises(StorageError):
-        KeptPolicy(Rules(), tmp_path / "watch/restarts.json").done(0.0, State.HUNG)
+        policy.done(0.0, State.BABBLING)
+    with pytest.raises(StorageError):
+        policy.rolled_back(0.0)
+    assert policy.recent(1.0) == 0
 
 
 def test_a_changed_date_makes_no_container_older_or_younger() -> None:

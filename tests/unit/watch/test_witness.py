@@ -84,6 +84,21 @@ def test_a_gpu_that_works_gets_three_times_as_long() -> None:
     assert all(state in (State.OK, State.BUSY) for at, state, _ in rows if at < 240)
 
 
+def test_after_an_idle_hour_too_it_gets_three_times_as_long() -> None:
+    witness = Witness()
+    judge = Judge(LIMITS, at=0.0, witness=witness)
+    hung = []
+    for at in range(0, 4000, 10):
+        tokens = float(min(at, 60))
+        witness.saw((gpu(9.0, use=0.0) if 60 < at < 3600 else gpu(46.0),), at)
+        counters = Counters(
+            generation_tokens=tokens, running=float(at <= 60 or at >= 3600), waiting=0.0, work=(tokens,)
+        )
+        verdict = judge.sample(MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=counters))
+        hung += [at] * (verdict.state is State.HUNG)
+    assert hung[0] == 3780, "no counter moved since 60 s, but it held nothing until 3600 s"
+
+
 def test_without_a_gpu_in_sight_the_counters_decide_alone() -> None:
     first = next(row for row in verdicts(None, 120) if row[1] is State.HUNG)
     assert first[0] == 120 and "what the GPU does is not known here" in first[2]
@@ -97,7 +112,9 @@ def test_troubles_and_new_xids_are_reported_once_and_published() -> None:
     )
     old, new = Xid(code=31, at=1.0, text="old"), Xid(code=79, at=2.0, text="fallen off the bus")
     hot = GpuHealth(index=0, power_w=90.0, slowdowns=("power brake",))
-    for gpus, xids in (((hot,), (old,)), ((hot,), (old, new)), ((GpuHealth(index=0, slowdowns=()),), (old, new))):
+    well = GpuHealth(index=0, slowdowns=())
+    rounds = (((hot,), (old,)), ((), (old,)), ((hot,), (new,)), ((hot,), None), ((hot,), (new,)), ((well,), (new,)))
+    for gpus, xids in rounds:  # one look that fails, and a buffer of the kernel that drops its oldest line
         look.look(gpus, xids, 0.0)
     assert [name for name, _ in events] == ["gpu", "xid", "gpu"]
     assert (events[0][1]["why"], events[1][1]["code"], events[2][1]["state"]) == ("GPU 0: power brake", 79, "well")
