@@ -156,6 +156,12 @@ class PromptRequest:
         named = self.limit is not None and copies <= 1.2 * self.limit + 2
         return named and all(fold(word) in self.words for word in words)
 
+    def allows_faces(self, faces: int) -> bool:
+        """Whether it asked for this many emoji: it named as large a number, or emoji and no number."""
+        if self.limit is None:
+            return _EMOJI.search(self.words) is not None
+        return faces <= 1.2 * self.limit + 2
+
     def _names(self, unit: str) -> bool:
         folded = fold(unit)
         if not 1 < len(folded) <= MAX_NAMED:
@@ -168,6 +174,9 @@ class PromptRequest:
         return self.count and self.limit is not None and copies <= 1.2 * self.limit + 2
 
 
+_EMOJI = re.compile(
+    "emoji|émoji|emoticon|émoticône|smiley|faccin|эмодзи|эмоджи|смайл|이모지|이모티콘|絵文字|表情|颜文字"
+)
 _UNFOLDED = re.compile(r"[\W_]+")
 
 

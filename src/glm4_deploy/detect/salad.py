@@ -24,7 +24,7 @@ def find_salad(tail: Tail, request: PromptRequest) -> LoopFinding | None:
     """The first of the rules that the end of the text breaks. A list of words that was requested is in no order."""
     sample = tail.reversed[: SALAD.tail][::-1]
     for rule in _RULES:
-        if rule in _LISTS and request.count:
+        if (rule in _LISTS and request.count) or (rule is _few_faces and request.allows_faces(len(_faces_of(sample)))):
             continue
         if (why := rule(sample)) is not None:
             start = max(tail.end - len(sample), 0)
@@ -256,7 +256,10 @@ def _few_pieces(sample: str) -> str | None:
     kinds = set(pieces)
     if len(pieces) < SALAD.pieces or not 1 < len(kinds) <= SALAD.pieces_kinds:
         return None
-    named = sum(_NAMED_PIECE.fullmatch(piece) is not None for piece in pieces)
+    lengths = Counter(len(piece) for piece in pieces if _NAMED_PIECE.fullmatch(piece))
+    named = lengths.total()
+    if max(lengths.values(), default=0) >= SALAD.pieces_code * len(pieces):
+        return None  # a code with words of equal length: amino acids
     glued = len(_GLUED_PIECE.findall(sample[-SALAD.pieces_tail :]))
     if named < SALAD.pieces_named * len(pieces) or glued < SALAD.pieces_glued * len(pieces):
         return None
@@ -273,31 +276,19 @@ _FACES = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f\u200d ]*")
 
 def _few_faces(sample: str) -> str | None:
     """A page of emoji on one line, of a few kinds."""
-    match = _FACES.match(sample[::-1])
-    faces = _FACE.findall(match[0]) if match else []
+    faces = _faces_of(sample)
     if len(faces) < SALAD.faces or len(set(faces)) > SALAD.faces_kinds:
         return None
     return f"the last {len(faces)} characters are {len(set(faces))} different emoji"
 
 
-# Brackets and marks
+def _faces_of(sample: str) -> list[str]:
+    """The emoji at its end."""
+    match = _FACES.match(sample[::-1])
+    return _FACE.findall(match[0]) if match else []
 
-_MARKS = re.compile(r"([(\[{,=:])\s*(?=([^\w\s\"'`]))")
-_WRONG_MARKS = frozenset(["(,", "(=", "[,", "[=", "{,", "{=", ",=", "=)", "=]", "=,", ":,"])
 
-
-def _no_syntax(sample: str) -> str | None:
-    """Marks of code that no language writes side by side: `( ,`, `= ]`."""
-    last = sample[-SALAD.order_tail :]
-    pairs = [one + other for one, other in _MARKS.findall(last)]
-    wrong = sum(pair in _WRONG_MARKS for pair in pairs)
-    kinds = len({pair for pair in pairs if pair in _WRONG_MARKS})
-    if sum(map(str.islower, last)) < sum(map(str.isupper, last)):
-        return None  # qualities of a sequence
-    if kinds < SALAD.wrong_kinds or wrong < max(SALAD.wrong_marks, SALAD.wrong_marks_share * len(pairs)):
-        return None
-    return f"{wrong} of {len(pairs)} pairs of marks stand side by side in no language"
-
+# Brackets
 
 _BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\s\w\))(?<!\s\d\d\))")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
@@ -337,7 +328,6 @@ _RULES = (
     _few_pieces,
     _few_faces,
     _no_brackets,
-    _no_syntax,
     no_order,
 )
 _LISTS = (_no_common_word, _fragments, _no_pattern, _few_faces, no_order)

@@ -358,9 +358,9 @@ class SaladLimits:
         kinds_share: different words divided by all. (Languages of short syllables repeat them.)
         kinds: different words and marks in no order, at least; step_words: share of words of small letters.
         pieces: of words, at least, of pieces_kinds kinds at most; pieces_named: share of capitalised ones of three
-            letters or more; pieces_glued: share of capitals that follow a letter.
+            letters or more; pieces_glued: share of capitals that follow a letter; pieces_code: share of capitalised
+            ones of one length from which on they are a code in good order (amino acids).
         faces: emoji in a row, at least, of faces_kinds kinds at most (in a story of emoji: 25).
-        wrong_marks: pairs of marks that no language writes, at least, of wrong_kinds kinds; wrong_marks_share: theirs.
         escapes: `\\[`, at most, where brackets are judged.
         brackets: closed ones at least, of which bracket_share were opened by another kind.
     """
@@ -411,11 +411,9 @@ class SaladLimits:
     pieces_kinds: int = 16
     pieces_named: float = 0.12
     pieces_glued: float = 0.14
+    pieces_code: float = 0.95
     faces: int = 256
     faces_kinds: int = 20
-    wrong_marks: int = 5
-    wrong_kinds: int = 3
-    wrong_marks_share: float = 0.13
     escapes: int = 8
     bracket_tail: int = 1024
     brackets: int = 16

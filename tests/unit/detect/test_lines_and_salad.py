@@ -8,7 +8,6 @@ import pytest
 from glm4_deploy.detect import Stream, scan
 from glm4_deploy.detect.finding import LoopVerdict
 from glm4_deploy.detect.order import no_order
-from glm4_deploy.detect.tokens import tokens_of
 
 METHOD = "    public String getName() {\n        return this.name;\n    }\n\n"
 CALL = (
@@ -241,12 +240,64 @@ def test_a_page_of_a_few_emoji(count: int, is_loop: bool) -> None:
     assert scan(_salad(list("😀🎉🔥💪✨🙌"), count, "")).degenerate is is_loop
 
 
-def test_code_in_no_order_has_marks_that_no_language_writes() -> None:
-    lines = [f"{name} = [fold(part, size={name}) for part in read({{'{name}': 1}}, mode=[2, 3])]\n" for name in WORDS]
-    tokens = tokens_of("".join(lines) * 2)
-    random.Random(3).shuffle(tokens)
-    assert scan(f"```python\n{' '.join(tokens)}").verdict is LoopVerdict.SALAD
-    assert not scan("```python\n" + "".join(lines), finish_reason="stop").degenerate
+ACIDS = "Ala Arg Asn Asp Cys Gln Glu Gly His Ile Leu Lys Met Phe Pro Ser Thr Trp Tyr Val".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("kinds", [12, 14, 16, 20])
+def test_a_peptide_in_three_letter_code_is_no_salad(kinds: int) -> None:
+    for peptide in (_salad(ACIDS[:kinds], 200, ""), f"H{_salad(ACIDS[:kinds], 200, '')}OH"):
+        for text in (peptide, f"The sequence is:\n\n{peptide}"):
+            assert not scan(text, finish_reason="stop").degenerate
+            assert not scan(text, finish_reason="length").degenerate
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_loop"),
+    [
+        ("Send me 300 heart emojis in mixed colours, please.", False),
+        ("Fill this line with three hundred hearts.", False),
+        ("Answer with emojis only, as many as you can.", False),
+        ("Réponds avec des émoticônes.", False),
+        ("Ответь только смайликами", False),
+        ("请只用表情符号回答。", False),
+        ("絵文字だけで答えて", False),
+        ("이모지로만 대답해줘", False),
+        ("Answer with 20 emojis.", True),
+        ("How are you?", True),
+    ],
+)
+def test_a_page_of_emoji_was_requested(prompt: str, is_loop: bool) -> None:
+    assert scan(_salad(list("💙💚💛💜🧡🖤"), 300, ""), prompt=prompt, finish_reason="stop").degenerate is is_loop
+
+
+MARKS = {
+    "operators": (
+        "The assignment operators in C are (=, +=, -=, *=, /=, %=, &=, |=, ^=). The comparison operators are "
+        "(==, !=, <, >, <=, >=). Compound ones are [=, +=], {=, -=} and (=, *=)."
+    ),
+    "special characters": (
+        "In YAML the following characters are special: {, }, [, ], ,, &, *, #, ?, |, -, <, >, =, !, %, @, and a key "
+        "ends with :, so a value that holds {, [, or : must be quoted."
+    ),
+    "the shell": (
+        "Quote these in bash: (, ), {, }, [, ], =, :, and in vim: {, }, (, ), [, ], =, ,. A test is [ = ] or (=)."
+    ),
+    "Haskell": (
+        "pair = (,) <$> a <*> b\ntriple = (,,) <$> a <*> b <*> c\nback = (=<<)\nsame = [(==), (/=)]\n"
+        "both = liftA2 (,) [1] [2]\nmore = zipWith3 (,,) as bs cs\n"
+    ),
+    "shorthand": (
+        "Call `f(a=, b=)`, `g(c=, d=)` or `h(e=, i=)`. In Ruby it is `User.new(name:, age:, email:)` and "
+        "`Post.new(title:, body:, author:)`.\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("ended", ["stop", "length", None])
+def test_lists_of_operators_and_marks_are_no_salad(kind: str, ended: str | None) -> None:
+    for text in (MARKS[kind], f"```\n{MARKS[kind]}```\n", MARKS[kind] + "".join(MARKS.values())):
+        assert not scan(text, finish_reason=ended).degenerate
 
 
 def test_glyphs_of_troff_are_no_brackets() -> None:
