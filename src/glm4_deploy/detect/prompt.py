@@ -126,6 +126,35 @@ def is_refrain(unit: str) -> bool:
     return 0 < lines <= 4 and _columns(unit) < 56 * lines
 
 
+_LABEL = re.compile(
+    r"\W{0,4}(?:(?P<named>[^\W\d_][^\n:：]{0,23})[:：]|(?P<eastern>[\u2e80-\ud7ff]{2})|(?P<words>[^\W\d_]+ [^\W\d_]+))"
+)
+_RECORDS = 3  # of the same labels, at least
+
+
+def records_of(text: str) -> dict[str, list[str]]:
+    """What follows each label, where lines begin with the same few labels and one of them has a colon; else {}.
+
+    Without a colon, the first two words or ideographs of a line are its label. The first and the last line may be cut
+    off, so they do not count.
+    """
+    lines = [line for line in text.split("\n")[1:-1] if line.strip()]
+    labelled = [match for line in lines if (match := _LABEL.match(line))]
+    values: dict[str, list[str]] = {}
+    for match in labelled:
+        values.setdefault(match[match.lastgroup or 0], []).append(match.string[match.end() :].strip())
+    again = {label: said for label, said in values.items() if len(said) >= _RECORDS}
+    named = any(match["named"] in again for match in labelled)
+    return again if named and sum(map(len, again.values())) >= 0.9 * len(lines) else {}
+
+
+def has_different_records(text: str) -> bool:
+    """Records that a list of different things has: nearly each with another name, and another label's values vary."""
+    kinds = [(len(set(said)), len(said)) for said in records_of(text).values()]
+    names = sum(different >= 0.8 * said for different, said in kinds)
+    return names > 0 and sum(different >= 3 for different, _ in kinds) > 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRequest:
     """What a prompt asked for.

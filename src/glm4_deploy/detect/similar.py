@@ -8,7 +8,7 @@ from statistics import median_low
 
 from glm4_deploy.detect.exact import copies_needed
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
-from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, is_verse, shape_of, weight_of
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, has_different_records, is_verse, shape_of, weight_of
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
 from glm4_deploy.detect.thresholds import (
     DRIFT,
@@ -239,7 +239,9 @@ def find_near_duplicate(
             continue
         start, copies = repetition.start, repetition.copies
         unit = tail.between(start, start + round((repetition.end - start) / copies))
-        if not (request.allows(copies) or request.allows_words(copies, unit.split())):
+        if request.allows(copies) or request.allows_words(copies, unit.split()):
+            continue
+        if ending is Ending.CUT or not has_different_records(tail.between(start, repetition.end)):
             return _changed_copies(repetition, tail)
     return None
 

@@ -11,7 +11,7 @@ from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
 from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_repeated_lines
-from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, request_of, shape_of
+from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, records_of, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
@@ -202,7 +202,8 @@ class Stream:
             rows = is_row(finding.unit) or shape_of(finding.unit) is not Shape.PROSE
         else:
             short = (finding.period or 0) < VERSE_LINE
-            rows = finding.verdict is LoopVerdict.NEAR_DUPLICATE and short and "\n" in finding.unit
+            near = finding.verdict is LoopVerdict.NEAR_DUPLICATE and "\n" in finding.unit
+            rows = near and (short or bool(records_of(kept.between(finding.start or 0, kept.end))))
         if provisional or quoted or rows:
             self._alarm = finding
         else:
