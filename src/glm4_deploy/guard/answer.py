@@ -1,7 +1,8 @@
 """One answer while it passes: its texts, each followed by a detector, and how it ends if it is cut."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,15 +146,14 @@ class Answer:
 
     def _read_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index", 0)
-        body = choice.get("delta") or choice.get("message") or {}
+        body = _message(choice)
         if text := choice.get("text") or body.get("content"):
             self._take(index, "content", text)
         if text := body.get("reasoning_content") or body.get("reasoning"):
             self._take(index, "reasoning", text)
-        for at, call in enumerate(_few(body.get("tool_calls"))):
-            number = at if "message" in choice else call.get("index", at)
+        for part, call in _calls(choice):
             if text := (call.get("function") or {}).get("arguments"):
-                self._take(index, f"tool {number:d}", text)
+                self._take(index, part, text)
         if finish := choice.get("finish_reason"):
             self.engine_ended |= finish == "repetition"
             self._finish[index] = "length" if finish == "repetition" else str(finish)
@@ -228,14 +228,20 @@ def _shorten(api: Api, body: dict[str, Any], sick: SickText, length: int) -> Non
         texts = [(text, "text") for field in ("content", "summary") for text in item.get(field) or ()]
         _cut_in([(item, "arguments")] if part == "tool" else texts, length)
         return
+    places: list[tuple[dict[str, Any], str]] = []
     for choice in body["choices"]:
         if choice.get("index", 0) == sick.choice:
             choice["finish_reason"] = "stop"
-            message = choice.get("message") or choice
-            names = {"content": ("text", "content"), "reasoning": ("reasoning_content", "reasoning")}
             if part == "tool":
-                message = message["tool_calls"][int(number)]["function"]
-            _cut_in([(message, name) for name in names.get(part, ("arguments",)) if message.get(name)][:1], length)
+                called = (call.get("function") for name, call in _calls(choice) if name == sick.part)
+                places += [(function, "arguments") for function in called if function]
+            else:
+                said = _message(choice)
+                read = [(choice, "text"), (said, "content")]
+                if part == "reasoning":
+                    read = [(said, "reasoning_content"), (said, "reasoning")]
+                places += [(holder, name) for holder, name in read if holder.get(name)][:1]
+    _cut_in(places, length)
 
 
 def _cut_in(places: Iterable[tuple[dict[str, Any], str]], length: int) -> None:
@@ -251,6 +257,18 @@ def _few(items: Any) -> list[Any]:
     if items and len(items) > MAX_TEXTS:
         raise UnreadableAnswer("too many texts")
     return items or []
+
+
+def _message(choice: dict[str, Any]) -> dict[str, Any]:
+    """What a choice says: streamed or whole."""
+    return choice.get("delta") or choice.get("message") or {}
+
+
+def _calls(choice: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Its tool calls, each with the name of its part."""
+    for at, call in enumerate(_few(_message(choice).get("tool_calls"))):
+        number = at if "message" in choice else call.get("index", at)
+        yield f"tool {number:d}", call
 
 
 def _part(kind: str) -> str | None:
@@ -278,5 +296,10 @@ def _head(api: Api, event: dict[str, Any]) -> dict[str, Any]:
     return {name: event[name] for name in names if isinstance(event.get(name), str | int | float)}
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that has an encoding: half a surrogate pair, which is none, is escaped as the engine did."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() else _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)

@@ -87,13 +87,17 @@ class Ledger:
     def unjudged(self, reason: str) -> None:
         self._unjudged.labels(reason).inc()
 
+    def fault(self, error: Exception) -> None:
+        """Write that judging has failed."""
+        self.event("fault", error=type(error).__name__)
+
     def event(self, event: str, /, **fields: Any) -> None:
         """Write one line of JSON."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._write(json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True))
 
     def _model(self, question: Question) -> str:
-        name = question.model[:200]
+        name = question.model[:200].encode(errors="replace").decode()  # half a surrogate pair is no label
         if name not in self._models and len(self._models) >= MAX_MODELS:
             return "other"
         self._models.add(name)

@@ -193,10 +193,14 @@ class Guard:
         action = "seen"
         if sick:
             again = await self._again(request, raw, judging) if judging.mode is Mode.RETRY else None
-            action = "cut" if again is None else "retried"
-            whole = shortened(judging.question.api, reader.parsed, sick) if again is None else marked(again, sick[0])
-            response.headers.popall(hdrs.CONTENT_LENGTH, None)
-            response.content_length = len(whole)
+            try:
+                first = reader.parsed
+                whole = shortened(judging.question.api, first, sick) if again is None else marked(again, sick[0])
+                action = "cut" if again is None else "retried"
+                response.headers.popall(hdrs.CONTENT_LENGTH, None)
+                response.content_length = len(whole)
+            except Exception as error:  # noqa: BLE001 (the engine's own bytes are an answer too)
+                self._ledger.fault(error)
         reader.close(action)
         await response.prepare(request)
         await response.write(whole)

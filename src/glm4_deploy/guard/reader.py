@@ -141,7 +141,7 @@ class EventReader:
         except NoRoom:
             self._give_up("too many")
         except Exception as error:  # noqa: BLE001 (a fault in judging must not end an answer)
-            self._ledger.event("fault", error=type(error).__name__)
+            self._ledger.fault(error)
             self._give_up("fault")
         return None
 
@@ -166,8 +166,13 @@ class EventReader:
     def close(self) -> None:
         """The answer has ended."""
         if self._reading:
+            try:
+                late = self._answer.close()
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._ledger.fault(error)
+                self._give_up("fault")
+                return
             self._reading = False
-            late = self._answer.close()
             for sick in late:
                 self._ledger.finding(self._question, sick, "seen")
             sound = "retried" if self._second else "sound"
@@ -222,16 +227,25 @@ class BodyReader:
                 self.parsed = parsed
             except (ValueError, TypeError, RecursionError, UnreadableAnswer):
                 self._why = self._why or "unreadable"
+            except Exception as error:  # noqa: BLE001 (a fault in judging must not end an answer)
+                self._ledger.fault(error)
+                self._why = "fault"
             self._raw.clear()
         return self._finals
 
     def close(self, action: str = "seen") -> None:
         """The answer is complete."""
         finals = self.finals()
+        late: list[SickText] = []
+        if not self._why:
+            try:
+                late = self._answer.close()
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._ledger.fault(error)
+                self._why = "" if finals else "fault"
         if self._why:
             self._ledger.unjudged(self._why)
             return
-        late = self._answer.close()
         for sick in finals:
             self._ledger.finding(self._question, sick, action)
         for sick in late:

@@ -17,6 +17,7 @@ from servers.guarded import (
     ANSWER,
     CHAT,
     DONE,
+    LOOP,
     PATIENCE_S,
     Engine,
     Running,
@@ -123,16 +124,62 @@ def test_a_slow_head_of_a_client_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.recv(65536) == b""
 
 
-def test_a_fault_in_judging_does_not_end_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(Stream):
-        def feed(self, chunk: str, **_: Any) -> None:
-            raise IndexError(chunk)
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("method", ["feed", "close"])
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.CUT, Mode.RETRY])
+def test_a_fault_in_judging_does_not_end_the_answer(
+    mode: Mode, method: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: Any) -> None:
+        raise IndexError(method)
 
-    monkeypatch.setattr(answers, "Stream", Faulty)
-    with guarded(Engine(*streamed(token("a"), token("b"), DONE))) as guard:
-        assert post(guard).content == token("a") + token("b") + DONE
-        assert guard.count("unjudged_total", reason="fault") == 1
-    assert next(line for line in guard.lines if line["event"] == "fault")["error"] == "IndexError"
+    monkeypatch.setattr(answers, "Stream", type("Faulty", (Stream,), {method: fault}))
+    events = token("a"), token("b"), DONE
+    with guarded(Engine(*(streamed(*events) if stream else whole(ANSWER))), mode) as guard:
+        assert post(guard, stream=stream).content == (b"".join(events) if stream else ANSWER)
+        guard.until(lambda: guard.count("unjudged_total", reason="fault") == 1)
+    assert [line["error"] for line in guard.lines if line["event"] == "fault"] == ["IndexError"]
+
+
+def test_a_fault_in_the_cut_leaves_the_engines_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: Any) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(proxy, "shortened", fault)
+    with guarded(Engine(*whole(looping_body()))) as guard:
+        assert post(guard, stream=False).content == looping_body()
+        assert guard.count("answers_total", model="m", outcome="sick") == 1
+    assert [line["error"] for line in guard.lines if line["event"] == "fault"] == ["KeyError"]
+
+
+CALLS = [{"index": 0, "function": {"name": "f", "arguments": LOOP * 200}}]
+ODD_BODIES = {
+    "half a surrogate pair": [{"index": 0, "message": {"content": "\ud83d " + LOOP * 200}}],
+    "an index twice": [{"index": 0, "message": {"tool_calls": CALLS}}, {"index": 0, "message": {"content": "Fine."}}],
+    "a delta": [{"index": 0, "delta": {"content": LOOP * 200}}],
+    "a delta with a call": [{"index": 0, "delta": {"tool_calls": CALLS}}],
+    "a call that is none": [{"index": 0, "message": {"tool_calls": [*CALLS, {"function": None}]}}],
+}
+
+
+@pytest.mark.parametrize("kind", ODD_BODIES)
+def test_an_odd_body_that_loops_is_shortened(kind: str) -> None:
+    body = json.dumps({"choices": ODD_BODIES[kind]}).encode()
+    with guarded(Engine(*whole(body))) as guard:
+        answer = post(guard, stream=False)
+        assert (answer.status_code, guard.count("answers_total", model="m", outcome="cut")) == (200, 1)
+    assert json.loads(answer.content)["glm4_guard"]["action"] == "cut"
+    assert len(answer.content) < len(body) / 4
+    assert not [line for line in guard.lines if line["event"] == "fault"]
+
+
+def test_a_model_named_by_half_a_surrogate_pair_does_not_end_the_metrics() -> None:
+    with guarded(Engine(*whole(ANSWER))) as guard:
+        asked = json.dumps(body_of(stream=False, model="\ud800x"))
+        assert httpx.post(guard.url + CHAT, content=asked, trust_env=False).content == ANSWER
+        scraped = httpx.get(guard.metrics_url + "/metrics", trust_env=False)
+    assert scraped.status_code == 200
+    assert 'glm4_guard_answers_total{model="?x",outcome="sound"} 1.0' in scraped.text
 
 
 def test_an_upload_that_breaks_off_ends_the_engines_request() -> None:
