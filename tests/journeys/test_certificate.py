@@ -78,6 +78,26 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
     assert f"worse: {statement['predicate']['checks'][-1]['check']}" in worse.err
 
 
+def test_the_copy_that_is_kept_stays_signed_and_never_ends_a_look(kit: Kit) -> None:
+    key, _ = keys(kit.directory)
+    release = kit.good_release()
+    copy = kit.directory / ".glm4/releases" / release / "certificate.json"
+
+    assert json.loads(kit.run("certificate").out)["signatures"] == []
+    assert copy.exists()
+    signed = kit.run("certificate", "--sign", key).out
+    assert copy.read_text() == signed
+    assert json.loads(kit.run("certificate").out)["signatures"] == []
+    assert copy.read_text() == signed
+
+    copy.unlink()
+    copy.mkdir()  # it cannot be written
+    looked = kit.run("certificate", "-o", "a.json")
+    assert looked.code == 0
+    assert "warning: no copy was kept with the release" in looked.err
+    assert kit.run("certificate", "verify", "a.json").code == 0
+
+
 def test_what_is_no_certificate_gets_one_error(kit: Kit) -> None:
     for text in ("", "[]", "{}", '{"payloadType": "application/vnd.in-toto+json", "payload": "!", "signatures": []}'):
         (kit.directory / "x.json").write_text(text)

@@ -7,7 +7,7 @@ import typer
 
 from glm4_deploy.cli.params import STATE, Json, StateDir
 from glm4_deploy.deploy.certificate import compare, envelope, keep, read_certificate, serving_release, statement
-from glm4_deploy.errors import Judged
+from glm4_deploy.errors import Judged, StorageError
 from glm4_deploy.files import ensure_writable, write_text
 from glm4_deploy.report.wire import dumps
 from glm4_deploy.text import one_line
@@ -41,12 +41,15 @@ def write(
         ensure_writable(output)
     release = serving_release(state_dir)
     text = envelope(statement(release, state_dir, report), sign)
-    keep(text, release, state_dir)
     if output is None:
         typer.echo(text, nl=False)
     else:
         write_text(output, text)
         typer.echo(f"{output}: release {release.id}, {'signed' if sign else 'not signed'}", err=True)
+    try:
+        keep(text, release, state_dir)
+    except StorageError as error:
+        typer.echo(one_line(f"warning: no copy was kept with the release: {error}", 1000), err=True)
 
 
 def verify(file: File, signers: Signers = None, json_: Json = False) -> None:

@@ -121,12 +121,17 @@ def _pae(payload: str) -> str:
 
 
 def keep(text: str, release: Release, directory: Path) -> None:
-    """Keep a copy with the release, for the pages of later reports.
+    """Keep a copy with the release, for the pages of later reports. A signed one is replaced only by a signed one.
 
     Raises:
         StorageError: it cannot be written.
     """
-    write_text(Store(directory).root / release.id / CERTIFICATE, text, mode=PRIVATE)
+    path = Store(directory).root / release.id / CERTIFICATE
+    if not json.loads(text)["signatures"]:
+        with suppress(DeployError):
+            if read_certificate(path, None).signed:
+                return
+    write_text(path, text, mode=PRIVATE)
 
 
 def kept_lines(directory: Path) -> tuple[str, ...]:
