@@ -18,7 +18,7 @@ from docker.errors import DockerException
 from docker.models.containers import Container
 
 from glm4_deploy.deploy.docker import ContainerState, connect, find_container, state_of
-from glm4_deploy.deploy.state import hold_lock
+from glm4_deploy.deploy.state import hold_lock, load_stop
 from glm4_deploy.errors import DeployError, RollbackFailed
 from glm4_deploy.files import write_text
 from glm4_deploy.run import run_program
@@ -56,7 +56,7 @@ class Policy:
     """Decides whether to restart now. Pure: time (monotonic seconds) and the container's state are arguments."""
 
     def __init__(self, rules: Rules, held: Callable[[float], str] = lambda _started_at: "") -> None:
-        """held: from the start (epoch seconds) of a container that is down to why it stays so; '' for no reason."""
+        """held: from a container's start (epoch seconds) to why it is not to be started again; '' for no reason."""
         self.rules = rules
         self._held = held
         self._done: deque[float] = deque()
@@ -117,7 +117,7 @@ class Policy:
             return "the container does not exist"
         if container.gave_up:
             return f"given up after {container.restarts} restarts, the ceiling of its restart policy: it needs a person"
-        if not container.running and (held := self._held(container.started_at)):
+        if held := self._held(container.started_at):  # also while it runs: a stop takes seconds
             return held
         if not container.running and _stopped_on_purpose(container):
             return f"it was stopped (exit code {container.exit_code}), probably on purpose"
@@ -166,14 +166,15 @@ class ContainerKeeper:
         """Store the end of its log, then restart it. Returns the path of the log.
 
         Raises:
-            DeployError: another glm4-deploy is running, the log cannot be stored, or Docker refuses. Nothing was
-                restarted then, unless Docker itself failed halfway.
+            DeployError: another glm4-deploy is running, the log cannot be stored, it was stopped for memory meanwhile,
+                or Docker refuses. Nothing was restarted then, unless Docker itself failed halfway.
         """
         with hold_lock(self._directory, "watch --restart"):
             container = self._container()
             if container is None:
                 raise DeployError("the container does not exist any more")
             log = self._store_log(container, why)
+            _refuse_if_stopped_for_memory(container, self._directory)
             try:
                 container.restart(timeout=STOP_S)
             except (DockerException, OSError) as error:
@@ -184,13 +185,15 @@ class ContainerKeeper:
         """Store the end of its log, then put the last good release back. Returns the id of the release that serves.
 
         Raises:
-            DeployError: another glm4-deploy is running, or the log cannot be stored; nothing was changed.
+            DeployError: another glm4-deploy is running, the log cannot be stored, or it was stopped for memory
+                meanwhile; nothing was changed.
             RollbackFailed: see `roll_back`.
         """
         with hold_lock(self._directory, "watch --rollback"):
             container = self._container()
             if container is not None:
                 self._store_log(container, why)
+                _refuse_if_stopped_for_memory(container, self._directory)
         return roll_back(self._directory)
 
     def _container(self) -> Container | None:
@@ -215,6 +218,13 @@ class ContainerKeeper:
         for old in sorted(folder.glob("restart-*.log"))[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
         return path
+
+
+def _refuse_if_stopped_for_memory(container: Container, directory: Path) -> None:
+    """Storing a log takes seconds, in which memory may have run out. Raises DeployError."""
+    state = state_of(container)
+    if state and (stop := load_stop(directory, since=state.started_at)):
+        raise DeployError(f"it is stopped: {stop.why}", hint=stop.remedy)
 
 
 def roll_back(directory: Path) -> str:
