@@ -21,7 +21,7 @@ from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spe
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
-from glm4_deploy.deploy.state import LastCanary, expected_record, load_record, load_stop, save_canary
+from glm4_deploy.deploy.state import LastCanary, Record, expected_record, load_record, load_stop, save_canary
 from glm4_deploy.errors import Judged, UsageError
 from glm4_deploy.host.memory import read_memory
 from glm4_deploy.probe.client import ProbeTarget
@@ -30,13 +30,14 @@ from glm4_deploy.report.terminal import results_text
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line, seconds_of
+from glm4_deploy.watch.breaker import GIB, Breaker
 from glm4_deploy.watch.exporter import Exporter, Published, serve
 from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.incident import Damping
 from glm4_deploy.watch.judge import Limits
 from glm4_deploy.watch.kept import KeptPolicy
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
-from glm4_deploy.watch.memory import GIB, Breaker, Defence, MemoryMetrics, NamedContainer, RecordedEngines
+from glm4_deploy.watch.memory import Defence, Engines, MemoryMetrics, NamedContainer, RecordedEngines
 from glm4_deploy.watch.notify import Notifier, read_services, send_test
 from glm4_deploy.watch.replicas import ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
 from glm4_deploy.watch.restart import ContainerKeeper, Rules
@@ -108,8 +109,8 @@ def watch(
         bool,
         typer.Option(
             "--stop-for-memory",
-            help="Stop the engine when less than half of --host-reserve-gib is available, before the host freezes; "
-            "--restart and --rollback imply it.",
+            help="Stop the engine when less than half of --host-reserve-gib is available and it gets worse, before the "
+            "host freezes; --restart and --rollback imply it.",
         ),
     ] = False,
     notify_file: Annotated[
@@ -329,15 +330,23 @@ def _defence(
         )
     if may_stop and record is None and container is None:
         record = expected_record(resolve_spec({}))
-    engines = NamedContainer(container) if container else RecordedEngines(record, state_dir) if record else None
     return Defence(
         breaker=Breaker(floor_gib),
         metrics=MemoryMetrics(exporter.registry),
         emit=emit,
-        engines=engines,
+        engines=_engines(container, record, state_dir),
         may_stop=may_stop,
         directory=state_dir,
     )
+
+
+def _engines(container: str | None, record: Record | None, state_dir: Path) -> Engines | None:
+    """What may be stopped, and whose cgroups count. None: only the host's memory can be watched."""
+    if container is not None:
+        return NamedContainer(container)
+    if record is None:
+        return None
+    return RecordedEngines(record, state_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

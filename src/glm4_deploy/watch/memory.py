@@ -8,11 +8,9 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,107 +19,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.docker import connect
-from glm4_deploy.deploy.processes import descendants
-from glm4_deploy.deploy.state import MemoryStop, Record, save_stop
+from glm4_deploy.deploy.processes import alive, descendants, start_ticks
+from glm4_deploy.deploy.state import STOP_FILE, MemoryStop, Record, load_stop, save_stop
 from glm4_deploy.errors import DeployError
 from glm4_deploy.files import write_text
-from glm4_deploy.host.memory import MemoryFacts, Pressure, largest_users, read_memory
+from glm4_deploy.host.memory import MemoryFacts, read_memory
+from glm4_deploy.text import one_line
+from glm4_deploy.watch.breaker import Breaker, MemoryRoom, MemoryState, remedy
 
-GIB = 2**30
 LOOK_S = 0.5  # between two looks: an engine that starts can take several GiB per second
-CONFIRM = 2  # consecutive looks
-AGAIN_S = 5.0  # after a stop that failed
+LIST_S = 10.0  # between two questions about which engines run
 STOP_S = 10  # for SIGTERM; then SIGKILL
+RECORD_S = 2.0  # for the note of a stop: a disk that hangs must not delay the stop
+UNDONE_S = 60.0  # after a stop that failed: Docker may still end it, so the note stays for that long
 TAIL_LINES, KEPT_LOGS = 5000, 10
-# Of the floor: below it, stop. Hosts froze with about 7 GiB available (vllm-project/vllm#46307) while they lost GiBs
-# per second; at rest they work with less.
-CRITICAL = 0.5
-CALM = 1.1  # of the floor: above it, all is well again
-STALLED = 20.0  # percent of 10 s in which every task waited for memory: below the floor that is an emergency too
-GROUP_FLOOR = 0.1  # of a cgroup's limit, where that is less than the floor of the host
-
-
-class MemoryState(StrEnum):
-    """FINE, LOW (below the floor: a warning), CRITICAL (below half of it, or stalling: stop)."""
-
-    UNKNOWN = "unknown"
-    FINE = "fine"
-    LOW = "low"
-    CRITICAL = "critical"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryRoom:
-    """Memory that is left in one place, in bytes. group: '' for the host as a whole."""
-
-    group: str
-    left: int
-    total: int
-    floor: float
-    pressure: Pressure | None
-
-    @property
-    def state(self) -> MemoryState:
-        stalls = self.pressure is not None and self.pressure.full >= STALLED
-        if self.left < CRITICAL * self.floor or (self.left < self.floor and stalls):
-            return MemoryState.CRITICAL
-        return MemoryState.LOW if self.left < self.floor else MemoryState.FINE
-
-    def __str__(self) -> str:
-        where = f"in the cgroup {self.group}" if self.group else "on this host"
-        stalls = "" if self.pressure is None else f"; all tasks waited {self.pressure.full:.0f} % of the last 10 s"
-        left, total = _size(self.left), _size(self.total)
-        return f"{left} of {total} available {where}, {_size(self.floor)} are to stay{stalls}"
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
-
-
-def rooms(facts: MemoryFacts, floor: float) -> Iterator[MemoryRoom]:
-    """The host, and each limited cgroup that the engine is in. floor: bytes that are to stay available."""
-    if facts.available is not None and facts.total is not None:
-        yield MemoryRoom(group="", left=facts.available, total=facts.total, floor=floor, pressure=facts.pressure)
-    for group in facts.groups:
-        least = min(floor, GROUP_FLOOR * group.limit)
-        yield MemoryRoom(group=group.path, left=group.left, total=group.limit, floor=least, pressure=group.pressure)
-
-
-class Breaker:
-    """Decides from one look after the other. Pure."""
-
-    def __init__(self, floor_gib: float) -> None:
-        self.floor = floor_gib * GIB
-        self.state = MemoryState.UNKNOWN
-        self.room: MemoryRoom | None = None  # the tightest one
-        self._critical = 0
-
-    def look(self, facts: MemoryFacts) -> bool:
-        """Take one look. Returns whether to stop the engine."""
-        found = sorted(rooms(facts, self.floor), key=lambda room: room.left / max(room.floor, 1.0))
-        self.room = found[0] if found else None
-        state = self.room.state if self.room else MemoryState.UNKNOWN
-        self._critical = self._critical + 1 if state is MemoryState.CRITICAL else 0
-        if state is MemoryState.CRITICAL and self._critical < CONFIRM:
-            state = max(self.state, MemoryState.LOW, key=list(MemoryState).index)
-        warned = self.state in (MemoryState.LOW, MemoryState.CRITICAL)
-        if state is MemoryState.FINE and warned and self.room and self.room.left < CALM * self.room.floor:
-            state = MemoryState.LOW
-        self.state = state
-        return self._critical >= CONFIRM
-
-
-def remedy(room: MemoryRoom, engine: frozenset[int]) -> str:
-    """What to change, with the largest other processes by name. engine: the pids of the engine."""
-    others = ", ".join(str(one) for one in largest_users(3, without=engine) if one.used >= GIB // 4)
-    stop = f"stop what else uses memory: {others}" if others else "no other process holds much main memory"
-    if room.group:
-        return f"{stop}; or raise the limit of the cgroup (mem_limit); then: glm4-deploy up"
-    share = max(0.01, (room.floor - room.left) / room.total)
-    return (
-        f"{stop}; or give the engine less: gpu_memory_utilization lower by {share:.2f}, or kv_cache_memory_bytes "
-        "(glm4-deploy plan); then: glm4-deploy up"
-    )
 
 
 # What may be stopped.
@@ -129,12 +40,18 @@ def remedy(room: MemoryRoom, engine: frozenset[int]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningEngine:
-    """An engine that runs. log: the end of its log, also after its end."""
+    """An engine that runs. pid: 0 if it is not known. log: the end of its log, also after its end."""
 
     name: str
     pid: int
     stop: Callable[[], None]
     log: Callable[[], Iterable[str]]
+    ticks: str = "0"  # the start of that process; "0" if this user cannot see it
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is known to have ended since."""
+        return self.ticks != "0" and not alive(f"{self.pid}:{self.ticks}")
 
 
 class Engines(Protocol):
@@ -159,7 +76,7 @@ class RecordedEngines:
                 found.append(_container(state.container, state.pid))
             else:
                 lines = lambda one=one: deque(one.lines(0, follow=False), maxlen=TAIL_LINES)  # noqa: E731
-                found.append(RunningEngine(name=name or state.detail, pid=state.pid, stop=one.stop, log=lines))
+                found.append(_running(name or state.detail, state.pid, one.stop, lines))
         return tuple(found)
 
 
@@ -172,7 +89,11 @@ class NamedContainer:
     def running(self) -> tuple[RunningEngine, ...]:
         with _docker():
             state = connect().containers.get(self._name).attrs["State"]
-        return (_container(self._name, int(state["Pid"])),) if state["RunningEngine"] else ()
+        return (_container(self._name, int(state.get("Pid") or 0)),) if state.get("Running") else ()
+
+
+def _running(name: str, pid: int, stop: Callable[[], None], log: Callable[[], Iterable[str]]) -> RunningEngine:
+    return RunningEngine(name=name, pid=pid, stop=stop, log=log, ticks=start_ticks(pid) if pid else "0")
 
 
 def _container(name: str, pid: int) -> RunningEngine:
@@ -185,7 +106,7 @@ def _container(name: str, pid: int) -> RunningEngine:
             tail = connect().containers.get(name).logs(tail=TAIL_LINES, timestamps=True)
         return tail.decode("utf-8", errors="replace").splitlines()
 
-    return RunningEngine(name=name, pid=pid, stop=stop, log=log)
+    return _running(name, pid, stop, log)
 
 
 class _docker:  # noqa: N801 (a context manager)
@@ -243,10 +164,10 @@ class MemoryMetrics:
 
 @dataclass(slots=True, kw_only=True)
 class Defence:
-    """Looks twice a second, warns, and stops the engine.
+    """Looks twice a second, warns, and stops the engine. Nothing that Docker does delays a look.
 
     Attributes:
-        engines: what may be stopped; None: only warn.
+        engines: what may be stopped; None: only the host's memory is watched.
         directory: where the log and the reason are kept.
     """
 
@@ -257,64 +178,127 @@ class Defence:
     may_stop: bool
     directory: Path
     _seen: tuple[RunningEngine, ...] = ()
-    _looked_up: float = float("-inf")
-    _wait_until: float = 0.0
+    _stopping: asyncio.Task[None] | None = None
+    _said: dict[str, str] = field(default_factory=dict)  # event → what it said last
+    _undone: "_Undone | None" = None
 
     async def run(self) -> None:
         """Forever."""
-        while True:
-            await self._look()
-            await asyncio.sleep(LOOK_S)
+        listing = asyncio.create_task(self._list(self.engines)) if self.engines else None
+        try:
+            while True:
+                try:
+                    self._look()
+                except Exception as error:  # noqa: BLE001 (no figure may end the watch)
+                    self._say("memory-look-failed", error)
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for task in filter(None, (listing, self._stopping)):
+                task.cancel()
 
-    async def _look(self) -> None:
+    async def _list(self, engines: Engines) -> None:
+        """Keep the list of what runs, forever; one that cannot be had leaves the last one."""
+        while True:
+            try:
+                self._seen = await asyncio.to_thread(engines.running)
+                self._said.pop("memory-engines-unknown", None)
+                await asyncio.to_thread(self._withdraw)
+            except Exception as error:  # noqa: BLE001 (no answer of Docker may end the watch)
+                if self.may_stop:
+                    self._say("memory-engines-unknown", error)
+            await asyncio.sleep(LIST_S)
+
+    def _say(self, event: str, error: Exception) -> None:
+        """Once, until it is another error."""
+        kind = "" if isinstance(error, DeployError) else f"{type(error).__name__}: "
+        why = kind + one_line(str(error), 400)
+        if self._said.get(event) != why:
+            self.emit(event, why=why)
+        self._said[event] = why
+
+    def _look(self) -> None:
         now, before = time.monotonic(), self.breaker.state
-        if self.engines is not None and now - self._looked_up > 10:
-            self._looked_up = now
-            with suppress(DeployError):
-                self._seen = await asyncio.to_thread(self.engines.running)
         facts = _of_all(self._seen)
-        stop = self.breaker.look(facts)
+        stop = self.breaker.look(facts, now)
         self.metrics.publish(self.breaker, facts)
         if self.breaker.state is not before and (before, self.breaker.state) != (MemoryState.UNKNOWN, MemoryState.FINE):
             self._warn(before)
-        if stop and self.may_stop and self.engines is not None and now >= self._wait_until:
-            await self._stop(self.engines, now)
+        busy = self._stopping is not None and not self._stopping.done()
+        if busy:
+            return
+        if not stop:
+            self._said.pop("memory-stop-failed", None)
+        elif self.may_stop and self.engines and self.breaker.room:
+            self._stopping = asyncio.create_task(self._stop(self.engines, self.breaker.room, now))
 
     def _warn(self, before: MemoryState) -> None:
         room, state = self.breaker.room, self.breaker.state
-        own = frozenset(pid for one in self._seen for pid in descendants(one.pid))
-        hint = remedy(room, own) if room and state in (MemoryState.LOW, MemoryState.CRITICAL) else ""
+        hint = remedy(room, _pids(self._seen)) if room and state in (MemoryState.LOW, MemoryState.CRITICAL) else ""
         why = str(room) if room else "the kernel's figures cannot be read"
         self.emit("memory", state=state.value, was=before.value, why=why, hint=hint)
 
-    async def _stop(self, engines: Engines, began: float) -> None:
-        """Stop one engine after the other, until memory is back."""
+    async def _stop(self, engines: Engines, room: MemoryRoom, began: float) -> None:
+        """Stop one engine. The list may be some seconds old; with none that lives, ask once more."""
         try:
-            for one in await asyncio.to_thread(engines.running):
-                room = self.breaker.room
-                if room is None or room.state is not MemoryState.CRITICAL:
-                    break
+            living = tuple(one for one in self._seen if not one.gone) or await asyncio.to_thread(engines.running)
+        except Exception as error:  # noqa: BLE001 (the next look tries again)
+            self._say("memory-stop-failed", error)
+            return
+        for one in living:
+            try:
                 await self._stop_one(one, room, began)
-                self.breaker.look(_of_all(()))
-            self._seen, self._looked_up = (), float("-inf")
-        except DeployError as error:
-            self.emit("memory-stop-failed", why=error.message)
-        self._wait_until = time.monotonic() + AGAIN_S
+            except Exception as error:  # noqa: BLE001 (the next look tries again)
+                self._say("memory-stop-failed", error)
+            else:
+                self._said.pop("memory-stop-failed", None)
+                self._seen = tuple(other for other in living if other is not one)
+                self.breaker.stopped()
+                return
 
     async def _stop_one(self, one: RunningEngine, room: MemoryRoom, began: float) -> None:
-        self.emit("memory-stopping", engine=one.name, why=str(room))
-        hint = remedy(room, frozenset(descendants(one.pid)))
-        await asyncio.to_thread(one.stop)
-        self.metrics.stops.inc()
+        """Note it first: `--restart` must never find an engine that is being stopped, and no reason."""
+        if "memory-stop-failed" not in self._said:
+            self._said.pop("memory-stop-unrecorded", None)
+            self.emit("memory-stopping", engine=one.name, why=str(room))
+        hint = remedy(room, _pids((one,)))
         stop = MemoryStop(at=time.time(), what=(one.name,), why=f"memory ran out: {room}", remedy=hint, log="")
+        former = self._undone.former if self._undone else load_stop(self.directory, since=0.0)
+        await self._record(stop)
         try:
-            log = await asyncio.to_thread(self._keep_log, one, stop)
-            stop = replace(stop, log=str(log))
-            save_stop(stop, self.directory)
-        except DeployError as error:  # the engine is stopped, which matters more
-            self.emit("memory-stop-unrecorded", why=error.message)
+            await asyncio.to_thread(one.stop)
+        except Exception:
+            self._undone = _Undone(engine=one, stop=stop, former=former, at=time.monotonic())
+            raise
+        self._undone = None
+        self.metrics.stops.inc()
+        try:
+            stop = replace(stop, log=str(await asyncio.to_thread(self._keep_log, one, stop)))
+        except Exception as error:  # noqa: BLE001 (the engine is stopped, which matters more)
+            self._say("memory-stop-unrecorded", error)
+        else:
+            await self._record(stop)
         seconds = round(time.monotonic() - began, 1)
         self.emit("memory-stopped", engine=one.name, why=stop.why, hint=hint, log=stop.log, seconds=seconds)
+
+    async def _record(self, stop: MemoryStop) -> None:
+        """As far as the disk allows; whatever happens, the engine is to be stopped."""
+        try:
+            await asyncio.wait_for(asyncio.to_thread(save_stop, stop, self.directory), RECORD_S)
+        except Exception as error:  # noqa: BLE001
+            self._say("memory-stop-unrecorded", error)
+
+    def _withdraw(self) -> None:
+        """Take the note of a stop back that failed, once memory is back and the engine lives on."""
+        undone = self._undone
+        if undone is None or self.breaker.state is MemoryState.CRITICAL or time.monotonic() - undone.at < UNDONE_S:
+            return
+        self._undone = None
+        if undone.engine.gone or load_stop(self.directory, since=0.0) != undone.stop:
+            return
+        if undone.former is not None:
+            save_stop(undone.former, self.directory)
+        else:
+            (self.directory / STOP_FILE).unlink(missing_ok=True)
 
     def _keep_log(self, one: RunningEngine, stop: MemoryStop) -> Path:
         now = datetime.fromtimestamp(stop.at, UTC)
@@ -326,6 +310,20 @@ class Defence:
         for old in sorted(folder.glob("memory-*.log"))[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
         return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Undone:
+    """A stop that was noted and failed. former: the note before it. at: monotonic seconds."""
+
+    engine: RunningEngine
+    stop: MemoryStop
+    former: MemoryStop | None
+    at: float
+
+
+def _pids(engines: Iterable[RunningEngine]) -> frozenset[int]:
+    return frozenset(pid for one in engines if one.pid for pid in descendants(one.pid))
 
 
 def _of_all(engines: tuple[RunningEngine, ...]) -> MemoryFacts:
