@@ -22,7 +22,7 @@ from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
 from glm4_deploy.deploy.state import LastCanary, Record, expected_record, load_record, load_stop, save_canary
-from glm4_deploy.errors import Judged, UsageError
+from glm4_deploy.errors import DeployError, Judged, UsageError
 from glm4_deploy.host.memory import read_memory
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.fleet import HostAnswer, ask_fleet, read_inventory
@@ -334,19 +334,24 @@ def _defence(
         breaker=Breaker(floor_gib),
         metrics=MemoryMetrics(exporter.registry),
         emit=emit,
-        engines=_engines(container, record, state_dir),
+        engines=_engines(container, record, state_dir, may_stop=may_stop),
         may_stop=may_stop,
         directory=state_dir,
     )
 
 
-def _engines(container: str | None, record: Record | None, state_dir: Path) -> Engines | None:
+def _engines(container: str | None, record: Record | None, state_dir: Path, *, may_stop: bool) -> Engines | None:
     """What may be stopped, and whose cgroups count. None: only the host's memory can be watched."""
     if container is not None:
         return NamedContainer(container)
     if record is None:
         return None
-    return RecordedEngines(record, state_dir)
+    try:
+        return RecordedEngines(record, state_dir)
+    except DeployError:  # no Docker, or no right to use it; a warning needs neither
+        if may_stop:
+            raise
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

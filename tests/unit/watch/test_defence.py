@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from glm4_deploy.deploy.state import MemoryStop, load_stop, save_stop
+from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.cli.watch import _defence
+from glm4_deploy.deploy.state import MemoryStop, expected_record, load_stop, save_record, save_stop
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.memory import MemoryFacts
 from glm4_deploy.watch import memory
 from glm4_deploy.watch.breaker import Breaker, MemoryRoom, MemoryState
+from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.memory import Defence, Engines, MemoryMetrics, NamedContainer, RunningEngine
 from glm4_deploy.watch.restart import ContainerKeeper
 
@@ -295,3 +298,17 @@ def test_what_was_stopped_for_memory_while_its_log_was_kept_is_not_restarted(
 def test_else_it_is_restarted(docker: DockerServer, tmp_path: Path) -> None:
     assert keeper(tmp_path).restart("hung").is_file()
     assert any("/restart" in line for line in docker.asked)
+
+
+def test_a_watch_that_may_stop_nothing_needs_no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    monkeypatch.chdir(tmp_path)
+    save_record(expected_record(resolve_spec({})), tmp_path)
+
+    def defence(*, may_stop: bool) -> Defence | None:
+        return _defence(0.1, None, tmp_path, Exporter(stale_s=60), lambda *_, **__: None, may_stop=may_stop, own=True)
+
+    found = defence(may_stop=False)
+    assert found is not None and found.engines is None
+    with pytest.raises(DeployError):
+        defence(may_stop=True)
