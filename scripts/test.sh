@@ -8,6 +8,6 @@ unset PYTHONDONTWRITEBYTECODE # each of some thousand programs would compile wha
 if [ $# -gt 0 ]; then exec .venv/bin/pytest -rs --durations=10 "$@"; fi
 # What needs no engine in parallel, and first: most mistakes show there, within minutes. An engine keeps two cores busy.
 failed=0
-.venv/bin/pytest -rs --durations=10 -n 2 tests/unit tests/journeys tests/fuzz || failed=$?
+.venv/bin/pytest -rs --durations=10 -n 2 --dist worksteal tests/unit tests/journeys tests/fuzz || failed=$?
 .venv/bin/pytest -rs --durations=10 tests/e2e || failed=$?
 exit "$failed"
