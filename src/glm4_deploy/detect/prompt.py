@@ -130,22 +130,30 @@ _LABEL = re.compile(
     r"\W{0,4}(?:(?P<named>[^\W\d_][^\n:：]{0,23})[:：]|(?P<eastern>[\u2e80-\ud7ff]{2})|(?P<words>[^\W\d_]+ [^\W\d_]+))"
 )
 _RECORDS = 3  # of the same labels, at least
+_NAME = 40  # characters of a line that names a record, at most
 
 
 def records_of(text: str) -> dict[str, list[str]]:
-    """What follows each label, where lines begin with the same few labels and one of them has a colon; else {}.
+    """The lines of each label, where they begin with the same few labels; else {}.
 
-    Without a colon, the first two words or ideographs of a line are its label. The first and the last line may be cut
-    off, so they do not count.
+    Without a colon, the first two words or ideographs of a line are its label. Short lines without a label that comes
+    again are names, with the label "". One label must have a colon, or the names must differ: any lines may begin
+    alike. The first and the last line may be cut off, so they do not count.
     """
-    lines = [line for line in text.split("\n")[1:-1] if line.strip()]
-    labelled = [match for line in lines if (match := _LABEL.match(line))]
-    values: dict[str, list[str]] = {}
-    for match in labelled:
-        values.setdefault(match[match.lastgroup or 0], []).append(match.string[match.end() :].strip())
-    again = {label: said for label, said in values.items() if len(said) >= _RECORDS}
-    named = any(match["named"] in again for match in labelled)
-    return again if named and sum(map(len, again.values())) >= 0.9 * len(lines) else {}
+    lines = [line.lstrip("#*- \t0123456789.)、") for line in text.split("\n")[1:-1] if line.strip()]
+    labelled: dict[str, list[str]] = {}
+    named: set[str] = set()
+    for line in lines:
+        match = _LABEL.match(line)
+        labelled.setdefault(match[match.lastgroup or 0] if match else "", []).append(line)
+        named |= {match["named"]} if match and match["named"] else set()
+    again = {label: said for label, said in labelled.items() if label and len(said) >= _RECORDS}
+    names = [line for label, said in labelled.items() if label not in again for line in said if len(line) <= _NAME]
+    if len(names) >= _RECORDS:
+        again[""] = names
+    differ = len(names) >= _RECORDS and len(set(names)) >= 0.8 * len(names)
+    records = differ or not named.isdisjoint(again)
+    return again if records and sum(map(len, again.values())) >= 0.9 * len(lines) else {}
 
 
 def has_different_records(text: str) -> bool:
