@@ -123,6 +123,11 @@ class Kit:
         assert done.code == (0 if done.json["up"] else 1), done.err
         return done.json
 
+    @staticmethod
+    def steady(status: dict[str, Any]) -> dict[str, Any]:
+        """Of what `status --json` reports, what two looks at the same engine have in common."""
+        return {key: value for key, value in status.items() if key not in ("core", "memory", "results")}
+
     def releases(self) -> list[dict[str, Any]]:
         done = self.run("releases", "--json")
         assert done.code == 0, done.err

@@ -35,14 +35,14 @@ def test_a_full_disk_stops_an_up_before_it_touches_what_runs(kit: Kit, small: Pa
     state = ("--state-dir", small / "state")
     first = kit.up(*state, "--json")
     assert first.code == 0, first.err
-    before = kit.run("status", *state, "--json").json
+    before = kit.steady(kit.run("status", *state, "--json").json)
 
     for left in (1 << 20, 0):  # room for the journal alone; none at all
         fill(small, left)
         full = kit.up(*state, "--set", "max_num_seqs=8")
         assert full.code == 18
         assert "No space left on device" in full.err
-        assert kit.run("status", *state, "--json").json == before
+        assert kit.steady(kit.run("status", *state, "--json").json) == before
     assert len(kit.run("releases", *state, "--json").json["releases"]) == 1
 
     (small / "filler").unlink()

@@ -47,6 +47,7 @@ from glm4_deploy.tune.space import TuneLoad, changed
 
 SCHEMA = 1
 JOURNAL = "trials.jsonl"
+LEAST_S = 10.0  # a load is never cut off sooner: that saves nothing beside a start, and a busy host costs seconds
 SLOW_WITH_LIMITS = 3.0  # with an SLO, what is slower may still be what keeps the limits
 
 
@@ -254,7 +255,8 @@ class Bench:
         load, slo = self._subject.load, self._subject.slo
 
         def after_gate(started: str) -> Result:
-            began, limit = time.monotonic(), self._fastest * (SLOW_WITH_LIMITS if slo else PATIENCE) or None
+            patience = self._fastest * (SLOW_WITH_LIMITS if slo else PATIENCE)
+            began, limit = time.monotonic(), max(patience, LEAST_S) if patience else None
             try:
                 level = measure_started(
                     endpoint,
