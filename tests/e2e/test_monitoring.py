@@ -99,14 +99,15 @@ def prometheus(healthy: Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     def query(expression: str) -> list[object]:
         url = f"http://127.0.0.1:{port}/api/v1/query"
-        answer = httpx.get(url, params={"query": expression}, timeout=20, trust_env=False).json()
+        response = httpx.get(url, params={"query": expression}, timeout=20, trust_env=False)
+        answer = response.raise_for_status().json()
         assert answer["status"] == "success", (expression, answer)
         return list(answer["data"]["result"])
 
     def up() -> bool:
         try:
             return len(query("up == 1")) == 3 and bool(query("count_over_time(up[30s]) > 3"))
-        except httpx.TransportError:
+        except httpx.HTTPError:  # it refuses connections at first, and then says 503 until it has read its storage
             return False
 
     with (
