@@ -156,7 +156,7 @@ def _tiles(report: SuiteReport) -> list[Tile]:
     for name, values, note in (("TTFT", ttft, "time to first token"), ("TPOT", tpot, "time per output token")):
         p50, p95 = percentile(values, 0.5), percentile(values, 0.95)
         if p50 is not None and p95 is not None:
-            tiles.append(Tile(name=name, value=f"{p50:.3g} ms", note=f"p95 {p95:.3g} ms; {note}"))
+            tiles.append(Tile(name=name, value=f"{p50:.1f} ms", note=f"p95 {p95:.1f} ms; {note}"))
     return tiles
 
 
