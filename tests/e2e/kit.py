@@ -54,8 +54,9 @@ class Kit:
         assert "Traceback" not in done.stderr, done.stderr
         return Done(code=done.returncode, out=done.stdout, err=done.stderr)
 
-    def up(self, *words: str | Path, model: Path = MODEL, timeout: float = 400) -> Done:
-        return self.run("up", *self.settings(model), *words, timeout=timeout)
+    def up(self, *words: str | Path, model: Path = MODEL, timeout: float = 900) -> Done:
+        patience = () if "--timeout" in words else ("--timeout", "600")  # a busy machine needs more than the default
+        return self.run("up", *self.settings(model), *words, *patience, timeout=timeout)
 
     def settings(self, model: Path) -> tuple[str, ...]:
         sets = (f"project={self.project}", f"container_name={self.project}")
