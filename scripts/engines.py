@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("engines.toml")
+PLUGIN = Path(__file__).with_name("cpu_engine_plugin.py")
 NEEDED_MIB = 9000
 # Pinned by the wheel to builds that only PyTorch's own index has, and never imported for a text model.
 COMPANIONS = ("torchaudio", "torchvision", "torchcodec")
@@ -109,6 +110,7 @@ def python(row: EngineRow) -> Path:
             _build(row, directory(row.vllm))
             (directory(row.vllm) / ".complete").touch()
             say(f"{row.vllm} is ready")
+        _add_plugin(directory(row.vllm))
     return directory(row.vllm) / "bin/python"
 
 
@@ -151,10 +153,32 @@ def _build(row: EngineRow, venv: Path) -> None:
 
 
 def _alias(row: EngineRow, venv: Path) -> None:
-    (site,) = venv.glob("lib/python*/site-packages")
-    metadata = site / f"vllm-{row.vllm}+cpu.dist-info/METADATA"
+    metadata = site_packages(venv) / f"vllm-{row.vllm}+cpu.dist-info/METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {row.vllm}+cpu\n")
+
+
+def _add_plugin(venv: Path) -> None:
+    """Into an engine of an earlier build, too; a running engine never sees half a file."""
+    name = PLUGIN.stem
+    metadata = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": PLUGIN.read_text(),
+        f"{metadata}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{metadata}/entry_points.txt": f"[vllm.general_plugins]\n{name} = {name}:register\n",
+    }
+    for place, text in files.items():
+        file = site_packages(venv) / place
+        if not file.exists() or file.read_text() != text:
+            file.parent.mkdir(exist_ok=True)
+            new = file.with_suffix(".new")
+            new.write_text(text)
+            new.replace(file)
+
+
+def site_packages(venv: Path) -> Path:
+    (site,) = venv.glob("lib/python*/site-packages")
+    return site
 
 
 def program(words: list[str | Path], what: str) -> None:

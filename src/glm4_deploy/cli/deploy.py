@@ -198,8 +198,8 @@ def bring_up(
         check_driver(engine_image(settings), read_gpus())
     progress.note(f"profile {deployment.profile}: {deployment.summary}")
     for flag in deployment.flags:
-        if flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
-            progress.note(f"--{flag.name} {flag.value or ''}: {flag.note}")
+        if flag.note and flag.name.replace("-", "_") in (*dict(deployment.reasons), "gpu_memory_utilization"):
+            progress.note(f"{' '.join(flag.words)}: {flag.note}")
     for warning in (*deployment.warnings, *deployment.router_warnings):
         progress.note(f"warning: {warning}")
     with exclusive(state_dir, "up", progress):

@@ -296,7 +296,7 @@ def _head(api: Api, event: dict[str, Any]) -> dict[str, Any]:
     return {name: event[name] for name in names if isinstance(event.get(name), str | int | float)}
 
 
-_HALF = re.compile("[\ud800-\udfff]")
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def _dumps(value: Any) -> str:

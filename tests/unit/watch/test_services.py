@@ -60,7 +60,7 @@ def test_who_is_told_comes_from_a_file_that_no_inspection_shows(tmp_path: Path, 
     [volume] = watch["volumes"]
     assert volume["target"] == words[words.index("--state-dir") + 1]
     dockerfile = (ROOT / "templates/image/Dockerfile").read_text()
-    assert f"chown 65532:65532 {volume['target']}" in dockerfile, "a new volume takes the owner of what it covers"
+    assert f"chown('{volume['target']}', 65532, 65532)" in dockerfile, "a new volume takes the owner of what it covers"
 
 
 def test_with_replicas_it_asks_each_engine_and_the_router(tmp_path: Path, compose: list[str]) -> None:
