@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from glm4_deploy.host.gpu_health import GpuHealth, Xid, read_gpu_health, read_xids
 from glm4_deploy.watch.witness import LOOK_S, Witness
@@ -28,6 +28,8 @@ class GpuMetrics:
         self.troubles = gauge("troubles", "Slowdowns, stuck clocks, memory errors: how many hold now")
         self.errors = gauge("ecc_uncorrected", "Uncorrected memory errors since the driver was loaded")
         self.xids = Gauge("glm4_watch_gpu_xids", "Xid errors in the kernel's log", ("code",), registry=registry)
+        self._registry = registry
+        self._new_xids: Counter | None = None
 
     def publish(self, gpus: tuple[GpuHealth, ...], xids: tuple[Xid, ...] | None) -> None:
         if not gpus:
@@ -50,6 +52,16 @@ class GpuMetrics:
         codes = [xid.code for xid in xids or ()]
         for code in sorted(set(codes)):
             self.xids.labels(str(code)).set(codes.count(code))
+
+    def count_xids(self, new: int) -> None:
+        """Count what came since the watch began. Begins at 0, so that the first one is an increase for an alert.
+
+        There is no series where the kernel's log cannot be read: do not call it.
+        """
+        if self._new_xids is None:
+            text = "Xid errors in the kernel's log since the watch began"
+            self._new_xids = Counter("glm4_watch_gpu_new_xids", text, registry=self._registry)
+        self._new_xids.inc(new)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,9 +92,10 @@ class GpuLook:
             newest = max((xid.at for xid in xids), default=0.0)
             # Those of before the watch say nothing of now. The kernel's buffer drops its oldest lines.
             known = newest if self._xid_at is None else self._xid_at
-            for xid in xids:
-                if xid.at > known:
-                    self.emit("xid", code=xid.code, why=xid.text, hint="sudo dmesg | glm4-deploy diagnose -")
+            new = [xid for xid in xids if xid.at > known]
+            for xid in new:
+                self.emit("xid", code=xid.code, why=xid.text, hint="sudo dmesg | glm4-deploy diagnose -")
+            self.metrics.count_xids(len(new))
             self._xid_at = max(known, newest)
 
     def _report(self, troubles: tuple[str, ...]) -> None:

@@ -15,8 +15,11 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.render.compose import COMPOSE, rendered
+from glm4_deploy.watch.breaker import MemoryState
 from glm4_deploy.watch.exporter import Exporter
+from glm4_deploy.watch.gpus import GpuMetrics
 from glm4_deploy.watch.judge import State
+from glm4_deploy.watch.memory import MemoryMetrics
 
 CASES = Path(__file__).parents[2] / "data/monitoring/rules_test.yml"
 
@@ -67,13 +70,18 @@ def test_promtool_accepts_the_configuration(files: dict[str, str], promtool: str
 
 
 def test_every_watch_metric_in_rules_and_dashboard_is_exported(files: dict[str, str]) -> None:
-    exported = {sample.name for metric in Exporter(stale_s=1).registry.collect() for sample in metric.samples}
-    exported |= {metric.name + end for metric in Exporter(stale_s=1).registry.collect() for end in ("", "_total")}
+    registry = Exporter(stale_s=1).registry
+    MemoryMetrics(registry)
+    GpuMetrics(registry).count_xids(0)
+    exported = {metric.name + end for metric in registry.collect() for end in ("", "_total")}
+    exported |= {sample.name for metric in registry.collect() for sample in metric.samples}
     asked = files["monitoring/rules.yml"] + files["monitoring/engine.json"]
     assert len(set(re.findall(r"glm4_watch_\w+", asked))) >= 5
     assert set(re.findall(r"glm4_watch_\w+", asked)) <= exported
-    judged = "|".join(re.findall(r'\bstate=~?"([^"]+)"', files["monitoring/rules.yml"])).split("|")
+    judged = "|".join(re.findall(r'glm4_watch_state\{state=~?"([^"]+)"', files["monitoring/rules.yml"])).split("|")
     assert set(judged) == {state.value for state in State if not state.good}
+    memory = re.findall(r'glm4_watch_memory_state\{state="([^"]+)"', files["monitoring/rules.yml"])
+    assert memory == [MemoryState.CRITICAL.value]
 
 
 def test_every_guard_metric_in_rules_and_dashboard_is_exported(files: dict[str, str]) -> None:

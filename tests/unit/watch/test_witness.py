@@ -120,4 +120,5 @@ def test_troubles_and_new_xids_are_reported_once_and_published() -> None:
     assert (events[0][1]["why"], events[1][1]["code"], events[2][1]["state"]) == ("GPU 0: power brake", 79, "well")
     assert registry.get_sample_value("glm4_watch_gpu_troubles", {"gpu": "0"}) == 0
     assert registry.get_sample_value("glm4_watch_gpu_xids", {"code": "79"}) == 1
+    assert registry.get_sample_value("glm4_watch_gpu_new_xids_total") == 1
     assert registry.get_sample_value("glm4_watch_gpu_utilization_percent", {"gpu": "0"}) is None
