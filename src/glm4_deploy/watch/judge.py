@@ -151,6 +151,7 @@ class Judge:
         self._corrupt = self._warm = False
         self._stuck = self._fault = ""  # why it seems hung; what the last bad answer was
         self._stuck_at = 0.0  # since when it seems so
+        self._age = self._age_at = 0.0  # how old the engine was at its first sample, and when that was
         self._answers: deque[AnswerCounts] = deque()
         self.unread = ""  # why the guard's counts cannot be read
 
@@ -200,7 +201,7 @@ class Judge:
         self._silences = self._silences + 1 if sample.outcome is Scrape.SILENT else 0
         self._deaths = self._deaths + 1 if sample.outcome is Scrape.DEAD else 0
         if sample.counters is not None:
-            self._count(sample.counters, sample.at, step)
+            self._count(sample.counters, sample.at, step, sample.epoch)
         return self._settle(*self._raw(sample), sample.at)
 
     def canary(self, canary: CanaryResult) -> WatchVerdict:
@@ -224,11 +225,17 @@ class Judge:
             self._fault = f"{canary.name}: {canary.why}"
         return self._settle(*self._raw(self._last_sample), canary.at) if self._last_sample else self.verdict
 
-    def _count(self, now: Counters, at: float, step: float) -> None:
+    def _count(self, now: Counters, at: float, step: float, epoch: float | None) -> None:
         before = self.last
-        if before is not None and now.started != before.started:
+        again = before is not None and now.started != before.started
+        if again:
             self.restarted(at)
             before = None
+        if before is None:
+            # By the date once: later it may have jumped. What was restarted is not older than the last look.
+            known = epoch is not None and now.started is not None
+            age = max(epoch - now.started, 0.0) if known else at - self._began  # type: ignore[operator]  # known
+            self._age, self._age_at = min(age, step) if again else age, at
         if before is None or now.moved_since(before):
             self._moved, self.frozen_s = at, 0.0
             self._stuck = ""
@@ -252,7 +259,7 @@ class Judge:
         if self.frozen_s >= self.limits.stall_s:
             since = sample.at - self.frozen_s
             still = f"{now.held:.0f} requests in the engine and no counter moved for {self.frozen_s:.0f} s"
-        if still and self._cold(now, sample):
+        if still and self._cold(sample.at):
             return State.UNKNOWN, f"{still}; but it has not answered since its start, and a cold engine compiles first"
         if still:
             return self._second_witness(still, since, sample.at)
@@ -273,13 +280,11 @@ class Judge:
             return State.BUSY, f"{still}; but {why}"
         return State.HUNG, f"{still}; {why}"
 
-    def _cold(self, now: Counters, sample: MetricsSample) -> bool:
+    def _cold(self, at: float) -> bool:
         """Whether it may still be compiling for its first requests, which looks the same as a hang."""
         if self._warm or not self.limits.canaries:
             return False
-        known = sample.epoch is not None and now.started is not None
-        age = sample.epoch - now.started if known else sample.at - self._began  # type: ignore[operator]  # known
-        return age < self.limits.start_grace_s
+        return self._age + at - self._age_at < self.limits.start_grace_s
 
     def _fine(self, now: Counters) -> tuple[State, str]:
         load = f"{now.running:.0f} running, {now.waiting:.0f} waiting"

@@ -39,7 +39,7 @@ from glm4_deploy.watch.judge import (
     State,
     WatchVerdict,
 )
-from glm4_deploy.watch.restart import Keeper, Policy
+from glm4_deploy.watch.restart import RESTARTABLE, Keeper, Policy
 from glm4_deploy.watch.witness import Witness
 
 
@@ -358,7 +358,7 @@ async def run_watch(
     wall: Callable[[], float] = time.time,
 ) -> None:
     """Report each change of state, and restart if a policy allows it, forever."""
-    state, beat, gpu_at, left_alone = None, time.monotonic(), 0.0, ""
+    state, beat, gpu_at, said = None, time.monotonic(), 0.0, _Said()
     gpus: asyncio.Task[None] | None = None
     async for verdict in verdicts:
         at = time.monotonic()
@@ -372,11 +372,32 @@ async def run_watch(
             # Not awaited: a driver that hangs is a reason to act on the verdict, not to wait.
             gpus, gpu_at = asyncio.create_task(_publish_gpus(exporter)), at
         if policy is not None and keeper is not None:
-            left_alone = await _restart_if_allowed(verdict, policy, keeper, exporter, emit, left_alone, wall)
+            await _restart_if_allowed(verdict, policy, keeper, exporter, emit, said, wall)
 
 
 async def _publish_gpus(exporter: Exporter) -> None:
     exporter.gpus(await asyncio.to_thread(read_gpus))
+
+
+@dataclass(slots=True)
+class _Said:
+    """What was reported last, so that it is reported once: why it was left alone, and what failed."""
+
+    left_alone: str = ""
+    failed: str = ""
+
+    def alone(self, emit: EventWriter, state: State, why: str) -> None:
+        if why and why.split(" ")[:2] != self.left_alone.split(" ")[:2]:
+            emit("left-alone", state=state.value, why=why)
+        self.left_alone = why
+        if not why:  # it is well again
+            self.failed = ""
+
+    def failure(self, emit: EventWriter, event: str, why: str) -> None:
+        new = " ".join((event, *why.split(" ")[:4]))
+        if new != self.failed:
+            emit(event, why=why)
+        self.failed = new
 
 
 async def _restart_if_allowed(
@@ -385,33 +406,58 @@ async def _restart_if_allowed(
     keeper: Keeper,
     exporter: Exporter,
     emit: EventWriter,
-    last_reason: str,
+    said: _Said,
     wall: Callable[[], float],
-) -> str:
-    """Restart, or report once why not. Returns the reason reported last."""
+) -> None:
+    """Restart, or report once why not."""
     at = time.monotonic()
     try:
         container = await asyncio.to_thread(keeper.state)
+    except DeployError as error:
+        # Asked at every verdict: while nothing is to be restarted, no restart has failed.
+        said.failure(emit, "restart-failed" if verdict.state in RESTARTABLE else "container-unknown", error.message)
+        return
+    try:
         up_s = policy.uptime(container.started_at, wall(), at) if container and container.running else None
         why_not = policy.why_not(verdict.state, at, container, up_s=up_s, since_s=at - verdict.since)
         exporter.given_up.set("ceiling" in (why_not or ""))
         if why_not is not None:
-            if why_not and why_not.split(" ")[:2] != last_reason.split(" ")[:2]:
-                emit("left-alone", state=verdict.state.value, why=why_not)
-            return why_not
+            said.alone(emit, verdict.state, why_not)
+            return
         if policy.rolls_back(verdict.state, at):
-            emit("rolling-back", state=verdict.state.value, why=f"a restart did not help: {verdict.why}")
-            policy.rolled_back(at)
-            exporter.rollbacks.inc()
-            emit("rolled-back", release=await asyncio.to_thread(keeper.roll_back, verdict.why))
-            return ""
-        emit("restarting", state=verdict.state.value, why=verdict.why)
-        policy.done(at, verdict.state)
-        log = await asyncio.to_thread(keeper.restart, verdict.why)
+            await _roll_back(verdict, at, policy, keeper, exporter, emit)
+        else:
+            await _restart(verdict, at, policy, keeper, exporter, emit, announce=not said.failed)
+        said.left_alone = said.failed = ""
+    except RollbackFailed as error:
+        said.failure(emit, "rollback-failed", error.message)
     except DeployError as error:
-        if error.message != last_reason:
-            emit("rollback-failed" if isinstance(error, RollbackFailed) else "restart-failed", why=error.message)
-        return error.message
+        policy.failed(at)
+        said.failure(emit, "restart-failed", error.message)
+
+
+async def _roll_back(
+    verdict: WatchVerdict, at: float, policy: Policy, keeper: Keeper, exporter: Exporter, emit: EventWriter
+) -> None:
+    policy.rolled_back(at)
+    emit("rolling-back", state=verdict.state.value, why=f"a restart did not help: {verdict.why}")
+    exporter.rollbacks.inc()
+    emit("rolled-back", release=await asyncio.to_thread(keeper.roll_back, verdict.why))
+
+
+async def _restart(
+    verdict: WatchVerdict,
+    at: float,
+    policy: Policy,
+    keeper: Keeper,
+    exporter: Exporter,
+    emit: EventWriter,
+    *,
+    announce: bool,
+) -> None:
+    if announce:
+        emit("restarting", state=verdict.state.value, why=verdict.why)
+    # Counted, on disk, once nothing but the restart itself is left to do: what was not restarted does not count.
+    log = await asyncio.to_thread(keeper.restart, verdict.why, lambda: policy.done(at, verdict.state))
     exporter.restarts.inc()
     emit("restarted", log=str(log), of_last_hour=policy.recent(at), ceiling=policy.rules.ceiling)
-    return ""

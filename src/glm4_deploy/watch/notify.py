@@ -120,6 +120,7 @@ def send_test(services: Iterable[Service], name: str) -> dict[str, str]:
 
 FILE = "notify/messages.json"
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 300.0
+SAVE_AGAIN_S = 30.0  # after a save that the disk refused
 KEPT = 100  # messages; beyond them the oldest is dropped, and counted
 _CODEC: TypeAdapter[Memory] = TypeAdapter(Memory)
 
@@ -141,9 +142,10 @@ class Notifier:
         emit: Callable[..., None],
         damping: Damping,
         retry_s: float = FIRST_RETRY_S,
+        save_s: float = SAVE_AGAIN_S,
     ) -> None:
         """Raises Locked: another watch notifies from this directory. StorageError: it cannot be written."""
-        self._services, self._emit, self._retry_s = services, emit, retry_s
+        self._services, self._emit, self._retry_s, self._save_s = services, emit, retry_s, save_s
         self._file = directory / FILE
         self._lock = _only_one(self._file.with_suffix(".lock"))
         self._sent = Counter("glm4_watch_notifications", "Attempts by outcome", ("outcome",), registry=registry)
@@ -154,7 +156,7 @@ class Notifier:
         self.memory = _load(self._file)
         self._damper = Damper(name, self.memory, damping)
         self._changed = threading.Condition()  # guards the memory
-        self._ending, self._saved = False, True
+        self._ending, self._saved, self._save_at = False, True, 0.0
         self._thread = threading.Thread(target=self._deliver, daemon=True, name="notify")
         self._thread.start()
 
@@ -190,6 +192,9 @@ class Notifier:
             self._ending = True
             self._changed.notify()
         self._thread.join(wait_s)
+        with self._changed:
+            if not self._saved:
+                self._save()
         os.close(self._lock)
 
     def _post(self, message: Notification | None) -> None:
@@ -204,14 +209,14 @@ class Notifier:
         self._changed.notify()
 
     def _save(self) -> None:
-        """Write the memory; on a full disk the messages are sent all the same."""
+        """Write the memory; on a full disk the messages are sent all the same, and it is written once there is room."""
         self._pending.set(len(self.memory.outbox))
         try:
             write_text(self._file, json.dumps(asdict(self.memory), ensure_ascii=False), mode=0o600)
         except StorageError as error:
             if self._saved:
                 self._emit("notify-unsaved", why=error.message)
-            self._saved = False
+            self._saved, self._save_at = False, time.monotonic() + self._save_s
         else:
             self._saved = True
         self._unsaved.set(not self._saved)
@@ -225,7 +230,10 @@ class Notifier:
                     if self._ending:
                         return
                     due = [lines[key].due for one in self.memory.outbox for key in one.to]
+                    due += () if self._saved else (self._save_at,)
                     self._changed.wait(max(min(due) - time.monotonic(), 0.0) if due else None)
+                    if not self._saved and time.monotonic() >= self._save_at:
+                        self._save()
                     continue
             message, line = job
             failure = line.service.send(message)

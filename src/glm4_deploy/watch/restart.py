@@ -62,6 +62,7 @@ class Policy:
         self._done: deque[float] = deque()
         self._babbled: float | None = None  # when it was last restarted for that
         self._rolled_back: list[float] = []
+        self._failed = float("-inf")
         self._start = self._up = self._from = self._at = 0.0
 
     def uptime(self, started_at: float, wall: float, at: float) -> float:
@@ -84,6 +85,10 @@ class Policy:
         self._done.append(at)
         if state is State.BABBLING:
             self._babbled = at
+
+    def failed(self, at: float) -> None:
+        """A restart failed: the next attempt waits, also if nothing was restarted and so nothing counts."""
+        self._failed = at
 
     def rolled_back(self, at: float) -> None:
         """A rollback was tried; whatever runs now gets its own restart first."""
@@ -129,6 +134,7 @@ class Policy:
             return f"restarted {recent} times within an hour, the ceiling: it needs a person"
         wait = self.rules.backoff_s * 2 ** (recent - 1) if recent else 0.0
         remaining = wait - (at - self._done[-1]) if recent else 0.0
+        remaining = max(remaining, self.rules.backoff_s - (at - self._failed))
         return "waiting between two restarts" if remaining > 0 else None
 
 
@@ -146,7 +152,7 @@ class Keeper(Protocol):
     """What `run_watch` restarts: a container, or a stand-in in tests."""
 
     def state(self) -> ContainerState | None: ...
-    def restart(self, why: str) -> Path: ...
+    def restart(self, why: str, begin: Callable[[], None]) -> Path: ...
     def roll_back(self, why: str) -> str: ...
 
 
@@ -162,19 +168,27 @@ class ContainerKeeper:
         container = self._container()
         return state_of(container) if container else None
 
-    def restart(self, why: str) -> Path:
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
         """Store the end of its log, then restart it. Returns the path of the log.
+
+        Args:
+            begin: called when nothing but the restart itself is left to do; if it raises, nothing is restarted.
 
         Raises:
             DeployError: another glm4-deploy is running, the log cannot be stored, it was stopped for memory meanwhile,
-                or Docker refuses. Nothing was restarted then, unless Docker itself failed halfway.
+                or Docker refuses. Nothing was restarted then, unless `begin` was called and Docker failed halfway.
         """
         with hold_lock(self._directory, "watch --restart"):
             container = self._container()
             if container is None:
                 raise DeployError("the container does not exist any more")
             log = self._store_log(container, why)
-            _refuse_if_stopped_for_memory(container, self._directory)
+            try:
+                _refuse_if_stopped_for_memory(container, self._directory)
+                begin()
+            except DeployError:
+                log.unlink(missing_ok=True)  # attempts that restart nothing must not displace the logs of those that do
+                raise
             try:
                 container.restart(timeout=STOP_S)
             except (DockerException, OSError) as error:

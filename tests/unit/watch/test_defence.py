@@ -1,12 +1,9 @@
 """How the breaker stops an engine: the note first, then the stop, and whatever Docker answers, the watch goes on."""
 
 import asyncio
-import json
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,72 +20,15 @@ from glm4_deploy.watch.breaker import Breaker, MemoryRoom, MemoryState
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.memory import Defence, Engines, MemoryMetrics, NamedContainer, RunningEngine
 from glm4_deploy.watch.restart import ContainerKeeper
-
-# What `docker inspect` says of a container, as far as this kit reads it.
-STATE = {
-    "Status": "running", "Running": True, "Paused": False, "Restarting": False, "OOMKilled": False, "Dead": False,
-    "Pid": 4711, "ExitCode": 0, "Error": "", "StartedAt": "2026-11-28T20:00:00.123456789Z", "FinishedAt": "",
-}  # fmt: skip
-INSPECT = {
-    "Id": "f00d", "Name": "/glm4", "Image": "sha256:1", "RestartCount": 0, "State": STATE,
-    "Config": {"Image": "vllm", "Labels": {}, "Tty": False}, "HostConfig": {},
-    "NetworkSettings": {"Ports": {}, "Networks": {}},
-}  # fmt: skip
-
-
-class DockerServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers as Docker's engine does, for one container."""
-
-    daemon_threads = True
-    answer: Any = INSPECT
-    on_log: Callable[[], object] = staticmethod(lambda: None)
-
-    def __init__(self, path: Path) -> None:
-        self.asked: list[str] = []
-        super().__init__(str(path), Handler)
-
-    def handle_error(self, *_: object) -> None: ...
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: DockerServer
-
-    def do(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        path = self.path.partition("?")[0]
-        if path.endswith("/version"):
-            body: Any = {"ApiVersion": "1.43", "MinAPIVersion": "1.24", "Version": "24.0"}
-        elif path.endswith("/containers/json"):
-            body = [{"Id": "f00d"}]
-        elif path.endswith("/json"):
-            body = self.server.answer
-        else:
-            body = {}
-        if path.endswith("/logs"):
-            self.server.on_log()
-        data = b"" if path.endswith(("/logs", "/restart", "/stop")) else json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_HEAD = do_POST = do  # noqa: N815 (its names)
-
-    def log_message(self, *_: object) -> None: ...
-
-    def address_string(self) -> str:
-        return "a socket"
+from servers.docker_engine import INSPECT, STATE, DockerServer, running
 
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerServer]:
     path = tmp_path / "docker.sock"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
-    with DockerServer(path) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(path) as server:
         yield server
-        server.shutdown()
 
 
 def test_a_named_container_is_found_by_what_docker_says_of_it(docker: DockerServer) -> None:
@@ -289,14 +229,14 @@ def test_what_was_stopped_for_memory_while_its_log_was_kept_is_not_restarted(
     stop = MemoryStop(at=time.time() + 10**8, what=("glm4",), why="memory ran out", remedy="less", log="")
     docker.on_log = lambda: save_stop(stop, tmp_path)
     with pytest.raises(DeployError, match="memory ran out"):
-        keeper(tmp_path).restart("hung")
+        keeper(tmp_path).restart("hung", nothing)
     with pytest.raises(DeployError, match="memory ran out"):
         keeper(tmp_path).roll_back("babbling")
     assert not any("/restart" in line for line in docker.asked)
 
 
 def test_else_it_is_restarted(docker: DockerServer, tmp_path: Path) -> None:
-    assert keeper(tmp_path).restart("hung").is_file()
+    assert keeper(tmp_path).restart("hung", nothing).is_file()
     assert any("/restart" in line for line in docker.asked)
 
 

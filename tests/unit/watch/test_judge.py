@@ -240,6 +240,31 @@ def test_a_cold_engine_that_compiles_is_not_called_hung(age: float, answered: bo
     assert one.canary(CanaryResult(name="add", asked=20, at=30, outcome=CanaryOutcome.SILENT)).state is state
 
 
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+@pytest.mark.parametrize(("age", "state"), [(30, State.UNKNOWN), (5000, State.HUNG)])
+def test_a_changed_date_makes_no_engine_cold_or_warm(age: float, state: State, jump: float) -> None:
+    one = judge(canaries=True)
+    started = replace(STUCK, started=10**6)
+    one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=started, epoch=10**6 + age))
+    for step in range(1, 12):
+        at, date = 10.0 * step, 10**6 + age + 10.0 * step + jump
+        found = one.sample(MetricsSample(at=at, outcome=Scrape.ANSWERED, counters=started, epoch=date)).state
+    assert found is state
+
+
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_one_that_restarts_while_the_date_changes_is_cold_for_as_long_as_a_start_may_take(jump: float) -> None:
+    one, grace = judge(canaries=True), Limits().start_grace_s
+    date, states = 10**6, []
+    one.sample(MetricsSample(at=1, outcome=Scrape.ANSWERED, counters=replace(STUCK, started=date - 5000), epoch=date))
+    for at in range(10, 1200, 10):
+        again = replace(STUCK, started=date + 5)
+        sample = MetricsSample(at=float(at), outcome=Scrape.ANSWERED, counters=again, epoch=date + at + jump)
+        states.append((at, one.sample(sample).state))
+    assert State.HUNG not in {state for at, state in states if at < grace}
+    assert states[-1][1] is State.HUNG
+
+
 def guarded(one: Judge, *counts: tuple[float, float, float]) -> State:
     """The state after a guard has counted (at, judged, sick)."""
     for at, judged, sick in counts:

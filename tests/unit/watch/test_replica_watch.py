@@ -61,7 +61,8 @@ class Keeper:
             exit_code=None, oom_killed=False, health=None, ports=(), restart_policy="no",
         )  # fmt: skip
 
-    def restart(self, why: str) -> Path:
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
+        begin()
         self.restarts.append(why)
         self.engine.restarted()
         return Path("log")

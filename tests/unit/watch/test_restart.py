@@ -1,7 +1,7 @@
 """When the engine is restarted and when it is left alone; what canaries cost; how an answer is judged."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,8 @@ class Babbling:
     def state(self) -> ContainerState:
         return container()
 
-    def restart(self, why: str) -> Path:
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
+        begin()
         self.done.append("restart")
         return Path("log")
 
@@ -199,7 +200,7 @@ class Broken:
     def state(self) -> ContainerState:
         return container()
 
-    def restart(self, why: str) -> Path:
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
         raise DeployError("cannot write: disk full")
 
     def roll_back(self, why: str) -> str:
