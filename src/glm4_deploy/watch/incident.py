@@ -1,5 +1,6 @@
 """Which changes of the verdict are worth a message, and what it says. Pure: time comes with each verdict."""
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,22 @@ EVENTS = {
     "rolled-back": "rolled back to the last good release",
     "rollback-failed": "could not be rolled back",
     "memory-stopped": "was stopped before the host ran out of memory",
+    "memory-stop-failed": "could not be stopped, and memory is running out",
     "gate-failed": "did not pass its gate, and stays out of the router",
 }
+EACH_TIME = ("memory-stopped",)  # whatever was told before
+# Events about the host, which come and go beside the verdict: state → its title.
+WELL = ("fine", "well")
+CONDITIONS = {
+    "memory": {
+        "low": "is low on memory",
+        "critical": "is about to run out of memory",
+        "fine": "has enough memory again",
+    },
+    "gpu": {"trouble": "has trouble with its GPU", "well": "has no more trouble with its GPU"},
+}
+CONDITION_NEXT = {"memory": "glm4-deploy status", "gpu": "glm4-deploy doctor"}
+XID_S = 3600.0  # the same code again within this is no news
 DONE = ("restarted", "rolled-back", "taken-out", "put-back")  # what the message of the recovery lists
 
 
@@ -64,6 +79,8 @@ class Memory:
         since: when the incident was told, for people.
         done: what was done about it.
         events: those told of this incident.
+        conditions: what was told of each condition of the host that still holds, without its figures.
+        xids: when each Xid code was told last, in monotonic seconds.
         began: when it fell ill in the last hour, in monotonic seconds, which no change of the date moves.
         outbox: what is not delivered yet, oldest first.
     """
@@ -73,20 +90,32 @@ class Memory:
     since: str = ""
     done: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    conditions: dict[str, list[str]] = field(default_factory=dict)
+    xids: dict[str, float] = field(default_factory=dict)
     began: list[float] = field(default_factory=list)
     outbox: list[Notification] = field(default_factory=list)
 
 
 class Damper:
-    """Decides what is worth a message: that an incident begins, changes for long, needs a person, or is over."""
+    """Decides what is worth a message: that an incident begins, changes for long, needs a person, or is over.
+
+    A condition of the host is told when it begins, when it gets something that was not told, and when it is over.
+    """
 
     def __init__(self, name: str, memory: Memory, damping: Damping) -> None:
         self._name, self._memory, self._damping = name, memory, damping
         self._candidate: State | None = None  # what may be told if it lasts
         self._seen = 0.0
         self._why = ""
+        # Condition → since when it is over (None: not seen yet by this watch), and the figures then.
+        self._over_since: dict[str, tuple[float | None, str]] = dict.fromkeys(
+            memory.conditions.keys() & CONDITIONS.keys(), (None, "not seen since the watch started")
+        )
 
     def see(self, verdict: WatchVerdict, at: float) -> Notification | None:
+        return self._see(verdict, at) or self._condition_over(at)
+
+    def _see(self, verdict: WatchVerdict, at: float) -> Notification | None:
         memory, state = self._memory, verdict.state
         self._why = verdict.why
         wait = self._wait(state, at)
@@ -111,18 +140,60 @@ class Damper:
         rows = [("why", verdict.why), ("it means", meaning), ("before", was or "well"), ("next", command)]
         return self._message(f"is {state}", rows, "warning" if state is State.UNKNOWN else "failure")
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> Notification | None:
-        """An event of the watch, as it is written to its output."""
-        memory, why, replica = self._memory, str(fields.get("why") or ""), str(fields.get("replica") or "")
+    def event(self, name: str, fields: Mapping[str, Any], at: float) -> Notification | None:
+        """An event of the watch, as it is written to its output. at: monotonic seconds."""
+        if name in CONDITIONS:
+            return self._condition(name, fields, at)
+        if name == "xid":
+            return self._xid(fields, at)
+        memory, why, replica = self._memory, _text(fields, "why"), _text(fields, "replica")
         if name in DONE:
             memory.done = [*memory.done, f"{name} {replica}".strip() + f" {now()}"][-10:]
         told = f"{name} {replica}".strip()
-        if name not in EVENTS or told in memory.events or (name == "left-alone" and NEEDS_A_PERSON not in why):
+        if name not in EVENTS or (name == "left-alone" and NEEDS_A_PERSON not in why):
             return None
-        memory.events.append(told)
+        if told in memory.events and name not in EACH_TIME:
+            return None
+        memory.events = [*memory.events, told][-50:]
         advice = ADVICE[memory.told or State.UNKNOWN][1]
-        rows = [("replica", replica), ("why", why or self._why), ("release", str(fields.get("release") or ""))]
-        return self._message(EVENTS[name], [*rows, ("next", advice)], "warning" if name == "rolled-back" else "failure")
+        rows = [("replica", replica), ("engine", _text(fields, "engine")), ("why", why or self._why)]
+        rows += [("do this", _text(fields, "hint")), ("release", _text(fields, "release")), ("next", advice)]
+        return self._message(EVENTS[name], rows, "warning" if name == "rolled-back" else "failure")
+
+    def _condition(self, name: str, fields: Mapping[str, Any], at: float) -> Notification | None:
+        state, why = _text(fields, "state"), _text(fields, "why")
+        told = self._memory.conditions.get(name, [])
+        if state in WELL and told:
+            self._over_since[name] = (at, why)
+        if state in WELL or state not in CONDITIONS[name]:
+            return None
+        self._over_since.pop(name, None)
+        kinds = [state] if name == "memory" else [re.sub(r"\d+", "#", one) for one in why.split("; ")]
+        new = [kind for kind in kinds if kind not in told]
+        if not new:
+            return None
+        self._memory.conditions[name] = [*told, *new][-50:]
+        rows = [("why", why), ("do this", _text(fields, "hint")), ("next", CONDITION_NEXT[name])]
+        return self._message(CONDITIONS[name][state], rows, "failure" if state == "critical" else "warning")
+
+    def _condition_over(self, at: float) -> Notification | None:
+        """One that has been over for as long as an incident must be; one at a time."""
+        for name, (since, why) in self._over_since.items():
+            if since is None:
+                self._over_since[name] = (at, why)
+            elif at - since >= self._damping.settle_s:
+                del self._over_since[name], self._memory.conditions[name]
+                rows = [("now", why), ("next", CONDITION_NEXT[name])]
+                return self._message(list(CONDITIONS[name].values())[-1], rows, "success")
+        return None
+
+    def _xid(self, fields: Mapping[str, Any], at: float) -> Notification | None:
+        code, xids = _text(fields, "code"), self._memory.xids
+        if 0 <= at - xids.get(code, float("-inf")) < XID_S:
+            return None
+        self._memory.xids = {**{key: seen for key, seen in xids.items() if 0 <= at - seen < XID_S}, code: at}
+        rows = [("why", _text(fields, "why")), ("next", _text(fields, "hint"))]
+        return self._message(f"reports the GPU error Xid {code}", rows, "failure")
 
     def _wait(self, state: State, at: float) -> float | None:
         """Seconds that the state must last before it is told; None: it is no news."""
@@ -152,6 +223,10 @@ class Damper:
         shown = [(key, one_line(redact(str(value)), 400)) for key, value in rows if value]
         text = "\n".join(f"{key}: {value}" for key, value in (*shown, ("time", now()), ("message", name)))
         return Notification(id=name, title=f"{self._name} {title}", text=text, kind=kind)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    return str(fields.get(name) or "")
 
 
 def now() -> str:

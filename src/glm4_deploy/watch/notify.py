@@ -167,7 +167,7 @@ class Notifier:
     def event(self, name: str, fields: dict[str, Any]) -> None:
         with self._changed:
             done = len(self.memory.done)
-            self._post(self._damper.event(name, fields))
+            self._post(self._damper.event(name, fields, time.monotonic()))
             if len(self.memory.done) != done:
                 self._save()
 
@@ -291,7 +291,7 @@ def _load(file: Path) -> Memory:
     with suppress(OSError, ValidationError):
         memory = _CODEC.validate_json(file.read_bytes())
     if memory.boot != boot_id():
-        memory.boot, memory.began = boot_id(), []
+        memory.boot, memory.began, memory.xids = boot_id(), [], {}
     return memory
 
 

@@ -1,9 +1,16 @@
 """Which changes of the verdict become a message, over hours in no time."""
 
-import pytest
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+from prometheus_client import CollectorRegistry
+
+from glm4_deploy.host.gpu_health import GpuHealth, Xid
+from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.incident import Damper, Damping, Memory, Notification
 from glm4_deploy.watch.judge import State, WatchVerdict
+from glm4_deploy.watch.witness import Witness
 
 DAMPING = Damping(settle_s=120, slow_s=900)
 
@@ -76,7 +83,7 @@ def test_events_that_call_for_a_person_are_told_once_per_incident() -> None:
     damper.see(WatchVerdict(state=State.HUNG, why="stuck", since=0.0), 0.0)
 
     def event(name: str, why: str = "", release: str = "") -> str:
-        message: Notification | None = damper.event(name, {"why": why, "release": release})
+        message: Notification | None = damper.event(name, {"why": why, "release": release}, 0.0)
         return message.title if message else ""
 
     assert event("left-alone", "waiting between two restarts") == ""
@@ -97,3 +104,121 @@ def test_a_watch_that_was_killed_goes_on_with_the_same_incident() -> None:
     memory = Memory()
     assert told({0: State.OK, 100: State.HUNG}, 200, memory) == [(100, "is hung")]
     assert told({0: State.UNKNOWN, 30: State.HUNG, 300: State.OK}, 600, memory) == [(420, "is well again")]
+
+
+# What the memory breaker and the reading of the GPUs say beside the verdict, from the parts that say it.
+
+
+class Heard:
+    """A damper that hears events and sees a well engine every 10 s."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory, self.at = memory or Memory(), 0.0
+        self.damper = Damper("glm4", self.memory, DAMPING)
+        self.told: list[Notification] = []
+
+    def emit(self, event: str, /, **fields: Any) -> None:
+        self._add(self.damper.event(event, fields, self.at))
+
+    def wait(self, seconds: int) -> None:
+        for _ in range(0, seconds, 10):
+            self.at += 10
+            self._add(self.damper.see(WatchVerdict(state=State.OK, why="fine", since=0.0), self.at))
+
+    def _add(self, message: Notification | None) -> None:
+        self.told += [message] if message else []
+
+    @property
+    def titles(self) -> list[str]:
+        return [one.title.removeprefix("glm4 ") for one in self.told]
+
+
+def reader_of_gpus(heard: Heard) -> Callable[..., None]:
+    look = GpuLook(witness=Witness(), metrics=GpuMetrics(CollectorRegistry()), emit=heard.emit)
+    return lambda *slowdowns, xids=(): look.look((GpuHealth(index=0, slowdowns=slowdowns),), xids, heard.at)
+
+
+def test_each_trouble_of_a_gpu_is_told_once_and_its_end_once() -> None:
+    heard = Heard()
+    look = reader_of_gpus(heard)
+    look()
+    assert heard.told == []
+    for number in range(20):  # it comes and goes with every reading
+        look(*(("hardware thermal slowdown",) if number % 2 else ()))
+        heard.wait(10)
+    look("hardware thermal slowdown")
+    assert heard.titles == ["has trouble with its GPU"]
+    look("hardware thermal slowdown", "power brake")
+    look("power brake")
+    heard.wait(600)
+    assert heard.titles == ["has trouble with its GPU"] * 2, "the second one is news, and that one is left is none"
+    assert "power brake" in heard.told[1].text and "next: glm4-deploy doctor" in heard.told[1].text
+    look()
+    heard.wait(110)
+    assert len(heard.told) == 2
+    heard.wait(600)
+    assert heard.titles[2:] == ["has no more trouble with its GPU"]
+    assert [one.kind for one in heard.told] == ["warning", "warning", "success"]
+    look("power brake")
+    assert heard.titles[3:] == ["has trouble with its GPU"], "after its end it is news again"
+
+
+def test_each_xid_is_told_once_an_hour() -> None:
+    heard = Heard()
+    look = reader_of_gpus(heard)
+    errors: list[Xid] = []
+    look(xids=())
+    for code in (31, 31, 79, 31):
+        errors.append(Xid(code=code, at=float(len(errors) + 1), text=f"NVRM: Xid {code}"))
+        look(xids=tuple(errors))
+        look(xids=tuple(errors))
+        heard.wait(60)
+    assert heard.titles == ["reports the GPU error Xid 31", "reports the GPU error Xid 79"]
+    assert "next: sudo dmesg | glm4-deploy diagnose -" in heard.told[0].text
+    heard.wait(3600)
+    look(xids=(*errors, Xid(code=31, at=99.0, text="NVRM: Xid 31")))
+    assert heard.titles[2:] == ["reports the GPU error Xid 31"]
+
+
+def test_memory_that_runs_low_is_told_once_per_level_and_once_that_it_is_back() -> None:
+    heard = Heard()
+    for number in range(6):
+        heard.emit("memory", state="low", was="fine", why=f"{number} GiB available", hint="stop what else uses memory")
+        heard.wait(20)
+        heard.emit("memory", state="fine", was="low", why="9 GiB available", hint="")
+        heard.wait(20)
+    heard.emit("memory", state="critical", was="fine", why="2 GiB available", hint="stop what else uses memory")
+    heard.emit("memory", state="low", was="critical", why="4 GiB available", hint="")
+    heard.emit("memory", state="unknown", was="low", why="", hint="")
+    heard.wait(600)
+    assert heard.titles == ["is low on memory", "is about to run out of memory"]
+    assert "do this: stop what else uses memory" in heard.told[1].text
+    assert [one.kind for one in heard.told] == ["warning", "failure"]
+    heard.emit("memory", state="fine", was="unknown", why="9 GiB available", hint="")
+    heard.wait(600)
+    assert heard.titles[2:] == ["has enough memory again"]
+    assert "now: 9 GiB available" in heard.told[2].text
+
+
+def test_each_engine_that_was_stopped_for_memory_is_told_with_what_to_change() -> None:
+    heard = Heard()
+    for name in ("engine-1", "engine-2", "engine-1"):
+        heard.emit("memory-stopped", engine=name, why="memory ran out", hint="raise mem_limit", log="x", seconds=1)
+    assert heard.titles == ["was stopped before the host ran out of memory"] * 3
+    assert "engine: engine-2" in heard.told[1].text and "do this: raise mem_limit" in heard.told[1].text
+    for _ in range(3):
+        heard.emit("memory-stop-failed", why="Docker does not answer")
+    assert heard.titles[3:] == ["could not be stopped, and memory is running out"]
+
+
+def test_a_watch_that_was_killed_tells_no_condition_again_and_forgets_none() -> None:
+    first = Heard()
+    first.emit("memory", state="low", was="unknown", why="7 GiB available", hint="")
+    second = Heard(first.memory)
+    second.emit("memory", state="low", was="unknown", why="7 GiB available", hint="")
+    second.wait(600)
+    assert second.told == []
+    third = Heard(second.memory)
+    third.wait(600)
+    assert third.titles == ["has enough memory again"], "the breaker says nothing where all is well"
+    assert "not seen since the watch started" in third.told[0].text
