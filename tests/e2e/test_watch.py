@@ -95,7 +95,7 @@ def test_a_frozen_and_a_killed_engine_are_detected_and_restarted(
     services = ("--with", "watch", "--set", f"watch_port={free_port()}", "--set", "restart=no")
     done = kit.up(*services, "--override", override, "--override", fast)
     assert done.code == 0, done.err
-    restart = ("--restart", "--backoff", "5", "--grace", "200", "--port", str(free_port()))
+    restart = ("--restart", "--backoff", "5", "--grace", "120", "--port", str(free_port()))
     watch = Lines([*KIT, "watch", "--json", *FAST, *restart], cwd=kit.directory)
     contained = Lines(["docker", "logs", "--follow", f"{kit.project}-watch-1"])
     config = inspect(f"{kit.project}-watch-1")

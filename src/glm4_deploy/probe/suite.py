@@ -142,12 +142,13 @@ MAX_NAMED = 12  # more skipped checks than this are not named; the table has the
 
 
 def covered(results: Sequence[Result], table: Mapping[str, object]) -> str:
-    """How much of the table was judged, and what a pass means."""
-    judged = [row.check for row in results if row.check in table and row.status not in {Status.SKIPPED, Status.UNKNOWN}]
-    skipped = [row.check for row in results if row.status is Status.SKIPPED]
-    unknown = [row.check for row in results if row.status is Status.UNKNOWN]
-    outside = len(table.keys() - {row.check for row in results})
-    parts = [f"{len(judged)} of {len(table)} checks judged"]
+    """How many of the checks were judged, those of the table and what else has a row, and what a pass means."""
+    status = {row.check: row.status for row in results}
+    skipped = [check for check, one in status.items() if one is Status.SKIPPED]
+    unknown = [check for check, one in status.items() if one is Status.UNKNOWN]
+    outside = len(table.keys() - status.keys())
+    judged = len(status) - len(skipped) - len(unknown)
+    parts = [f"{judged} of {len(status) + outside} checks judged"]
     if skipped:
         names = f" ({', '.join(skipped)})" if len(skipped) <= MAX_NAMED else ""
         parts.append(f"{len(skipped)} skipped{names}")
@@ -155,7 +156,10 @@ def covered(results: Sequence[Result], table: Mapping[str, object]) -> str:
         parts.append(f"not judged: {', '.join(unknown)}")
     if outside:
         parts.append(f"{outside} not in this run")
-    return f"{'; '.join(parts)}. A pass means only that no failure was seen in what was asked."
+    said = f"{'; '.join(parts)}."
+    if Status.FAIL in status.values():
+        return said
+    return f"{said} A pass means only that no failure was seen in what was asked."
 
 
 def claims(questions: Sequence[UserQuestion] = ()) -> tuple[Fact, ...]:
