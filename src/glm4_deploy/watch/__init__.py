@@ -1,1 +1,1 @@
-"""Watch engines, and restart them. May import `deploy`, `probe`, `report_model`, `plan`, `detect`, `host`, `run`."""
+"""Watch and restart engines. May import `deploy`, `probe`, `report_model`, `plan`, `detect`, `logs`, `host`, `run`."""

@@ -22,6 +22,7 @@ class Exporter:
         self._stale_s = stale_s
         self._status: dict[str, object] = {"state": State.UNKNOWN.value, "why": "nothing seen yet"}
         self.last = WatchVerdict(state=State.UNKNOWN, why="nothing seen yet", since=0.0)
+        self.cause: dict[str, str] | None = None  # of the present incident, as far as the log says
         self._published = time.monotonic()
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -87,7 +88,8 @@ class Exporter:
         age = time.monotonic() - self._published
         if age > self._stale_s:
             return 503, json.dumps({"state": "unknown", "why": f"no verdict from the watch for {age:.0f} s"}).encode()
-        return 200 if self.last.state.good else 503, json.dumps(self._status, ensure_ascii=False).encode()
+        body = self._status if self.cause is None or self.last.state.good else {**self._status, "cause": self.cause}
+        return 200 if self.last.state.good else 503, json.dumps(body, ensure_ascii=False).encode()
 
 
 class Published(Protocol):

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ ADVICE = {
     State.WRONG_ENGINE: ("another model or another program answers at its address", "glm4-deploy status"),
     State.UNKNOWN: ("it cannot be judged: it is starting, or its counters cannot be read", "glm4-deploy status"),
 }
+READS = frozenset({State.HUNG, State.BABBLING, State.UNREACHABLE})  # the engine's log may say why
 # Events of the watch that change what a person has to do: told once per incident.
 NEEDS_A_PERSON = "needs a person"
 EVENTS = {
@@ -47,13 +48,27 @@ DONE = ("restarted", "rolled-back", "taken-out", "put-back")  # what the message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """One notification. kind: failure, warning or success, as services colour it. to: addresses that still lack it."""
+    """One notification.
+
+    Attributes:
+        kind: failure, warning or success, as services colour it.
+        to: addresses that still lack it.
+        asks: whether the log may say its cause, which was not looked for yet.
+    """
 
     id: str
     title: str
     text: str
     kind: str
     to: tuple[str, ...] = ()
+    asks: bool = False
+
+    def with_cause(self, why: str, fix: str) -> "Notification":
+        """The same with the root cause, if there is one, above the next command."""
+        rows = "".join(f"{key}: {one_line(redact(text), 400)}\n" for key, text in (("cause", why), ("do this", fix)))
+        head, mark, rest = self.text.partition("\nnext: ")
+        text = f"{head}\n{rows}{mark[1:]}{rest}" if why and mark else self.text
+        return replace(self, text=text, asks=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +153,8 @@ class Damper:
         was, memory.told = memory.told, state
         meaning, command = ADVICE[state]
         rows = [("why", verdict.why), ("it means", meaning), ("before", was or "well"), ("next", command)]
-        return self._message(f"is {state}", rows, "warning" if state is State.UNKNOWN else "failure")
+        message = self._message(f"is {state}", rows, "warning" if state is State.UNKNOWN else "failure")
+        return replace(message, asks=state in READS)
 
     def event(self, name: str, fields: Mapping[str, Any], at: float) -> Notification | None:
         """An event of the watch, as it is written to its output. at: monotonic seconds."""

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from glm4_deploy.errors import ExtraMissing, Locked, StorageError, UsageError
 from glm4_deploy.files import read_text, remove_leftovers, write_text
+from glm4_deploy.watch.cause import Cause
 from glm4_deploy.watch.incident import Damper, Damping, Memory, Notification, now
 from glm4_deploy.watch.judge import WatchVerdict
 from glm4_deploy.watch.kept import boot_id
@@ -143,8 +144,13 @@ class Notifier:
         damping: Damping,
         retry_s: float = FIRST_RETRY_S,
         save_s: float = SAVE_AGAIN_S,
+        cause: Callable[[], Cause | None] = lambda: None,
     ) -> None:
-        """Raises Locked: another watch notifies from this directory. StorageError: it cannot be written."""
+        """cause: what the log says of the present incident; it may take seconds, and delays a message alone.
+
+        Raises Locked: another watch notifies from this directory. StorageError: it cannot be written.
+        """
+        self._cause = cause
         self._services, self._emit, self._retry_s, self._save_s = services, emit, retry_s, save_s
         self._file = directory / FILE
         self._lock = _only_one(self._file.with_suffix(".lock"))
@@ -236,9 +242,20 @@ class Notifier:
                         self._save()
                     continue
             message, line = job
+            if message.asks:
+                message = self._with_cause(message)
             failure = line.service.send(message)
             with self._changed:
                 self._note(message, line, failure)
+
+    def _with_cause(self, message: Notification) -> Notification:
+        found = None if self._ending else self._cause()
+        told = message.with_cause(f"{found.finding}: {found.why}", found.fix) if found else message.with_cause("", "")
+        with self._changed:
+            box = self.memory.outbox
+            box[:] = [replace(told, to=one.to) if one.id == message.id else one for one in box]
+            self._save()
+        return told
 
     def _next(self, lines: dict[str, "_Line"]) -> tuple[Notification, "_Line"] | None:
         """The oldest message of the first address that is due; at the end, those that fail are left to the next watch.
