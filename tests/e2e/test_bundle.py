@@ -113,5 +113,5 @@ def test_a_changed_bundle_is_refused(kit: Kit, key: Path) -> None:
     assert "does not match" in refused("sums")
     assert "not signed" in refused("unsigned")
     assert "invalid line" in refused("outside")
-    assert "not signed by anybody" in refused("signer")
+    assert "not signed by anyone" in refused("signer")
     assert json.loads((bundle / "bundle.json").read_text())["images"] == []

@@ -285,7 +285,7 @@ def test_an_unknown_image_with_a_user_and_without_python3_on_its_path(host: Host
 @pytest.mark.parametrize(
     ("instructions", "code", "said"),
     [
-        (("ENV PATH=/opt/none",), 2, "cannot be asked which vLLM it holds"),
+        (("ENV PATH=/opt/none",), 2, "cannot be queried for its vLLM version"),
         (("ENV PATH=/usr/bin:/bin",), 2, "holds no Python package vllm"),
         (('ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]',), 9, "image_vllm=0.13.0+cpu, image_command=program"),
         (('ENTRYPOINT ["/bin/false"]',), 9, "image_vllm=0.13.0+cpu, image_command=vllm-serve"),

@@ -99,7 +99,7 @@ def test_what_can_be_refused_is_refused_and_a_dry_run_changes_nothing(upgraded: 
     unnamed = upgraded.kit.run("upgrade", "localhost:9/some/engine:1", "--dry-run")  # not here, so not asked either
     assert (unnamed.code, "its vLLM is not known" in unnamed.err) == (2, True), unnamed.err
     unasked = upgraded.kit.run("upgrade", "localhost:9/some/engine:1")
-    assert (unasked.code, "so it is asked" in unasked.err) == (19, True), unasked.err
+    assert (unasked.code, "so it is queried" in unasked.err) == (19, True), unasked.err
     plan = upgraded.upgrade(NEW, "--dry-run", "--json")
     assert plan.code == 0, plan.err
     assert {"image", "vLLM"} <= {change["name"] for change in plan.json["changes"]}

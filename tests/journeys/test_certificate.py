@@ -54,7 +54,7 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
     other_signers.write_text(f"eve@example.org {other.with_suffix('.pub').read_text()}")
     refused = kit.run("certificate", "verify", "a.json", "--signers", other_signers)
     assert refused.code == 1
-    assert "not signed by anybody" in refused.err
+    assert "not signed by anyone" in refused.err
 
     statement["predicate"]["checks"][-1]["status"] = "fail"
     forged_payload = base64.b64encode(json.dumps(statement).encode()).decode()
@@ -64,7 +64,7 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
         ("forged", {"payload": forged_payload}, "the signature does not match"),
         ("stripped", {"signatures": []}, "is not signed"),
         ("borrowed", {"payload": forged_payload, "signatures": of_another}, "the signature does not match"),
-        ("garbled", {"signatures": [{"keyid": "", "sig": "AAAA"}]}, "not signed by anybody"),
+        ("garbled", {"signatures": [{"keyid": "", "sig": "AAAA"}]}, "not signed by anyone"),
     ):
         (kit.directory / f"{name}.json").write_text(json.dumps(envelope | changed))
         tampered = kit.run("certificate", "verify", f"{name}.json", "--signers", signers)

@@ -17,7 +17,7 @@ def test_an_interrupted_start_says_what_it_leaves_and_the_next_up_goes_on(kit: K
     status = kit.run("status")
     assert status.code == 1
     assert "up was cut off in the stage `start`" in status.err
-    assert "what runs is not judged" in status.err
+    assert "the engine was not judged" in status.err
 
     again = kit.up()
     assert again.code == 0, again.err
@@ -70,6 +70,6 @@ def test_two_at_once_are_refused(kit: Kit) -> None:
     for words in (kit.up_words(), ("down",), ("rollback",)):
         second = kit.run(*words)
         assert second.code == 14, second.err
-        assert f"`glm4-deploy up` (pid {first.process.pid}) is at work" in second.err
-    assert f"up is at work in the stage `start` (pid {first.process.pid}" in kit.status()["deployment"]
+        assert f"`glm4-deploy up` (pid {first.process.pid}) is already running" in second.err
+    assert f"up is running in the stage `start` (pid {first.process.pid}" in kit.status()["deployment"]
     assert all(alive(pid) for pid in kit.pids().values()), "the first goes on"

@@ -138,7 +138,7 @@ def test_a_dry_run_says_every_step_and_changes_nothing(kit: Kit) -> None:
     before, pids = everything_in(kit.directory), kit.pids()
     again = kit.up("--dry-run", "--json")
     steps = json.loads(again.out)["steps"]
-    assert any(step.startswith("stop what runs") for step in steps)
+    assert any(step.startswith("stop the running engine") for step in steps)
     assert f"if it fails: put release {release} back, and gate it" in steps
     back = kit.run("rollback", release, "--dry-run")
     assert back.code == 0, back.err

@@ -33,7 +33,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # of the command's name (`_` for `-`); a test compares the sentence with the docstring. To add a command, add a row.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Render and start": {
-        "init": ("init", "Look at this host, ask a few questions, and write glm4.yaml."),
+        "init": ("init", "Inspect this host, ask a few questions, and write glm4.yaml."),
         "render": ("render", "Print the Compose file, or another target's."),
         "profiles": ("render", "List the host profiles and what each one is for."),
         "up": ("deploy", "Start the engine and gate it: green only if it answers sanely."),
@@ -44,8 +44,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Releases": {
         "releases": ("releases", "List the recorded releases, or remove old ones."),
-        "upgrade": ("upgrade", "Move the running deployment to another image, and back by itself if that fails."),
-        "rollback": ("releases", "Put a recorded release back and gate it."),
+        "upgrade": (
+            "upgrade",
+            "Move the running deployment to another image, and roll back automatically if it fails.",
+        ),
+        "rollback": ("releases", "Restore a recorded release and gate it."),
         "diff": ("releases", "Show what differs between two releases."),
         "certificate": ("certificate", "Write, check or compare signed certificates of releases."),
         "lock": ("releases", "Pin the images to the digests that were pulled."),
@@ -64,7 +67,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Write one archive for a forum or an issue; secrets, names and addresses are masked.",
         ),
         "watch": ("watch", "Watch a running engine and publish its verdict."),
-        "guard": ("guard", "Stand in front of an engine, judge its answers as they stream, and cut those that loop."),
+        "guard": ("guard", "Proxy an engine, judge its answers as they stream, and cut off those that loop."),
         "fleet": ("watch", "Check many engines at once, by address or through SSH."),
     },
     "Before you start": {
@@ -74,11 +77,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("host", "Find risks in a vLLM Compose file, with severity and fix."),
         "scale": ("scale", "Estimate how many GPUs a number of users needs."),
         "checkpoint": ("checkpoint", "Verify, repair, quantize or fingerprint a checkpoint."),
-        "images": ("images", "List the images that hold a vLLM, judged for this card and this checkpoint."),
+        "images": ("images", "List the images that contain vLLM, judged for this card and this checkpoint."),
         "config": ("config", "Show the settings, and where each value comes from."),
         "explain": (
             "explain",
-            "Say what a name means: an exit code, check, setting, profile or known failure.",
+            "Explain a name: an exit code, check, setting, profile or known failure.",
         ),
         "completion": ("completion", "Print the script that completes commands, options and values in a shell."),
         "version": ("render", "Show this kit's version and the image that it deploys by default."),

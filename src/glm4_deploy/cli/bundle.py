@@ -11,12 +11,12 @@ from glm4_deploy.errors import UsageError
 
 Directory = Annotated[Path, typer.Argument(help="The bundle.")]
 Signers = Annotated[
-    Path | None, typer.Option(help="An allowed_signers file of OpenSSH: the signature must be by one of them.")
+    Path | None, typer.Option(help="An OpenSSH allowed_signers file: one of its signers must have signed.")
 ]
 
 
 def create(
-    files: Annotated[list[Path], typer.Argument(help="Rendered Compose files; their images go in.")],
+    files: Annotated[list[Path], typer.Argument(help="Rendered Compose files; their images are included.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory to create, or to continue.")],
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint directory to include.")] = None,
     wheels: Annotated[bool, typer.Option(help="Include this kit and its dependencies, for this Python.")] = True,

@@ -14,7 +14,7 @@ from glm4_deploy.text import one_line
 
 File = Annotated[Path, typer.Argument(help="A certificate.")]
 Signers = Annotated[
-    Path | None, typer.Option(help="An allowed_signers file of OpenSSH: the signature must be by one of them.")
+    Path | None, typer.Option(help="An OpenSSH allowed_signers file: one of its signers must have signed.")
 ]
 
 
@@ -23,7 +23,7 @@ def write(
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to this file.")] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="An SSH private key that signs it.")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A `smoke --json` whose rows it holds, in place of the gate's.")
+        Path | None, typer.Option(metavar="FILE", help="Certify the results of this `smoke --json`, not the gate's.")
     ] = None,
     state_dir: StateDir = STATE,
 ) -> None:
@@ -55,7 +55,7 @@ def write(
 def verify(file: File, signers: Signers = None, json_: Json = False) -> None:
     """Show a certificate; with --signers, check who signed it. No network is used.
 
-    Exit 1 if nobody in --signers has signed it.
+    Exit 1 if it is not signed by anyone in --signers.
 
     Example: glm4-deploy certificate verify glm4.cert.json --signers allowed_signers
     """

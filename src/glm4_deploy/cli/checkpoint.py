@@ -157,9 +157,7 @@ def _add_fingerprint(base: Path, output: Path) -> None:
 
 
 def fingerprint(
-    directory: Annotated[
-        list[Path], typer.Argument(help="The model in bf16, in NVFP4, or first the one and then the other.")
-    ],
+    directory: Annotated[list[Path], typer.Argument(help="The model in bf16, in NVFP4, or both, in this order.")],
     output: Annotated[
         Path | None, typer.Option(help="The file to write.", show_default=f"{FILE} in the last directory")
     ] = None,

@@ -27,7 +27,7 @@ def completion(
     Example: eval "$(glm4-deploy completion bash)"
     """
     if shell not in SHELLS:
-        raise UsageError(f"{shell[:40]!r} is not a shell that is known", hint=f"one of {', '.join(SHELLS)}")
+        raise UsageError(f"{shell[:40]!r} is not a supported shell", hint=f"one of {', '.join(SHELLS)}")
     typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))
 
 

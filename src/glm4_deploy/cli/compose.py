@@ -31,7 +31,7 @@ compose = typer.Typer(
     rich_markup_mode=None,
     help="""Manage a gated engine as a service of any Compose project.
 
-Docker Compose calls it for a service with `provider: {type: glm4-deploy}`; nobody else needs to.
+Docker Compose calls it for a service with `provider: {type: glm4-deploy}`; you do not need to run it yourself.
 
 Example: docker compose up
 """,
@@ -54,7 +54,7 @@ def group(
 def up(ctx: typer.Context) -> None:
     """Start and gate the service's engine.
 
-    It is attached to the project's network, and Compose is told its address. Arguments: any setting as --NAME=VALUE,
+    It is attached to the project's network, and Compose receives its address. Arguments: any setting as --NAME=VALUE,
     and the service's name last.
     """
     with _lines() as lines:
@@ -95,7 +95,7 @@ def stop(ctx: typer.Context) -> None:
 
 @compose.command()
 def metadata() -> None:
-    """Tell Compose that `stop` is offered.
+    """Tell Compose that `stop` is supported.
 
     No parameters are listed: Compose would silently drop every option that is not, so that a misspelt setting had no
     effect. Without a list it passes all, and a wrong one is refused by name.
@@ -165,7 +165,7 @@ def _parse(words: list[str]) -> tuple[str, dict[str, list[str]]]:
         key = name.replace("-", "_")
         if not equals or key.partition(".")[0] not in (*known, "env", "args"):
             hint = did_you_mean(key, known) or "any setting of docs/reference/settings.md"
-            raise UsageError(f"{name[:60]!r} is no option of this provider", hint=hint)
+            raise UsageError(f"{name[:60]!r} is not an option of this provider", hint=hint)
         options.setdefault(key, []).append(value)
     if len(services) != 1:
         raise UsageError(f"{len(services)} services are named", hint="Docker Compose calls this, with one")
@@ -175,13 +175,13 @@ def _parse(words: list[str]) -> tuple[str, dict[str, list[str]]]:
 def _named(name: Any) -> str:
     """A project or service. Raises UsageError for a name that Compose would not give: it becomes part of a path."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(f"{str(name)[:60]!r} is no name of a project or service", hint="Docker Compose calls this")
+        raise UsageError(f"{str(name)[:60]!r} is not a valid project or service name", hint="Docker Compose calls this")
     return name
 
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d{1,5}", text):
-        raise UsageError(f"timeout {text[:20]!r} is no number of seconds", hint="for example timeout: 900")
+        raise UsageError(f"timeout {text[:20]!r} is not a number of seconds", hint="for example timeout: 900")
     return float(text)
 
 

@@ -19,7 +19,7 @@ Row = tuple[str, Any, str]
 @with_settings(profile="that of this host's GPU, else gb10")
 def show(
     requested: Requested,
-    everything: Annotated[bool, typer.Option("--all", help="Also what has its default.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include settings that have their default.")] = False,
     json_: Json = False,
 ) -> None:
     """Show the settings, and the layer that each value comes from. Secrets are masked.

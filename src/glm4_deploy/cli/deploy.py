@@ -142,7 +142,7 @@ def up(
         float | None, typer.Option(min=1, max=86_400, help="Seconds a start may take.", show_default="start_period")
     ] = None,
     no_rollback: Annotated[
-        bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")
+        bool, typer.Option("--no-rollback", help="If it fails, do not restore the last good release.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the checkpoint is faulty.")] = False,
     dry_run: DryRun = False,
@@ -151,8 +151,8 @@ def up(
 ) -> None:
     """Start the engine and gate it: green only if it answers sanely.
 
-    Renders, starts, waits until the engine is ready, then checks that this very container serves this model. What
-    passes is recorded as a release. What fails is stopped, and the last good release is put back and gated too.
+    Renders, starts, waits until the engine is ready, then checks that this very container serves this model. If it
+    passes, it is recorded as a release. If it fails, it is stopped, and the last good release is restored and gated.
 
     Example: glm4-deploy up --profile gb10 --model-dir /models/glm-4-9b-chat-hf-nvfp4
     """
@@ -237,7 +237,7 @@ def image_answers(progress: Progress, settings: Settings) -> dict[str, str]:
     image = engine_image(settings)
     if image.vllm is not None and image.command is not None:
         return {}
-    progress.note(f"image {settings.image}: what is in it is not known, so it is asked")
+    progress.note(f"image {settings.image}: its contents are not known, so it is queried")
     found = ask_image(image, settings.pinned_image, progress.pull)
     answers = {} if image.vllm is not None else {"image_vllm": found.vllm}
     answers |= {} if image.command is not None else {"image_command": str(found.command)}
@@ -245,7 +245,7 @@ def image_answers(progress: Progress, settings: Settings) -> dict[str, str]:
         # The cache volume belongs to root, so another user could not write to it.
         answers["user"] = "0:0"
     shown = ", ".join(f"{name}={value}" for name, value in answers.items())
-    progress.note(f"image {settings.image}: {shown}, as the image says")
+    progress.note(f"image {settings.image}: {shown}, as the image reports")
     return answers
 
 
@@ -329,7 +329,7 @@ def down(
 ) -> None:
     """Stop the engine and remove its container and network.
 
-    Volumes and the model stay. With --volumes, it first says what goes, and how big it is.
+    Volumes and the model stay. With --volumes, it first says what will be removed, and how big it is.
 
     Example: glm4-deploy down
     """

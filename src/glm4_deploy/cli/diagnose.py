@@ -149,10 +149,10 @@ def _symptom(said: str, outputs: Outputs) -> None:
         )
     # A possible cause is not a verdict: nothing was judged, so nothing fails.
     report = make_report("diagnose", (replace(row.result(), status=Status.WARN) for row in rows))
-    lines = ["known failures that can look like this, the likeliest first:"]
+    lines = ["known failures that can look like this, most likely first:"]
     for row in rows:
         lines += ["", *_finding(row)]
-    lines += ["", "a log says which: glm4-deploy diagnose (FILE, --container NAME)"]
+    lines += ["", "a log shows which one it is: glm4-deploy diagnose (FILE, --container NAME)"]
     outputs.write(report, lambda: "\n".join(lines) + "\n", details={"findings": _wire(rows)})
 
 

@@ -38,7 +38,7 @@ def explain(
     ],
     json_: Json = False,
 ) -> None:
-    """Say what a name means: an exit code, check, setting, profile or known failure.
+    """Explain a name: an exit code, check, setting, profile or known failure.
 
     Example: glm4-deploy explain max_num_seqs
     """

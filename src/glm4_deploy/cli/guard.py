@@ -52,7 +52,7 @@ def guard(
     ] = None,
     show_text: Annotated[bool, typer.Option("--show-text", help="Also log what repeats: text of your users.")] = False,
 ) -> None:
-    """Stand in front of an engine, judge its answers as they stream, and cut those that loop.
+    """Proxy an engine, judge its answers as they stream, and cut off those that loop.
 
     It writes one line of JSON per finding, without the text.
 

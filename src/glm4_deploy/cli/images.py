@@ -71,9 +71,9 @@ class ImageRow:
 
 @with_settings()
 def images(requested: Requested, as_json: Json = False) -> None:
-    """List the images that hold a vLLM, judged for this card and this checkpoint.
+    """List the images that contain vLLM, judged for this card and this checkpoint.
 
-    Nothing is pulled and no registry is asked. The card is this host's, else the profile's. Without a checkpoint at
+    Nothing is pulled and no registry is queried. The card is this host's, else the profile's. Without a checkpoint at
     model_dir, or without Docker, those columns are empty. `*` marks the image of the settings, `>` the one to take.
 
     Example: glm4-deploy images --profile gb10
@@ -219,7 +219,7 @@ def _table(rows: tuple[ImageRow, ...]) -> Iterable[str]:
         padded = (f"{text:<{width}}" for text, width in zip(line[:-1], widths, strict=True))
         yield "  ".join((*padded, line[-1])).rstrip()
     best = next((row for row in rows if row.recommended), None)
-    yield f"> {best.image}: {best.recommended}" if best else "none can be recommended: see the known troubles"
+    yield f"> {best.image}: {best.recommended}" if best else "none can be recommended: see the column `known trouble`"
 
 
 def _cells(row: ImageRow) -> tuple[str, ...]:

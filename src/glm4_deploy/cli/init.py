@@ -87,7 +87,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing settings file without asking.")] = False,
     file: Annotated[Path, typer.Option("--file", help="The settings file to write.")] = FILE,
 ) -> None:
-    """Look at this host, ask a few questions, and write glm4.yaml.
+    """Inspect this host, ask a few questions, and write glm4.yaml.
 
     It finds GPU, Docker, disk and models, chooses profile, image and settings with reasons, writes them down as
     comments, and shows the plan. At most five questions; none with --yes or without a terminal. Nothing is fetched or

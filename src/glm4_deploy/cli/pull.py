@@ -156,7 +156,7 @@ def judge(directory: Path, image: EngineImage, wanted: bool | None) -> tuple[Res
     try:
         need = needed_repair(directory, image, image)
         if need is None:
-            return ok(f"loads as it is in {where}", check=name), None
+            return ok(f"loads unmodified in {where}", check=name), None
         if not need.made and (_ask(need, where) if wanted is None else wanted):
             repair(need, image)
             need = needed_repair(directory, image, image)

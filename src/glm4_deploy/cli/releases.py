@@ -63,8 +63,8 @@ def prune(
 ) -> None:
     """Remove old releases and their caches.
 
-    A cache of compiled kernels goes if no kept release needs it. The command first
-    says what goes, and how big it is.
+    A cache of compiled kernels is removed if no kept release needs it. The command first
+    says what will be removed, and how big it is.
 
     Example: glm4-deploy releases prune --keep 5
     """
@@ -102,7 +102,7 @@ def rollback(
         float | None, typer.Option(min=1, max=86_400, help="Seconds a start may take.", show_default="start_period")
     ] = None,
     no_rollback: Annotated[
-        bool, typer.Option("--no-rollback", help="If it fails, do not put the last good release back.")
+        bool, typer.Option("--no-rollback", help="If it fails, do not restore the last good release.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Proceed even if its checkpoint changed or it never passed its gate.")
@@ -111,7 +111,7 @@ def rollback(
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Put a recorded release back and gate it.
+    """Restore a recorded release and gate it.
 
     It becomes a new release.
 

@@ -37,7 +37,7 @@ def render(
     diff: Annotated[Path | None, typer.Option("--diff", help="Show what would change in this file.")] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted, the kit's version apart."),
+        typer.Option("--check", help="Exit 1 if the file of -o or --diff has drifted, ignoring the kit's version."),
     ] = False,
     for_this_host: Annotated[
         bool,

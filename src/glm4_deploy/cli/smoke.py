@@ -152,7 +152,7 @@ def bench(
     """Measure a running engine under load: TTFT, TPOT, throughput, goodput.
 
     The load comes from vLLM's own generator. Without --container and --python it runs beside the engine that `up`
-    started. Exit codes: 0 all limits kept (or none given), 1 a limit broken or a request failed, 2 usage,
+    started. Exit codes: 0 all limits met (or none given), 1 a limit broken or a request failed, 2 usage,
     3 not reachable, 4 not the engine, 11 the engine died under the load.
 
     Example: glm4-deploy bench --concurrency 1,16 --slo slo.yaml --json today.json --compare yesterday.json

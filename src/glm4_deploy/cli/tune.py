@@ -44,7 +44,7 @@ def tune(
     budget: Annotated[str, typer.Option(help="Time for all trials: 30m, 2h.")] = "30m",
     slo: Annotated[Path | None, typer.Option(help="Limits on speed to keep (YAML; docs/how-to/smoke.md).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be tried, and start nothing.")] = False,
-    write: Annotated[bool, typer.Option(help="Put the settings that won into the settings file.")] = True,
+    write: Annotated[bool, typer.Option(help="Write the winning settings into the settings file.")] = True,
     apply: Annotated[bool, typer.Option("--apply", help="Then start them, as `up` does.")] = False,
     svg: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot as SVG.")] = None,
     runner: Annotated[str, typer.Option(help="compose, or process (the cpu profile only).")] = "compose",
@@ -56,8 +56,8 @@ def tune(
 ) -> None:
     """Find the settings that serve a load fastest on this host.
 
-    Starts, gates and measures one engine after the other, in place of the one that serves, which is put back at the
-    end. What does not pass its gate never wins. Interrupted, it puts the engine back; called again, it goes on.
+    Starts, gates and measures one engine after another in place of the one that serves, which is restored at the end.
+    A candidate that fails its gate never wins. If interrupted, it restores the engine; run again, it continues.
 
     Example: glm4-deploy tune --for "64 users, 2k in, 256 out" --budget 1h --slo slo.yaml
     """
@@ -107,7 +107,7 @@ def tune(
         raise typer.Exit(130)
     if winner is None:
         raise Judged(
-            "no settings that were tried keep the limits" if slo else "nothing could be measured",
+            "none of the settings tried meets the limits" if slo else "nothing could be measured",
             hint="the table says why; more time: --budget; fewer users or looser limits",
         )
 
@@ -190,7 +190,11 @@ def _title(subject: Subject) -> str:
 
 def _before(search: Search, winner: Trial) -> str:
     first = search.trials[0]
-    return f"{winner.rate / first.rate - 1:+.1%} on what was configured" if first.rate else "nothing ran as configured"
+    return (
+        f"{winner.rate / first.rate - 1:+.1%} against the configured settings"
+        if first.rate
+        else "nothing ran as configured"
+    )
 
 
 def _report(search: Search, subject: Subject, *, json_: bool) -> None:

@@ -52,7 +52,7 @@ def upgrade(
     state_dir: StateDir = STATE,
     json_: Json = False,
 ) -> None:
-    """Move the running deployment to another image, and back by itself if that fails.
+    """Move the running deployment to another image, and roll back automatically if it fails.
 
     Everything else stays as recorded. It shows what changes, pulls while the old engine serves, repairs a copy of the
     checkpoint if the new vLLM needs that, and then stops, starts and gates as `up` does. If the old release was

@@ -108,7 +108,8 @@ def _with_mounted(files: Iterable[Path], note: Note) -> Mapping[str, Path]:
         for name, path in names.items():
             if name in found and found[name].resolve() != path.resolve():
                 raise UsageError(
-                    f"{found[name]} and {path} would both be compose/{name}", hint="make one bundle for each, or rename"
+                    f"{found[name]} and {path} would both be compose/{name}",
+                    hint="make a bundle for each, or rename one",
                 )
             found[name] = path
     return found
@@ -208,7 +209,7 @@ def check_tags(file: Path, image: BundledImage) -> None:
         raise Judged(f"{image.file} is not an archive of an image", hint="do not load it; copy it again") from None
     if others:
         raise Judged(
-            f"{image.file} would also name an image {others[0][:80]!r}, which the bundle does not say",
+            f"{image.file} would also name an image {others[0][:80]!r}, which the bundle does not list",
             hint="do not load it; ask who created it",
         )
 

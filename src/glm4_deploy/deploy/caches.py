@@ -140,7 +140,7 @@ def doubt(container: Container) -> str:
         return ""
     return (
         f"its cache volume {volume} is not named by its image: compiled kernels that another image, GPU or driver left "
-        "there can corrupt answers (vllm#41871); `glm4-deploy up` gives it one of its own"
+        "there can corrupt answers (vllm#41871); `glm4-deploy up` gives it its own"
     )
 
 

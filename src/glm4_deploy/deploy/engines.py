@@ -215,7 +215,7 @@ class ComposeEngine:
         if started is None:
             raise ComposeFailed(
                 f"docker compose made no container for the service {self._service}",
-                hint="look at the files with: docker compose config",
+                hint="inspect the files with: docker compose config",
             )
         self._fresh_id = started.id if recreate else ""
         return started

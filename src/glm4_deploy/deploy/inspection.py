@@ -103,8 +103,8 @@ def ask_image(image: EngineImage, reference: str, on_pull: Callable[[PullState],
     )
     if image.vllm is None and parse_version(vllm) < OLDEST:
         raise UsageError(
-            f"the vLLM in {reference} calls itself {vllm[:60]}, which says nothing about its age",
-            hint="say which release it is closest to: --set image_vllm=VERSION",
+            f"the vLLM in {reference} calls itself {vllm[:60]}, which does not identify a release",
+            hint="name the release that it is closest to: --set image_vllm=VERSION",
         )
     return found
 
@@ -124,9 +124,9 @@ def _answer(client: Any, reference: str, entrypoint: tuple[str, ...]) -> tuple[b
         if answer is not None:
             return passes, answer
     raise UsageError(
-        f"the image {reference} cannot be asked which vLLM it holds",
+        f"the image {reference} cannot be queried for its vLLM version",
         details=[one_line(line, 200) for line in said.splitlines()[-3:]],
-        hint=f"say it yourself: {ANSWERS}",
+        hint=f"set it yourself: {ANSWERS}",
     )
 
 

@@ -33,7 +33,7 @@ def preview_up(
         check_port(endpoint)
     yield from notes
     if not notes:
-        yield f"checkpoint {endpoint.model_dir}: verified, nothing against it"
+        yield f"checkpoint {endpoint.model_dir}: verified, no fault found"
     if kind is EngineKind.COMPOSE:
         yield _image_step(spec.image)
         files = rendered(absolute(spec))
@@ -60,7 +60,7 @@ def preview_rollback(release: Release, store: Store, directory: Path, *, force: 
         )
     if not holds_own_port(endpoint.base_url, directory, lambda: recorded_engine(Record(endpoint=endpoint), directory)):
         check_port(endpoint)
-    yield f"release {release.id} of {release.created_at}: its files are whole, its checkpoint is the same"
+    yield f"release {release.id} of {release.created_at}: its files are intact, its checkpoint is the same"
     if release.image is not None and find_image(connect(), release.image.id) is None:
         if release.image.digest is None:
             raise ImageMissing(f"image {release.image.id[:19]} of release {release.id} is gone", hint="choose another")
@@ -106,7 +106,7 @@ def _secret_steps(spec: DeploymentSpec, endpoint: Endpoint, directory: Path) -> 
 def _start_steps(directory: Path, endpoint: Endpoint, *, rollback: bool) -> Iterator[str]:
     record, store = load_record(directory), Store(directory)
     if record is not None and (state := recorded_engine(record, directory).state()).running:
-        yield f"stop what runs, unless it is started from the same: {state.detail}"
+        yield f"stop the running engine, unless it has the same settings: {state.detail}"
     yield f"start {endpoint.project}, serving {endpoint.model!r} at {endpoint.base_url}/v1"
     yield "gate: prove that this engine answers, then run the suite `gate`"
     yield f"record it as release {store.next_id().partition('-')[0]}"

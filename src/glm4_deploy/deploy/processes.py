@@ -122,7 +122,7 @@ def wait_gone(old: tuple[Process, ...], note: Callable[[str], None], *, seconds:
             return left
         if waited > seconds / 2 and not killed:
             killed = True
-            note(f"{', '.join(map(str, left))} outlived the stop by {waited:.0f} s and may hold its memory: killed")
+            note(f"{', '.join(map(str, left))} outlived the stop by {waited:.0f} s and may still hold memory: killed")
             for one in left:
                 with suppress(OSError):
                     os.kill(one.pid, signal.SIGKILL)

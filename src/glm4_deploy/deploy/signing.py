@@ -49,7 +49,7 @@ def check_signed(what: str, text: str, signature: str, signers: Path, namespace:
         found = _ssh_keygen("-Y", "find-principals", "-s", str(file), "-f", str(signers))
         signer = found.stdout.split("\n")[0].split(",")[0].strip()
         if not found.ok or not signer:
-            raise Judged(f"{what}: not signed by anybody in {signers}", hint="do not use it; ask who created it")
+            raise Judged(f"{what}: not signed by anyone in {signers}", hint="do not use it; ask who created it")
         words = ["-Y", "verify", "-n", namespace, "-f", str(signers), "-I", signer, "-s", str(file)]
         done = _ssh_keygen(*words, stdin=text)
     if not done.ok:

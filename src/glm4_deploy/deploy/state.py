@@ -50,7 +50,7 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
         if not _take(file):
             file.seek(0)
             holder = file.read(200).strip() or "another glm4-deploy"
-            raise Locked(f"{holder} is at work in {directory}", hint="wait until it ends, or stop it")
+            raise Locked(f"{holder} is already running in {directory}", hint="wait until it ends, or stop it")
         remove_leftovers(directory)
         with suppress(OSError):  # a full disk: the lock holds without its label
             file.truncate(0)
@@ -66,7 +66,7 @@ def _refuse_links(directory: Path) -> None:
         if path.is_symlink() and not path.is_dir():
             raise StorageError(
                 f"{path} is a link to {str(path.readlink())[:200]!r}: this kit never makes one here",
-                hint="remove it, if nobody here made it on purpose",
+                hint="remove it, unless someone here created it on purpose",
             )
 
 
@@ -198,11 +198,11 @@ def describe_journal(directory: Path, *, at_work: bool | None = None) -> tuple[s
         return "", False
     entry = replace(entry, what=one_line(entry.what, 60), at=one_line(entry.at, 60), good=one_line(entry.good, 60))
     if is_locked(directory) if at_work is None else at_work:
-        return f"{entry.what} is at work in the stage `{entry.stage}` (pid {entry.pid}, since {entry.at})", False
+        return f"{entry.what} is running in the stage `{entry.stage}` (pid {entry.pid}, since {entry.at})", False
     if not entry.touched:
         return f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): nothing was changed", False
     back = f"; the last good release is {entry.good}: glm4-deploy rollback {entry.good}" if entry.good else ""
-    sentence = f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): what runs is not judged"
+    sentence = f"{entry.what} was cut off in the stage `{entry.stage}` (since {entry.at}): the engine was not judged"
     return sentence + back, True
 
 

@@ -235,8 +235,8 @@ class Transaction:
         end()
         if left := wait_gone(old, self.note):
             raise EngineDied(
-                f"the old engine is stopped, and {', '.join(map(str, left))} lives on and may hold its memory",
-                hint=("a process that SIGKILL does not end hangs in the driver: see dmesg, and reboot",),
+                f"the old engine is stopped, and {', '.join(map(str, left))} is still running and may hold its memory",
+                hint=("a process that survives SIGKILL hangs in the driver: see dmesg, and reboot",),
             )
 
     def _announce(self) -> None:

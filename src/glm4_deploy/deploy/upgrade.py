@@ -163,7 +163,7 @@ def check_image(image: EngineImage, gpus: GpuReport) -> None:
     if image.vllm is None:
         raise UsageError(
             f"image {image.reference} is not in the catalog: its vLLM is not known",
-            hint="check the tag; without --dry-run it is pulled and asked, or `docker pull` it first",
+            hint="check the tag; without --dry-run it is pulled and queried, or `docker pull` it first",
         )
     check_driver(image, gpus)
 
@@ -226,7 +226,7 @@ def needed_repair(directory: Path, old: EngineImage, image: EngineImage) -> Need
         copy = verify_checkpoint(output, **about)
         if copy.failures:
             raise CheckpointRefused(
-                f"{output} exists, and is not a sound copy: {faults_line(copy.failures)}", hint="remove it, or move it"
+                f"{output} exists and is not a sound copy: {faults_line(copy.failures)}", hint="remove it, or move it"
             )
         return replace(need, made=True)
     check_output(directory, output)
@@ -351,7 +351,7 @@ class UpgradePlan:
 
     def _checkpoint(self) -> Iterator[str]:
         if self.need is None:
-            yield "checkpoint: loads as it is"
+            yield "checkpoint: loads unmodified"
             return
         yield f"checkpoint: {'; '.join(self.need.faults)}"
         edits = f" ({'; '.join(self.need.edits)})" if self.need.edits else ""

@@ -7,8 +7,8 @@
         must_not: {contains: [Berlin, London]}
         max_seconds: 10
 
-Patterns and schemas are the user's, answers are the model's: together they can take Python's `re` for ever. Both are
-applied in a process of its own with a time limit (`matching.py`).
+Patterns and schemas are the user's, answers are the model's: together they can keep Python's `re` busy forever. Both
+are applied in a separate process with a time limit (`matching.py`).
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{text[:60]!r} is no regular expression: {error}") from None
+        raise ValueError(f"{text[:60]!r} is not a valid regular expression: {error}") from None
     return text
 
 
@@ -51,7 +51,7 @@ def _schema(value: Any) -> Any:
     try:
         Draft202012Validator.check_schema(value)
     except SchemaError as error:
-        raise ValueError(f"no JSON Schema: {error.message[:120]}") from None
+        raise ValueError(f"not a valid JSON Schema: {error.message[:120]}") from None
     return value
 
 
@@ -206,7 +206,7 @@ def _line_of(text: str, where: tuple[str | int, ...]) -> int:
 # One question as a check.
 
 WRONG = "if the answer is right, correct the question; else compare with an engine that you trust, and with `smoke`"
-SLOW = "simplify the pattern: nested repetitions such as (a+)+ take for ever"
+SLOW = "simplify the pattern: nested repetitions such as (a+)+ take forever"
 
 
 async def ask_question(question: UserQuestion, probe: Probe) -> Result:

@@ -36,10 +36,10 @@ def test_the_metadata_list_no_options_so_that_compose_drops_none() -> None:
     [
         ("p", ("--max_modl_len=9", "model"), "did you mean 'max_model_len'?"),
         ("p", ("--port=9",), "0 services are named"),
-        ("p", ("--port", "model"), "'port' is no option"),
-        ("../../etc", ("model",), "no name of a project"),
-        ("", ("model",), "no name of a project"),
-        ("p", ("../model",), "no name of a project or service"),
+        ("p", ("--port", "model"), "'port' is not an option"),
+        ("../../etc", ("model",), "not a valid project or service name"),
+        ("", ("model",), "not a valid project or service name"),
+        ("p", ("../model",), "not a valid project or service name"),
     ],
 )
 def test_a_wrong_call_is_one_last_error(command: str, project: str, words: tuple[str, ...], problem: str) -> None:

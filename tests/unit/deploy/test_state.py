@@ -44,7 +44,7 @@ def test_a_deployment_at_work_is_not_cut_off(tmp_path: Path) -> None:
     Journal(tmp_path, "up", "").stage(JournalStage.GATE)
     with hold_lock(tmp_path, "up"):
         words, unjudged = describe_journal(tmp_path)
-    assert "at work" in words
+    assert "is running in the stage" in words
     assert not unjudged
 
 

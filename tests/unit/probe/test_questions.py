@@ -105,13 +105,16 @@ def test_a_pattern_that_never_ends_is_not_judged_and_not_waited_for(monkeypatch:
 
 
 MISTAKES = {
-    "questions:\n- name: a\n  prompt: b\n  must:\n    match: '('\n": ("line 5", "no regular expression"),
+    "questions:\n- name: a\n  prompt: b\n  must:\n    match: '('\n": ("line 5", "not a valid regular expression"),
     "questions:\n- name: a\n  prompt: b\n  must:\n    contain: c\n": ("line 5", "did you mean 'contains'?"),
     "questions:\n- name: a\n  prompt: b\n": ("line 2", "nothing is expected"),
     "questions:\n- name: a\n  max_seconds: 1\n": ("line 2", "give either prompt or messages"),
     "questions:\n- {name: a, prompt: b, max_seconds: 1}\n- {name: a, prompt: c, max_seconds: 1}\n": ("line 1", "'a'"),
     "questions:\n- name: A b\n  prompt: b\n  max_seconds: 1\n": ("line 2", "pattern"),
-    "questions:\n- name: a\n  prompt: b\n  must: {json_schema: {type: nonsense}}\n": ("line 4", "no JSON Schema"),
+    "questions:\n- name: a\n  prompt: b\n  must: {json_schema: {type: nonsense}}\n": (
+        "line 4",
+        "not a valid JSON Schema",
+    ),
     "questions:\n- name: a\n  prompt: b\n  times: 0\n  max_seconds: 1\n": ("line 4", "greater than or equal to 1"),
     "questions: []\n": ("line 1", "at least 1"),
     "question: []\n": ("line 1", "questions"),
