@@ -124,7 +124,7 @@ def detect(
     """Find a loop or garbage in a generated text.
 
     Args:
-        prompt: what was asked: what it asks to repeat is no loop.
+        prompt: the prompt; a repetition that it asks for is not a loop.
         logprobs: natural logarithms, one per generated token; None where the engine returned null.
 
     Returns:

@@ -625,7 +625,7 @@ def _usage_error(error: ValidationError, origin: Mapping[str, str]) -> UsageErro
     return UsageError(f"{where}: {dotted}{shown}: {problem[0].lower()}{problem[1:]}", hint=meaning)
 
 
-# What a pattern asks for, in words: nobody should have to read the expression.
+# What a pattern requires, in words, so that the user need not read the expression.
 _IN_WORDS = {
     pattern: words
     for kind, words in (

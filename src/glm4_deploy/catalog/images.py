@@ -36,8 +36,8 @@ class EngineImage:
 
     Attributes:
         tag: '' for an image that only a digest names.
-        command: None if nobody said how the server is started in it.
-        python: the program that is Python 3 in it.
+        command: None if it is unknown how the server is started in it.
+        python: the name of Python 3 in it.
         seen: compute capabilities on which others reported that it answers requests.
         entrypoint, user: as `docker image inspect` shows them; () also for an image without an entrypoint.
         trouble: what is known to go wrong; trouble_gpu: for which compute capabilities, `>=12.0`; '' for all.

@@ -405,7 +405,7 @@ class MetricRow:
     least: float = 0
 
     def level(self, value: float) -> str:
-        """The severity of a value; '' if it is no finding."""
+        """The severity of a value; '' if it is not a finding."""
         return self.severity if value >= self.limit else self.below if value else ""
 
 

@@ -52,7 +52,7 @@ class Answers:
         self.chosen[key] = (value, why)
 
     def prompt(self, question: str, default: str) -> str:
-        """The user's answer; the default if nobody may be asked."""
+        """The user's answer; the default in a non-interactive run."""
         return str(typer.prompt(question, default=default, err=True)).strip() if self.ask else default
 
     def confirm(self, question: str, *, default: bool) -> bool:
@@ -290,7 +290,7 @@ def _write(file: Path, answers: Answers, *, force: bool) -> None:
 
     Raises:
         StorageError
-        UsageError: it exists, and nobody says that it may be replaced.
+        UsageError: it exists, and the user did not allow it to be replaced.
     """
     text = settings_text(answers)
     if (

@@ -93,7 +93,7 @@ def _placed(files: Mapping[str, str], where: str | None) -> dict[Path, str]:
 
 
 def _compare(files: Mapping[Path, str], *, check: bool) -> None:
-    """Show what differs. With `check`, which version of the kit rendered a file is no drift: CI may have another one.
+    """Show what differs. With `check`, a different kit version alone is not drift: CI may have another version.
 
     Raises:
         Judged: with `check`, a file differs.

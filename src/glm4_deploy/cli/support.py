@@ -103,7 +103,7 @@ def _files(state_dir: Path, record: Record | None) -> tuple[Path, ...]:
     return tuple(map(Path, record.files)) if record is not None and record.files else (state_dir / COMPOSE,)
 
 
-# This kit's own commands, each in a process of its own: one that fails or hangs costs only its part.
+# This kit's own commands, each in its own process: one that fails or hangs costs only its part.
 
 
 def _run(*words: str) -> tuple[str, str]:

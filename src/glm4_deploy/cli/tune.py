@@ -172,7 +172,7 @@ def _subject(
 
 
 def _show_plan(search: Search, subject: Subject) -> None:
-    """What would be tried if nothing gained anything, in order; what the plan refuses costs no start."""
+    """The attempts, in order, if none gained anything; one that the plan refuses costs no start."""
     typer.echo(f"{_title(subject)}: at most these starts, in this order")
     while (attempt := search.next()) is not None:
         try:

@@ -89,7 +89,7 @@ def upgrade(
 
 
 def _asked(settings: Settings, progress: Progress, *, pulls: bool) -> Settings:
-    """With what an image that nobody knows says of itself, as for `up`.
+    """With what an unknown image reports about itself, as for `up`.
 
     pulls: whether an image that is not here is pulled for that.
     """

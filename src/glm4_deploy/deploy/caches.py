@@ -101,7 +101,7 @@ def missing_volumes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def unnamed_caches(project: str) -> tuple["Volume", ...]:
-    """Caches that earlier kits made, in whose names there is no image: no engine that this kit starts reads them.
+    """Caches of earlier kits, whose names contain no image: no engine that this kit starts reads them.
 
     Raises:
         DockerMissing
@@ -149,7 +149,7 @@ def doubt(container: Container) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume of the deployment's Compose project. size_bytes: None if Docker did not tell."""
+    """A volume of the deployment's Compose project. size_bytes: None if Docker did not report it."""
 
     name: str
     cache: bool

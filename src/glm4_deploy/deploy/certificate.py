@@ -179,7 +179,7 @@ class Certificate:
 
 
 def read_certificate(file: Path, signers: Path | None) -> Certificate:
-    """Read an envelope; with `signers`, somebody in it must have signed it. No network is used.
+    """Read an envelope; with `signers`, one of them must have signed it. No network is used.
 
     Raises:
         UsageError: not a certificate.

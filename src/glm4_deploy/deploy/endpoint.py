@@ -58,7 +58,7 @@ class Endpoint:
     tools: bool = False
     """Whether the engine looks for tool calls in its answers."""
     host_reserve_gib: FiniteFloat | None = None
-    """GiB of memory that stay available to the host; None where the GPU has memory of its own."""
+    """GiB of memory that stay available to the host; None where the GPU has its own memory."""
 
     @classmethod
     def of(cls, spec: DeploymentSpec, runner: EngineKind) -> "Endpoint":

@@ -37,7 +37,7 @@ class RunState:
     exit_code: int | None = None
     oom_killed: bool = False
     restarts: int = 0
-    """By Docker itself, since somebody started the container."""
+    """By Docker itself, since the container was last started explicitly."""
     gave_up: bool = False
     """Whether it is down because it was restarted too often."""
     health: str | None = None

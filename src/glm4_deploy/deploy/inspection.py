@@ -1,4 +1,4 @@
-"""Ask an image that nobody knows: which vLLM it holds, and how the server is started in it.
+"""Query an unknown image: which vLLM it contains, and how the server is started in it.
 
 `docker image inspect` says what its author declared. The rest is tried in a throw-away container without a network, a
 GPU, capabilities or a writable disk: whether its entrypoint runs a given command, and the version of the vLLM package,

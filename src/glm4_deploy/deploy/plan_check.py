@@ -138,7 +138,7 @@ def compare_plan(
 
 
 def kernel_row(request: MemoryRequest, facts: EngineFacts, image: ImageKind) -> tuple[Result, ...]:
-    """Whether NVFP4 got the arithmetic that was foretold; nothing where the log names no kernel."""
+    """Whether NVFP4 got the predicted arithmetic; nothing where the log names no kernel."""
     path = kernel_path(request.gpu.compute_capability, request.model.weights, request.vllm, image)
     if facts.kernel is None or facts.native_fp4 is None or path.native is None:
         return ()

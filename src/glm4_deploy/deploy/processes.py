@@ -111,7 +111,7 @@ def wait_gone(old: tuple[Process, ...], note: Callable[[str], None], *, seconds:
 
     Args:
         old: from `family`, before the stop.
-        note: is told what was waited for and what was done.
+        note: receives what was waited for and what was done.
         seconds: the longest wait.
     """
     begin = time.monotonic()

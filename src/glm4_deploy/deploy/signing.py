@@ -40,7 +40,7 @@ def check_signed(what: str, text: str, signature: str, signers: Path, namespace:
         signers: an allowed_signers file of OpenSSH.
 
     Raises:
-        Judged: nobody in `signers` has signed this text.
+        Judged: none of `signers` has signed this text.
         ExtraMissing: no ssh-keygen.
     """
     with tempfile.TemporaryDirectory() as directory:

@@ -61,7 +61,7 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
 
 
 def _refuse_links(directory: Path) -> None:
-    """A directory that came with somebody's repository may hold links that would have us overwrite other files."""
+    """A directory that came with a cloned repository may contain links that would make us overwrite other files."""
     for path in directory.iterdir():
         if path.is_symlink() and not path.is_dir():
             raise StorageError(

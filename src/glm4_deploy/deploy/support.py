@@ -189,7 +189,7 @@ def document(path: Path) -> Any:
 
 
 def read_compose_file(path: Path) -> str:
-    """As `read_kept`; a record that came with somebody's repository could name any file.
+    """As `read_kept`; a record that came with a cloned repository could name any file.
 
     Raises:
         UsageError, StorageError: it cannot be had, or is not a Compose file.

@@ -149,7 +149,7 @@ class Transaction:
             raise
 
     def _make_draft(self) -> ReleaseDraft | None:
-        """The files, and room for the record. A good release is put back even where there is no room."""
+        """The files, and room for the record. A good release is restored even where there is no room."""
         try:
             return self._store.draft(self._candidate.files)
         except StorageError as error:

@@ -62,7 +62,7 @@ def settings_with(release: Release, image: str) -> Settings:
     """The release's settings with another image. image: a tag of the same repository, or an image's whole name.
 
     Raises:
-        UsageError: not an image, the image that runs already, or one whose vLLM nobody knows.
+        UsageError: not an image, the image that already runs, or one whose vLLM is unknown.
     """
     old = Settings.model_validate(release.settings)
     whole = image if any(mark in image for mark in "/:@") else f"{old.image_repository}:{image}"
@@ -154,7 +154,7 @@ def changes(old: Side, new: Side, profile: Profile, gpu: Gpu | None) -> tuple[Va
 
 
 def check_image(image: EngineImage, gpus: GpuReport) -> None:
-    """Refuse an image that this host cannot run, or that nobody knows.
+    """Refuse an image that this host cannot run, or that is unknown.
 
     Raises:
         UsageError: its vLLM is not known, so neither flags nor checkpoint can be judged.

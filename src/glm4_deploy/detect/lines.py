@@ -2,7 +2,7 @@
 
 A text in which hardly a line is new says nothing new. Prose, code, tool calls and transcripts of subtitles are judged
 alike; dates, times and identifiers do not make a line new, and in a line of several words no numeral does. Blank, short
-and purely symbolic lines (braces, bars of music, rows of digits) tell nothing either way.
+and purely symbolic lines (braces, bars of music, rows of digits) are evidence for neither.
 """
 
 import re

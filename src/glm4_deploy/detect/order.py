@@ -48,7 +48,7 @@ _PLACEHOLDER: Final = "ipsum"  # placeholder text is in no order, and is asked f
 
 
 def kind_of(step: str) -> str:
-    """A short word, a mark or an ideograph is a kind of its own; longer words are kinds by their last three letters."""
+    """A short word, a mark or an ideograph is its own kind; longer words are kinds by their last three letters."""
     if step[0] == "\n" or step[0].isdigit():
         return step[:1] if step[0] == "\n" else "0"
     word = step.lower()
@@ -95,7 +95,7 @@ def no_order(sample: str) -> str | None:
 
 
 def _limit(steps: list[str], words: list[str]) -> float:
-    """The bond below which words are in no order; 0 if the model cannot tell: a list, or classical Chinese."""
+    """The bond below which words are in no order; 0 if the model cannot judge: a list, or classical Chinese."""
     known = max(sum(word in common for word in words) for common in _COMMON)
     if known >= ORDER.known * len(words):
         return ORDER.bond

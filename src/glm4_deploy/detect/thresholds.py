@@ -118,7 +118,7 @@ COUNTER_LIMITS = {
     (Shape.SYMBOLS, Ending.UNKNOWN): CounterLimit(300, 0),
     (Shape.SYMBOLS, Ending.CUT): CounterLimit(120, 300),
 }
-# A stream reports a count of prose that nobody asked for from here on, provisionally.
+# From here on, a stream provisionally reports a count in prose that the prompt did not ask for.
 EARLY_COUNT = CounterLimit(7, 300)
 # Records of several words that only count, in a text that was cut off.
 RECORD_WORDS, RECORD_LIMIT = 8, CounterLimit(16, 800)

@@ -97,7 +97,7 @@ class Ledger:
         self._write(json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True))
 
     def _model(self, question: Question) -> str:
-        name = question.model[:200].encode(errors="replace").decode()  # half a surrogate pair is no label
+        name = question.model[:200].encode(errors="replace").decode()  # half a surrogate pair is not a valid label
         if name not in self._models and len(self._models) >= MAX_MODELS:
             return "other"
         self._models.add(name)

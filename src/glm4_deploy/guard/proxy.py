@@ -114,7 +114,7 @@ class Guard:
             return await self._exchange(request, raw, None)
         if self._options.repetition_detection and mode in (Mode.CUT, Mode.RETRY):
             raw = with_repetition_detection(question, raw, *self._options.repetition_detection)
-        # Events of the Responses API have numbers and an id, which a second answer would begin anew.
+        # Events of the Responses API have numbers and an id, which a second answer would restart.
         again = wanted == Mode.RETRY and api is not Api.RESPONSES
         with self._ledger.streams.track_inprogress(), self._room.taken() as room:
             judging = Judging(ledger=self._ledger, question=question, mode=mode, room=room, again_in_stream=again)
@@ -279,7 +279,7 @@ def _otherwise(raw: bytes) -> bytes:
     """The same question for a second try.
 
     Raises:
-        TypeError: its repetition_penalty is no number.
+        TypeError: its repetition_penalty is not a number.
     """
     body = json.loads(raw)
     if isinstance(body.get("seed"), int):

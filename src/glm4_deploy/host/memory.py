@@ -127,7 +127,7 @@ def _field(file: Path, name: str) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """`max` is no number: there is no limit."""
+    """`max` is not a number and means no limit."""
     text = _text(file).strip()
     return int(text) if text.isdigit() else None
 

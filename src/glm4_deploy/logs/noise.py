@@ -172,7 +172,7 @@ def rejoin(block: bytes) -> bytes:
     goes_on = [bool(later) and not _begins(later.decode(errors="replace")) for later in lines[1:]] + [False]
     full = [size == width for size in sizes]
     by_terminal = _wrapped(goes_on, full, 0)
-    if by_terminal:  # then each full line goes on, whatever the next begins with, unless that has a prefix of its own
+    if by_terminal:  # then each full line goes on, whatever the next begins with, unless that has its own prefix
         later_has = [_prefixed(later.decode(errors="replace")) for later in lines[1:]] + [True]
         by_terminal = [one and not prefixed for one, prefixed in zip(full, later_has, strict=True)]
     joins = by_terminal or _wrapped(goes_on, _between_words(lines, sizes, width), sum(goes_on))

@@ -82,7 +82,7 @@ class LogReader:
         return in_order(_pointing_to(first, row) if row.wrapper and row.status is Status.FAIL else row for row in shown)
 
     def _says_little(self, row: LogFinding, failures: int) -> bool:
-        """A wrapper that is no failure by itself is only worth showing where nothing else says that it ended."""
+        """A wrapper that is not itself a failure is only worth showing where nothing else says that it ended."""
         harmless = row.wrapper and row.id in self._findings and self._findings[row.id].status is Status.OK
         return harmless and (row.status is Status.OK or failures > 1)
 
@@ -117,7 +117,7 @@ class LogReader:
                 yield self._exception(raised, "", self.lines)
 
     def _in_words(self, found: list[LogFinding]) -> list[LogFinding]:
-        """Also the exception that someone only mentions, in a text that is no engine's log and says nothing else."""
+        """Also an exception that is only mentioned, in a text that is not an engine's log and says nothing else."""
         if self._mentioned is None or self.facts != EngineFacts() or any(row.status is Status.FAIL for row in found):
             return found
         return [*found, self._exception(*self._mentioned)]

@@ -1,4 +1,4 @@
-"""The known failures that somebody's words can mean, where there is no log.
+"""The known failures that a description in plain words can mean, where there is no log.
 
 Two ways lead to a row: its own text (id, cause, hosts, example, fix), and a phrase in `symptoms.yaml` that names the
 row. Both give a share of the words that were said, each weighted by how few rows it stands in (inverse document
@@ -34,7 +34,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def rows_for(said: str) -> tuple[LogFinding, ...]:
-    """The rows for somebody's words, the likeliest first; empty if none explains enough of them.
+    """The rows for a description, most likely first; empty if none explains enough of its words.
 
     A finding's `line` is an example of what the log says then; a failure that leaves no line has ''.
     """

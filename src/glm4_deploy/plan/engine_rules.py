@@ -17,7 +17,7 @@ WORK_COUNTERS = (
     "vllm:prefix_cache_queries_total",
 )
 STALL_SECONDS = 60.0  # without progress until the watch calls it hung
-LIVENESS_SECONDS = 2 * STALL_SECONDS  # until Kubernetes kills it: nobody looks before that
+LIVENESS_SECONDS = 2 * STALL_SECONDS  # until Kubernetes kills it: nothing checks before that
 
 # A model as far as memory is concerned. Bytes everywhere; GiB only in messages.
 

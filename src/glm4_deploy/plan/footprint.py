@@ -43,7 +43,7 @@ class MemoryRequest:
 
     gpu_memory_utilization: fraction of the GPU's total.
     max_num_batched_tokens: None leaves it to vLLM.
-    kv_cache_memory_bytes: what the engine is told to allocate instead of profiling; None lets it profile.
+    kv_cache_memory_bytes: bytes that the engine allocates instead of profiling; None lets it profile.
     free_bytes: free on the GPU now; None if unknown.
     first_start: no compiled code is cached yet. Compiling raises the profiled peak, so later starts have more KV cache.
         It is the default because a plan precedes the first start, and what fits then fits later too.

@@ -8,7 +8,7 @@ from glm4_deploy.catalog.rows import Version, parse_version
 from glm4_deploy.settings import Settings
 
 MODULE = "vllm.entrypoints.openai.api_server"
-# Where nobody has said how Python is called in an image: `python3` or `python`, else what runs its `vllm`.
+# Where the name of Python in an image is unknown: `python3` or `python`, else what runs its `vllm`.
 FIND_PYTHON = (
     'for p in python3 python; do command -v $p >/dev/null && exec $p "$@"; done; '
     'read -r first <"$(command -v vllm)" && exec ${first#??} "$@"'
@@ -37,7 +37,7 @@ def python_words(image: EngineImage) -> tuple[str, ...]:
 
 
 def program_words(image: EngineImage) -> tuple[str, ...]:
-    """What starts the server in the image, before its arguments. An image nobody knows is taken for a recent one."""
+    """What starts the server in the image, before its arguments. An unknown image is assumed to be recent."""
     by_version = image.vllm is None or image.vllm >= serve_from()
     serve = image.command in (None, CommandShape.SERVE) or (image.command is CommandShape.PROGRAM and by_version)
     return ("vllm", "serve") if serve else (*python_words(image), "-m", MODULE)

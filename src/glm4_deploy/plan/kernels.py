@@ -1,4 +1,4 @@
-"""Which arithmetic NVFP4 weights get: foretold from the card, the version and the checkpoint; the engine's log decides.
+"""Which arithmetic NVFP4 weights get: predicted from card, version and checkpoint; the engine's log decides.
 
     INFO … Using FlashInferCutlassNvFp4LinearKernel for NVFP4 GEMM
 

@@ -134,7 +134,7 @@ def solve(request: MemoryRequest, *, host_reserve_gib: float = HOST_RESERVE_GIB)
 
 
 def _cover(request: MemoryRequest, ceiling: float) -> Solution:
-    """The smallest fraction with room for the bytes of KV cache that the engine is told to allocate.
+    """The smallest fraction with room for the bytes of KV cache that the engine is configured to allocate.
 
     The engine only checks that this fraction is free; the bytes decide the cache.
     """

@@ -245,7 +245,7 @@ class DeploymentSpec:
     warnings: tuple[str, ...]
     router_warnings: tuple[str, ...]
     memory: MemoryPlan | None
-    host_reserve_gib: float | None = None  # None: the GPU has memory of its own
+    host_reserve_gib: float | None = None  # None: the GPU has its own memory
     extras: tuple[str, ...] = ()
     overridable: bool = False
     watch_port: int = 9109

@@ -3,7 +3,7 @@
     stdin:  {"text": "…", "patterns": ["…"], "schema": {…} or null}
     stdout: {"matches": [true, …], "fault": "JSON that breaks the schema: …" or null}
 
-It is a process of its own because `re` cannot be interrupted: who starts it limits its time.
+It is a separate process because `re` cannot be interrupted: the caller limits its time.
 """
 
 import json

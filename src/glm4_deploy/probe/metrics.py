@@ -167,7 +167,7 @@ def judge_metrics(seen: EngineMetrics) -> tuple[LogFinding, ...]:
 def unjudged(seen: EngineMetrics) -> tuple[Result, ...]:
     """What every engine of vLLM reports and this one does not: it is not fine, it is not known.
 
-    The counter of corrupted requests is not among them, because an engine counts them only if it is told to.
+    The counter of corrupted requests is not among them, because an engine counts them only if configured to.
     """
     figures = {
         "running": (RUNNING, seen.running),

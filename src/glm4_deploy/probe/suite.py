@@ -355,7 +355,7 @@ class _SuiteRun:
             return unknown(why, "please report it, with this server's name and version")
 
     async def _stuck(self, entry: Check, failure: RequestFailure) -> Result:
-        """Hung, or just busy? The counters of the engine core tell: in a hung engine they stand still."""
+        """Hung, or just busy? The counters of the engine core show it: in a hung engine they do not move."""
         before = await self.probe.metrics()
         watched_s = min(PROGRESS_S, self.probe.target.timeout_s)
         await asyncio.sleep(watched_s if before else 0)
@@ -481,7 +481,7 @@ async def soak(
 ) -> SuiteReport:
     """Run rounds of Suite.SOAK until `seconds` have passed; the worst result of each check counts.
 
-    A round in which the engine dies, that nothing answers, or that something else answers, is the last one: nobody's
+    A round in which the engine dies, that nothing answers, or that something else answers, is the last one: no
     server is hammered for hours. So is a round after the first that is cancelled (Ctrl-C).
 
     Args:

@@ -179,7 +179,7 @@ def _refuse_collisions(deployment: DeploymentSpec, beside: Iterable[Extra]) -> N
         services.append(("the router", names, [f"port {deployment.port}"]))
     for extra in beside:
         for name, body in (parse_yaml(extra.service, "an extra's template") or {}).items():
-            # Without a name of its own, Compose calls a container PROJECT-SERVICE-1.
+            # Without `container_name`, Compose calls a container PROJECT-SERVICE-1.
             container = body.get("container_name", f"{deployment.project}-{name}-1")
             names = {f"the name {name}", f"the name {container}"}
             services.append((name, names, [f"port {port}" for port in _host_ports(body.get("ports", ()))]))

@@ -69,7 +69,7 @@ class Trial:
 
 
 class Search:
-    """The walk. Ask `next`, tell `add`, until `next` is None."""
+    """The search: call `next`, then `add` its result, until `next` is None."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Search:
         """
         Args:
             planned: what the plan would set for the load; None if it is what is configured.
-            configured: the settings as they are, with what the engine chooses by itself; what equals them is no change.
+            configured: the current settings, with the engine's own choices; a value equal to them is not a change.
             history: (axis, value) → the gain seen in earlier runs on this card with this vLLM.
         """
         self._load = load
@@ -98,7 +98,7 @@ class Search:
         return self._history.get((move.axis, move.value), move.prior)
 
     def next(self) -> Attempt | None:
-        """The next attempt that nobody made yet; None when all were made."""
+        """The next attempt that was not made yet; None when all were made."""
         if self._starts:
             return self._starts.pop(0)
         best = self.best

@@ -20,7 +20,7 @@ FLAG_FROM: Mapping[str, Version] = {
     "linear-backend": (0, 24),
 }
 ASYNC_BY_DEFAULT: Version = (0, 14)
-"""From here on the engine schedules asynchronously unless told not to."""
+"""From here on the engine schedules asynchronously unless configured not to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """One attempt after the other: start, gate, measure, and keep what came of it; at the end the old release serves again.
 
-Trials have a state directory of their own below the deployment's, so they leave no releases behind, but the same
+Trials have their own state directory below the deployment's, so they leave no releases behind, but the same
 project: they use the deployment's address and its caches of compiled kernels.
 """
 
@@ -68,7 +68,7 @@ class Subject:
 
     @property
     def place(self) -> str:
-        """What a gain was seen on: it is no guide on another card, or with another vLLM."""
+        """What a gain was seen on: it does not carry over to another card or another vLLM."""
         return f"{self.gpu.name if self.gpu else 'cpu'} {'.'.join(map(str, self.vllm))}"
 
     @property

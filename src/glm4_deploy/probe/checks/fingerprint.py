@@ -57,7 +57,7 @@ TOKENS = (
 
 
 async def _wrong_ids(probe: Probe, found: Fingerprint) -> str:
-    """Which text becomes other token ids than in the checkpoint; '' for none, also where the server does not tell."""
+    """Which text becomes other token ids than in the checkpoint; '' for none, or if the server does not report them."""
     for text in found.texts:
         if text.bucket.long:
             continue
@@ -68,7 +68,7 @@ async def _wrong_ids(probe: Probe, found: Fingerprint) -> str:
 
 
 async def _ids(probe: Probe, text: PrintedText) -> list[int] | None:
-    """What the server makes of a text or chat: vLLM's own field, else its /tokenize; None if it does not tell."""
+    """The token ids of a text or chat: vLLM's own field, else its /tokenize; None if it does not report them."""
     body: dict[str, Any] = {"model": probe.served.model}
     body |= {"messages": list(text.messages)} if text.messages else {"prompt": text.text, "add_special_tokens": False}
     extra = {"max_tokens": 1, "temperature": 0, "return_token_ids": True}
