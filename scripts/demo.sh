@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What this kit is for, without a GPU and without Docker: NVFP4 W4A4 in the publisher's version of vLLM, on the CPU.
-#   scripts/demo.sh        verify finds what breaks the checkpoint, repair mends it, up gates it, down removes it
+#   scripts/demo.sh        verify finds what breaks the checkpoint, repair fixes it, up gates it, down removes it
 #   scripts/demo.sh fault  then the broken checkpoint is forced into the engine; the gate fails, the good one returns
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +29,7 @@ expect() { # expect CODE COMMAND…: ends the demo if the command ends otherwise
 
 say "The CPU engine, vLLM $vllm (built once)"
 GLM4_CPU_PYTHON=$(scripts/cpu-engine.sh "$vllm")
-# vLLM offers its software emulation of NVFP4 on GPUs only; this test rig, which is no part of the kit, offers it here.
+# vLLM offers its software emulation of NVFP4 on GPUs only; this test rig, which is not part of the kit, offers it here.
 PYTHONPATH=$PWD/tests/nvfp4_rig${PYTHONPATH:+:$PYTHONPATH}
 export GLM4_CPU_PYTHON PYTHONPATH
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build what a release publishes into DIR (default: dist), and check it: sdist, wheel, constraints for reproducible
 # installs, an SBOM (CycloneDX) of the wheel and its dependencies, and the SHA-256 sums of all of them.
-# Needs uv on PATH or in .venv. The checking tools run in environments of their own.
+# Needs uv on PATH or in .venv. The checking tools run in their own environments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$PWD/.venv/bin"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run other projects' tools over what the kit renders, and write an SBOM of the kit's image (CycloneDX) into OUT.
-# The tools get an environment of their own. docs/how-to/security.md answers what they still find; anything else fails.
+# The tools get their own environment. docs/how-to/security.md answers what they still find; anything else fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-build/scan}" && cd "${1:-build/scan}" && pwd)

@@ -3,7 +3,7 @@
 # which needs it repaired, and back. docs/lab/releases.md has an output.
 # Usage: scripts/upgrade-lab.sh DIRECTORY STEP…
 #   start    images, the checkpoint repaired for 0.13.0, `up`
-#   upgrade  to 0.32.0, with a cache of its own
+#   upgrade  to 0.32.0, with its own cache
 #   back     `rollback` to 0.13.0, with the cache that it had
 #   end      `down --volumes`, and remove the images
 set -euo pipefail

@@ -185,7 +185,7 @@ def _(rng: random.Random) -> Iterator[Document]:
 
 @degenerate("counter-numbers")
 def _(rng: random.Random) -> Iterator[Document]:
-    """Counting that nobody asked for, or beyond what was asked for."""
+    """Counting that was not asked for, or beyond what was asked for."""
     for _ in range(EACH):
         between, asked = rng.choice([", ", "\n", " "]), rng.choice([20, 50, 100])
         prompt = rng.choice([None, f"Count from 1 to {asked}.", "What is the capital of France?"])

@@ -6,7 +6,7 @@ Under four minutes with the defaults, on an idle machine; it prints the tables o
 
 One server replays streams at a fixed rate and writes into each token when it sent it; one client reads them directly,
 through a bare pass-through (Starlette's ASGI server uvicorn with httpx), through Caddy (the one beside this Python, or
-on PATH), and through the guard, in turns. Each is a process of its own; a delay is from the server's write to the
+on PATH), and through the guard, in turns. Each is a separate process; a delay is from the server's write to the
 client's read, on one clock. Server and client cost as little as they can, since they share the cores with what is
 measured.
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.guard.hostile
 
-A guard of its own in the mode `cut`, for each side in turn, over real sockets; under two minutes on an idle machine.
+A separate guard in the mode `cut`, for each side in turn, over real sockets; under two minutes on an idle machine.
 """
 
 import argparse

@@ -154,7 +154,7 @@ def planned(directory: Path) -> None:
         assert str(error)
 
 
-# The state directory: what a repository that somebody cloned may bring along.
+# The state directory: what a cloned repository may bring along.
 
 TEXT = "services: {}\n"
 RELEASE: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The command line as a user calls it, in a directory of its own, with the stand-in for vLLM behind it."""
+"""The command line as a user calls it, in its own directory, with the stand-in for vLLM behind it."""
 
 import os
 import re

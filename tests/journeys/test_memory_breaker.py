@@ -70,7 +70,7 @@ def group() -> Iterator[Group]:
 
 
 class Hog:
-    """Takes as much memory as it is told to, and holds it."""
+    """Allocates as much memory as its argument says, and keeps it."""
 
     def __init__(self, group: Group) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", HOG], stdin=-1, stdout=-1, text=True)

@@ -2,7 +2,7 @@
 
 With this directory on PYTHONPATH, vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`).
 vLLM's emulation is plain PyTorch: it quantizes activations to FP4 with `input_global_scale`, dequantizes the weights,
-and multiplies in bf16. vLLM does not offer it on a CPU. The rig does so, and mends only what stops it there:
+and multiplies in bf16. vLLM does not offer it on a CPU. The rig does so, and patches only what stops it there:
 
 - `swizzle_blockscale` ends in `.cuda()`, so block scales stay linear (up to 0.15), and what undoes the swizzle takes
   them as they are. 0.17 and 0.19 undo a swizzle that they never did; older ones forget to cut `k` to blocks;

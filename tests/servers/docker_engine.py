@@ -1,4 +1,4 @@
-"""What the watch asks of Docker's engine, on a socket of its own: one container, its log, its restart."""
+"""What the watch asks of Docker's engine, on its own socket: one container, its log, its restart."""
 
 import json
 import socketserver

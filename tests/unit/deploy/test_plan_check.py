@@ -64,7 +64,7 @@ def test_a_start_off_its_plan_warns_and_sharpens_the_next(tmp_path: Path) -> Non
 
 
 def test_arithmetic_other_than_foretold_warns(tmp_path: Path) -> None:
-    """A weight-only kernel is a warning where native FP4 was foretold, and nothing else was on an H100."""
+    """A weight-only kernel is a warning where native FP4 was predicted, and nothing else was on an H100."""
     _, settings, row = held(facts_of("h100-0.24-seed.log"), tmp_path)
     request = memory_request(settings, row, H100)
     marlin = facts_of("h100-0.24-seed.log")

@@ -30,7 +30,7 @@ SCHEMA = {"type": "object", "required": ["a"]}
 
 
 class Says(Reference):
-    """A sound engine with one answer of its own, to ASKED."""
+    """A sound engine with its own answer to ASKED."""
 
     def __init__(self, answer: str) -> None:
         super().__init__()
