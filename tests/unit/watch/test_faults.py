@@ -93,9 +93,10 @@ class Service:
     def __init__(self) -> None:
         self.got: list[str] = []
         self.changed = threading.Condition()
-        self.up = False
+        self.up, self.tried = False, threading.Event()
 
     def send(self, message: Notification) -> str:
+        self.tried.set()
         with self.changed:
             if self.up:
                 self.got.append(message.title)
@@ -120,6 +121,7 @@ def test_messages_of_a_full_disk_are_told_once_and_kept_once_there_is_room(small
 
     one = notifier()
     one.see(verdict(HUNG), 0.0)
+    assert service.tried.wait(60), "until then it may be written again, with its cause"
     before = (small / FILE).read_bytes()
     fill(small)
     for why in ("disk", "disk again"):
