@@ -360,8 +360,9 @@ def down(
 def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
     """Show what runs, since when, and how healthy it is.
 
-    Version, kernel and KV cache are read from the engine's log. Exit 1 unless it is up: it runs, /health answers 200,
-    the model is served, and its core gives one token within 15 s or at least moves its counters.
+    At most ten lines, and one for each fault and each replica; --json has every detail. Version, kernel and KV cache
+    are read from the engine's log. Exit 1 unless it is up: it runs, /health answers 200, the model is served, its core
+    gives one token within 15 s or at least moves its counters, and the guard, if there is one, answers.
 
     Example: glm4-deploy status --json
     """
@@ -373,7 +374,7 @@ def status(state_dir: StateDir = STATE, json_: Json = False) -> None:
         for name, value in report.rows():
             typer.echo(f"{name:18} {one_line(str(value), 1000)}")
     if not report.up:
-        raise Judged(f"not up: {report.why}", hint=("start it: glm4-deploy up", "see why: glm4-deploy diagnose"))
+        raise Judged(f"not up: {report.why}", hint=report.hints)
 
 
 def logs(

@@ -102,7 +102,7 @@ def _log(source: str, reader: LogReader, outputs: Outputs) -> None:
 
 def _read_engine(container: str | None, state_dir: Path) -> tuple[str, LogReader]:
     # Imported late: the Docker SDK takes longer to load than a log file to read, which does not need it.
-    from glm4_deploy.deploy.status import diagnose_container, diagnose_deployment
+    from glm4_deploy.deploy.postmortem import diagnose_container, diagnose_deployment
 
     return diagnose_deployment(state_dir) if container is None else diagnose_container(container)
 

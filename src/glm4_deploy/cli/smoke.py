@@ -226,9 +226,9 @@ def _run(
     seconds = seconds_of(duration)
 
     def autopsy() -> Result | None:
-        from glm4_deploy.deploy import status  # the Docker SDK is needed only now
+        from glm4_deploy.deploy import postmortem  # the Docker SDK is needed only now
 
-        return status.autopsy(state_dir, target.root)
+        return postmortem.autopsy(state_dir, target.root)
 
     with Live() as live:
         if suite is Suite.SOAK:
@@ -270,9 +270,9 @@ def _notes(state_dir: Path, target: ProbeTarget) -> DeploymentNotes | None:
 
 def _tell_of_cache(state_dir: Path, target: ProbeTarget) -> None:
     """Wrong answers may come from kernels that another image compiled, which no log shows."""
-    from glm4_deploy.deploy import status  # the Docker SDK is needed only now
+    from glm4_deploy.deploy import postmortem  # the Docker SDK is needed only now
 
-    if why := status.cache_doubt(state_dir, target.root):
+    if why := postmortem.cache_doubt(state_dir, target.root):
         typer.echo(f"note: {why}", err=True)
 
 

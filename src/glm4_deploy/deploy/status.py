@@ -1,6 +1,5 @@
-"""What runs now: the container or process, /health, the served model, the engine's log, and the log to diagnose."""
+"""What runs now: the container or process, /health, the served model, the guard, memory, and the engine's log."""
 
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from docker.errors import APIError, DockerException, NotFound
 
-from glm4_deploy.catalog.rows import Role
 from glm4_deploy.deploy.boot import end_of_engine
-from glm4_deploy.deploy.caches import doubt
-from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.compose_cli import made_from
 from glm4_deploy.deploy.core_check import CoreAnswer, ask_core
-from glm4_deploy.deploy.docker import ContainerState, connect, state_of
 from glm4_deploy.deploy.endpoint import Endpoint
 from glm4_deploy.deploy.engines import Engine, RunState
+from glm4_deploy.deploy.guarded import GuardStatus, read_guard
 from glm4_deploy.deploy.keys import secret_key
 from glm4_deploy.deploy.replicas import RouterClient, address_of
 from glm4_deploy.deploy.state import (
@@ -31,19 +26,20 @@ from glm4_deploy.deploy.state import (
     Record,
     describe_journal,
     load_canary,
-    load_record,
     load_stop,
 )
-from glm4_deploy.errors import ComposeMissing, DeployError, DockerMissing, Unreachable, UsageError
+from glm4_deploy.errors import DeployError, Unreachable
 from glm4_deploy.files import read_text
+from glm4_deploy.host.gpu_health import GpuHealth, read_gpu_health
 from glm4_deploy.host.memory import MemoryFacts, read_memory
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.logs.finding import LogFinding
 from glm4_deploy.logs.reader import LogReader
-from glm4_deploy.logs.source import read_file, scan_log
 from glm4_deploy.probe.endpoints import ask_models, read_health
 from glm4_deploy.report_model import Report, make_report
-from glm4_deploy.result import Result, Severity, Status
+from glm4_deploy.result import Result, Status, fail, ok, warn
+
+GIB = 2**30
+LAST_LINES = 2000  # a death under 64 concurrent requests writes about a thousand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +110,10 @@ class StatusReport:
     """What the watch on this host asked last."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """What the Compose files on record say that they were made from."""
+    guard: GuardStatus | None = None
+    """What stands between the gateway and the engine; None: nothing does, or the engine does not run."""
+    gpus: tuple[GpuHealth, ...] = ()
+    """Of this host; () where neither NVML nor nvidia-smi answers."""
 
     @property
     def up(self) -> bool:
@@ -122,46 +122,56 @@ class StatusReport:
     @property
     def why(self) -> str:
         """What keeps it from being up; '' if nothing does."""
-        failures = [row.observed for row in self.results if row.status is Status.FAIL]
+        failures = [row.observed for row in self.results if not row.status.passed]
         if self.unjudged:
             return f"{failures[-1]} ({failures[0]})" if failures[1:] else failures[0]
         return failures[0] if failures else ""
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One row per condition; the first that fails is `why`. A deployment that was never judged is not up."""
+        """One row per condition; the first that does not pass is `why`. A deployment never judged is not up."""
         return tuple(self._rows())
 
     def _rows(self) -> Iterator[Result]:
-        endpoint = self.record.endpoint
         ended = f"; its last end: {self.ended.observed}" if self.ended else ""
         if self.stopped:
             ended = f"; stopped by the watch: {self.stopped.why}"
         down = f"{self.state.detail}{self._restarts}{ended}"
-        yield _row("running", self.state.running, self.state.detail if self.state.running else down, "the engine runs")
+        running = self.state.detail if self.state.running else down
+        yield _row("running", self.state.running, running, "the engine runs", "glm4-deploy diagnose; glm4-deploy up")
         # Before /health: the router's fails too where one engine is out, and says less.
         for one in self.replicas:
-            yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, "running, and the router uses it")
+            expected, remedy = "running, and the router uses it", "glm4-deploy logs --tail all"
+            yield _row(f"replica/{one.service}", not one.why, one.why or one.summary, expected, remedy)
         if self.state.running:
-            address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
-            health = (
-                f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health {phase}"
-            )
-            if self.health == httpx.codes.SERVICE_UNAVAILABLE and not self.replicas:
-                health += ", as vLLM does once its engine has died"
-            yield _row("health", self.health == httpx.codes.OK, health, "HTTP 200")
-            models = f"{address} serves {', '.join(self.models)}, not {endpoint.model}" if self.models else ""
-            error = f"{address}/v1/models answers: {self.models_error}" if self.models_error else ""
-            models = models or error or f"no answer at {address}/v1/models {phase}"
-            served = self.models is not None and endpoint.model in self.models
-            yield _row("model", served, endpoint.model if served else models, endpoint.model)
-            if self.core:
-                yield _row("core", self.core.good, f"the engine's core: {self.core.detail}", "one token")
-            unhealthy = self.state.health == "unhealthy"
-            container = "its health check fails" if unhealthy else self.state.health or "no health check"
-            yield _row("container-health", not unhealthy, container, "")
+            yield from self._answers()
+            if self.guard:
+                yield self.guard.result(self.record.endpoint.project)
+        for gpu in self.gpus:
+            if troubles := gpu.troubles():
+                seen = f"GPU {gpu.index}: {'; '.join(troubles)}"
+                yield warn(seen, check="gpu", remedy="glm4-deploy doctor")
         if self.deployment:
             yield _row("deployment", not self.unjudged, self.deployment, "")
+
+    def _answers(self) -> Iterator[Result]:
+        """What a running engine answers."""
+        endpoint, diagnose = self.record.endpoint, "glm4-deploy diagnose"
+        address, phase = endpoint.base_url, f"(phase {self.engine.phase})"
+        health = f"{address}/health answers {self.health}" if self.health else f"no answer at {address}/health {phase}"
+        if self.health == httpx.codes.SERVICE_UNAVAILABLE and not self.replicas:
+            health += ", as vLLM does once its engine has died"
+        yield _row("health", self.health == httpx.codes.OK, health, "HTTP 200", diagnose)
+        models = f"{address} serves {', '.join(self.models)}, not {endpoint.model}" if self.models else ""
+        error = f"{address}/v1/models answers: {self.models_error}" if self.models_error else ""
+        models = models or error or f"no answer at {address}/v1/models {phase}"
+        served = self.models is not None and endpoint.model in self.models
+        yield _row("model", served, endpoint.model if served else models, endpoint.model, diagnose)
+        if self.core:
+            yield _row("core", self.core.good, f"the engine's core: {self.core.detail}", "one token", diagnose)
+        unhealthy = self.state.health == "unhealthy"
+        container = "its health check fails" if unhealthy else self.state.health or "no health check"
+        yield _row("container-health", not unhealthy, container, "", diagnose)
 
     @property
     def _restarts(self) -> str:
@@ -187,38 +197,56 @@ class StatusReport:
         started = self.state.started
         return datetime.fromtimestamp(started.started_at, UTC).isoformat(timespec="seconds") if started else None
 
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What to do while it is not up, most specific first."""
+        guard = self.guard and self.guard.result(self.record.endpoint.project)
+        first = (f"the guard: {guard.remedy}",) if guard and not guard.status.passed else ()
+        return (*first, "start it: glm4-deploy up", "see why: glm4-deploy diagnose")
+
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Name and value, for people."""
+        """Name and value, for people: at most ten, and one for each fault and each replica."""
         yield "up", "yes" if self.up else f"no: {self.why}"
-        yield "engine", self.state.detail
+        yield from self._faults()
+        since = f", since {self.started}" if self.started else ""
+        yield "engine", f"{self.state.detail}{since}, restarted {self.state.restarts} times"
         for one in self.replicas:
             yield one.service[-17:], one.summary
-        yield "started", self.started or "-"
-        health = f"{self.state.health or 'no health check'}, restarted {self.state.restarts} times"
-        yield "health", f"{health}; /health answers {self.health or 'nothing'}" if self.started else "-"
-        if self.core:
-            yield "core", self.core.detail
+        health = f"{self.state.health or 'no health check'}; /health answers {self.health or 'nothing'}"
+        core = f"; core: {self.core.detail}" if self.core else ""
+        yield "health", health + core if self.started else "-"
+        models = ", ".join(self.models) if self.models else "no answer"
+        yield "serves", f"{models} at {self.record.endpoint.base_url}/v1"
+        if self.guard:
+            yield "guard", self.guard.summary
         yield "memory", self._memory
+        if self.gpus:
+            yield "GPU", "; ".join(_gpu(one) for one in self.gpus)
         if self.canary:
             yield "last canary", str(self.canary)
+        made = f", made from settings {self.made_from.get('settings')} by glm4-deploy {self.made_from.get('kit')}"
+        gate = f", last gate: {self.record.verdict}"
+        yield "release", f"{self.record.release or '-'}{gate}{made if self.made_from else ''}"
+        facts = self.engine
+        cache = f"KV cache {facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
+        yield "vLLM", f"{facts.version or 'unknown'}, {facts.kernel_path}, {cache}"
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Each thing that is wrong, and what to do. `up` names the first; the replicas have rows of their own."""
         if self.stopped:
             yield "stopped", f"{self.stopped.remedy}; its log: {self.stopped.log or 'not kept'}"
         if self.ended:
             yield "last end", f"{self.ended.observed}; {self.ended.remedy}"
-        yield "address", f"{self.record.endpoint.base_url}/v1"
-        yield "models", ", ".join(self.models) if self.models else "no answer"
-        yield "last gate", self.record.verdict
-        yield "release", self.record.release or "-"
-        if self.made_from:
-            yield "made from", f"settings {self.made_from.get('settings')}, glm4-deploy {self.made_from.get('kit')}"
-        if self.state.cache:
-            yield "cache", self.state.cache_doubt or f"volume {self.state.cache}"
+        if self.state.cache_doubt:
+            yield "cache", self.state.cache_doubt
         if self.deployment:
             yield "deployment", self.deployment
-        facts = self.engine
-        yield "vLLM", facts.version or "unknown"
-        yield "kernel", facts.kernel_path
-        yield "KV cache", f"{facts.kv_cache_tokens or 'unknown'} tokens, {facts.kv_cache_dtype or 'type unknown'}"
+        told = {"running", "deployment", *(f"replica/{one.service}" for one in self.replicas)}
+        if self.models is None and not self.models_error and self.health != httpx.codes.OK:
+            told.add("model")  # it says no more than the row of /health
+        for row in self.results:
+            if row.check not in told and row.status is not Status.OK and row.observed not in self.why:
+                yield "fault", f"{row.observed}: {row.remedy}"
 
     def report(self) -> Report:
         """The keys that every `--json` begins with."""
@@ -231,8 +259,14 @@ class StatusReport:
         return front | {one.name: getattr(self, one.name) for one in fields(self)}
 
 
-def _row(check: str, good: bool, observed: str, expected: str) -> Result:
-    return Result(check=check, status=Status.OK if good else Status.FAIL, observed=observed, expected=expected)
+def _row(check: str, good: bool, observed: str, expected: str, remedy: str = "") -> Result:
+    return (ok if good else fail)(observed, expected, check=check, remedy="" if good else remedy)
+
+
+def _gpu(gpu: GpuHealth) -> str:
+    """What it does; what is wrong with it is a fault, in a row of its own."""
+    figures = ((gpu.utilization, "% busy"), (gpu.power_w, "W"), (gpu.sm_clock_mhz, "MHz"))
+    return f"{gpu.index}: " + (", ".join(f"{value:.0f} {unit}" for value, unit in figures if value is not None) or "-")
 
 
 def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport:
@@ -264,6 +298,8 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         memory=read_memory(state.pid),
         canary=load_canary(directory),
         made_from=_made_from(record),
+        guard=read_guard(record) if state.running and record.endpoint.in_container else None,
+        gpus=read_gpu_health(),
     )
 
 
@@ -346,161 +382,3 @@ def _models(endpoint: Endpoint) -> tuple[tuple[str, ...] | None, str]:
     """The served names, and what the server answered if it did not list any."""
     key = secret_key(endpoint.api_key_file)
     return ask_models(endpoint.base_url, key=key.get_secret_value() if key else None)
-
-
-# The log that `diagnose` reads, and what Docker recorded about how the container ended.
-
-GIB = 2**30
-KILLED = 137
-LAST_LINES = 2000  # a death under 64 concurrent requests writes about a thousand
-SETTLE_S = 2.0  # the cause may be written after the clients have got their errors
-
-
-def autopsy(directory: Path, base_url: str) -> Result | None:
-    """What the log of the engine on record says of its end; None if that is another engine, or if it says nothing."""
-    record = load_record(directory)
-    if record is None or record.endpoint.base_url != base_url:
-        return None
-    time.sleep(SETTLE_S)
-    with suppress(DeployError, DockerException, OSError):  # the report of the death matters more
-        return end_of_engine(log_tail(recorded_engine(record, directory), LAST_LINES, follow=False))
-    return None
-
-
-def cache_doubt(directory: Path, base_url: str) -> str:
-    """Why the engine on record may read another image's kernels; '' for no doubt, or if that is another engine."""
-    record = load_record(directory)
-    if record is None or record.endpoint.base_url != base_url:
-        return ""
-    with suppress(DeployError, DockerException, OSError):  # the report is complete without it
-        engine = recorded_engine(record, directory)
-        states = (one.state() for one in engine.replicas.values() or (engine,))
-        return next((state.cache_doubt for state in states if state.cache_doubt), "")
-    return ""
-
-
-def diagnose_container(name: str) -> tuple[str, LogReader]:
-    """A container's log, with findings from what Docker recorded about its end.
-
-    Raises:
-        DockerMissing, DockerDenied, UsageError: no such container.
-    """
-    client = connect()
-    try:
-        container = client.containers.get(name)
-        now = state_of(container)
-        reader = scan_log(LogReader(), container.logs(stream=True, follow=False, timestamps=True))
-    except NotFound:
-        raise UsageError(f"no container is named {name}", hint="see them all: docker ps -a") from None
-    except APIError as error:
-        raise UsageError(
-            f"the log of {name} cannot be read: {error.explanation or error}",
-            hint="its logging driver may not support `docker logs`: give the log as a file",
-        ) from None
-    if now is not None:
-        for finding in end_findings(now):
-            reader.add(finding)
-        if why := doubt(container):
-            reader.add(_foreign_cache(why))
-    return f"container {name}" + (f" ({now.status})" if now else ""), reader
-
-
-def diagnose_deployment(directory: Path) -> tuple[str, LogReader]:
-    """The log of this deployment's engine, also of one that died in service; else that of its last failed start.
-
-    Raises:
-        UsageError: neither exists.
-    """
-    record = load_record(directory)
-    with suppress(DockerMissing, ComposeMissing):
-        if record is not None and (log := _engine_log(record, directory)) is not None:
-            return log
-    failed = directory / "failed.log"
-    if failed.is_file():
-        return read_file(str(failed))
-    raise UsageError(
-        f"nothing to diagnose: this deployment has no engine, running or dead, and there is no {failed}",
-        hint="name a log: glm4-deploy diagnose FILE, or - for a pipe, or --container NAME",
-    )
-
-
-def _engine_log(record: Record, directory: Path) -> tuple[str, LogReader] | None:
-    """The log of an engine that died after it had passed its gate, else of one that runs; None if there is neither.
-
-    One that failed its gate was stopped by `up`, which kept its log.
-    """
-    engine = recorded_engine(record, directory)
-    states = [(one, one.state()) for one in engine.replicas.values() or (engine,)]
-    dead = [(one, state) for one, state in states if state.started and not state.running and record.verdict.passed]
-    running = [(one, state) for one, state in states if state.running]
-    for one, state in dead + running:
-        if state.container:
-            return diagnose_container(state.container)
-        lines = (line.encode() + b"\n" for line in one.lines(0, follow=False))
-        return state.detail, scan_log(LogReader(), lines)
-    return None
-
-
-def _foreign_cache(why: str) -> LogFinding:
-    """A cache that several images may have filled; it explains corrupt answers, of which a log says nothing."""
-    return LogFinding(
-        id="shared-cache",
-        severity=Severity.LOW,
-        line=why,
-        cause="compiled kernels of another image, GPU or driver may be read: answers can be corrupt, without any error",
-        fix="glm4-deploy up gives it a cache of its own; without the kit, remove the volume and start again",
-        source="vllm-project/vllm#41871",
-        role=Role.SYMPTOM,
-    )
-
-
-def end_findings(now: ContainerState) -> Iterator[LogFinding]:
-    """What Docker has recorded about a container's end, as findings."""
-    line = f"{now.name}: {now.status}, exit code {now.exit_code}, OOMKilled {now.oom_killed}, restarts {now.restarts}"
-    if now.oom_killed:
-        yield LogFinding(
-            id="container-oom-killed",
-            severity=Severity.CRITICAL,
-            line=line,
-            cause="the kernel killed the container because memory ran out (its own limit, or the host's)",
-            fix="raise its memory limit; on unified memory lower --gpu-memory-utilization and keep 8 GiB for the host",
-            source="docker inspect, State.OOMKilled",
-        )
-    elif now.exit_code == KILLED:
-        yield LogFinding(
-            id="container-killed",
-            severity=Severity.HIGH,
-            line=line,
-            cause="killed from outside (SIGKILL): by the kernel because memory ran out, or by docker stop, kill or rm",
-            fix="if nobody stopped it, look for `Out of memory: Killed process` in dmesg",
-            source="docker inspect, State.ExitCode",
-        )
-    elif now.exit_code:
-        yield LogFinding(
-            id="container-ended",
-            severity=Severity.HIGH,
-            line=line,
-            cause="the container ended by itself with an error; its log says why",
-            fix="read the end of its log; dmesg -T says whether the kernel killed it",
-            source="docker inspect, State.ExitCode",
-            role=Role.WRAPPER,
-        )
-    if now.gave_up:
-        yield LogFinding(
-            id="container-gave-up",
-            severity=Severity.CRITICAL,
-            line=line,
-            cause=f"the engine ended after each of {now.restarts} restarts, so it is not started again",
-            fix="mend what the other findings say, then: glm4-deploy up",
-            source="docker inspect, RestartCount and State.ExitCode",
-            role=Role.WRAPPER,
-        )
-    elif now.restarts:
-        yield LogFinding(
-            id="container-restarts",
-            severity=Severity.MEDIUM,
-            line=line,
-            cause=f"Docker restarted the container {now.restarts} times by itself",
-            fix="a restart policy hides a failing start: see the other findings",
-            source="docker inspect, RestartCount",
-        )

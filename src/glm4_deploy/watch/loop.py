@@ -15,6 +15,7 @@ from glm4_deploy.host.gpu import read_gpus
 from glm4_deploy.probe.answers import ChatAnswer, FailureKind, Refused, RequestFailure
 from glm4_deploy.probe.client import Client, ProbeTarget, Reply
 from glm4_deploy.probe.endpoints import model_rows, parse_metrics
+from glm4_deploy.probe.guard_counts import guard_counts
 from glm4_deploy.probe.hang import RUNNING, Counters, counters
 from glm4_deploy.probe.probe import (
     CHAT,
@@ -127,24 +128,19 @@ async def _check_identity(
 
 # One scrape of a guard, if there is one in front of the engine.
 
-GUARD_ANSWERS = "glm4_guard_answers_total"  # one series per outcome, once there is an answer
-GUARD_STREAMS = "glm4_guard_streams"  # always there
-
 
 async def read_answers(client: Client) -> AnswerCounts | str:
     """What the guard has counted, or why that is unknown, which proves nothing about the engine."""
     try:
         reply = await client.get("/metrics", timeout_s=SCRAPE_S)
-        metrics = parse_metrics(reply.text)
-        if reply.status != 200 or metrics.sum(GUARD_STREAMS) is None:
+        counts = guard_counts(parse_metrics(reply.text))
+        if reply.status != 200 or counts is None:
             return f"GET /metrics: HTTP {reply.status} without a guard's counters"
-        outcomes = metrics.by(GUARD_ANSWERS, "outcome")
     except RequestFailure as failure:
         return f"GET /metrics: {failure.detail}"
     except Exception as error:  # noqa: BLE001 (no answer may end the watch)
         return _unreadable(error)
-    judged = sum(outcomes.values())
-    return AnswerCounts(at=time.monotonic(), judged=judged, sick=judged - outcomes.get("sound", 0.0))
+    return AnswerCounts(at=time.monotonic(), judged=counts.judged, sick=counts.sick)
 
 
 async def _ask_guard(client: Client, judge: Judge, exporter: Exporter, emit: EventWriter) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glm4_deploy.deploy.docker import ContainerState
-from glm4_deploy.deploy.status import end_findings
+from glm4_deploy.deploy.postmortem import end_findings
 
 ROOT = Path(__file__).parents[3]
 LOGS = ROOT / "tests/data/logs"

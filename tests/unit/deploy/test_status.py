@@ -1,17 +1,31 @@
 """`status` trusts neither a running process nor a model list: /health must agree."""
 
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from docker.errors import APIError
+from prometheus_client import generate_latest
 
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.core_check import CoreAnswer, ask_core
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
+from glm4_deploy.deploy.guarded import GuardStatus, ask_guard, read_guard
 from glm4_deploy.deploy.state import Journal, JournalStage, LastCanary, Record, save_canary
 from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
+from glm4_deploy.errors import DockerMissing
+from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.guard.question import Api, Question
+from glm4_deploy.host.gpu_health import GpuHealth
 from glm4_deploy.report.wire import to_wire
 from glm4_deploy.result import Status, fail
 from servers import broken, dying
@@ -59,7 +73,7 @@ def test_an_engine_that_runs_but_is_not_well_is_not_up(app: Reference, model: st
 def test_an_engine_whose_core_cannot_answer_is_not_up(tmp_path: Path) -> None:
     with serving(Reference()) as base_url:
         report = status_of(base_url, tmp_path)
-        assert report.core is not None and report.core.good and "one token in" in dict(report.rows())["core"]
+        assert report.core is not None and report.core.good and "core: one token in" in dict(report.rows())["health"]
     silent = replace(report, core=CoreAnswer(good=False, detail="no token within 15 s", seconds=15.0))
     assert (silent.up, silent.why) == (False, "the engine's core: no token within 15 s")
     assert dict(silent.rows())["up"].startswith("no: ")
@@ -141,3 +155,173 @@ def test_why_an_engine_ended_is_read_from_its_log(tmp_path: Path) -> None:
     report = read_status(record, recorded_engine(record, tmp_path), tmp_path)
     assert not report.up
     assert report.ended is not None and "out of memory" in report.why
+
+
+# In at most ten lines.
+
+STARTED = "2026-11-28T03:00:00+00:00"
+CANARY = LastCanary(at=STARTED, name="long-en (greedy)", outcome="sound", why="sound")
+MADE = {"settings": "a1b2c3d4", "kit": "0.1.0"}
+
+
+def test_a_healthy_deployment_is_told_in_ten_lines(tmp_path: Path) -> None:
+    with serving(Reference()) as base_url:
+        report = status_of(base_url, tmp_path)
+    guard = ask(Ledger(lambda _: None))
+    assert guard is not None
+    gpus = (GpuHealth(index=0, power_w=45.2, utilization=96.0, sm_clock_mhz=2400.0),)
+    full = replace(report, guard=guard, canary=CANARY, made_from=MADE, gpus=gpus)
+    rows = list(full.rows())
+    names = ["up", "engine", "health", "serves", "guard", "memory", "GPU", "last canary", "release", "vLLM"]
+    assert [name for name, _ in rows] == names
+    said = dict(rows)
+    assert (said["up"], said["GPU"]) == ("yes", "0: 96 % busy, 45 W, 2400 MHz")
+    assert "restarted 0 times" in said["engine"] and f"glm-4-9b-chat at {base_url}/v1" == said["serves"]
+    assert said["release"] == "0001-x, last gate: ok, made from settings a1b2c3d4 by glm4-deploy 0.1.0"
+    well = ReplicaStatus(service="glm4-1", running=True, detail="up", health="healthy", restarts=0, routed=True)
+    assert len(list(replace(full, replicas=(well, replace(well, service="glm4-2"))).rows())) == len(names) + 2
+
+
+def test_each_fault_has_a_line_of_its_own_with_what_to_do(tmp_path: Path) -> None:
+    with serving(broken.Sick()) as base_url:
+        report = status_of(base_url, tmp_path, model="another")
+    hot = GpuHealth(index=1, slowdowns=("power brake",))
+    sick = replace(
+        report, guard=GuardStatus(answers=False, detail="it has no container"), gpus=(hot,),
+        state=replace(report.state, health="unhealthy", cache_doubt="a cache of another image"),
+    )  # fmt: skip
+    rows = list(sick.rows())
+    assert dict(rows)["up"].startswith("no: ") and dict(rows)["cache"] == "a cache of another image"
+    faults = [value for name, value in rows if name == "fault"]
+    words = (": glm4-deploy diagnose", "logs guard", "GPU 1: power brake: glm4-deploy doctor")
+    assert all(any(word in fault for fault in faults) for word in words), faults
+    failed = [row for row in sick.results if row.status is Status.FAIL]
+    assert len(faults) == len(failed), "one failure is in the line `up`, and the GPU's is a warning"
+
+
+# The guard, asked inside its container: here a process of this host, at a port of its own.
+
+COMMAND = ["guard", "--engine", "http://glm4:8000", "--mode", "cut"]
+
+
+class Inside:
+    """What the Docker SDK says of the guard's container."""
+
+    def __init__(self, *, status: str = "running", command: list[str] | None = None) -> None:
+        state = {"Status": status, "StartedAt": "2026-11-28T03:00:00Z", "ExitCode": 137}
+        config = {"Image": "glm4-deploy/kit:0.1.0", "Cmd": command or COMMAND}
+        self.attrs: dict[str, Any] = {
+            "Id": "x", "Name": "/p-guard-1", "Image": "sha256:x", "Config": config, "State": state, "RestartCount": 2,
+            "NetworkSettings": {"Ports": {}},
+        }  # fmt: skip
+
+    def reload(self) -> None: ...
+
+    def exec_run(self, command: list[str]) -> tuple[int, bytes]:
+        done = subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[int]:
+    """A port whose /metrics has this body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(ledger: Ledger) -> GuardStatus | None:
+    with answering(generate_latest(ledger.registry)) as port:
+        return ask_guard(Inside(), port=port)  # type: ignore[arg-type]
+
+
+def test_what_the_guard_has_counted_is_shown() -> None:
+    ledger = Ledger(lambda _: None)
+    question = Question(
+        api=Api.CHAT, model="glm-4-9b-chat", key="", prompts=("Hi",), prompt_known=True, choices=1, max_tokens=None,
+        engine_checks=False,
+    )  # fmt: skip
+    for outcome in ("sound", "sound", "sound", "sick", "cut", "cut"):
+        ledger.answer(question, outcome)
+    ledger.unjudged("off")
+    seen = ask(ledger)
+    assert seen is not None and seen.answers and seen.counts is not None
+    assert (seen.counts.judged, seen.counts.sick, seen.counts.cut, seen.counts.unjudged) == (6, 3, 2, 1)
+    assert seen.summary.startswith("mode cut; 6 answers judged since 20")
+    assert seen.summary.endswith(", 3 looped or were garbage, 2 cut, 1 more passed unjudged; restarted 2 times")
+    assert seen.result("p").status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("exited", "p-guard-1: exited, exit code 137"), ("running", "its /metrics: ConnectionRefusedError")],
+)
+def test_a_guard_that_does_not_answer_is_a_fault(status: str, words: str, tmp_path: Path) -> None:
+    with answering(b"") as port:
+        pass  # nobody listens there now
+    seen = ask_guard(Inside(status=status), port=port)  # type: ignore[arg-type]
+    assert seen is not None and (seen.answers, seen.mode) == (False, "cut") and words in seen.detail
+    row = seen.result("p")
+    assert (row.status, row.remedy) == (Status.FAIL, "docker compose -p p logs guard")
+    with serving(Reference()) as base_url:
+        report = replace(status_of(base_url, tmp_path), guard=seen)
+    assert not report.up and "the guard, through which clients reach the engine" in report.why
+    assert (report.report().exit_code, report.hints[0]) == (1, "the guard: docker compose -p p logs guard")
+
+
+def test_a_guard_whose_counters_are_not_known_is_unknown_and_not_fine(tmp_path: Path) -> None:
+    with answering(b"up 1\n") as port:
+        seen = ask_guard(Inside(), port=port)  # type: ignore[arg-type]
+    assert seen is not None and seen.answers is None
+    assert seen.result("p").status is Status.UNKNOWN
+    with serving(Reference()) as base_url:
+        report = replace(status_of(base_url, tmp_path), guard=seen)
+    assert (report.up, report.report().exit_code) == (False, 1)
+    assert to_wire(report)["guard"]["answers"] is None
+
+
+def test_another_service_of_that_name_is_no_guard() -> None:
+    assert ask_guard(Inside(command=["sleep", "9"])) is None  # type: ignore[arg-type]
+
+
+def test_the_files_on_record_say_whether_there_must_be_a_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = status_of("http://127.0.0.1:9", tmp_path).record
+    file = tmp_path / "compose.yaml"
+    file.write_text("services: {guard: {command: [guard, --engine, x]}}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("services: {guard: {image: other}, glm4: null}\n")
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.connect", lambda **_: None)
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.find_container", lambda *_: None)
+    absent = read_guard(replace(record, files=(str(tmp_path / "none.yaml"), str(own), str(file))))
+    assert absent is not None and (absent.answers, absent.detail) == (False, "it has no container")
+    assert read_guard(replace(record, files=(str(own),))) is None
+
+    def hangs(*_: object) -> None:
+        raise DockerMissing("the Docker engine does not answer")
+
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.find_container", hangs)
+    unknown = read_guard(record)
+    assert unknown is not None and unknown.answers is None and "does not answer" in unknown.detail
+
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.find_container", lambda *_: Paused())
+    paused = read_guard(record)
+    assert paused is not None and paused.answers is None and "is paused" in paused.detail
+
+
+class Paused(Inside):
+    def exec_run(self, command: list[str]) -> tuple[int, bytes]:
+        raise APIError("409 Conflict: the container is paused")

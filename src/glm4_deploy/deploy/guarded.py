@@ -1,0 +1,121 @@
+"""Whether the guard of a deployment answers, and what it has counted: asked inside its container."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+from docker.errors import DockerException
+from docker.models.containers import Container
+
+from glm4_deploy.deploy.docker import connect, find_container, state_of
+from glm4_deploy.deploy.state import Record
+from glm4_deploy.errors import DeployError
+from glm4_deploy.files import parse_yaml, read_text
+from glm4_deploy.probe.endpoints import parse_metrics
+from glm4_deploy.probe.guard_counts import GuardCounts, guard_counts
+from glm4_deploy.result import Result, fail, ok, unknown
+from glm4_deploy.text import one_line
+
+SERVICE = "guard"  # in the Compose file, and the first word of its command
+PORT = 9110  # of its own metrics: published nowhere, and a rootless Docker's networks are not reachable from the host
+LIMIT_S = 15.0  # for one answer of Docker
+ASK = (
+    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', {port}, timeout=5); c.request('GET', '/metrics');"
+    " sys.stdout.buffer.write(c.getresponse().read(1048576))"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardStatus:
+    """One look at the guard."""
+
+    answers: bool | None
+    """Whether its /metrics answer; None: it could not be asked, so nothing is known."""
+    detail: str
+    """What was seen instead of its counters; '' for nothing."""
+    mode: str = ""
+    """`off`, `observe`, `cut` or `retry`, as its container was started; '' if not known."""
+    restarts: int = 0
+    counts: GuardCounts | None = None
+
+    @property
+    def summary(self) -> str:
+        mode = f"mode {self.mode or 'unknown'}"
+        counts = self.counts
+        if counts is None:
+            return f"{mode}; {self.detail}"
+        since = f" since {_utc(counts.started)}" if counts.started else ""
+        done = [f"{counts.sick:.0f} looped or were garbage", f"{counts.cut:.0f} cut"]
+        done += [f"{counts.retried:.0f} asked again"] if counts.retried else []
+        done += [f"{counts.unjudged:.0f} more passed unjudged"] if counts.unjudged else []
+        restarts = f"; restarted {self.restarts} times" if self.restarts else ""
+        return f"{mode}; {counts.judged:.0f} answers judged{since}, {', '.join(done)}{restarts}"
+
+    def result(self, project: str) -> Result:
+        """The row of a report. Clients reach the engine only through it."""
+        if self.answers:
+            return ok(self.summary, "it answers", check="guard")
+        remedy = f"docker compose -p {project} logs guard"
+        if self.answers is None:
+            seen = f"the guard could not be asked: {self.detail}"
+            return unknown(seen, remedy, observed=seen, expected="it answers", check="guard")
+        seen = f"the guard, through which clients reach the engine, does not answer: {self.detail}"
+        return fail(seen, "it answers", check="guard", remedy=remedy)
+
+
+def _utc(at: float) -> str:
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    return "an unknown time"
+
+
+def read_guard(record: Record) -> GuardStatus | None:
+    """Look once; None if the files on record have no guard, and none runs. Does not raise."""
+    try:
+        container = find_container(connect(timeout=LIMIT_S), record.endpoint.project, SERVICE)
+        if container is None:
+            return GuardStatus(answers=False, detail="it has no container") if _is_in(record.files) else None
+        return ask_guard(container)
+    except (DeployError, DockerException, requests.RequestException, OSError) as error:
+        return GuardStatus(answers=None, detail=one_line(str(error), 200))
+
+
+def _is_in(files: tuple[str, ...]) -> bool:
+    """Whether a Compose file has this kit's guard."""
+    for file in map(Path, files):
+        with suppress(DeployError, AttributeError, KeyError, TypeError, IndexError):
+            if file.is_file() and parse_yaml(read_text(file), file)["services"][SERVICE]["command"][0] == SERVICE:
+                return True
+    return False
+
+
+def ask_guard(container: Container, *, port: int = PORT) -> GuardStatus | None:
+    """Ask it from within its container; None if the container is no guard of this kit.
+
+    Raises:
+        DockerException, requests.RequestException: Docker does not answer.
+    """
+    command = container.attrs["Config"].get("Cmd") or ()
+    if SERVICE not in command[:1]:
+        return None
+    mode, state = _mode(command), state_of(container)
+    if state is None or not state.running:
+        detail = f"{state.name}: {state.status}, exit code {state.exit_code}" if state else "its container has gone"
+        return GuardStatus(answers=False, detail=detail, mode=mode, restarts=state.restarts if state else 0)
+    code, output = container.exec_run(["python3", "-c", ASK.format(port=port)])
+    text = output.decode("utf-8", errors="replace") if isinstance(output, bytes) else ""
+    if code != 0:
+        why = one_line(text.strip().rpartition("\n")[2], 120) or f"exit code {code}"
+        return GuardStatus(answers=False, detail=f"its /metrics: {why}", mode=mode, restarts=state.restarts)
+    counts = guard_counts(parse_metrics(text))
+    if counts is None:
+        return GuardStatus(answers=None, detail="no guard's counters at its /metrics", mode=mode)
+    return GuardStatus(answers=True, detail="", mode=mode, restarts=state.restarts, counts=counts)
+
+
+def _mode(command: Any) -> str:
+    words = [str(word) for word in command]
+    return words[words.index("--mode") + 1] if "--mode" in words[:-1] else "observe"
