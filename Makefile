@@ -51,7 +51,7 @@ test-needs: $(READY) ## Install what the tests need besides Python packages
 test: test-needs lint ## Everything: style, types, layers, unit and end-to-end tests
 	@scripts/test.sh $(ARGS)
 
-test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, about 3 minutes
+test-fast: $(READY) ## Unit tests and journeys, in parallel: no Docker, no vLLM, 5 to 20 minutes
 	@$(BIN)/pytest -n 4 tests/journeys tests/unit $(ARGS)
 
 MINUTES ?= 30
