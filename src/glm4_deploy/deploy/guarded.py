@@ -3,17 +3,17 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import requests
-from docker.errors import DockerException
 from docker.models.containers import Container
 
 from glm4_deploy.deploy.docker import connect, find_container, state_of
 from glm4_deploy.deploy.state import Record
 from glm4_deploy.errors import DeployError
 from glm4_deploy.files import parse_yaml, read_text
+from glm4_deploy.host.system import gather
 from glm4_deploy.probe.endpoints import parse_metrics
 from glm4_deploy.probe.guard_counts import GuardCounts, guard_counts
 from glm4_deploy.result import Result, fail, ok, unknown
@@ -21,7 +21,8 @@ from glm4_deploy.text import one_line
 
 SERVICE = "guard"  # in the Compose file, and the first word of its command
 PORT = 9110  # of its own metrics: published nowhere, and a rootless Docker's networks are not reachable from the host
-LIMIT_S = 15.0  # for one answer of Docker
+LIMIT_S = 15.0  # for all that Docker is asked: its SDK reads the output of an exec without any limit
+NOT_ASKED = {None, 126, 127, 137}  # exit codes of an exec: not recorded yet, no Python, killed
 ASK = (
     "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', {port}, timeout=5); c.request('GET', '/metrics');"
     " sys.stdout.buffer.write(c.getresponse().read(1048576))"
@@ -73,14 +74,22 @@ def _utc(at: float) -> str:
 
 
 def read_guard(record: Record) -> GuardStatus | None:
-    """Look once; None if the files on record have no guard, and none runs. Does not raise."""
+    """Look once; None if the files on record have no guard, and none runs. Does not raise, and ends within LIMIT_S."""
+    late = GuardStatus(answers=None, detail=f"Docker gave no answer within {LIMIT_S:g} s")
+    seen: GuardStatus | None = gather({SERVICE: partial(_look, record)}, timeout=LIMIT_S).get(SERVICE, late)
+    return seen
+
+
+def _look(record: Record) -> GuardStatus | None:
+    expected = _is_in(record.files)
     try:
         container = find_container(connect(timeout=LIMIT_S), record.endpoint.project, SERVICE)
         if container is None:
-            return GuardStatus(answers=False, detail="it has no container") if _is_in(record.files) else None
-        return ask_guard(container)
-    except (DeployError, DockerException, requests.RequestException, OSError) as error:
-        return GuardStatus(answers=None, detail=one_line(str(error), 200))
+            return GuardStatus(answers=False, detail="it has no container") if expected else None
+        other = GuardStatus(answers=None, detail="its container does not run `guard`")
+        return ask_guard(container) or (other if expected else None)
+    except Exception as error:  # noqa: BLE001 (however Docker fails, the guard is unknown and the rest counts)
+        return GuardStatus(answers=None, detail=one_line(str(error) or type(error).__name__, 200))
 
 
 def _is_in(files: tuple[str, ...]) -> bool:
@@ -107,15 +116,16 @@ def ask_guard(container: Container, *, port: int = PORT) -> GuardStatus | None:
         return GuardStatus(answers=False, detail=detail, mode=mode, restarts=state.restarts if state else 0)
     code, output = container.exec_run(["python3", "-c", ASK.format(port=port)])
     text = output.decode("utf-8", errors="replace") if isinstance(output, bytes) else ""
-    if code != 0:
+    counts = guard_counts(parse_metrics(text)) if code in (0, None) else None
+    if counts is None and code:
         why = one_line(text.strip().rpartition("\n")[2], 120) or f"exit code {code}"
-        return GuardStatus(answers=False, detail=f"its /metrics: {why}", mode=mode, restarts=state.restarts)
-    counts = guard_counts(parse_metrics(text))
+        answers = None if code in NOT_ASKED else False
+        return GuardStatus(answers=answers, detail=f"its /metrics: {why}", mode=mode, restarts=state.restarts)
     if counts is None:
         return GuardStatus(answers=None, detail="no guard's counters at its /metrics", mode=mode)
     return GuardStatus(answers=True, detail="", mode=mode, restarts=state.restarts, counts=counts)
 
 
 def _mode(command: Any) -> str:
-    words = [str(word) for word in command]
+    words = " ".join(map(str, command)).replace("--mode=", "--mode ").split(" ")
     return words[words.index("--mode") + 1] if "--mode" in words[:-1] else "observe"

@@ -32,6 +32,7 @@ from glm4_deploy.errors import DeployError, Unreachable
 from glm4_deploy.files import read_text
 from glm4_deploy.host.gpu_health import GpuHealth, read_gpu_health
 from glm4_deploy.host.memory import MemoryFacts, read_memory
+from glm4_deploy.host.system import gather
 from glm4_deploy.logs.facts import EngineFacts
 from glm4_deploy.logs.reader import LogReader
 from glm4_deploy.probe.endpoints import ask_models, read_health
@@ -39,6 +40,7 @@ from glm4_deploy.report_model import Report, make_report
 from glm4_deploy.result import Result, Status, fail, ok, warn
 
 GIB = 2**30
+GPU_S = 5.0  # for NVML, and nvidia-smi after it: a wedged driver never answers
 LAST_LINES = 2000  # a death under 64 concurrent requests writes about a thousand
 
 
@@ -112,8 +114,8 @@ class StatusReport:
     """What the Compose files on record say that they were made from."""
     guard: GuardStatus | None = None
     """What stands between the gateway and the engine; None: nothing does, or the engine does not run."""
-    gpus: tuple[GpuHealth, ...] = ()
-    """Of this host; () where neither NVML nor nvidia-smi answers."""
+    gpus: tuple[GpuHealth, ...] | None = ()
+    """Of this host; () where there is neither NVML nor nvidia-smi; None: the driver did not answer within GPU_S."""
 
     @property
     def up(self) -> bool:
@@ -147,7 +149,9 @@ class StatusReport:
             yield from self._answers()
             if self.guard:
                 yield self.guard.result(self.record.endpoint.project)
-        for gpu in self.gpus:
+        if self.gpus is None:
+            yield warn(f"the GPU's driver gave no answer within {GPU_S:g} s", check="gpu", remedy="glm4-deploy doctor")
+        for gpu in self.gpus or ():
             if troubles := gpu.troubles():
                 seen = f"GPU {gpu.index}: {'; '.join(troubles)}"
                 yield warn(seen, check="gpu", remedy="glm4-deploy doctor")
@@ -299,7 +303,7 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         canary=load_canary(directory),
         made_from=_made_from(record),
         guard=read_guard(record) if state.running and record.endpoint.in_container else None,
-        gpus=read_gpu_health(),
+        gpus=gather({"gpus": read_gpu_health}, timeout=GPU_S).get("gpus"),
     )
 
 

@@ -39,6 +39,8 @@ class Metrics:
         """The sums of one name, by the value of one label."""
         sums: dict[str, float] = {}
         for labels, value in self.rows.get(name, ()):
+            if not math.isfinite(value):
+                continue
             key = labels.get(label, "")
             sums[key] = sums.get(key, 0.0) + value
         return sums

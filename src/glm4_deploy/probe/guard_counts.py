@@ -1,5 +1,6 @@
 """What a guard in front of an engine counts in its own /metrics."""
 
+import math
 from dataclasses import dataclass
 
 from glm4_deploy.probe.endpoints import Metrics
@@ -32,8 +33,9 @@ class GuardCounts:
 
 
 def guard_counts(metrics: Metrics) -> GuardCounts | None:
-    """From its /metrics; None if they are not a guard's."""
-    if metrics.sum(STREAMS) is None:
+    """From its /metrics; None if they are not a guard's, or hold what is no number."""
+    counted = [value for name in (ANSWERS, UNJUDGED) for _, value in metrics.rows.get(name, ())]
+    if metrics.sum(STREAMS) is None or not all(map(math.isfinite, counted)):
         return None
     outcomes = metrics.by(ANSWERS, "outcome")
     judged = sum(outcomes.values())

@@ -325,3 +325,71 @@ def test_the_files_on_record_say_whether_there_must_be_a_guard(tmp_path: Path, m
 class Paused(Inside):
     def exec_run(self, command: list[str]) -> tuple[int, bytes]:
         raise APIError("409 Conflict: the container is paused")
+
+
+class Says(Inside):
+    """A container whose exec gives this."""
+
+    def __init__(self, code: int | None, output: bytes, **options: Any) -> None:
+        super().__init__(**options)
+        self.given = code, output
+
+    def exec_run(self, command: list[str]) -> tuple[int, bytes]:
+        return self.given  # type: ignore[return-value]  # None where Docker has not recorded the end yet
+
+
+COUNTED = b'glm4_guard_streams 1\nglm4_guard_answers_total{outcome="sound"} 3\n'
+
+
+def test_what_docker_has_not_recorded_or_could_not_run_says_nothing_of_the_guard() -> None:
+    seen = ask_guard(Says(None, COUNTED))  # type: ignore[arg-type]
+    assert seen is not None and seen.answers and seen.counts is not None and seen.counts.judged == 3
+    for code, output in (
+        (127, b"exec: python3: not found"),
+        (126, b"denied"),
+        (None, b""),
+        (0, COUNTED[:-2] + b"NaN\n"),
+    ):
+        seen = ask_guard(Says(code, output))  # type: ignore[arg-type]
+        assert seen is not None and seen.answers is None, (code, output)
+
+
+def test_its_mode_is_read_in_both_forms() -> None:
+    seen = ask_guard(Says(0, COUNTED, command=["guard", "--engine", "x", "--mode=retry"]))  # type: ignore[arg-type]
+    assert seen is not None and seen.mode == "retry"
+
+
+class Silent(Inside):
+    def exec_run(self, command: list[str]) -> tuple[int, bytes]:
+        threading.Event().wait()
+        raise AssertionError
+
+
+def test_a_docker_that_never_answers_or_answers_nonsense_ends_no_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = status_of("http://127.0.0.1:9", tmp_path).record
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.connect", lambda **_: None)
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.LIMIT_S", 0.2)
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.find_container", lambda *_: Silent())
+    silent = read_guard(record)
+    assert silent is not None and silent.answers is None and "within 0.2 s" in silent.detail
+    half = Inside()
+    half.attrs["State"] = None
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.LIMIT_S", 30.0)
+    monkeypatch.setattr("glm4_deploy.deploy.guarded.find_container", lambda *_: half)
+    unknown = read_guard(record)
+    assert unknown is not None and unknown.answers is None
+
+
+def test_a_driver_that_never_answers_is_a_warning_and_ends_no_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm4_deploy.deploy.status.GPU_S", 0.2)
+    monkeypatch.setattr("glm4_deploy.deploy.status.read_gpu_health", threading.Event().wait)
+    with serving(Reference()) as base_url:
+        report = status_of(base_url, tmp_path)
+    assert report.up and report.gpus is None
+    (row,) = (row for row in report.results if row.check == "gpu")
+    assert row.status is Status.WARN and "no answer within 0.2 s" in row.observed
+    assert to_wire(report)["gpus"] is None
