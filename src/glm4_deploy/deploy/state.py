@@ -52,12 +52,13 @@ def hold_lock(directory: Path, what: str) -> Iterator[None]:
             holder = file.read(200).strip() or "another glm4-deploy"
             raise Locked(f"{holder} is already running in {directory}", hint="wait until it ends, or stop it")
         remove_leftovers(directory)
-        with suppress(OSError):  # a full disk: the lock holds without its label
-            file.truncate(0)
-            file.write(f"`glm4-deploy {what}` (pid {os.getpid()})")
-            file.flush()
+        # On a full disk the lock holds without its label. Not through the file's buffer: closing would write it again.
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"`glm4-deploy {what}` (pid {os.getpid()})".encode())
         yield
-        file.truncate(0)
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
 
 
 def _refuse_links(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """What a killed deployment leaves, and how the next command reports it."""
 
+import resource
 import stat
 import subprocess
 import sys
@@ -109,3 +110,15 @@ def test_a_new_state_directory_is_private(tmp_path: Path) -> None:
     with hold_lock(tmp_path / ".glm4", "up"):
         pass
     assert stat.S_IMODE((tmp_path / ".glm4").stat().st_mode) == 0o700
+
+
+def test_a_disk_that_takes_no_label_neither_stops_the_lock_nor_hides_what_failed(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # every write fails, as on a full disk
+    try:
+        with hold_lock(tmp_path, "up"):
+            pass
+        with pytest.raises(StorageError, match="the log"), hold_lock(tmp_path, "up"):
+            raise StorageError("the log cannot be kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
