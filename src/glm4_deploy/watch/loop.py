@@ -427,9 +427,10 @@ async def _restart_if_allowed(
         said.left_alone = said.failed = ""
     except RollbackFailed as error:
         said.failure(emit, "rollback-failed", error.message)
-    except DeployError as error:
-        policy.failed(at)
-        said.failure(emit, "restart-failed", error.message)
+    except (DeployError, OSError) as error:  # whatever the disk does, the watch goes on
+        policy.failed(time.monotonic())  # not `at`: an attempt may take longer than the pause
+        why = error.message if isinstance(error, DeployError) else one_line(str(error), 200)
+        said.failure(emit, "restart-failed", why)
 
 
 async def _roll_back(

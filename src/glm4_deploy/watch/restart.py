@@ -187,8 +187,10 @@ class ContainerKeeper:
                 _refuse_if_stopped_for_memory(container, self._directory)
                 begin()
             except DeployError:
-                log.unlink(missing_ok=True)  # attempts that restart nothing must not displace the logs of those that do
+                with suppress(OSError):  # the file system may take nothing more: why it failed is the news
+                    log.unlink(missing_ok=True)
                 raise
+            self._prune_logs()  # only now: attempts that restart nothing must not displace the logs of those that do
             try:
                 container.restart(timeout=STOP_S)
             except (DockerException, OSError) as error:
@@ -208,6 +210,7 @@ class ContainerKeeper:
             if container is not None:
                 self._store_log(container, why)
                 _refuse_if_stopped_for_memory(container, self._directory)
+                self._prune_logs()
         return roll_back(self._directory)
 
     def _container(self) -> Container | None:
@@ -220,18 +223,20 @@ class ContainerKeeper:
             raise DeployError(f"the Docker engine does not answer: {str(error)[:200]}") from error
 
     def _store_log(self, container: Container, why: str) -> Path:
-        folder = self._directory / "watch"
         now = datetime.now(UTC)
-        path = folder / f"restart-{now:%Y%m%dT%H%M%SZ}.log"
+        path = self._directory / "watch" / f"restart-{now:%Y%m%dT%H%M%SZ}.log"
         try:
             tail = container.logs(tail=TAIL_LINES, timestamps=True).decode("utf-8", errors="replace")
         except (DockerException, OSError) as error:
             raise DeployError(f"its log cannot be read: {str(error)[:200]}") from error
         head = {"restarted": now.isoformat(timespec="seconds"), "container": container.name, "why": why}
         write_text(path, f"{json.dumps(head, ensure_ascii=False)}\n{tail}", mode=0o600)
-        for old in sorted(folder.glob("restart-*.log"))[:-KEPT_LOGS]:
-            old.unlink(missing_ok=True)
         return path
+
+    def _prune_logs(self) -> None:
+        with suppress(OSError):
+            for old in sorted((self._directory / "watch").glob("restart-*.log"))[:-KEPT_LOGS]:
+                old.unlink(missing_ok=True)
 
 
 def _refuse_if_stopped_for_memory(container: Container, directory: Path) -> None:

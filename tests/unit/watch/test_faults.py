@@ -1,6 +1,7 @@
 """A full disk, a Docker engine that is away, a log that ends in mid-read: nothing lost, nothing doubled, said once."""
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -9,19 +10,22 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from glm4_deploy.deploy.docker import ContainerState
+from glm4_deploy.errors import DeployError, StorageError
+from glm4_deploy.watch import loop
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.incident import Damping, Notification
 from glm4_deploy.watch.judge import State, WatchVerdict
 from glm4_deploy.watch.kept import KeptPolicy
 from glm4_deploy.watch.loop import run_watch
 from glm4_deploy.watch.notify import FILE, Notifier
-from glm4_deploy.watch.restart import ContainerKeeper, Keeper, Rules
+from glm4_deploy.watch.restart import KEPT_LOGS, ContainerKeeper, Keeper, Rules
 from servers.docker_engine import running
 
 Events = list[tuple[str, dict[str, Any]]]
@@ -225,6 +229,41 @@ def test_while_the_engine_is_well_a_docker_that_is_away_is_no_failed_restart(soc
     assert names(away) == ["container-unknown", "restart-failed"]
 
 
+def test_on_a_full_disk_the_watch_goes_on_and_restarts_once_there_is_room(socket: Path, small: Path) -> None:
+    keeper, policy = keeper_at(socket, small), restarts(small / "watch/restarts.json")
+    with running(socket) as docker:
+        docker.log = b"ready\n"
+        events = watched(keeper, policy, lambda: fill(small), HUNG, HUNG, HUNG)
+        assert names(events) == ["restarting", "restart-failed"]
+        assert "No space left" in events[1][1]["why"]
+        assert not [line for line in docker.asked if "/restart" in line]
+        free(small)
+        assert names(watched(keeper, policy, HUNG)) == ["restarting", "restarted"]
+
+
+def test_a_disk_that_takes_nothing_more_in_mid_restart_ends_no_watch_and_displaces_no_log(
+    socket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, gone = tmp_path / "watch", OSError(errno.EROFS, os.strerror(errno.EROFS))
+    folder.mkdir()
+    for number in range(KEPT_LOGS):
+        (folder / f"restart-2026010{number}T000000Z.log").write_text("")
+    keeper, policy = keeper_at(socket, tmp_path), restarts(folder / "restarts.json", backoff_s=1000)
+
+    def save() -> None:
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(gone))
+        raise StorageError("cannot write restarts.json: Read-only file system")
+
+    monkeypatch.setattr(policy, "_save", save)
+    with running(socket) as docker:
+        docker.log = b"ready\n"
+        events = watched(keeper, policy, HUNG, HUNG)
+        monkeypatch.undo()
+    assert names(events) == ["restarting", "restart-failed", "left-alone"]
+    assert events[1][1]["why"] == "cannot write restarts.json: Read-only file system", "not what came after it"
+    assert len(list(folder.glob("restart-202601*.log"))) == KEPT_LOGS, "no log gave way to it"
+
+
 def test_a_log_that_ends_in_mid_read_stops_the_restart_which_is_tried_again(socket: Path, tmp_path: Path) -> None:
     file = tmp_path / "watch/restarts.json"
     keeper, policy = keeper_at(socket, tmp_path), restarts(file)
@@ -250,3 +289,23 @@ def test_an_attempt_that_failed_is_followed_by_a_pause(socket: Path, tmp_path: P
         events = watched(keeper, policy, *[HUNG] * 5)
         assert sum("/logs" in line for line in docker.asked) == 1
     assert names(events) == ["restarting", "restart-failed", "left-alone"]
+
+
+class Slow(Counting):
+    """Stands for a keeper whose restarts fail after 90 s of a clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = 10_000.0
+
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
+        self.restarts += 1
+        self.clock += 90
+        raise DeployError("its log cannot be read: timed out")
+
+
+def test_the_pause_begins_where_an_attempt_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Slow()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: keeper.clock, time=time.time))
+    events = watched(keeper, restarts(tmp_path / "restarts.json", backoff_s=60), HUNG, HUNG, HUNG)
+    assert (keeper.restarts, names(events)) == (1, ["restarting", "restart-failed", "left-alone"])
