@@ -1,7 +1,6 @@
 """What the watch reads of the GPUs beside the engine's counters: for the witness, the metrics, and the events."""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from glm4_deploy.host.gpu_health import GpuHealth, Xid, read_gpu_health, read_xids
+from glm4_deploy.watch.incident import without_figures
 from glm4_deploy.watch.witness import LOOK_S, Witness
 
 NO_GPU_S = 300.0  # until the next look where there was no GPU
@@ -99,7 +99,7 @@ class GpuLook:
             self._xid_at = max(known, newest)
 
     def _report(self, troubles: tuple[str, ...]) -> None:
-        kinds = tuple(re.sub(r"\d+", "#", trouble) for trouble in troubles)  # a clock that wanders is no other trouble
+        kinds = tuple(without_figures(trouble) for trouble in troubles)
         if kinds != self._troubles:
             self.emit("gpu", state="trouble" if troubles else "well", why="; ".join(troubles))
             self._troubles = kinds

@@ -76,7 +76,7 @@ class Damping:
     """Seconds that a change must last before it is told.
 
     Attributes:
-        settle_s: that it is well again; doubles with each time that it fell ill in the last hour, up to an hour.
+        settle_s: that it, or a condition, is well again; doubles with each time it fell ill in the last hour, to 3600.
         slow_s: that it cannot be judged, or that the fault is another one now: as long as a start may take.
     """
 
@@ -95,6 +95,7 @@ class Memory:
         done: what was done about it.
         events: those told of this incident.
         conditions: what was told of each condition of the host that still holds, without its figures.
+        relapses: when each condition began in the last hour, in monotonic seconds.
         xids: when each Xid code was told last, in monotonic seconds.
         began: when it fell ill in the last hour, in monotonic seconds, which no change of the date moves.
         outbox: what is not delivered yet, oldest first.
@@ -106,6 +107,7 @@ class Memory:
     done: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     conditions: dict[str, list[str]] = field(default_factory=dict)
+    relapses: dict[str, list[float]] = field(default_factory=dict)
     xids: dict[str, float] = field(default_factory=dict)
     began: list[float] = field(default_factory=list)
     outbox: list[Notification] = field(default_factory=list)
@@ -136,7 +138,7 @@ class Damper:
         wait = self._wait(state, at)
         kind = State.OK if state.good else state  # `ok` and `busy` are the same news
         if memory.told is not None and self._candidate is State.OK and not state.good:
-            memory.began = [*self._recent(at), at]  # a relapse
+            memory.began = [*_recent(memory.began, at), at]  # a relapse
         if wait is None:
             self._candidate = None
             return None
@@ -148,7 +150,7 @@ class Damper:
         if state.good:
             return self._over(verdict)
         if memory.told is None:
-            memory.began = [*self._recent(at), at]
+            memory.began = [*_recent(memory.began, at), at]
             memory.since, memory.done, memory.events = now(), [], []
         was, memory.told = memory.told, state
         meaning, command = ADVICE[state]
@@ -183,8 +185,11 @@ class Damper:
             self._over_since[name] = (at, why)
         if state in WELL or state not in CONDITIONS[name]:
             return None
-        self._over_since.pop(name, None)
-        kinds = [state] if name == "memory" else [re.sub(r"\d+", "#", one) for one in why.split("; ")]
+        over, _ = self._over_since.pop(name, (None, ""))
+        if not told or (over is not None and at - over >= self._damping.settle_s):
+            relapses = _recent(self._memory.relapses.get(name, []), at)
+            self._memory.relapses[name] = [*relapses, at][-20:]
+        kinds = [state] if name == "memory" else [without_figures(one) for one in why.split("; ")]
         new = [kind for kind in kinds if kind not in told]
         if not new:
             return None
@@ -197,7 +202,7 @@ class Damper:
         for name, (since, why) in self._over_since.items():
             if since is None:
                 self._over_since[name] = (at, why)
-            elif at - since >= self._damping.settle_s:
+            elif at - since >= self._settle(self._memory.relapses.get(name, []), at):
                 del self._over_since[name], self._memory.conditions[name]
                 rows = [("now", why), ("next", CONDITION_NEXT[name])]
                 return self._message(list(CONDITIONS[name].values())[-1], rows, "success")
@@ -215,8 +220,7 @@ class Damper:
         """Seconds that the state must last before it is told; None: it is no news."""
         told = self._memory.told
         if state.good:
-            again = max(len(self._recent(at)) - 1, 0)
-            return None if told is None else min(self._damping.settle_s * 2**again, 3600.0)
+            return None if told is None else self._settle(self._memory.began, at)
         if state is State.UNKNOWN:
             # During a restart it is unreachable and then unknown: both are part of the incident.
             return self._damping.slow_s if told is None else None
@@ -224,8 +228,10 @@ class Damper:
             return 0.0
         return None if state is told else self._damping.slow_s
 
-    def _recent(self, at: float) -> list[float]:
-        return [one for one in self._memory.began if 0 <= at - one < 3600]
+    def _settle(self, began: list[float], at: float) -> float:
+        """Seconds that it must be well: one that flaps is told less and less often."""
+        again = min(max(len(_recent(began, at)) - 1, 0), 20)
+        return min(self._damping.settle_s * 2.0**again, 3600.0)
 
     def _over(self, verdict: WatchVerdict) -> Notification:
         memory = self._memory
@@ -239,6 +245,16 @@ class Damper:
         shown = [(key, one_line(redact(str(value)), 400)) for key, value in rows if value]
         text = "\n".join(f"{key}: {value}" for key, value in (*shown, ("time", now()), ("message", name)))
         return Notification(id=name, title=f"{self._name} {title}", text=text, kind=kind)
+
+
+def _recent(began: list[float], at: float) -> list[float]:
+    return [one for one in began if 0 <= at - one < 3600]
+
+
+def without_figures(trouble: str) -> str:
+    """`GPU 0: …` without the figures after its name: a clock that wanders is no other trouble, another GPU's is."""
+    begin = trouble.find(": ") + 1
+    return trouble[:begin] + re.sub(r"\d+", "#", trouble[begin:])
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

@@ -308,7 +308,7 @@ def _load(file: Path) -> Memory:
     with suppress(OSError, ValidationError):
         memory = _CODEC.validate_json(file.read_bytes())
     if memory.boot != boot_id():
-        memory.boot, memory.began, memory.xids = boot_id(), [], {}
+        memory.boot, memory.began, memory.relapses, memory.xids = boot_id(), [], {}, {}
     return memory
 
 

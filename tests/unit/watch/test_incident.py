@@ -1,6 +1,7 @@
 """Which changes of the verdict become a message, over hours in no time."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from glm4_deploy.host.gpu_health import GpuHealth, Xid
 from glm4_deploy.watch.gpus import GpuLook, GpuMetrics
 from glm4_deploy.watch.incident import Damper, Damping, Memory, Notification
 from glm4_deploy.watch.judge import State, WatchVerdict
+from glm4_deploy.watch.notify import _load
 from glm4_deploy.watch.witness import Witness
 
 DAMPING = Damping(settle_s=120, slow_s=900)
@@ -163,6 +165,36 @@ def test_each_trouble_of_a_gpu_is_told_once_and_its_end_once() -> None:
     assert heard.titles[3:] == ["has trouble with its GPU"], "after its end it is news again"
 
 
+def test_a_trouble_that_comes_and_goes_all_day_is_told_less_and_less_often() -> None:
+    heard = Heard()
+    look = reader_of_gpus(heard)
+    for _ in range(144):  # a blip every ten minutes
+        look("power brake")
+        heard.wait(10)
+        look()
+        heard.wait(590)
+    assert heard.titles == ["has trouble with its GPU", "has no more trouble with its GPU"] * 3 + [
+        "has trouble with its GPU"
+    ]
+    heard.wait(3600)
+    assert heard.titles[7:] == ["has no more trouble with its GPU"]
+
+
+def test_the_same_trouble_of_another_gpu_is_news() -> None:
+    heard = Heard()
+    look = GpuLook(witness=Witness(), metrics=GpuMetrics(CollectorRegistry()), emit=heard.emit)
+    clocks = iter((300.0, 310.0, 320.0, 330.0))
+    for index in (0, 0, 3, 3):  # stuck clocks, which wander
+        slow = GpuHealth(
+            index=index, slowdowns=(), utilization=99.0, sm_clock_mhz=next(clocks), sm_clock_max_mhz=2600.0
+        )
+        look.look((slow,), (), heard.at)
+    assert [text.partition(": busy")[0] for one in heard.told for text in one.text.splitlines()[:1]] == [
+        "why: GPU 0",
+        "why: GPU 3",
+    ]
+
+
 def test_each_xid_is_told_once_an_hour() -> None:
     heard = Heard()
     look = reader_of_gpus(heard)
@@ -209,6 +241,13 @@ def test_each_engine_that_was_stopped_for_memory_is_told_with_what_to_change() -
     for _ in range(3):
         heard.emit("memory-stop-failed", why="Docker does not answer")
     assert heard.titles[3:] == ["could not be stopped, and memory is running out"]
+
+
+def test_what_an_earlier_version_saved_is_read(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"boot": "", "told": "hung", "conditions": {"gpu": ["GPU #: power brake"]}}')
+    memory = _load(tmp_path / "old.json")
+    assert (memory.told, memory.relapses) == (State.HUNG, {})
+    assert memory.conditions == {"gpu": ["GPU #: power brake"]}
 
 
 def test_a_watch_that_was_killed_tells_no_condition_again_and_forgets_none() -> None:
