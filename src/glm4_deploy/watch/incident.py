@@ -204,6 +204,8 @@ class Damper:
                 self._over_since[name] = (at, why)
             elif at - since >= self._settle(self._memory.relapses.get(name, []), at):
                 del self._over_since[name], self._memory.conditions[name]
+                if name == "memory":  # the next time that an engine cannot be stopped is news
+                    self._memory.events = [one for one in self._memory.events if one != "memory-stop-failed"]
                 rows = [("now", why), ("next", CONDITION_NEXT[name])]
                 return self._message(list(CONDITIONS[name].values())[-1], rows, "success")
         return None

@@ -181,6 +181,7 @@ class Defence:
     _stopping: asyncio.Task[None] | None = None
     _said: dict[str, str] = field(default_factory=dict)  # event → what it said last
     _undone: "_Undone | None" = None
+    _warned: bool = False  # whether anything was said of it
 
     async def run(self) -> None:
         """Forever."""
@@ -221,7 +222,8 @@ class Defence:
         facts = _of_all(self._seen)
         stop = self.breaker.look(facts, now)
         self.metrics.publish(self.breaker, facts)
-        if self.breaker.state is not before and (before, self.breaker.state) != (MemoryState.UNKNOWN, MemoryState.FINE):
+        first_look = not self._warned and (before, self.breaker.state) == (MemoryState.UNKNOWN, MemoryState.FINE)
+        if self.breaker.state is not before and not first_look:  # that all is well at the start is no news
             self._warn(before)
         busy = self._stopping is not None and not self._stopping.done()
         if busy:
@@ -232,6 +234,7 @@ class Defence:
             self._stopping = asyncio.create_task(self._stop(self.engines, self.breaker.room, now))
 
     def _warn(self, before: MemoryState) -> None:
+        self._warned = True
         room, state = self.breaker.room, self.breaker.state
         hint = remedy(room, _pids(self._seen)) if room and state in (MemoryState.LOW, MemoryState.CRITICAL) else ""
         why = str(room) if room else "the kernel's figures cannot be read"

@@ -16,8 +16,10 @@ from glm4_deploy.deploy.state import MemoryStop, expected_record, load_stop, sav
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.memory import MemoryFacts
 from glm4_deploy.watch import memory
-from glm4_deploy.watch.breaker import Breaker, MemoryRoom, MemoryState
+from glm4_deploy.watch.breaker import GIB, Breaker, MemoryRoom, MemoryState
 from glm4_deploy.watch.exporter import Exporter
+from glm4_deploy.watch.incident import Damper, Damping, Memory
+from glm4_deploy.watch.judge import State, WatchVerdict
 from glm4_deploy.watch.memory import Defence, Engines, MemoryMetrics, NamedContainer, RunningEngine
 from glm4_deploy.watch.restart import ContainerKeeper
 from servers.docker_engine import INSPECT, STATE, DockerServer, running
@@ -217,6 +219,24 @@ def test_the_note_of_a_stop_that_failed_goes_once_memory_is_back(
         return not host.breaker.stop and stop == former
 
     host.run(withdrawn)
+
+
+def test_memory_that_was_low_and_could_not_be_read_meanwhile_is_told_to_be_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, damper = Host(tmp_path, Listed(engine())), Damper("glm4", Memory(), Damping(settle_s=0.0))
+    host.defence.breaker = Breaker(8.0)
+    told = []
+    for left in (9, 7, None, 10, 7):  # GiB available
+        facts = MemoryFacts(total=None if left is None else 64 * GIB, available=None if left is None else left * GIB)
+        monkeypatch.setattr(memory, "read_memory", lambda *_, facts=facts: facts)
+        seen = len(host.said)
+        host.defence._look()
+        messages = [damper.event(name, fields, 0.0) for name, fields in host.said[seen:]]
+        messages.append(damper.see(WatchVerdict(state=State.OK, why="well", since=0.0), 0.0))
+        told += [message.title for message in messages if message]
+    assert [fields["state"] for fields in host.events("memory")] == ["low", "unknown", "fine", "low"]
+    assert told == ["glm4 is low on memory", "glm4 has enough memory again", "glm4 is low on memory"]
 
 
 def keeper(directory: Path) -> ContainerKeeper:

@@ -243,6 +243,18 @@ def test_each_engine_that_was_stopped_for_memory_is_told_with_what_to_change() -
     assert heard.titles[3:] == ["could not be stopped, and memory is running out"]
 
 
+def test_a_stop_that_fails_is_told_again_once_memory_was_back() -> None:
+    heard = Heard()
+    for _ in range(2):
+        heard.emit("memory", state="critical", was="low", why="2 GiB available", hint="")
+        for _ in range(2):
+            heard.emit("memory-stop-failed", why="Docker does not answer")
+        heard.emit("memory", state="fine", was="critical", why="9 GiB available", hint="")
+        heard.wait(600)
+    once = ["is about to run out of memory", "could not be stopped, and memory is running out"]
+    assert heard.titles == [*once, "has enough memory again"] * 2
+
+
 def test_what_an_earlier_version_saved_is_read(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text('{"boot": "", "told": "hung", "conditions": {"gpu": ["GPU #: power brake"]}}')
     memory = _load(tmp_path / "old.json")
