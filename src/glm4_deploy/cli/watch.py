@@ -195,7 +195,7 @@ def watch(
             damping = Damping(settle_s=notify_settle, slow_s=max(grace, notify_settle, 60.0))
             notifier = Notifier(
                 services, name=name, directory=state_dir, registry=exporter.registry, emit=emit, damping=damping,
-                cause=finder.wait if finder else lambda: None,
+                cause=finder.wait if finder else lambda *_: None,
             )  # fmt: skip
             ends.callback(notifier.end)
             emit = notifier.hearing(emit)

@@ -167,10 +167,10 @@ class CauseFinder:
             thread.start()
             self._thread = thread
 
-    def wait(self) -> Cause | None:
-        """What was found, if that is known within WAIT_S."""
+    def wait(self, wait_s: float | None = None) -> Cause | None:
+        """What was found, if that is known within wait_s; None: WAIT_S."""
         if self._thread is not None:
-            self._thread.join(WAIT_S)
+            self._thread.join(WAIT_S if wait_s is None else wait_s)
         return self.found
 
     def _read(self, since: float | None, incident: int) -> None:

@@ -144,9 +144,9 @@ class Notifier:
         damping: Damping,
         retry_s: float = FIRST_RETRY_S,
         save_s: float = SAVE_AGAIN_S,
-        cause: Callable[[], Cause | None] = lambda: None,
+        cause: Callable[..., Cause | None] = lambda _wait_s=None: None,
     ) -> None:
-        """cause: what the log says of the present incident; it may take seconds, and delays a message alone.
+        """cause: what the log says of the present incident; it may take seconds, or those that it is called with.
 
         Raises Locked: another watch notifies from this directory. StorageError: it cannot be written.
         """
@@ -207,6 +207,8 @@ class Notifier:
         if message is None:
             return
         box = self.memory.outbox
+        if message.asks:  # what the log says from now on is of this one
+            box[:] = [replace(one, asks=False) for one in box]
         box.append(replace(message, to=tuple(one.key for one in self._services)))
         while len(box) > KEPT:
             box.pop(0)
@@ -231,8 +233,10 @@ class Notifier:
         lines = {one.key: _Line(service=one) for one in self._services}
         while True:
             with self._changed:
-                job = self._next(lines)
-                if job is None:
+                # At once, also where no address is due: later the log may tell of another incident.
+                asks = next((one.id for one in self.memory.outbox if one.asks), "")
+                job = None if asks else self._next(lines)
+                if job is None and not asks:
                     if self._ending:
                         return
                     due = [lines[key].due for one in self.memory.outbox for key in one.to]
@@ -241,21 +245,22 @@ class Notifier:
                     if not self._saved and time.monotonic() >= self._save_at:
                         self._save()
                     continue
+            if job is None:
+                self._find_cause(asks)
+                continue
             message, line = job
-            if message.asks:
-                message = self._with_cause(message)
             failure = line.service.send(message)
             with self._changed:
                 self._note(message, line, failure)
 
-    def _with_cause(self, message: Notification) -> Notification:
-        found = None if self._ending else self._cause()
-        told = message.with_cause(f"{found.finding}: {found.why}", found.fix) if found else message.with_cause("", "")
+    def _find_cause(self, asks: str) -> None:
+        """Of the message with that id."""
+        found = self._cause(0.0) if self._ending else self._cause()
+        why, fix = (f"{found.finding}: {found.why}", found.fix) if found else ("", "")
         with self._changed:
             box = self.memory.outbox
-            box[:] = [replace(told, to=one.to) if one.id == message.id else one for one in box]
+            box[:] = [one.with_cause(why, fix) if one.asks and one.id == asks else one for one in box]
             self._save()
-        return told
 
     def _next(self, lines: dict[str, "_Line"]) -> tuple[Notification, "_Line"] | None:
         """The oldest message of the first address that is due; at the end, those that fail are left to the next watch.
@@ -307,6 +312,7 @@ def _load(file: Path) -> Memory:
     memory = Memory()
     with suppress(OSError, ValidationError):
         memory = _CODEC.validate_json(file.read_bytes())
+        memory.outbox = [replace(one, asks=False) for one in memory.outbox]  # the log may tell of another incident now
     if memory.boot != boot_id():
         memory.boot, memory.began, memory.relapses, memory.xids = boot_id(), [], {}, {}
     return memory

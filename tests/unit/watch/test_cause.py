@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from glm4_deploy.deploy.state import Record, save_record
 from glm4_deploy.watch import cause
 from glm4_deploy.watch.cause import Cause, CauseFinder, EngineLog, LogEnd, find_cause
 from glm4_deploy.watch.exporter import Exporter
-from glm4_deploy.watch.incident import Damping, Notification
+from glm4_deploy.watch.incident import Damping, Memory, Notification
 from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict
 from glm4_deploy.watch.notify import FILE, Notifier
 from servers.docker_engine import running
@@ -175,7 +176,10 @@ class Watch:
         return body
 
 
-def test_message_event_and_healthz_carry_the_cause_until_it_is_well(tmp_path: Path) -> None:
+def test_message_event_and_healthz_carry_the_cause_until_it_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cause, "WAIT_S", 60.0)
     asked: list[float | None] = []
 
     def tail(since: float | None) -> LogEnd:
@@ -205,7 +209,8 @@ def test_message_event_and_healthz_carry_the_cause_until_it_is_well(tmp_path: Pa
     assert json.loads((tmp_path / FILE).read_bytes())["outbox"] == []
 
 
-def test_no_secret_of_the_log_gets_into_the_message(tmp_path: Path) -> None:
+def test_no_secret_of_the_log_gets_into_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cause, "WAIT_S", 60.0)
     trace = (LOGS / "unknown-exception-interleaved.log").read_bytes()
     secret = b"hf_" + b"AbCdEfGhIjKlMnOpQrStUvWxYz012345"
     log = trace.replace(b"the frobnicator is out of phase", b"HF_TOKEN=" + secret + b"\x1b[2J was refused")
@@ -257,6 +262,84 @@ def test_a_log_that_cannot_be_read_in_time_delays_no_verdict_and_its_cause_is_an
     assert len(asked) == 1, "one at a time"
     assert watch.causes == ["no-kv-room"]
     watch.notifier.end()
+
+
+SEEN = Cause(finding="no-kv-room", why="no room", fix="raise it")
+
+
+class Line:
+    """An address whose answers can be held; it takes nothing until it is `up`."""
+
+    key, label = "key", "address"
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.tried, self.held, self.up = threading.Event(), threading.Event(), False
+        self.held.set()
+
+    def send(self, message: Notification) -> str:
+        self.tried.set()
+        assert self.held.wait(60)
+        self.got += [message.text] if self.up else []
+        return "" if self.up else "down"
+
+
+def told_by(line: Line, directory: Path, found: Callable[..., Cause | None]) -> Notifier:
+    return Notifier(
+        (line,), name="glm4", directory=directory, registry=CollectorRegistry(), emit=lambda *_, **__: None,
+        damping=Damping(settle_s=0.0), cause=found, retry_s=1000.0,
+    )  # fmt: skip
+
+
+def test_a_message_that_waits_for_its_address_has_the_cause_of_its_own_incident(tmp_path: Path) -> None:
+    line, asked = Line(), threading.Event()
+
+    def found(_: float | None = None) -> Cause:
+        asked.set()
+        return SEEN
+
+    one = told_by(line, tmp_path, found)
+    one.event("restart-failed", {"why": "disk"})
+    assert line.tried.wait(60)
+    one.see(verdict(HUNG), 0.0)
+    assert asked.wait(60), "while its address is not due for a quarter of an hour"
+    one.end()
+    line.up = True
+    told_by(line, tmp_path, lambda _=None: Cause(finding="other", why="another incident", fix="")).end()
+    assert len(line.got) == 2
+    assert "cause: no-kv-room" in line.got[1] and "another incident" not in "".join(line.got)
+
+
+def test_a_message_of_the_last_watch_gets_no_cause_of_this_one(tmp_path: Path) -> None:
+    (tmp_path / FILE).parent.mkdir()
+    asks = Notification(id="1", title="glm4 is hung", text="why: x\nnext: y", kind="failure", to=("key",), asks=True)
+    (tmp_path / FILE).write_text(json.dumps(asdict(Memory(outbox=[asks]))))
+    line = Line()
+    line.up = True
+    told_by(line, tmp_path, lambda _=None: SEEN).end()
+    assert line.got == ["why: x\nnext: y"]
+
+
+def test_at_its_end_the_watch_tells_what_it_knows_without_waiting(tmp_path: Path) -> None:
+    line, waits = Line(), []
+    line.up = True
+    line.held.clear()
+
+    def found(wait_s: float | None = None) -> Cause:
+        waits.append(wait_s)
+        return SEEN
+
+    one = told_by(line, tmp_path, found)
+    one.event("restart-failed", {"why": "disk"})
+    assert line.tried.wait(60)
+    one.see(verdict(HUNG), 0.0)
+    ending = threading.Thread(target=one.end, args=(60.0,))
+    ending.start()
+    while not one._ending:
+        time.sleep(0.001)
+    line.held.set()
+    ending.join()
+    assert "cause: no-kv-room" in line.got[1] and waits == [0.0]
 
 
 def test_what_is_found_after_the_incident_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
