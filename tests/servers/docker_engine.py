@@ -28,6 +28,7 @@ class DockerServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     answer: Any = INSPECT
     log = b""  # one chunk, as Docker frames it
     cut = False  # the connection ends within the log
+    stall: threading.Event | None = None  # where it ends so, it waits for this first
     on_log: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) + cut))
         self.end_headers()
         self.wfile.write(data)
+        if cut and self.server.stall is not None:
+            self.wfile.flush()
+            self.server.stall.wait(60)
         self.close_connection = cut
 
     do_GET = do_HEAD = do_POST = do  # noqa: N815 (its names)

@@ -1,17 +1,19 @@
 """The root cause of an incident, from the end of the engine's log. Read in a thread: no verdict waits for it."""
 
 import os
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from docker.errors import DockerException
 from docker.models.containers import Container
+from docker.types import CancellableStream
 
 from glm4_deploy.deploy.docker import connect, find_container
 from glm4_deploy.deploy.endpoint import EngineKind
@@ -95,15 +97,34 @@ def _last_bytes(container: Container) -> bytes:
     """The last TAIL_BYTES of its last lines; less, if Docker breaks off or takes too long."""
     held: deque[bytes] = deque()
     size, deadline = 0, time.monotonic() + READ_S
-    with suppress(DockerException, OSError):  # what was read before that may say enough
-        for chunk in container.logs(stream=True, follow=False, timestamps=True, tail=TAIL_LINES):
-            held.append(chunk)
-            size += len(chunk)
-            while size - len(held[0]) >= TAIL_BYTES:
-                size -= len(held.popleft())
-            if time.monotonic() > deadline:
-                break
+    with suppress(DockerException, OSError, ValueError, struct.error):  # what was read before that may say enough
+        stream = container.logs(stream=True, follow=False, timestamps=True, tail=TAIL_LINES)
+        with _closed_after(stream, READ_S):
+            for chunk in stream:
+                held.append(chunk)
+                size += len(chunk)
+                while size - len(held[0]) >= TAIL_BYTES:
+                    size -= len(held.popleft())
+                if time.monotonic() > deadline:
+                    break
     return b"".join(held)
+
+
+@contextmanager
+def _closed_after(stream: "CancellableStream[bytes]", limit_s: float) -> Iterator[None]:
+    """Docker's client reads a stream without a limit: one that stalls would hold its thread for good."""
+
+    def close() -> None:
+        with suppress(Exception):  # it may just have ended
+            stream.close()
+
+    timer = threading.Timer(limit_s, close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end_of(path: Path) -> bytes:
@@ -152,7 +173,7 @@ class CauseFinder:
         """Begin to read, if this is the beginning of something. at: monotonic seconds."""
         if verdict.state.good:
             self._good_at = at
-            if self._asked is not None:
+            if self._asked is not None or self.found is not None:
                 with self._lock:
                     self._asked, self.found, self._exporter.cause = None, None, None
                     self._incident += 1
@@ -175,7 +196,14 @@ class CauseFinder:
 
     def _read(self, since: float | None, incident: int) -> None:
         with suppress(Exception):  # no log may end the watch: without a cause the message has its advice
-            cause = find_cause(self._tail(since))
+            try:
+                tail = self._tail(since)
+            except Exception:
+                with self._lock:
+                    if incident == self._incident:
+                        self._asked = None  # the next verdict asks again
+                raise
+            cause = find_cause(tail)
             with self._lock:
                 if cause is None or cause == self.found or incident != self._incident:
                     return

@@ -74,6 +74,20 @@ def test_the_end_of_a_containers_log_is_divided_by_its_timestamps(
         assert found(log.tail(4000.0)) == "no-kv-room", "it broke off in mid-read"
 
 
+def test_a_docker_that_stalls_within_a_log_holds_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(cause, "READ_S", 1.0)
+    with running(tmp_path / "docker.sock") as docker:
+        docker.log, docker.cut, docker.stall = stamped(NO_ROOM, 5000.0), True, threading.Event()
+        reader = threading.Thread(target=EngineLog(tmp_path, "glm4").tail, args=(4000.0,), daemon=True)
+        reader.start()
+        reader.join(30)
+        ended = not reader.is_alive()
+        docker.stall.set()
+        reader.join(30)
+    assert ended, "before Docker goes on, which it may never do"
+
+
 def of_a_process(directory: Path) -> EngineLog:
     save_record(Record(endpoint=Endpoint.of(resolve_spec({}), EngineKind.PROCESS)), directory)
     return EngineLog(directory)
@@ -261,6 +275,30 @@ def test_a_log_that_cannot_be_read_in_time_delays_no_verdict_and_its_cause_is_an
     watch.finder.wait()
     assert len(asked) == 1, "one at a time"
     assert watch.causes == ["no-kv-room"]
+    watch.notifier.end()
+
+
+def test_a_log_that_could_not_be_read_is_read_at_the_next_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cause, "WAIT_S", 60.0)
+    answers: list[Callable[[float | None], LogEnd]] = [lambda _: LogEnd(new=NO_ROOM), failing]
+    asked = []
+
+    def tail(since: float | None) -> LogEnd:
+        asked.append(since)
+        return answers.pop()(since)
+
+    watch = Watch(tmp_path, tail)
+    for at in (0.0, 10.0, 20.0):
+        watch.see(HUNG, at)
+        watch.finder.wait()
+    assert watch.causes == ["no-kv-room"] and len(asked) == 2
+    answers.append(failing)
+    watch.see(GONE, 30.0)
+    watch.finder.wait()
+    watch.see(OK, 40.0)
+    assert watch.finder.found is None
     watch.notifier.end()
 
 
