@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +21,10 @@ from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status
 
 pytestmark = pytest.mark.e2e
-# For each twin the check that must fail, with words of its observation and of its remedy; others may fail too.
+# For each twin the check that must fail, with its observation as a pattern and words of its remedy; others may fail too.
+# What the first one repeats depends on the CPU: one phrase for ever, or a few words in any order.
 SICK = {
-    "loops": ("loop-greedy", "EXACT_LOOP", "do not serve it"),
+    "loops": ("loop-greedy", "EXACT_LOOP|NEAR_DUPLICATE", "do not serve it"),
     "nan": ("numbers", "null", "NaN"),
     "noise": ("arithmetic", "wrong", "checkpoint verify"),
     "missing-eos": ("stops", "length", "eos_token_id in generation_config.json"),
@@ -119,7 +121,7 @@ def test_a_sick_twin_fails_for_its_own_reason(runs: Runs, kind: str) -> None:
     check, observed, remedy = SICK[kind]
     result = row(report, check)
     assert result.status is Status.FAIL, result
-    assert observed in result.observed
+    assert re.search(observed, result.observed)
     assert remedy in result.remedy
     assert (report.verdict, report.exit_code) == (Status.FAIL, 1)
     assert row(report, "alive").status is Status.OK, "a sick engine is alive, and still fails"
