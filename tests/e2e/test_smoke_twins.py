@@ -21,7 +21,7 @@ from glm4_deploy.report_model import Suite, SuiteReport
 from glm4_deploy.result import Result, Status
 
 pytestmark = pytest.mark.e2e
-# For each twin the check that must fail, with its observation as a pattern and words of its remedy; others may fail too.
+# For each twin the check that must fail, a pattern of its observation, and words of its remedy; others may fail too.
 # What the first one repeats depends on the CPU: one phrase for ever, or a few words in any order.
 SICK = {
     "loops": ("loop-greedy", "EXACT_LOOP|NEAR_DUPLICATE", "do not serve it"),
