@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from e2e.kit import MODEL, Done
+from preloaded import Process, start
 
-KIT = (sys.executable, "-m", "glm4_deploy")
 TESTS = Path(__file__).parents[1]
 LIMIT_S = 120.0  # for anything: reached only where something hangs
 GOOD = ("ok", "warn")  # on a busy machine a stream may arrive in one piece, which is a warning
@@ -39,7 +39,7 @@ def alive(pid: int) -> bool:
 class Running:
     """A command under way; its output goes to files."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "Process | subprocess.Popen[bytes]"
     out: Path
     err: Path
 
@@ -85,9 +85,7 @@ class Kit:
         place = self.directory / f"command-{len(self.running)}"
         out, err = place.with_suffix(".out"), place.with_suffix(".err")
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            process = subprocess.Popen(
-                [*KIT, *map(str, words)], cwd=self.directory, env=self.env | env, stdout=stdout, stderr=stderr
-            )
+            process = start(*words, cwd=self.directory, env=self.env | env, stdout=stdout, stderr=stderr)
         one = Running(process=process, out=out, err=err)
         self.running.append(one)
         return one

@@ -23,6 +23,7 @@ def build(cache: Path, *words: str, **env: str) -> subprocess.CompletedProcess[s
 def finished(cache: Path, vllm: str) -> Path:
     venv = cache / f"cpu-engine-{vllm}"
     (venv / "bin").mkdir(parents=True)
+    (venv / "lib/python3.12/site-packages").mkdir(parents=True)
     (venv / ".complete").touch()
     return venv / "bin/python"
 

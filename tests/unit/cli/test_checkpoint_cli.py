@@ -9,15 +9,11 @@ from pathlib import Path
 import pytest
 
 import checkpoints as made
+import preloaded
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "checkpoint", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = preloaded.run("checkpoint", *words)
     assert "Traceback" not in done.stderr + done.stdout
     return done
 

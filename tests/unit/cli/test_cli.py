@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from scripts.reference import help_of
 
+import preloaded
 from glm4_deploy.cli.app import COMMANDS
 
 RENDERED = Path(__file__).parents[3] / "compose/gb10.yaml"
@@ -19,15 +20,12 @@ NO_ENGINE = "unix:///nonexistent/docker.sock"
 
 
 def kit(*words: str, cwd: Path, prefix: tuple[str, ...] = (), **environ: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*prefix, *KIT, *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, **environ},
-    )
+    env = {**os.environ, **environ}
+    if prefix:
+        words = (*prefix, *KIT, *words)
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, timeout=60, env=env)
+    else:
+        done = preloaded.run(*words, cwd=cwd, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

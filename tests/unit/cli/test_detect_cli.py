@@ -2,17 +2,15 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import preloaded
+
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "detect", *arguments], input=stdin, capture_output=True, check=False
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return preloaded.run("detect", *arguments, stdin=stdin)
 
 
 def test_rows_in_json_and_the_exit_code(tmp_path: Path) -> None:

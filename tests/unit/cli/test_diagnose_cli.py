@@ -4,12 +4,11 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import preloaded
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.postmortem import end_findings
 
@@ -24,17 +23,10 @@ SHARED = ["schema", "kind", "kit", "verdict", "exit_code", "results"]
 
 
 def kit(*words: str | Path, cwd: Path, stdin: bytes = b"") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "diagnose", *map(str, words)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, "DOCKER_HOST": "unix:///nonexistent/docker.sock"},
-    )
-    assert b"Traceback" not in done.stderr
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    env = {**os.environ, "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    done = preloaded.run("diagnose", *words, cwd=cwd, stdin=stdin, env=env)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_json_has_the_promised_keys_and_the_cause_first(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import preloaded
 from glm4_deploy.deploy.compose_cli import find_compose
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.state import Record, save_record
@@ -19,10 +20,7 @@ from glm4_deploy.host.system import read_compose
 
 
 def doctor_rows(*words: str, cwd: Path) -> dict[str, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "doctor", "--profile", "cpu", "--json", *words],
-        cwd=cwd, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = preloaded.run("doctor", "--profile", "cpu", "--json", *words, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr
     return {row["check"]: row for row in json.loads(done.stdout)["results"]}
 

@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import preloaded
 from glm4_deploy.cli.app import main
 
 
 def glm4(*words: str, where: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", *words],
-        capture_output=True,
-        text=True,
-        cwd=where,
-        timeout=60,
-        check=False,
-    )
+    return preloaded.run(*words, cwd=where)
 
 
 def test_json_has_the_promised_keys_and_is_strict() -> None:

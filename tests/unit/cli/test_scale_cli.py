@@ -2,11 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import preloaded
 
 CALIBRATION = """
 card: a card
@@ -28,9 +29,7 @@ ASK = ("--users", "100", "--think-time", "5s", "--requests", "300", "--seeds", "
 
 def scale(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     (cwd / "c.yaml").write_text(CALIBRATION)
-    done = subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "scale", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    done = preloaded.run("scale", *words, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import preloaded
 from servers import broken
 from servers.reference import HttpError, Reference
 from servers.serve import mounted
@@ -16,8 +16,7 @@ KEY = "sk-secret-0123456789"
 
 
 def smoke(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glm4_deploy", "smoke", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    return preloaded.run("smoke", *words, cwd=cwd)
 
 
 def test_a_pass_writes_every_report(tmp_path: Path) -> None:

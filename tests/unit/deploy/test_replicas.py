@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import preloaded
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.errors import UsageError
 from glm4_deploy.render.compose import COMPOSE, compose_file, rendered
@@ -139,7 +139,7 @@ def test_an_unprotected_router_and_a_host_with_one_gpu_cause_warnings() -> None:
 @pytest.mark.parametrize(("target", "warned"), [("compose", True), ("kubernetes", False)])
 def test_kubernetes_without_a_router_gets_no_warning_about_one(target: str, warned: bool) -> None:
     words = ["render", "--profile", "b200", "--replicas", "2", "--target", target]
-    done = subprocess.run([sys.executable, "-m", "glm4_deploy", *words], capture_output=True, text=True, check=False)
+    done = preloaded.run(*words)
     assert done.returncode == 0
     assert ("/add_worker" in done.stderr) == warned
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import preloaded
 from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
 from glm4_deploy.deploy.releases import Files, Release, Store
 from glm4_deploy.deploy.state import Record, load_record, save_record
@@ -191,10 +191,7 @@ def deployment(directory: Path) -> None:
 
 
 def command(directory: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "glm4_deploy", "support-bundle", *words],
-        cwd=directory, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    return preloaded.run("support-bundle", *words, cwd=directory)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import preloaded
 from glm4_deploy.errors import UsageError
 from glm4_deploy.probe.fleet import read_inventory
 from servers import broken
@@ -24,9 +24,7 @@ KEY = "sk-fleet-0123456789"
 
 
 def fleet(*words: str, cwd: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glm4_deploy", "fleet", *words]
-    env = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd, env=env)
+    return preloaded.run("fleet", *words, cwd=cwd, env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"})
 
 
 def test_one_table_for_the_healthy_the_wrong_and_the_absent(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+import preloaded
 from glm4_deploy.catalog.rows import metric_rows
 from glm4_deploy.probe.endpoints import parse_metrics
 from glm4_deploy.probe.metrics import engine_metrics, judge_metrics, read_engine, unjudged
@@ -143,9 +142,8 @@ def test_the_alerts_of_the_monitoring_have_the_same_limits() -> None:
 
 
 def kit(*words: str, cwd: Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "glm4_deploy", "diagnose", *words]
     env = {**os.environ, "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60, env=env)
+    done = preloaded.run("diagnose", *words, cwd=cwd, env=env)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import checkpoints as made
+import preloaded
 from glm4_deploy import __version__
 from glm4_deploy.detect import scan
 from glm4_deploy.report.wire import json_schema, report_json
@@ -31,8 +31,7 @@ PASSED = ("ok", "warn")
 
 
 def kit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glm4_deploy", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    return preloaded.run(*words, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
