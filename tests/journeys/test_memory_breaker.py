@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from e2e.kit import free_port
+from glm4_deploy.deploy.state import MemoryStop, load_stop, save_stop
 from glm4_deploy.host.memory import read_memory
 from journeys.kit import Kit, Running, alive, wait_for
 
@@ -142,3 +143,18 @@ def test_the_engine_is_stopped_in_order_before_the_kernel_kills(
     assert "stopped by the watch: memory ran out" in status.out and "mem_limit" in status.out
     assert kit.up().code == 0
     assert "memory ran out" not in kit.run("status").out, "it was started again"
+
+
+def test_an_up_that_succeeds_ends_the_note_of_a_stop_whatever_the_clock_said_then(kit: Kit) -> None:
+    state = kit.directory / ".glm4"
+    stop = MemoryStop(at=time.time() + 3600, what=("engine",), why="memory ran out", remedy="use less", log="")
+    save_stop(stop, state)
+    assert kit.up(model=Path("/nowhere")).code != 0
+    assert load_stop(state, since=0.0) == stop, "nothing was started"
+    kit.good_release()
+    pids = kit.pids().values()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, pids)))
+    assert "memory ran out" not in kit.run("status").out
+    assert load_stop(state, since=0.0) is None

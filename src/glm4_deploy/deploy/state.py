@@ -288,6 +288,13 @@ def load_stop(directory: Path, *, since: float) -> MemoryStop | None:
     return stop if stop.at >= since else None
 
 
+def forget_stop(stop: MemoryStop | None, directory: Path) -> None:
+    """Remove the note of that stop; one that was written since then stays."""
+    if stop is not None and load_stop(directory, since=0.0) == stop:
+        with suppress(OSError):
+            (directory / STOP_FILE).unlink(missing_ok=True)
+
+
 # What the watch on this host asked the engine last.
 
 CANARY_FILE = "watch/canary.json"

@@ -35,7 +35,7 @@ from glm4_deploy.deploy.outcome import DeploymentResult, StartResult, left_alone
 from glm4_deploy.deploy.page import PAGE, start_page
 from glm4_deploy.deploy.processes import family, wait_gone
 from glm4_deploy.deploy.releases import BOOT_LOG, LOG_BYTES, REPORT, Release, ReleaseDraft, ReleaseImage, Store
-from glm4_deploy.deploy.state import Journal, JournalStage, load_record, save_record
+from glm4_deploy.deploy.state import Journal, JournalStage, MemoryStop, forget_stop, load_record, load_stop, save_record
 from glm4_deploy.errors import DeployError, DockerMissing, EngineDied, Judged, StorageError, UsageError
 from glm4_deploy.files import write_text
 from glm4_deploy.fingerprint.model import Arithmetic, Fingerprint, fingerprint_beside
@@ -95,6 +95,7 @@ class Transaction:
         self._after_gate = after_gate
         self._compare = compare
         self._asked: list[SuiteReport] = []
+        self._stopped: MemoryStop | None = None  # the watch's note of it, from before this start
         self._store = Store(directory)
         self._image: ReleaseImage | None = None
         self._draft: ReleaseDraft | None = None
@@ -196,6 +197,7 @@ class Transaction:
 
     def _bring_up(self) -> None:
         begin = time.monotonic()
+        self._stopped = load_stop(self._directory, since=0.0)
         try:
             self.result.serving = self._candidate.engine.rolls()
             if not self.result.kept and not self.result.serving:
@@ -359,6 +361,8 @@ class Transaction:
             self.note(f"failed after {result.seconds:.1f} s: {result.error.message}")
             if not result.serving:
                 result.stopped = self.stop(self._candidate.engine)
+        else:  # an engine that was not started anew is older than the note, as is any after the clock was set back
+            forget_stop(self._stopped, self._directory)
         try:
             save_record(result.record, self._directory)
         except StorageError as error:
