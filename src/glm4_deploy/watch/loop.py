@@ -1,6 +1,7 @@
 """The loop: scrape, send canaries, judge, publish and, if configured, restart. It uses the monotonic clock."""
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -390,7 +391,8 @@ class _Said:
             self.failed = ""
 
     def failure(self, emit: EventWriter, event: str, why: str) -> None:
-        new = " ".join((event, *why.split(" ")[:4]))
+        # Without figures: a log that cannot be written has the time in its name.
+        new = " ".join((event, *re.sub(r"\d+", "#", why).split(" ")[:4]))
         if new != self.failed:
             emit(event, why=why)
         self.failed = new

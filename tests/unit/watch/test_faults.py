@@ -9,6 +9,8 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import DeployError, StorageError
-from glm4_deploy.watch import loop
+from glm4_deploy.watch import loop, restart
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.incident import Damping, Notification
 from glm4_deploy.watch.judge import State, WatchVerdict
@@ -229,11 +231,15 @@ def test_while_the_engine_is_well_a_docker_that_is_away_is_no_failed_restart(soc
     assert names(away) == ["container-unknown", "restart-failed"]
 
 
-def test_on_a_full_disk_the_watch_goes_on_and_restarts_once_there_is_room(socket: Path, small: Path) -> None:
+def test_on_a_full_disk_the_watch_says_so_once_goes_on_and_restarts_once_there_is_room(
+    socket: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = (datetime(2026, 11, 28, tzinfo=UTC) + timedelta(seconds=number) for number in count())
+    monkeypatch.setattr(restart, "datetime", SimpleNamespace(now=lambda _: next(seconds)))  # a log is named by it
     keeper, policy = keeper_at(socket, small), restarts(small / "watch/restarts.json")
     with running(socket) as docker:
         docker.log = b"ready\n"
-        events = watched(keeper, policy, lambda: fill(small), HUNG, OK)
+        events = watched(keeper, policy, lambda: fill(small), HUNG, HUNG, HUNG)
         assert names(events) == ["restarting", "restart-failed"]
         assert "No space left" in events[1][1]["why"]
         assert not [line for line in docker.asked if "/restart" in line]
