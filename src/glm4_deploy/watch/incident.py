@@ -167,6 +167,8 @@ class Damper:
         memory, why, replica = self._memory, _text(fields, "why"), _text(fields, "replica")
         if name in DONE:
             memory.done = [*memory.done, f"{name} {replica}".strip() + f" {now()}"][-10:]
+        if name == "put-back":  # its gate passed: that it fails the next time is news, also within one incident
+            memory.events = [one for one in memory.events if one != f"gate-failed {replica}"]
         told = f"{name} {replica}".strip()
         if name not in EVENTS or (name == "left-alone" and NEEDS_A_PERSON not in why):
             return None

@@ -172,9 +172,9 @@ class Notifier:
 
     def event(self, name: str, fields: dict[str, Any]) -> None:
         with self._changed:
-            done = len(self.memory.done)
+            done = self.memory.done
             self._post(self._damper.event(name, fields, time.monotonic()))
-            if len(self.memory.done) != done:
+            if self.memory.done is not done:  # each change is a new list; its length has a limit
                 self._save()
 
     async def following(self, verdicts: AsyncIterator[WatchVerdict]) -> AsyncIterator[WatchVerdict]:

@@ -102,6 +102,18 @@ def test_events_that_call_for_a_person_are_told_once_per_incident() -> None:
     assert "rolled-back " in done
 
 
+def test_a_gate_that_fails_again_after_it_passed_is_told_again_also_outside_an_incident() -> None:
+    memory = Memory()
+    damper = Damper("engine", memory, DAMPING)
+    well, titles = WatchVerdict(state=State.OK, why="well", since=0.0), []
+    fails = (("gate-failed", "glm4-1"), ("gate-failed", "glm4-1"), ("gate-failed", "glm4-10"))
+    for second, (name, replica) in enumerate((*fails, ("put-back", "glm4-1"), *fails)):
+        damper.see(well, second)
+        if message := damper.event(name, {"replica": replica, "why": "chat (fail)"}, second):
+            titles.append((second, message.text.splitlines()[0]))
+    assert titles == [(0, "replica: glm4-1"), (2, "replica: glm4-10"), (4, "replica: glm4-1")]
+
+
 def test_a_watch_that_was_killed_goes_on_with_the_same_incident() -> None:
     memory = Memory()
     assert told({0: State.OK, 100: State.HUNG}, 200, memory) == [(100, "is hung")]

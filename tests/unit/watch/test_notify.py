@@ -213,6 +213,13 @@ def test_what_could_not_be_sent_is_sent_by_the_next_watch_once(inbox: Inbox, tmp
     assert inbox.titles[refused:] == ["glm4 is hung"]
 
 
+def test_what_was_done_last_is_kept_at_once_however_much_was_done_before(inbox: Inbox, tmp_path: Path) -> None:
+    with notifier(tmp_path, f"json://{inbox.address}/") as (one, _, _):
+        for replica in map(str, range(12)):
+            one.event("put-back", {"replica": replica})
+            assert json.loads((tmp_path / FILE).read_bytes())["done"][-1].startswith(f"put-back {replica} ")
+
+
 def test_two_watches_do_not_both_notify_from_one_directory(inbox: Inbox, tmp_path: Path) -> None:
     address = f"json://{inbox.address}/"
     with notifier(tmp_path, address), pytest.raises(Locked, match="another watch"), notifier(tmp_path, address):
