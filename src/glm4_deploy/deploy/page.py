@@ -16,7 +16,7 @@ from glm4_deploy.deploy.state import load_record
 from glm4_deploy.errors import DeployError
 from glm4_deploy.files import read_text
 from glm4_deploy.logs.facts import EngineFacts
-from glm4_deploy.probe.suite import checks, claims, covered
+from glm4_deploy.probe.suite import claims, covered
 from glm4_deploy.report.html import to_html
 from glm4_deploy.report_model import DeploymentNotes, Fact, Measure, ReleaseNote, Suite, SuiteReport
 from glm4_deploy.result import Result, Status, fail
@@ -35,7 +35,8 @@ def start_page(
     store: Store, release: Release, start: StartResult, asked: Sequence[SuiteReport], secrets: frozenset[str]
 ) -> str:
     """The page of a start that is about to become this release. asked: the runs of the gate, one per engine."""
-    last = asked[-1] if asked else None
+    last = asked[-1] if asked else None  # of several engines the router's, which is not asked everything
+    proves = tuple({fact.name: fact for one in asked for fact in one.proves}.values()) or claims()
     report = SuiteReport(
         suite=Suite.GATE,
         base_url=start.endpoint.base_url,
@@ -45,11 +46,11 @@ def start_page(
         results=_rows(start),
         verdict=start.verdict,
         exit_code=start.error.exit_code if start.error else 0,
-        covered=covered(start.results, {fact.name: fact for fact in last.proves} if last else checks()),
+        covered=covered(start.results, {fact.name: fact for fact in proves}),
         samples=tuple(sample for one in asked for sample in one.samples),
         engine=last.engine if last else (),
         settings=last.settings if last else (),
-        proves=(PROOF, *(last.proves if last else claims())),
+        proves=(PROOF, *proves),
         deployment=_notes(store, release, start.planned),
     )
     for secret in secrets:
