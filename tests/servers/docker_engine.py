@@ -3,10 +3,11 @@
 import json
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # What `docker inspect` says of a container, as far as this kit reads it.
@@ -22,9 +23,10 @@ INSPECT = {
 
 
 class DockerServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers as Docker's engine does, for one container."""
+    """Answers as Docker's engine does, for one container. others: id → what inspects say, listed before it."""
 
     daemon_threads = True
+    others: Mapping[str, Any] = MappingProxyType({})
     answer: Any = INSPECT
     log = b""  # one chunk, as Docker frames it
     cut = False  # the connection ends within the log
@@ -47,9 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/version"):
             body: Any = {"ApiVersion": "1.43", "MinAPIVersion": "1.24", "Version": "24.0"}
         elif path.endswith("/containers/json"):
-            body = [{"Id": "f00d"}]
+            body = [{"Id": name} for name in (*self.server.others, "f00d")]
         elif path.endswith("/json"):
-            body = self.server.answer
+            body = self.server.others.get(path.split("/")[-2], self.server.answer)
         else:
             body = {}
         if path.endswith("/logs"):

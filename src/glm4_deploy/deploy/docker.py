@@ -23,6 +23,7 @@ from glm4_deploy.settings import save_settings_file
 
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
+ONE_OFF_LABEL = "com.docker.compose.oneoff"
 HASH_LABEL = "com.docker.compose.config-hash"
 GONE = "the Docker engine stopped answering"
 
@@ -129,12 +130,15 @@ def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 
 def find_container(client: docker.DockerClient, project: str, service: str) -> Container | None:
-    """The container of a Compose service, running or not; None if there is none."""
+    """The container of a Compose service, running or not; None if there is none.
+
+    Not one that `docker compose run` made of the same service: that is not deployed.
+    """
     with answering():
         containers = client.containers.list(
             all=True, filters={"label": [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={service}"]}
         )
-    return containers[0] if containers else None
+    return next((one for one in containers if one.labels.get(ONE_OFF_LABEL) != "True"), None)
 
 
 def state_of(container: Container) -> ContainerState | None:
