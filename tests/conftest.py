@@ -1,5 +1,6 @@
 """In CI a skipped test is a failed test, unless it is listed here with its reason."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("engines", "tests/e2e/test_engines.py")
     group.addoption("--engines", help="the versions of vLLM to test fully (default: two of them, and only in part)")
     group.addoption("--engines-out", metavar="DIR", help="keep the table and the logs of healthy engines there")
+
+
+def pytest_collection_finish() -> None:
+    """Some thousand tests stay to the end: the garbage collector need not walk through them each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

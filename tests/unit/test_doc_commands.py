@@ -8,7 +8,6 @@ run on a machine that has a checkpoint but no GPU, no Docker and no engine, and 
     <!-- not run: needs Docker -->
 """
 
-import gc
 import json
 import os
 import re
@@ -24,9 +23,8 @@ import pytest
 from markdown_it import MarkdownIt
 from scripts.reference import tree
 
-from glm4_deploy.cli import main
+import preloaded
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # commands leave sockets to the end of the process
 ROOT = Path(__file__).parents[2]
 # The changelog is history; the reference repeats the help, whose examples are judged here.
 NOT_PAGES = {ROOT / "CHANGELOG.md", ROOT / "docs/reference/commands.md"}
@@ -239,15 +237,10 @@ def parse(call: Call) -> None:
         _, command, words = command.resolve_command(context, rest)
 
 
-def run(call: Call, work: Path, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+def run(call: Call, work: Path) -> int:
     """The exit code of a command. No address and no absolute path of the page is used."""
     words = [ADDRESS.sub(CLOSED, word).replace("/models/", f"{work}/models/") for word in call.words]
-    monkeypatch.setattr(sys, "argv", [KIT, *words])
-    with (work / "boot.log").open(encoding="utf-8") as log, pytest.raises(SystemExit) as ended:
-        monkeypatch.setattr(sys, "stdin", log)
-        main()
-    gc.collect()  # what a process leaves to its end is closed here, not in a later test
-    return ended.value.code
+    return preloaded.run(*words, cwd=work, stdin=(work / "boot.log").read_bytes()).returncode
 
 
 def wrong_in_make(call: Call) -> str:
@@ -300,7 +293,7 @@ def by_make(call: Call) -> Call | None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
-def test_every_command_runs_or_is_excused(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_runs_or_is_excused(block: Block, world: Path) -> None:
     unjudged = []
     for noted in calls_of(block, world):
         if noted.program != KIT and (wrong := wrong_in(noted)) is None:
@@ -310,7 +303,7 @@ def test_every_command_runs_or_is_excused(block: Block, world: Path, monkeypatch
         if (call := noted if noted.program == KIT else by_make(noted)) is not None:
             parse(call)
             if path_of(call) not in PARSED:
-                assert run(call, world, monkeypatch) in ENDS[path_of(call)], call
+                assert run(call, world) in ENDS[path_of(call)], call
     assert bool(unjudged) == bool(block.excuse), f"not run: {unjudged}; the page's reason: {block.excuse or 'none'}"
 
 
@@ -346,5 +339,5 @@ def test_a_program_that_no_page_may_call_is_found(world: Path) -> None:
         calls_of(Block(where="here", text="rm -r DIR"), world)
 
 
-def test_a_wrong_value_is_found(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(Call(program=KIT, words=("up", "--set", "no_such_setting=1")), world, monkeypatch) == 2
+def test_a_wrong_value_is_found(world: Path) -> None:
+    assert run(Call(program=KIT, words=("up", "--set", "no_such_setting=1")), world) == 2
