@@ -23,10 +23,21 @@ SERVICE = "guard"  # in the Compose file, and the first word of its command
 PORT = 9110  # of its own metrics: published nowhere, and a rootless Docker's networks are not reachable from the host
 LIMIT_S = 15.0  # for all that Docker is asked: its SDK reads the output of an exec without any limit
 NOT_ASKED = {None, 126, 127, 137}  # exit codes of an exec: not recorded yet, no Python, killed
-ASK = (
-    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', {port}, timeout=5); c.request('GET', '/metrics');"
-    " sys.stdout.buffer.write(c.getresponse().read(1048576))"
-)
+CLIENTS = 8081  # its port for clients, where its command names none
+# A mode that does not exist: the guard refuses that itself, so neither costs the engine anything nor waits for it.
+ASK = """
+import http.client as h, sys
+def ask(what, port, path, headers):
+    try:
+        c = h.HTTPConnection("127.0.0.1", port, timeout=5)
+        c.request("GET", path, headers=headers)
+        return c.getresponse().read(1048576)
+    except Exception as error:
+        sys.exit(f"{{what}}: {{type(error).__name__}}: {{error}}")
+metrics = ask("its /metrics", {port}, "/metrics", {{}})
+ask("its port {clients}, where clients ask", {clients}, "/", {{"X-GLM4-Guard": "is it there?"}})
+sys.stdout.buffer.write(metrics)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +45,7 @@ class GuardStatus:
     """One look at the guard."""
 
     answers: bool | None
-    """Whether its /metrics answer; None: it could not be asked, so nothing is known."""
+    """Whether its /metrics and its port for clients answer; None: it could not be asked, so nothing is known."""
     detail: str
     """What was seen instead of its counters; '' for nothing."""
     mode: str = ""
@@ -106,26 +117,28 @@ def ask_guard(container: Container, *, port: int = PORT) -> GuardStatus | None:
 
     Raises:
         DockerException, requests.RequestException: Docker does not answer.
+        ValueError: its command names a port that is no number.
     """
     command = container.attrs["Config"].get("Cmd") or ()
     if SERVICE not in command[:1]:
         return None
-    mode, state = _mode(command), state_of(container)
+    mode, state = _option(command, "--mode", "observe"), state_of(container)
     if state is None or not state.running:
         detail = f"{state.name}: {state.status}, exit code {state.exit_code}" if state else "its container has gone"
         return GuardStatus(answers=False, detail=detail, mode=mode, restarts=state.restarts if state else 0)
-    code, output = container.exec_run(["python3", "-c", ASK.format(port=port)])
+    clients = int(_option(command, "--port", str(CLIENTS)))
+    code, output = container.exec_run(["python3", "-c", ASK.format(port=port, clients=clients)])
     text = output.decode("utf-8", errors="replace") if isinstance(output, bytes) else ""
     counts = guard_counts(parse_metrics(text)) if code in (0, None) else None
     if counts is None and code:
         why = one_line(text.strip().rpartition("\n")[2], 120) or f"exit code {code}"
         answers = None if code in NOT_ASKED else False
-        return GuardStatus(answers=answers, detail=f"its /metrics: {why}", mode=mode, restarts=state.restarts)
+        return GuardStatus(answers=answers, detail=why, mode=mode, restarts=state.restarts)
     if counts is None:
         return GuardStatus(answers=None, detail="no guard's counters at its /metrics", mode=mode)
     return GuardStatus(answers=True, detail="", mode=mode, restarts=state.restarts, counts=counts)
 
 
-def _mode(command: Any) -> str:
-    words = " ".join(map(str, command)).replace("--mode=", "--mode ").split(" ")
-    return words[words.index("--mode") + 1] if "--mode" in words[:-1] else "observe"
+def _option(command: Any, name: str, default: str) -> str:
+    words = " ".join(map(str, command)).replace(f"{name}=", f"{name} ").split(" ")
+    return words[words.index(name) + 1] if name in words[:-1] else default

@@ -1,6 +1,8 @@
 """`status` trusts neither a running process nor a model list: /health must agree."""
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +26,8 @@ from glm4_deploy.deploy.state import Journal, JournalStage, LastCanary, Record, 
 from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
 from glm4_deploy.errors import DockerMissing
 from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.guard.proxy import GuardOptions
+from glm4_deploy.guard.proxy import serving as serving_guard
 from glm4_deploy.guard.question import Api, Question
 from glm4_deploy.host.gpu_health import GpuHealth
 from glm4_deploy.report.wire import to_wire
@@ -244,9 +248,14 @@ def answering(body: bytes) -> Iterator[int]:
         server.server_close()
 
 
+def at(port: int) -> Inside:
+    """A guard whose clients ask at this port."""
+    return Inside(command=[*COMMAND, "--port", str(port)])
+
+
 def ask(ledger: Ledger) -> GuardStatus | None:
     with answering(generate_latest(ledger.registry)) as port:
-        return ask_guard(Inside(), port=port)  # type: ignore[arg-type]
+        return ask_guard(at(port), port=port)  # type: ignore[arg-type]
 
 
 def test_what_the_guard_has_counted_is_shown() -> None:
@@ -283,9 +292,27 @@ def test_a_guard_that_does_not_answer_is_a_fault(status: str, words: str, tmp_pa
     assert (report.report().exit_code, report.hints[0]) == (1, "the guard: docker compose -p p logs guard")
 
 
+def test_a_guard_that_counts_and_lets_no_client_in_is_a_fault() -> None:
+    ledger = Ledger(lambda _: None)
+
+    async def looks() -> tuple[GuardStatus | None, GuardStatus | None]:
+        options = GuardOptions(engine="http://127.0.0.1:1")  # which is not asked
+        async with serving_guard(options, ledger, "127.0.0.1", 0, 0) as (clients, metrics):
+            well = await asyncio.to_thread(ask_guard, at(clients), port=metrics)  # type: ignore[arg-type]
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                gone = free.getsockname()[1]  # nobody listens there
+                return well, await asyncio.to_thread(ask_guard, at(gone), port=metrics)  # type: ignore[arg-type]
+
+    well, deaf = asyncio.run(looks())
+    assert well is not None and well.answers and well.counts is not None and well.counts.judged == 0
+    assert deaf is not None and deaf.answers is False and deaf.counts is None
+    assert "where clients ask: ConnectionRefusedError" in deaf.result("p").observed
+
+
 def test_a_guard_whose_counters_are_not_known_is_unknown_and_not_fine(tmp_path: Path) -> None:
     with answering(b"up 1\n") as port:
-        seen = ask_guard(Inside(), port=port)  # type: ignore[arg-type]
+        seen = ask_guard(at(port), port=port)  # type: ignore[arg-type]
     assert seen is not None and seen.answers is None
     assert seen.result("p").status is Status.UNKNOWN
     with serving(Reference()) as base_url:
