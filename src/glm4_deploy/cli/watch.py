@@ -40,7 +40,7 @@ from glm4_deploy.watch.kept import KeptPolicy
 from glm4_deploy.watch.loop import Schedule, judge_engine, run_watch
 from glm4_deploy.watch.memory import Defence, Engines, MemoryMetrics, NamedContainer, RecordedEngines
 from glm4_deploy.watch.notify import Notifier, read_services, send_test
-from glm4_deploy.watch.replicas import ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
+from glm4_deploy.watch.replicas import Causes, ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
 from glm4_deploy.watch.restart import ContainerKeeper, Rules
 from glm4_deploy.watch.witness import Witness
 
@@ -188,14 +188,17 @@ def watch(
         exporter = Exporter(stale_s=max(5 * interval, 30.0))
     with ExitStack() as ends:
         ends.callback(serve(exporter, listen, port))
-        notifier = finder = None
-        if isinstance(exporter, Exporter) and (base_url is None or container is not None):
+        notifier = finder = causes = None
+        if isinstance(exporter, Together):
+            causes = Causes(replicas, exporter, emit)
+        elif base_url is None or container is not None:
             finder = CauseFinder(EngineLog(state_dir, container).tail, exporter, emit)
         if services:
+            asked = causes or finder
             damping = Damping(settle_s=notify_settle, slow_s=max(grace, notify_settle, 60.0))
             notifier = Notifier(
                 services, name=name, directory=state_dir, registry=exporter.registry, emit=emit, damping=damping,
-                cause=finder.wait if finder else lambda *_: None,
+                cause=asked.wait if asked else lambda *_: None,
             )  # fmt: skip
             ends.callback(notifier.end)
             emit = notifier.hearing(emit)
@@ -211,7 +214,7 @@ def watch(
         if isinstance(exporter, Together):
             client = RouterClient(base_url=router or target.root)
             rotation = Rotation(router=client, replicas=replicas, directory=state_dir, emit=emit)
-            watching = watch_replicas(rotation, exporter, limits, schedule.make, emit, notifier)
+            watching = watch_replicas(rotation, exporter, limits, schedule.make, emit, causes, notifier)
         else:
             verdicts = judge_engine(target, limits, schedule.make(exporter), exporter, emit, beside, gpus.witness)
             verdicts = finder.following(verdicts) if finder else verdicts  # before the notifier, which waits for it
@@ -291,6 +294,7 @@ def _recorded_replicas(target: ProbeTarget, state_dir: Path, rules: Rules | None
             target=target,
             policy=_policy(rules, state_dir, name) if rules else None,
             keeper=ContainerKeeper(name=None, project=project, service=name, directory=state_dir) if rules else None,
+            tail=EngineLog(state_dir, service=name).tail,
         )
         for name, one in engine.replicas.items()
     )

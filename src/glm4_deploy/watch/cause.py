@@ -66,10 +66,13 @@ def find_cause(tail: LogEnd) -> Cause | None:
 
 
 class EngineLog:
-    """The log of what `up` started from a state directory, or of a named container; looked up anew each time."""
+    """The log of what `up` started from a state directory, or of a named container; looked up anew each time.
 
-    def __init__(self, directory: Path, container: str | None = None) -> None:
-        self._directory, self._container = directory, container
+    service: which of several engines.
+    """
+
+    def __init__(self, directory: Path, container: str | None = None, *, service: str = "") -> None:
+        self._directory, self._container, self._service = directory, container, service
 
     def tail(self, since: float | None) -> LogEnd:
         """Its end. since: when the incident began, in epoch seconds, if known; a process has only the log of its start.
@@ -86,7 +89,7 @@ class EngineLog:
             found = (
                 client.containers.get(str(self._container))
                 if record is None
-                else find_container(client, record.endpoint.project, record.endpoint.service)
+                else find_container(client, record.endpoint.project, self._service or record.endpoint.service)
             )
             return _split(_last_bytes(found), since) if found else LogEnd()
         finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from glm4_deploy.files import write_text
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.probe.suite import run_suite
 from glm4_deploy.report_model import Suite
+from glm4_deploy.watch.cause import Cause, CauseFinder, LogEnd
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Judge, Limits, State, WatchVerdict
 from glm4_deploy.watch.loop import EventWriter, Schedule, judge_engine, run_watch
@@ -42,6 +44,7 @@ class RoutedEngine:
     """One engine. routed: its address in the router. address: where this watch reaches it now; may raise DeployError.
 
     target: how to ask it, but for the address. policy, keeper: None where this watch does not restart.
+    tail: the end of its log, as `EngineLog.tail`; None where this watch may not read it.
     """
 
     name: str
@@ -50,6 +53,7 @@ class RoutedEngine:
     target: ProbeTarget
     policy: Policy | None = None
     keeper: Keeper | None = None
+    tail: Callable[[float | None], LogEnd] | None = None
 
 
 class ReplicaExporter(Exporter):
@@ -94,11 +98,16 @@ class Together:
         yield from families.values()
 
     @property
+    def worst(self) -> str:
+        """The name of the engine in the worst state."""
+        return min(self.exporters, key=lambda name: WORST_FIRST.index(self.exporters[name].last.state))
+
+    @property
     def last(self) -> WatchVerdict:
         """The worst state, and why, with the engine's name."""
-        verdicts = {name: one.last for name, one in self.exporters.items()}
-        worst = min(verdicts, key=lambda name: WORST_FIRST.index(verdicts[name].state))
-        return replace(verdicts[worst], why=f"{worst}: {verdicts[worst].why}")
+        worst = self.worst
+        verdict = self.exporters[worst].last
+        return replace(verdict, why=f"{worst}: {verdict.why}")
 
     def health(self) -> tuple[int, bytes]:
         """As `Exporter.health`: 200 only if every engine is known to be well."""
@@ -107,6 +116,24 @@ class Together:
         return max(code for code, _ in answers.values()), json.dumps(
             {"state": self.last.state.value, "why": self.last.why, **body}, ensure_ascii=False
         ).encode()
+
+
+class Causes:
+    """What finds the root cause of each engine's fault, where its log can be read."""
+
+    def __init__(self, replicas: Iterable[RoutedEngine], together: Together, emit: EventWriter) -> None:
+        self._together = together
+        self.finders = {
+            one.name: CauseFinder(one.tail, together.exporters[one.name], partial(emit, replica=one.name))
+            for one in replicas
+            if one.tail
+        }
+
+    def wait(self, wait_s: float | None = None) -> Cause | None:
+        """As `CauseFinder.wait`, of the engine in the worst state, with its name."""
+        name = self._together.worst
+        found = self.finders[name].wait(wait_s) if name in self.finders else None
+        return found and replace(found, why=f"{name}: {found.why}")
 
 
 @dataclass(slots=True)
@@ -237,6 +264,7 @@ async def watch_replicas(
     limits: Limits,
     schedule: Callable[[Exporter], Schedule | None],
     emit: EventWriter,
+    causes: Causes | None = None,
     notifier: Notifier | None = None,
 ) -> None:
     """Watch all engines of the rotation, forever; the notifier is told the worst verdict after each one.
@@ -245,7 +273,10 @@ async def watch_replicas(
     """
 
     async def verdicts(one: RoutedEngine, exporter: ReplicaExporter, tell: EventWriter) -> AsyncIterator[WatchVerdict]:
+        finder = causes.finders.get(one.name) if causes else None
         async for verdict in _followed(one, exporter, limits, schedule(exporter), tell):
+            if finder:  # first: the router may keep the next step waiting, and the notifier waits for the cause
+                finder.see(verdict, time.monotonic())
             await rotation.see(one, verdict, exporter)
             if notifier:
                 notifier.see(together.last, time.monotonic())

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -72,6 +73,19 @@ def test_the_end_of_a_containers_log_is_divided_by_its_timestamps(
         assert all("tail=5000" in line for line in docker.asked if "/logs" in line)
         docker.cut = True
         assert found(log.tail(4000.0)) == "no-kv-room", "it broke off in mid-read"
+
+
+def test_of_several_engines_the_log_of_the_one_that_is_meant_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    spec = resolve_spec({"profile": "b200"}, sets=("replicas=2",))
+    save_record(Record(endpoint=Endpoint.of(spec, EngineKind.COMPOSE)), tmp_path)
+    with running(tmp_path / "docker.sock") as docker:
+        docker.log = stamped(NO_ROOM, 5000.0)
+        assert found(EngineLog(tmp_path, service=spec.replicas[1].service).tail(4000.0)) == "no-kv-room"
+        (asked,) = (unquote(line) for line in docker.asked if "/containers/json" in line)
+    assert f'"com.docker.compose.service={spec.replicas[1].service}"' in asked
 
 
 def test_a_docker_that_stalls_within_a_log_holds_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Two engines behind the real router: the sick one leaves, comes back gated, and the last one stays."""
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -20,9 +21,18 @@ from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.replicas import RouterClient
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.render.compose import ROUTER
+from glm4_deploy.watch.cause import LogEnd
 from glm4_deploy.watch.judge import Limits
 from glm4_deploy.watch.loop import Schedule
-from glm4_deploy.watch.replicas import FILE, ReplicaExporter, Rotation, RoutedEngine, Together, watch_replicas
+from glm4_deploy.watch.replicas import (
+    FILE,
+    Causes,
+    ReplicaExporter,
+    Rotation,
+    RoutedEngine,
+    Together,
+    watch_replicas,
+)
 from glm4_deploy.watch.restart import Policy, Rules
 from servers import broken
 from servers.reference import Reference
@@ -88,14 +98,17 @@ class Pair:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     keepers: dict[str, Keeper] = field(default_factory=dict)
     together: Together = field(init=False)
+    causes: Causes = field(init=False)
 
-    def watch(self, *, restart: bool = False) -> AsyncIterator[None]:
+    def watch(self, *, restart: bool = False, log: bytes | None = None) -> AsyncIterator[None]:
+        """log: what each engine has logged; None: this watch may not read it."""
         rules = Rules(backoff_s=60, grace_s=0)
         self.keepers = {name: Keeper(engine) for name, engine in self.engines.items()} if restart else {}
         replicas = tuple(
             RoutedEngine(
                 name=name, routed=url, address=lambda url=url: url, target=ProbeTarget(base_url=url, timeout_s=5),  # type: ignore[misc]
                 policy=Policy(rules) if restart else None, keeper=self.keepers.get(name),
+                tail=None if log is None else lambda _: LogEnd(new=log),
             )
             for name, url in self.urls.items()
         )  # fmt: skip
@@ -105,8 +118,9 @@ class Pair:
             self.events.append((event, fields))
 
         rotation = Rotation(router=self.router, replicas=replicas, directory=self.directory, emit=emit)
+        self.causes = Causes(replicas, self.together, emit)
         return watch_replicas(
-            rotation, self.together, LIMITS, lambda _: Schedule(every_s=0.4, max_tokens=64), emit
+            rotation, self.together, LIMITS, lambda _: Schedule(every_s=0.4, max_tokens=64), emit, self.causes
         )  # fmt: skip
 
     @property
@@ -202,6 +216,30 @@ def test_a_hung_one_leaves_the_router_is_restarted_alone_and_comes_back_gated(pa
     assert (pair.value("requests_lost_total", "one") or 0) >= 1, "the canary that it held"
     assert pair.value("requests_lost_total", "two") == 0
     assert pair.value("restarts_total", "one") == 1
+
+
+def test_the_root_cause_is_told_of_the_one_that_is_sick_until_it_is_well(pair: Pair) -> None:
+    def health() -> dict[str, Any]:
+        body: dict[str, Any] = json.loads(pair.together.health()[1])["replicas"]
+        return body
+
+    async def story() -> None:
+        await until(pair, lambda: pair.together.last.state.good)
+        pair.engines["one"].becomes(broken.Hangs)
+        await until(pair, lambda: "cause" in pair.names("one"))
+        assert pair.together.worst == "one"
+        found = await asyncio.to_thread(pair.causes.wait)
+        assert found is not None
+        assert (found.finding, found.why[:34]) == ("no-kv-room", "one: weights and workspace use up ")
+        assert health()["one"]["cause"]["finding"] == "no-kv-room"
+        assert "cause" not in health()["two"]
+        pair.engines["one"].restarted()
+        await until(pair, lambda: pair.together.last.state.good)
+        assert "cause" not in health()["one"] and pair.causes.wait() is None
+
+    run(pair, story, log=(Path(__file__).parents[2] / "data/logs/h100-0.24-no-room.log").read_bytes())
+    assert pair.names("one").count("cause") == 1
+    assert "cause" not in pair.names("two")
 
 
 def test_the_last_one_is_never_taken_out(pair: Pair) -> None:
