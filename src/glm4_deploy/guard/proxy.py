@@ -129,7 +129,7 @@ class Guard:
         # A prompt that is not known may ask for what repeats.
         return mode if question.prompt_known or mode is Mode.OFF else Mode.OBSERVE
 
-    async def _exchange(self, request: web.BaseRequest, body: Any, judging: "Judging | None") -> web.StreamResponse:
+    async def _exchange(self, request: web.BaseRequest, body: Any, judging: Judging | None) -> web.StreamResponse:
         response: web.StreamResponse | None = None
         try:
             async with self._ask(request, body) as answer:
@@ -174,12 +174,7 @@ class Guard:
     # Whole answers in the modes `cut` and `retry`: nothing is sent until they are judged.
 
     async def _held(
-        self,
-        request: web.BaseRequest,
-        raw: bytes,
-        answer: EngineAnswer,
-        response: web.StreamResponse,
-        judging: "Judging",
+        self, request: web.BaseRequest, raw: bytes, answer: EngineAnswer, response: web.StreamResponse, judging: Judging
     ) -> web.StreamResponse:
         whole = await _whole(answer)
         if len(whole) > MAX_BODY:
@@ -207,7 +202,7 @@ class Guard:
         await response.write_eof()
         return response
 
-    async def _again(self, request: web.BaseRequest, raw: bytes, judging: "Judging") -> dict[str, Any] | None:
+    async def _again(self, request: web.BaseRequest, raw: bytes, judging: Judging) -> dict[str, Any] | None:
         """A second answer to the same question; None if it fails or loops too."""
         with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
             async with self._ask(request, _otherwise(raw)) as answer:
@@ -222,12 +217,7 @@ class Guard:
     # Streams in the mode `retry`.
 
     async def _tried_twice(
-        self,
-        request: web.BaseRequest,
-        raw: bytes,
-        answer: EngineAnswer,
-        response: web.StreamResponse,
-        judging: "Judging",
+        self, request: web.BaseRequest, raw: bytes, answer: EngineAnswer, response: web.StreamResponse, judging: Judging
     ) -> web.StreamResponse:
         """A stream; where it loops, another answer follows if nothing was sent yet, or if the client knows of that."""
         reader = judging.events()
@@ -264,7 +254,7 @@ class Guard:
         return response
 
     async def _again_streamed(
-        self, asked: AsyncExitStack, request: web.BaseRequest, raw: bytes, judging: "Judging"
+        self, asked: AsyncExitStack, request: web.BaseRequest, raw: bytes, judging: Judging
     ) -> EngineAnswer | None:
         """A second stream to the same question; None if the engine does not send one."""
         with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
