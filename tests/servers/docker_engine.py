@@ -1,4 +1,4 @@
-"""What the watch asks of Docker's engine, on its own socket: one container, its log, its restart."""
+"""What the watch asks of Docker's engine, on its own socket: one container, its log, its restart; and its keeper."""
 
 import json
 import socketserver
@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from glm4_deploy.deploy.docker import ContainerState
 
 # What `docker inspect` says of a container, as far as this kit reads it.
 STATE = {
@@ -76,6 +78,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def address_string(self) -> str:
         return "a socket"
+
+
+class RunningKeeper:
+    """Stands for the keeper of a container that runs: its restarts succeed, once they are counted."""
+
+    def __init__(self) -> None:
+        self.restarts: list[str] = []  # why
+
+    def state(self) -> ContainerState:
+        return ContainerState(
+            id="x", name="x", image="x", image_id="x", status="running", started_at=0.0, restarts=0,
+            exit_code=None, oom_killed=False, health=None, ports=(), restart_policy="no",
+        )  # fmt: skip
+
+    def restart(self, why: str, begin: Callable[[], None]) -> Path:
+        begin()
+        self.restarts.append(why)
+        return Path("log")
+
+    def roll_back(self, why: str) -> str:
+        raise AssertionError("nothing rolls back here")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import DeployError, StorageError
 from glm4_deploy.watch import loop, restart
 from glm4_deploy.watch.exporter import Exporter
@@ -28,7 +27,7 @@ from glm4_deploy.watch.kept import KeptPolicy
 from glm4_deploy.watch.loop import run_watch
 from glm4_deploy.watch.notify import FILE, Notifier
 from glm4_deploy.watch.restart import KEPT_LOGS, ContainerKeeper, Keeper, Rules
-from servers.docker_engine import running
+from servers.docker_engine import RunningKeeper, running
 
 Events = list[tuple[str, dict[str, Any]]]
 HUNG, OK = State.HUNG, State.OK
@@ -153,39 +152,18 @@ def test_messages_of_a_full_disk_are_told_once_and_kept_once_there_is_room(small
     assert service.got == ["glm4 is hung", "glm4 could not be restarted"], "nothing twice"
 
 
-class Counting:
-    """Stands for a keeper whose restarts succeed, once they are counted."""
-
-    def __init__(self) -> None:
-        self.restarts = 0
-
-    def state(self) -> ContainerState:
-        return ContainerState(
-            id="x", name="x", image="x", image_id="x", status="running", started_at=0.0, restarts=0,
-            exit_code=None, oom_killed=False, health=None, ports=(), restart_policy="no",
-        )  # fmt: skip
-
-    def restart(self, why: str, begin: Callable[[], None]) -> Path:
-        begin()
-        self.restarts += 1
-        return Path("log")
-
-    def roll_back(self, why: str) -> str:
-        raise AssertionError("nothing rolls back here")
-
-
 def test_a_restart_that_cannot_be_counted_waits_for_room_and_the_count_on_disk_stays(small: Path) -> None:
-    file, keeper, seen = small / "watch/restarts.json", Counting(), []
+    file, keeper, seen = small / "watch/restarts.json", RunningKeeper(), []
     restarts(file).done(time.monotonic(), HUNG)
     before = file.read_bytes()
     events = watched(
         keeper, restarts(file), lambda: fill(small), HUNG, HUNG, HUNG,
-        lambda: seen.append((keeper.restarts, file.read_bytes())), lambda: free(small), HUNG,
+        lambda: seen.append((list(keeper.restarts), file.read_bytes())), lambda: free(small), HUNG,
     )  # fmt: skip
-    assert seen == [(0, before)]
+    assert seen == [([], before)]
     assert names(events) == ["restarting", "restart-failed", "restarted"]
     assert "No space left" in events[1][1]["why"]
-    assert (keeper.restarts, len(json.loads(file.read_bytes())["done"])) == (1, 2)
+    assert (len(keeper.restarts), len(json.loads(file.read_bytes())["done"])) == (1, 2)
 
 
 # A Docker engine that is away, and one that goes away in mid-read.
@@ -297,7 +275,7 @@ def test_an_attempt_that_failed_is_followed_by_a_pause(socket: Path, tmp_path: P
     assert names(events) == ["restarting", "restart-failed", "left-alone"]
 
 
-class Slow(Counting):
+class Slow(RunningKeeper):
     """Stands for a keeper whose restarts fail after 90 s of a clock."""
 
     def __init__(self) -> None:
@@ -305,7 +283,7 @@ class Slow(Counting):
         self.clock = 10_000.0
 
     def restart(self, why: str, begin: Callable[[], None]) -> Path:
-        self.restarts += 1
+        self.restarts.append(why)
         self.clock += 90
         raise DeployError("its log cannot be read: timed out")
 
@@ -314,4 +292,4 @@ def test_the_pause_begins_where_an_attempt_ends(tmp_path: Path, monkeypatch: pyt
     keeper = Slow()
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: keeper.clock, time=time.time))
     events = watched(keeper, restarts(tmp_path / "restarts.json", backoff_s=60), HUNG, HUNG, HUNG)
-    assert (keeper.restarts, names(events)) == (1, ["restarting", "restart-failed", "left-alone"])
+    assert (len(keeper.restarts), names(events)) == (1, ["restarting", "restart-failed", "left-alone"])

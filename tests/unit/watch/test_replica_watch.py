@@ -17,7 +17,6 @@ import httpx
 import pytest
 from prometheus_client import generate_latest
 
-from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.replicas import RouterClient
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.render.compose import ROUTER
@@ -35,6 +34,7 @@ from glm4_deploy.watch.replicas import (
 )
 from glm4_deploy.watch.restart import Policy, Rules
 from servers import broken
+from servers.docker_engine import RunningKeeper
 from servers.reference import Reference
 from servers.serve import serving
 
@@ -58,27 +58,17 @@ class Engine:
         await self.now(scope, receive, send)
 
 
-@dataclass
-class Keeper:
-    """Stands for a container's keeper: its restart makes the engine well."""
+class Keeper(RunningKeeper):
+    """Its restart makes the engine well."""
 
-    engine: Engine
-    restarts: list[str] = field(default_factory=list)
-
-    def state(self) -> ContainerState:
-        return ContainerState(
-            id="x", name="x", image="x", image_id="x", status="running", started_at=0.0, restarts=0,
-            exit_code=None, oom_killed=False, health=None, ports=(), restart_policy="no",
-        )  # fmt: skip
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
 
     def restart(self, why: str, begin: Callable[[], None]) -> Path:
-        begin()
-        self.restarts.append(why)
+        log = super().restart(why, begin)
         self.engine.restarted()
-        return Path("log")
-
-    def roll_back(self, why: str) -> str:
-        raise AssertionError("nothing rolls back here")
+        return log
 
 
 def free_port() -> int:
