@@ -273,6 +273,13 @@ class Settings(BaseModel):
         description="max_pattern_size,min_count of vLLM's own check for repeated tokens, which the guard sets where it "
         "cuts; null: not set",
     )
+    guard_refuse_below_gib: float | None = Field(
+        None,
+        ge=0.1,
+        le=1000,
+        description="GiB of the host's memory; while less is available, the guard answers new questions with 503; "
+        "null: never",
+    )
     watch_port: int = Field(9109, ge=1, le=65535, description="host port of the watch's /metrics and /healthz")
     notify_file: Text | None = Field(
         None, description="file on the host with the addresses that --with watch notifies (docs/how-to/notify.md)"

@@ -11,12 +11,13 @@ import typer
 
 from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.guard.ledger import Ledger
+from glm4_deploy.host.memory import read_memory
 
 try:
     import uvloop
 
     from glm4_deploy.guard.proxy import GuardOptions, serving
-    from glm4_deploy.guard.reader import Mode
+    from glm4_deploy.guard.reader import GIB, Mode
 except ModuleNotFoundError as error:
     raise ExtraMissing(
         f"the guard needs {error.name}, which is not installed", hint="pip install 'glm4-deploy[guard]'"
@@ -50,6 +51,15 @@ def guard(
             "check for repeated tokens, which knows no prompt. For example 64,16.",
         ),
     ] = None,
+    refuse_below_gib: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="While less of this host's memory is available, answer new questions with 503 and Retry-After; what "
+            "runs goes on. 0: never.",
+        ),
+    ] = 0.0,
     show_text: Annotated[bool, typer.Option("--show-text", help="Also log what repeats: text of your users.")] = False,
 ) -> None:
     """Proxy an engine, judge its answers as they stream, and cut off those that loop.
@@ -66,6 +76,7 @@ def guard(
         mode=mode,
         mode_for=dict(_modes_for(mode_for or ())),
         repetition_detection=_tokens_times(repetition_detection),
+        refuse_below_gib=_reserve(refuse_below_gib),
     )
     ledger = Ledger(_write, show_text=show_text)
     uvloop.run(_run(options, ledger, listen, port, metrics_port))
@@ -89,6 +100,16 @@ def _tokens_times(given: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--repetition-detection {given[:80]!r} is not TOKENS,TIMES", hint=hint)
     tokens, times = given.split(",")
     return int(tokens), int(times)
+
+
+def _reserve(gib: float) -> float:
+    total = read_memory().total
+    if total is not None and gib * GIB > total / 2:
+        raise UsageError(
+            f"--refuse-below-gib {gib:g}: this host has {total / GIB:.1f} GiB, and no engine leaves it that much",
+            hint="it is in GiB, and at most half of the host's memory",
+        )
+    return gib
 
 
 async def _run(options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int) -> None:

@@ -64,10 +64,15 @@ class GuardStatus:
         done += [f"{counts.retried:.0f} asked again"] if counts.retried else []
         done += [f"{counts.unjudged:.0f} more passed unjudged"] if counts.unjudged else []
         restarts = f"; restarted {self.restarts} times" if self.restarts else ""
+        restarts += "; memory is low, and it refuses new questions" if counts.refuses else ""
         return f"{mode}; {counts.judged:.0f} answers judged{since}, {', '.join(done)}{restarts}"
 
     def result(self, project: str) -> Result:
         """The row of a report. Clients reach the engine only through it."""
+        if self.counts and self.counts.refuses:
+            seen = "the guard refuses new questions, because the host is short of memory"
+            remedy = "free memory, or lower guard_refuse_below_gib and run glm4-deploy up: docs/how-to/guard.md"
+            return fail(seen, "it takes questions", check="guard", remedy=remedy)
         if self.answers:
             return ok(self.summary, "it answers", check="guard")
         remedy = f"docker compose -p {project} logs guard"

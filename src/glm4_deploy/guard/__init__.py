@@ -1,1 +1,1 @@
-"""Pass requests on to an engine, judge its answers as they pass, and cut those that loop. May import `detect`."""
+"""Pass requests on to an engine, judge its answers as they pass, and cut what loops. May import `detect`, `host`."""

@@ -59,6 +59,8 @@ class Ledger:
         self._unjudged = counter("unjudged", "Answers that were passed on without a verdict, by reason", "reason")
         self._engine_ended = counter("engine_ended", "Answers that vLLM's own check for repetition has ended", "model")
         self.tokens_saved = counter("tokens_saved", "Tokens that cut answers had left, of those that had a limit")
+        self._refused = counter("refused", "Questions that were refused because the host was short of memory")
+        self.refuses = Gauge("glm4_guard_refuses", "1 while new questions are refused for that", registry=registry)
         self.delay = Delays()
         registry.register(self.delay)
         self.cut_at = histogram("cut_characters", "Characters from the first copy until the cut", LENGTHS)
@@ -86,6 +88,9 @@ class Ledger:
 
     def unjudged(self, reason: str) -> None:
         self._unjudged.labels(reason).inc()
+
+    def refused(self) -> None:
+        self._refused.inc()
 
     def fault(self, error: Exception) -> None:
         """Write that judging has failed."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from errno import EADDRINUSE
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -24,7 +24,19 @@ from glm4_deploy.errors import PortTaken, UsageError
 from glm4_deploy.guard.answer import marked, shortened
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Api, Question, read_question, with_repetition_detection
-from glm4_deploy.guard.reader import EVENT_STREAM, MAX_BODY, BodyReader, Cut, Judging, Mode, NoRoom, Reader, Room
+from glm4_deploy.guard.reader import (
+    EVENT_STREAM,
+    GIB,
+    MAX_BODY,
+    BodyReader,
+    Cut,
+    Judging,
+    Mode,
+    NoRoom,
+    Reader,
+    Reserve,
+    Room,
+)
 from glm4_deploy.guard.upstream import BUFFER, EngineAnswer, EngineTrouble, Header, Upstream, frame
 
 MODE_HEADER = "X-GLM4-Guard"
@@ -38,6 +50,7 @@ MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector 
 HEADER_LINE = 16384  # bytes of one line of a request's head
 HEADER_LINES = 64  # so that a client that never ends its head holds no more than 1 MiB
 IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
+RETRY_S = 10  # what a client is told to wait while the host is short of memory
 PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
@@ -63,12 +76,14 @@ class GuardOptions:
         engine: base URL.
         mode_for: a mode for each `key:NAME` and `model:NAME` that has its own; a key's goes first.
         repetition_detection: max_pattern_size and min_count of vLLM's own check, to be set where answers are cut.
+        refuse_below_gib: of the host's memory; while less is available, new questions are refused. 0: never.
     """
 
     engine: str
     mode: Mode = Mode.OBSERVE
     mode_for: Mapping[str, Mode] = field(default_factory=dict)
     repetition_detection: tuple[int, int] | None = None
+    refuse_below_gib: float = 0.0
 
 
 class Guard:
@@ -80,6 +95,8 @@ class Guard:
         self._engine = Upstream(options.engine)
         self._room = Room(MAX_CHARACTERS)
         self._requests = Room(MAX_REQUESTS)
+        self._reserve = Reserve(options.refuse_below_gib)
+        ledger.refuses.set_function(lambda: float(self._short_of_memory()))
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, and its answer back."""
@@ -88,11 +105,15 @@ class Guard:
         wanted = request.headers.get(MODE_HEADER, "").lower()
         if wanted and wanted not in set(Mode):
             return _refusal(400, f"{MODE_HEADER} {wanted[:40]!r} is not one of {', '.join(Mode)}")
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not request.raw_path.startswith("/"):  # `@elsewhere/` would make another host of the engine's address
             return _refusal(400, "the request's target is not a path")
         api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
+        if api is not None and self._short_of_memory():
+            self._ledger.refused()
+            why = f"less than {self._options.refuse_below_gib:g} GiB of the host's memory is available"
+            return _refusal(503, why, {hdrs.RETRY_AFTER: str(RETRY_S)})
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if api is None or hdrs.CONTENT_ENCODING in request.headers:
             return await self._exchange(request, request.content.iter_any() if request.body_exists else None, None)
         with self._requests.taken() as take:
@@ -105,6 +126,13 @@ class Guard:
                 self._ledger.unjudged("request")
                 return await self._exchange(request, _with_the_rest(raw, request), None)
             return await self._ask_question(request, api, raw, wanted)
+
+    def _short_of_memory(self) -> bool:
+        before, short = self._reserve.short, self._reserve.look(monotonic())
+        if short is not before:
+            left = self._reserve.left
+            self._ledger.event("memory", refuses=short, available_gib=None if left is None else round(left / GIB, 1))
+        return short
 
     async def _ask_question(self, request: web.BaseRequest, api: Api, raw: bytes, wanted: str) -> web.StreamResponse:
         question = read_question(api, raw, key=request.headers.get(KEY_HEADER, "")[:MAX_KEY])
@@ -398,11 +426,11 @@ def _response(answer: EngineAnswer) -> web.StreamResponse:
     return web.StreamResponse(status=answer.status, reason=answer.reason.decode("latin-1"), headers=headers)
 
 
-def _refusal(status: int, message: str) -> web.Response:
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """An error of the guard itself, in OpenAI's form."""
-    kind = "BadGateway" if status >= 500 else "BadRequestError"
+    kind = {502: "BadGateway", 503: "ServiceUnavailable"}.get(status, "BadRequestError")
     error = {"message": f"guard: {message}", "type": kind, "param": None, "code": status}
-    return web.json_response({"error": error}, status=status)
+    return web.json_response({"error": error}, status=status, headers=headers)
 
 
 # Serving.

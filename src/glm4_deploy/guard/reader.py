@@ -13,6 +13,7 @@ from glm4_deploy.guard.answer import Answer, SickText, UnreadableAnswer
 from glm4_deploy.guard.events import Events, EventTooLong
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Question, read_json
+from glm4_deploy.host.memory import read_memory
 
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
 EVENT_STREAM = "text/event-stream"
@@ -57,6 +58,34 @@ class Room:
 
 class NoRoom(Exception):
     """The answers that are judged have too many characters."""
+
+
+GIB = 2**30
+LOOK_S = 1.0  # between two looks at the host's memory
+ENOUGH = 1.1  # of what is to stay available: from there on new questions are taken again
+
+
+class Reserve:
+    """Whether the host is short of memory, so that new questions are to wait. What cannot be read is no shortage.
+
+    Attributes:
+        short: as of the last look.
+        left: bytes that were available then; None if that is not known.
+    """
+
+    def __init__(self, gib: float) -> None:
+        """gib: what is to stay available; 0: it is never short."""
+        self._floor = gib * GIB
+        self._at = float("-inf")
+        self.short = False
+        self.left: int | None = None
+
+    def look(self, at: float) -> bool:
+        """Whether it is short, after another look if the last one is LOOK_S ago. at: monotonic seconds."""
+        if self._floor and at - self._at >= LOOK_S:
+            self._at, self.left = at, read_memory().available
+            self.short = self.left is not None and self.left < self._floor * (ENOUGH if self.short else 1.0)
+        return self.short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -253,6 +253,7 @@ class DeploymentSpec:
     guard_mode: str = "observe"
     guard_mode_for: tuple[str, ...] = ()  # WHAT=MODE
     guard_repetition_detection: str | None = None  # max_pattern_size,min_count
+    guard_refuse_below_gib: float | None = None
     tool_files: tuple[str, ...] = ()
 
     @property
@@ -377,6 +378,7 @@ def plan_deployment(settings: Settings, profile: Profile, fraction: Fraction) ->
         guard_mode=settings.guard_mode,
         guard_mode_for=tuple(f"{what}={mode}" for what, mode in settings.guard_mode_for.items()),
         guard_repetition_detection=settings.guard_repetition_detection,
+        guard_refuse_below_gib=settings.guard_refuse_below_gib,
         tool_files=tuple(TOOL_FILES.values()) if settings.tools else (),
     )
 

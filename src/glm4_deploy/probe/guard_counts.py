@@ -8,6 +8,7 @@ from glm4_deploy.probe.endpoints import Metrics
 ANSWERS = "glm4_guard_answers_total"  # one series per outcome, once there is an answer
 UNJUDGED = "glm4_guard_unjudged_total"
 STREAMS = "glm4_guard_streams"  # always there
+REFUSES = "glm4_guard_refuses"
 STARTED = "process_start_time_seconds"
 
 
@@ -22,6 +23,7 @@ class GuardCounts:
         retried: of the sick ones, those for which it asked once more.
         unjudged: passed on without a verdict; not among `judged`.
         started: epoch seconds; None if it does not say.
+        refuses: it refuses new questions now, as the host is short of memory.
     """
 
     judged: float
@@ -30,6 +32,7 @@ class GuardCounts:
     retried: float
     unjudged: float
     started: float | None
+    refuses: bool = False
 
 
 def guard_counts(metrics: Metrics) -> GuardCounts | None:
@@ -46,4 +49,5 @@ def guard_counts(metrics: Metrics) -> GuardCounts | None:
         retried=outcomes.get("retried", 0.0),
         unjudged=metrics.sum(UNJUDGED) or 0.0,
         started=metrics.sum(STARTED),
+        refuses=(metrics.sum(REFUSES) or 0.0) > 0,
     )

@@ -381,6 +381,15 @@ def test_what_docker_has_not_recorded_or_could_not_run_says_nothing_of_the_guard
         assert seen is not None and seen.answers is None, (code, output)
 
 
+def test_a_guard_that_refuses_for_lack_of_memory_is_not_fine(tmp_path: Path) -> None:
+    seen = ask_guard(Says(0, COUNTED + b"glm4_guard_refuses 1\n"))  # type: ignore[arg-type]
+    assert seen is not None and seen.answers and "it refuses new questions" in seen.summary
+    with serving(Reference()) as base_url:
+        report = replace(status_of(base_url, tmp_path), guard=seen)
+    assert report.why == "the guard refuses new questions, because the host is short of memory"
+    assert any("guard_refuse_below_gib" in hint for hint in report.hints)
+
+
 def test_its_mode_is_read_in_both_forms() -> None:
     seen = ask_guard(Says(0, COUNTED, command=["guard", "--engine", "x", "--mode=retry"]))  # type: ignore[arg-type]
     assert seen is not None and seen.mode == "retry"
