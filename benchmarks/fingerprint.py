@@ -25,7 +25,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -325,7 +325,7 @@ def stored(directory: Path, name: str) -> None:
         path.write_text(path.read_text().replace("{{ message['content'] }}", " {{ message['content'] }}"))
         return
     tensors = {line.name for line in read_checkpoint(directory).tensors}
-    for one in (tensor, *(tensor.replace("gate_up", half) for half in ("gate", "up"))):
+    for one in {tensor, *(tensor.replace("gate_up", half) for half in ("gate", "up"))}:
         if LAYER + one in tensors:
             write_scale(directory, LAYER + one, float(value) * write_scale(directory, LAYER + one, 1.0))
 
@@ -408,12 +408,15 @@ async def _with_questions(printed: Fingerprint, url: str) -> str:
     return f"{said} | {', '.join(wrong) or f'all {len(rest)} ok'}"
 
 
-async def _seconds(printed: Fingerprint, url: str, shown: str) -> None:
+ROUNDS = {Suite.GATE: 3, Suite.QUICK: 3}
+
+
+async def _seconds(printed: Fingerprint, url: str, shown: str, rounds: Mapping[Suite, int] = ROUNDS) -> None:
     """What the check adds to a suite: with and without it in turn, and its own row."""
     target, options = ProbeTarget(base_url=url, timeout_s=300), Options(fingerprint=printed)
-    for suite in (Suite.GATE, Suite.QUICK):
+    for suite, times in rounds.items():
         rows: list[list[float]] = [[], [], []]
-        for _ in range(3):
+        for _ in range(times):
             without = await run_suite(target, suite=suite, skip=("fingerprint",), options=options)
             whole = await run_suite(target, suite=suite, options=options)
             own = next(row.seconds or 0.0 for row in whole.results if row.check == "fingerprint")

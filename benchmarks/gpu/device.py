@@ -64,6 +64,7 @@ def prepare() -> None:
         "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
         "vllm.v1.structured_output",
         "vllm.v1.executor.uniproc_executor",
+        "vllm.benchmarks.serve",
     ):
         try:
             importlib.import_module(module)
@@ -81,8 +82,11 @@ def prepare() -> None:
 
 
 def run(args: argparse.Namespace, record: Record) -> None:
+    from cuts import cuts_stage
     from guarded import guarded_stage
+    from hangs import hangs_stage
     from plan import FORECASTS, PLAN_CASES, TWO_CARDS, forecast, plan_case
+    from printed import added_stage, printed_stage
     from tiny import TINY, tiny_stage
     from tuned import tuned_stage
     from two import two_stage
@@ -92,8 +96,7 @@ def run(args: argparse.Namespace, record: Record) -> None:
     def chosen(names: str, default: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(names.split(",")) if names else default
 
-    idle = used_mib()
-    for stage in args.stages.split(","):
+    def one(stage: str) -> None:
         if stage == "tiny":
             tiny_stage(record, args.models, chosen(args.tiny, TINY), args.attention_backend)
         elif stage == "verdicts":
@@ -104,9 +107,18 @@ def run(args: argparse.Namespace, record: Record) -> None:
         elif stage == "users":
             order = chosen(args.settings, ("model-card", "plan-64x32k", "plan-256x2k"))
             users_stage(record, args.models, args.card, order, idle, args.seconds)
-        elif stage == "tuned":
+        elif stage in ("tuned", "tuned-gated"):
             for load in args.load:
-                tuned_stage(record, args.models, args.card, load, idle, args.seconds)
+                gated = stage == "tuned-gated"
+                tuned_stage(record, args.models, args.card, load, idle, args.seconds, gated=gated)
+        elif stage in ("sound", "damaged"):
+            printed_stage(record, args.models, stage, args.seconds)
+        elif stage == "added":
+            added_stage(record, args.models, args.seconds)
+        elif stage == "hangs":
+            hangs_stage(record, args.models, args.seconds)
+        elif stage == "cuts":
+            cuts_stage(record, args.models, args.seconds)
         elif stage == "two":
             two_stage(record, args.models, args.seconds)
         elif stage in ("forecast", "forecast-two"):
@@ -125,6 +137,13 @@ def run(args: argparse.Namespace, record: Record) -> None:
                     record.add("plan", case[0], skipped="no time left")
                 else:
                     plan_case(record, args.models, case, idle, min(90, args.seconds - clock() - 5))
+
+    idle = used_mib()
+    for stage in args.stages.split(","):
+        try:
+            one(stage)
+        except Exception:  # noqa: BLE001 (the next stage may work)
+            record.add(stage, "failed", said=traceback.format_exc()[-1500:])
         record.pack()
 
 
@@ -135,10 +154,11 @@ def main() -> None:
     parser.add_argument(
         "--stages",
         required=True,
-        help="plan, forecast, forecast-two, tuned, two, tiny, verdicts, users, guarded; by commas, in order",
+        help="plan, forecast, forecast-two, tuned, tuned-gated, two, tiny, verdicts, users, guarded, cuts, hangs, "
+        "sound, damaged, added; by commas, in order",
     )
     parser.add_argument("--seconds", type=float, default=560, help="time for all of it (560)")
-    parser.add_argument("--load", action="append", default=[], help="for `tuned`: 64 users, 512 in, 128 out")
+    parser.add_argument("--load", action="append", default=[], help="for both `tuned`: 64 users, 512 in, 128 out")
     parser.add_argument("--gpu", default="0", help="which GPUs: 0, or 0,1")
     parser.add_argument("--card", default="h100", help="the planner's name for the GPU (h100)")
     parser.add_argument("--attention-backend", help="for example TRITON_ATTN, if FlashAttention is not installed")

@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from glm4_deploy.checkpoint.repair import repair_checkpoint
+
 ROOT = Path(__file__).parents[2]
+NVFP4 = ROOT / "demo/glm-4-tiny-chat-nvfp4"
 GLM4_9B = {
     "hidden_size": 4096,
     "intermediate_size": 13696,
@@ -62,8 +65,15 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def make_models(models: Path) -> None:
-    """The demo model, its NaN twin, checkpoints damaged on purpose, and the 9B shape."""
-    subprocess.run([sys.executable, str(ROOT / "demo/twins.py"), "nan", "--out", str(models / "twin-nan")], check=True)
+    """The demo model in both forms, its sick twins, checkpoints damaged on purpose, and the 9B shape."""
+    models.mkdir(exist_ok=True)
+    for kind in ("nan", "loops"):
+        words = [sys.executable, str(ROOT / "demo/twins.py"), kind, "--out", str(models / f"twin-{kind}")]
+        subprocess.run(words, check=True)
+    if not (models / "nvfp4-raw").exists():
+        shutil.copytree(NVFP4, models / "nvfp4-raw")
+        for vllm in ((0, 13, 0), (0, 24, 0)):
+            repair_checkpoint(NVFP4, models / f"nvfp4-for-{vllm[0]}.{vllm[1]}", vllm=vllm)
     shutil.copytree(ROOT / "demo/glm-4-tiny-chat", models / "bf16", dirs_exist_ok=True)
     damage(models / "nvfp4-for-0.13", models / "nvfp4-damaged", layers=(1,))
     damage(models / "nvfp4-for-0.13", models / "nvfp4-damaged-all", layers=None)
@@ -91,7 +101,7 @@ def damage(good: Path, bad: Path, layers: tuple[int, ...] | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, required=True, help="holds nvfp4-raw, nvfp4-for-0.13, nvfp4-for-0.24")
+    parser.add_argument("--models", type=Path, required=True, help="the directory to make them in")
     make_models(parser.parse_args().models)
 
 

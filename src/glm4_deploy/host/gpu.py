@@ -189,7 +189,9 @@ def ask_nvml(function: Any, *arguments: Any) -> Any:
 def _nvml_gpu(index: int, handle: Any, driver: str | None) -> GpuFacts:
     import pynvml
 
-    memory = ask_nvml(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    # The second version counts as nvidia-smi does: without what the driver reserves (615 MiB of an H200).
+    memory = ask_nvml(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    memory = memory or ask_nvml(pynvml.nvmlDeviceGetMemoryInfo, handle)
     mig = ask_nvml(pynvml.nvmlDeviceGetMigMode, handle)
     known = memory is not None and memory.total > 0
     return GpuFacts(

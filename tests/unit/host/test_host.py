@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +64,27 @@ def test_processes_without_a_size_stay_unknown() -> None:
     apps = parse_apps("gpu_uuid, pid, process_name, used_gpu_memory [MiB]\nGPU-1, 12, /usr/bin/python, [N/A]\n")
 
     assert [(process.pid, process.used_mib) for process in apps] == [(12, None)]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_memory_in_use_is_counted_as_nvidia_smi_counts_it(new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the driver reserves, where the driver knows the second version of the call."""
+    import pynvml
+
+    def memory(_handle: object, version: int | None = None) -> SimpleNamespace:
+        if version is not None and not new:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        reserved = 0 if version == pynvml.nvmlMemory_v2 else 615
+        return SimpleNamespace(total=143771 * 2**20, used=(71873 + reserved) * 2**20, free=71283 * 2**20)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory)
+
+    (gpu,) = read_gpus().gpus
+
+    assert (gpu.used_mib, gpu.free_mib) == (71873 if new else 72488, 71283)
 
 
 def test_a_missing_driver_is_reported_with_the_tools_message() -> None:
