@@ -28,7 +28,7 @@ from glm4_deploy.report.terminal import table_text
 from glm4_deploy.report.wire import dumps, to_wire
 from glm4_deploy.settings import FILE
 from glm4_deploy.text import one_line, seconds_of
-from glm4_deploy.tune.report import HEAD, plot, table, write_settings
+from glm4_deploy.tune.report import HEAD, doubt, plot, table, write_settings
 from glm4_deploy.tune.search import Outcome, Search, Trial, front, learned
 from glm4_deploy.tune.space import TuneLoad, changed, moves
 from glm4_deploy.tune.trials import Bench, Notebook, Subject, planned_for, walk
@@ -95,6 +95,8 @@ def tune(
         else:
             back = bench.put_back()
     _report(search, subject, json_=json_)
+    if winner is not None and (why_not := doubt(winner)):
+        progress.note(why_not)
     if svg is not None:
         write_text(svg, plot(search.trials, winner, _title(subject)))
     if winner is not None and write and winner.settings:

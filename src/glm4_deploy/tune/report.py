@@ -11,6 +11,8 @@ from glm4_deploy.settings import Settings, save_settings_file
 from glm4_deploy.tune.search import Trial, front
 from glm4_deploy.tune.space import changed
 
+# Of a load. At 2 s the same speed differed by 18 % between two starts on one H200, at 10 s by 2.3 % (docs/lab/gpu.md).
+SHORT_S = 5.0
 HEAD = ("", "settings", "tokens/s", "TTFT p50, p99 ms", "TPOT p50, p99 ms", "")
 
 
@@ -31,6 +33,16 @@ def _cells(trial: Trial, won: bool, on_front: bool) -> Iterator[str]:
     yield f"{level.ttft.p50:.0f}, {level.ttft.p99:.0f}"
     yield f"{level.tpot.p50:.1f}, {level.tpot.p99:.1f}"
     yield "; ".join(level.broken) or (f"{trial.gain:+.1%}" if trial.gain is not None else "")
+
+
+def doubt(winner: Trial) -> str:
+    """Why what separates the winner from the others may be chance; '' if nothing is known against it."""
+    seconds = winner.level.seconds if winner.level else SHORT_S
+    if seconds >= SHORT_S:
+        return ""
+    return (
+        f"the load lasted {seconds:.1f} s, which is too short to tell settings apart: name more users or longer answers"
+    )
 
 
 # The plot.

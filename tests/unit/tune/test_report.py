@@ -1,5 +1,6 @@
 """The settings file keeps every line that is not tuned, and the plot is well-formed whatever a setting is called."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -7,7 +8,7 @@ import pytest
 
 from glm4_deploy.errors import UsageError
 from glm4_deploy.settings import load_settings
-from glm4_deploy.tune.report import plot, without_blocks, write_settings
+from glm4_deploy.tune.report import SHORT_S, doubt, plot, without_blocks, write_settings
 from glm4_deploy.tune.search import Outcome, Trial
 from unit.tune.test_search import level
 
@@ -40,6 +41,13 @@ def test_tuned_settings_replace_their_lines_and_keep_all_others(tmp_path: Path) 
         after, _ = load_settings(file=file, environ={})
         assert after.max_num_seqs == 64
         assert after.args == {"disable-log-stats": None, "performance-mode": "throughput"}
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1.75, "lasted 1.8 s"), (SHORT_S, "")])
+def test_a_load_that_is_too_short_to_tell_settings_apart_is_said(seconds: float, said: str) -> None:
+    winner = replace(won(), level=replace(level(100), seconds=seconds))
+    assert doubt(winner).startswith(f"the load {said}" if said else "")
+    assert bool(doubt(winner)) is bool(said)
 
 
 def test_a_file_that_would_not_be_valid_is_left_alone(tmp_path: Path) -> None:
