@@ -1,27 +1,42 @@
-"""A plugin that `scripts/engines.py` puts into each CPU engine: a start imports vLLM once, not three or four times.
+"""A plugin that `scripts/engines.py` puts into each CPU engine: small cores are not kept busy with waiting.
 
 vLLM's server starts its core and its worker with `spawn`, and looks at the model's class in a further process. Each
 imports vLLM anew, 14 s of CPU time each on two small cores: most of a start of the demo model. `fork` is vLLM's other
-way; it is not for a process that uses an accelerator, and a CPU engine has none. Nothing else of vLLM is changed.
-vLLM loads `register` early in each process (entry point `vllm.general_plugins`).
+way; it is not for a process that uses an accelerator, and a CPU engine has none.
+
+The core and the worker wait for each other by looking at shared memory all the time, until a second after the last
+message; then they wait as if idle, which they do here from the beginning. And the demo model's matrices are too small
+to be shared by threads: with two, each of them waits for the other.
+
+Nothing else of vLLM is changed. vLLM loads `register` early in each process (entry point `vllm.general_plugins`).
 """
 
 import importlib
 import os
+import sys
+
+THREADS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def register() -> None:
     """Called by vLLM, once or more per process."""
     methods = importlib.import_module("vllm.envs").environment_variables
-    if "VLLM_WORKER_MULTIPROC_METHOD" not in methods or getattr(register, "done", False):
+    if getattr(register, "done", False):
         return
     register.done = True
-    methods["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
-    importlib.import_module("vllm.model_executor.models.registry")._run_in_subprocess = lambda look: look()
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
+    _threads()
     os.register_at_fork(after_in_child=_threads)
+    waiting = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
+    if condition := getattr(waiting, "SpinCondition", None):
+        condition.record_read = lambda self: None
+    if "VLLM_WORKER_MULTIPROC_METHOD" in methods:
+        methods["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+        importlib.import_module("vllm.model_executor.models.registry")._run_in_subprocess = lambda look: look()
 
 
 def _threads() -> None:
     """vLLM says in OMP_NUM_THREADS how many threads a worker gets; OpenMP has been loaded by then."""
-    if number := os.environ.get("OMP_NUM_THREADS"):
-        importlib.import_module("torch").set_num_threads(int(number))
+    if (number := os.environ.get("OMP_NUM_THREADS")) and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(int(number))

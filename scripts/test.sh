@@ -9,7 +9,7 @@ if [ $# -gt 0 ]; then exec .venv/bin/pytest -rs --durations=10 "$@"; fi
 # An engine leaves about half of two cores idle. What needs none runs there, and yields to the rest.
 others=$(mktemp)
 trap 'rm -f "$others"' EXIT
-nice -n 5 .venv/bin/pytest -rs --durations=10 -n 2 --dist worksteal tests/journeys tests/unit tests/fuzz >"$others" 2>&1 &
+nice -n 10 .venv/bin/pytest -rs --durations=10 -n 2 --dist worksteal tests/journeys tests/unit tests/fuzz >"$others" 2>&1 &
 failed=0
 .venv/bin/pytest -rs --durations=20 tests/e2e || failed=$?
 wait $! || failed=$?
