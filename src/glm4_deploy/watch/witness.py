@@ -68,7 +68,7 @@ class Witness:
             work = median(self._work)
             if power < REST * work:
                 return Opinion.CONFIRMS, f"the GPU spins: {shown}, where work draws {work:.0f} W"
-            return Opinion.DENIES, f"the GPU works: {shown}, as when tokens come ({work:.0f} W)"
+            return Opinion.DENIES, f"the GPU works: {shown} ({work:.0f} W when tokens came)"
         if limit and power < LOW * limit:
             return Opinion.CONFIRMS, f"the GPU spins: {shown} of at most {limit:.0f} W"
         if limit and power > HIGH * limit:
