@@ -1,4 +1,4 @@
-"""Engine, gateway and monitoring in real containers with their limits, seen from another network namespace."""
+"""Engine, gateway, guard and monitoring in real containers with their limits, seen from another network namespace."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from e2e.gateway import CADDY
-from e2e.kit import Kit, free_port
+from e2e.kit import KIT, ROOT, Kit, free_port
 
 pytestmark = pytest.mark.e2e
 CANARY = "canary-5t4ck-k3y"
@@ -70,12 +70,20 @@ def fill(engine_override: Path, target: Path) -> Path:
     programs = {"gateway": CADDY, "prometheus": shutil.which("prometheus")}
     services = {"gateway-auth": {"image": image, "environment": engine["environment"], "volumes": engine["volumes"]}}
     for name, program in programs.items():
-        mount = {"type": "bind", "source": program, "target": f"/opt/bin/{name}", "read_only": True}
+        mount = _read_only(program) | {"target": f"/opt/bin/{name}"}
         services[name] = {
             "image": image,
             "volumes": [*engine["volumes"], mount],
             "environment": {"PATH": "/opt/bin:/usr/bin"},
         }
+    mounted = {volume["target"] for volume in engine["volumes"]}
+    places = {sys.prefix, sys.base_prefix, str(ROOT / "src")} - mounted
+    services["guard"] = {
+        "image": image,
+        "volumes": [*engine["volumes"], *(_read_only(place) for place in sorted(places) if place != "/usr")],
+        "environment": {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        "entrypoint": KIT,
+    }
     services["gateway"]["command"] = ["gateway", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]
     services["gateway"]["environment"] |= {"XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "/config"}
     # The program itself, since the image has no entrypoint.
@@ -83,6 +91,10 @@ def fill(engine_override: Path, target: Path) -> Path:
     text = yaml.safe_dump({"services": services})
     target.write_text(text + "  grafana: !reset null\n  node-exporter: !reset null\n")
     return target
+
+
+def _read_only(place: str | None) -> dict[str, object]:
+    return {"type": "bind", "source": place, "target": place, "read_only": True}
 
 
 def containers(project: str) -> dict[str, dict[str, object]]:
@@ -116,13 +128,14 @@ def test_the_running_stack_opens_only_the_requested_ports_and_leaks_no_secret(ki
     beside = fill(override, kit.directory / "beside.yaml")
     with neighbour():
         before = scan(OUTSIDE)
-        done = kit.up("--override", override, "--override", beside, "--with", "gateway,monitoring", *words)
+        done = kit.up("--override", override, "--override", beside, "--with", "gateway,guard,monitoring", *words)
         assert done.code == 0, done.err
         assert published(kit.project) == {kit.port, port, prometheus}
         assert (scan(OUTSIDE) - before) & published(kit.project) == {port}
         routed_to_the_containers(kit)
         the_engine_has_no_way_out(kit)
         through_the_gateway(kit, port, token)
+        judged_by_the_guard(kit)
         scraped(prometheus)
         limits(kit)
         contents = places(kit)
@@ -192,6 +205,16 @@ def through_the_gateway(kit: Kit, port: int, token: str) -> None:
         assert "42" in answer.text, answer.text
         assert kit.run("key", "revoke", "ada").code == 0
         assert client.get(f"{url}/v1/models", headers=headers).status_code == 401
+
+
+def judged_by_the_guard(kit: Kit) -> None:
+    """`status` asks the guard in its container: what the client got was read, and nothing was found in it."""
+    status = kit.run("status", "--json")
+    assert status.code == 0, status.err
+    guard = status.json["guard"]
+    assert (guard["answers"], guard["mode"]) == (True, "observe"), guard
+    assert guard["counts"]["judged"] == 1 and guard["counts"]["sick"] == 0, guard
+    assert "1 answers judged" in kit.run("status").out
 
 
 def scraped(port: int) -> None:
