@@ -19,6 +19,7 @@ from glm4_deploy import __version__
 from glm4_deploy.deploy.releases import CERTIFICATE, PRIVATE, REPORT, Release, Store, ValueChange
 from glm4_deploy.deploy.signing import check_signed, sign_text
 from glm4_deploy.deploy.state import load_record
+from glm4_deploy.detect.thresholds import MEASURED
 from glm4_deploy.errors import DeployError, Judged, UsageError
 from glm4_deploy.files import read_bytes, read_text, write_text
 from glm4_deploy.report.wire import dumps, to_wire
@@ -74,8 +75,10 @@ def statement(release: Release, directory: Path, report: Path | None = None) -> 
         "engine": release.engine,
         "settings": release.settings,
         "seconds": {"ready": release.ready_seconds, "gate": release.gate_seconds},
+        "detector": MEASURED,
         "suite": suite,
-        "checks": [_check(row) for row in rows if isinstance(row, dict)],
+        # Those of the plan compare it with what the engine said.
+        "checks": [_check(row) for row in (*rows, *kept.get("planned", ())) if isinstance(row, dict)],
     }
     return {"_type": STATEMENT, "subject": _subjects(release), "predicateType": PREDICATE, "predicate": predicate}
 
@@ -175,6 +178,12 @@ class Certificate:
         for row in rows_of(self):
             if row.get("check") == "fingerprint":
                 yield f"fingerprint: {row.get('observed') or row.get('reason')}"
+            elif str(row.get("check")).startswith("plan-"):
+                yield f"{row.get('check')}: {row.get('observed') or row.get('reason')}; planned: {row.get('expected')}"
+        if isinstance(detector := about.get("detector"), dict):
+            found = f"{detector.get('found')} of {detector.get('sick')} sick texts of kinds unknown to it"
+            alarms = f"{detector.get('false_alarms')} false alarms in {detector.get('sound')}"
+            yield f"loop detector: found {found}, {alarms} ({detector.get('date')})"
         yield f"issued {about.get('issued')} by glm4-deploy {about.get('kit')}"
 
 
