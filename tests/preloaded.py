@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 KIT = (sys.executable, "-m", "glm4_deploy")
 MESSAGE = 1 << 20
+STARTED = dict(os.environ)  # before any test changed it
 # What Python itself or Rich reads when it is loaded: a command that is given one of these is started for real.
-READ_AT_START = ("PYTHON", "LC_", "LANG", "TERMINAL_WIDTH", "FORCE_COLOR", "NO_COLOR", "GITHUB_ACTIONS")
+READ_AT_START = ("PYTHON", "LC_", "LANG", "TERMINAL_WIDTH", "FORCE_COLOR", "NO_COLOR", "GITHUB_ACTIONS", "_GLM4_")
 
 
 class Process:
@@ -41,7 +42,9 @@ class Process:
         self.args = words
         self.returncode: int | None = None
         self._answers = answers
-        self.pid = int(answers.recv(32))
+        answers.settimeout(120)  # for the server's imports
+        self.pid = int(answers.recv(32) or b"0")
+        assert self.pid, "the server of forked commands has ended"
 
     def poll(self) -> int | None:
         return self._ended(0)
@@ -56,7 +59,11 @@ class Process:
         if self.returncode is None:
             self._answers.settimeout(timeout)
             with contextlib.suppress(BlockingIOError, TimeoutError):
-                self.returncode = int(self._answers.recv(32))
+                answer = self._answers.recv(32)
+                if not answer:  # the server has ended, and nobody waits for its commands
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.pid, signal.SIGKILL)
+                self.returncode = int(answer or -signal.SIGKILL)
                 self._answers.close()
         return self.returncode
 
@@ -85,7 +92,7 @@ def start(
     variables = dict(os.environ if env is None else env)
     with contextlib.ExitStack() as opened:
         given = stdin or opened.enter_context(Path(os.devnull).open("rb"))
-        if any(variables.get(name) != os.environ.get(name) for name in {*variables, *os.environ} if _at_start(name)):
+        if any(variables.get(name) != STARTED.get(name) for name in {*variables, *STARTED} if _at_start(name)):
             return subprocess.Popen([*KIT, *argv], stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=variables)
         ours, theirs = socket.socketpair()
         opened.callback(theirs.close)
@@ -137,7 +144,9 @@ def _server() -> socket.socket:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
             command = [sys.executable, __file__, str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=STARTED, cwd=Path(__file__).parent
+            )
         _servers[os.getpid()] = ours
         atexit.register(_end, ours, process)
     return _servers[os.getpid()]
@@ -148,13 +157,15 @@ def _end(server: socket.socket, process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _import_all() -> None:
-    """The kit's modules that its commands load; what needs an extra stays out."""
+def _import_all() -> dict[str, str]:
+    """The kit's modules that its commands load; what needs an extra stays out. Returns the variables that they set."""
+    before = dict(os.environ)
     package = importlib.import_module("glm4_deploy")
     for module in pkgutil.walk_packages(package.__path__, "glm4_deploy."):
         if not module.name.endswith("__main__"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module.name)
+    return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
 def _serve(control: socket.socket) -> dict[str, Any] | None:
@@ -188,16 +199,21 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
                 answer = socket.socket(fileno=descriptors[3])
                 for descriptor in descriptors[:3]:
                     os.close(descriptor)
-                answer.send(str(pid).encode())
+                with contextlib.suppress(BrokenPipeError):
+                    answer.send(str(pid).encode())
                 ended = os.pidfd_open(pid)
                 answers[ended] = (pid, answer)
                 events.register(ended, selectors.EVENT_READ)
 
 
-def _become(request: dict[str, Any]) -> None:
-    """What a start of Python would have done with these streams, variables and arguments."""
+def _become(request: dict[str, Any], imported: Mapping[str, str]) -> None:
+    """What a start of Python would have done with these streams, variables and arguments.
+
+    imported: the variables that the imports set.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(request["env"])
+    os.environ.update({**imported, **request["env"]})
     time.tzset()
     os.chdir(request["cwd"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -212,9 +228,11 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _import_all()
+    sys.path.pop(0)  # a command does not see the modules of the tests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which ends this server
+    from_imports = _import_all()
     gc.freeze()
     asked = _serve(socket.socket(fileno=int(sys.argv[1])))
     if asked is not None:
-        _become(asked)
+        _become(asked, from_imports)
         importlib.import_module("glm4_deploy.cli.app").main()

@@ -240,7 +240,9 @@ def parse(call: Call) -> None:
 def run(call: Call, work: Path) -> int:
     """The exit code of a command. No address and no absolute path of the page is used."""
     words = [ADDRESS.sub(CLOSED, word).replace("/models/", f"{work}/models/") for word in call.words]
-    return preloaded.run(*words, cwd=work, stdin=(work / "boot.log").read_bytes()).returncode
+    done = preloaded.run(*words, cwd=work, stdin=(work / "boot.log").read_bytes())
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
 
 
 def wrong_in_make(call: Call) -> str:

@@ -11,13 +11,13 @@ import typer
 
 from glm4_deploy.errors import ExtraMissing, UsageError
 from glm4_deploy.guard.ledger import Ledger
-from glm4_deploy.host.memory import read_memory
+from glm4_deploy.host.memory import check_level
 
 try:
     import uvloop
 
     from glm4_deploy.guard.proxy import GuardOptions, serving
-    from glm4_deploy.guard.reader import GIB, Mode
+    from glm4_deploy.guard.reader import Mode
 except ModuleNotFoundError as error:
     raise ExtraMissing(
         f"the guard needs {error.name}, which is not installed", hint="pip install 'glm4-deploy[guard]'"
@@ -71,12 +71,13 @@ def guard(
     address = urlsplit(engine)
     if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
         raise UsageError("--engine is not the address of a server", hint="for example http://127.0.0.1:8080")
+    check_level("--refuse-below-gib", refuse_below_gib)
     options = GuardOptions(
         engine=engine,
         mode=mode,
         mode_for=dict(_modes_for(mode_for or ())),
         repetition_detection=_tokens_times(repetition_detection),
-        refuse_below_gib=_reserve(refuse_below_gib),
+        refuse_below_gib=refuse_below_gib,
     )
     ledger = Ledger(_write, show_text=show_text)
     uvloop.run(_run(options, ledger, listen, port, metrics_port))
@@ -100,16 +101,6 @@ def _tokens_times(given: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--repetition-detection {given[:80]!r} is not TOKENS,TIMES", hint=hint)
     tokens, times = given.split(",")
     return int(tokens), int(times)
-
-
-def _reserve(gib: float) -> float:
-    total = read_memory().total
-    if total is not None and gib * GIB > total / 2:
-        raise UsageError(
-            f"--refuse-below-gib {gib:g}: this host has {total / GIB:.1f} GiB, and no engine leaves it that much",
-            hint="it is in GiB, and at most half of the host's memory",
-        )
-    return gib
 
 
 async def _run(options: GuardOptions, ledger: Ledger, listen: str, port: int, metrics_port: int) -> None:

@@ -87,6 +87,9 @@ def tune(
             cut_off = True
             progress.note("interrupted: what was measured is kept")
         winner = search.winner
+        why_not = doubt(winner) if winner else ""
+        if why_not:
+            progress.note(why_not)
         if apply and winner is not None and not cut_off:
             candidate = bench.make(changed(subject.settings, winner.settings), state_dir)
             bench.end()
@@ -95,13 +98,12 @@ def tune(
         else:
             back = bench.put_back()
     _report(search, subject, json_=json_)
-    if winner is not None and (why_not := doubt(winner)):
-        progress.note(why_not)
     if svg is not None:
         write_text(svg, plot(search.trials, winner, _title(subject)))
     if winner is not None and write and winner.settings:
         why = f"{_title(subject)}: {winner.rate:.0f} tokens/s, {_before(search, winner)}"
-        for line in write_settings(file, subject.settings, winner, one_line(why, 200)):
+        why += f"; {why_not}" if why_not else ""
+        for line in write_settings(file, subject.settings, winner, one_line(why, 300)):
             typer.echo(f"{file}: {line}", err=True)
     if back is not None and back.error is not None:
         report_result(back, "tune", progress, json_=False)
@@ -205,6 +207,7 @@ def _report(search: Search, subject: Subject, *, json_: bool) -> None:
         best = front(trials)
         wire = [{**to_wire(trial), "won": trial is winner, "on_front": trial in best} for trial in trials]
         about = {"load": subject.load, "place": subject.place, "winner": winner.label if winner else None}
+        about |= {"doubt": doubt(winner) if winner else ""}
         typer.echo(dumps({**about, "trials": wire}))
         return
     _, *rows = table(trials, winner)

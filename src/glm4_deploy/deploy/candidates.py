@@ -23,6 +23,7 @@ from glm4_deploy.deploy.state import Record, load_record
 from glm4_deploy.errors import CheckpointRefused, ImageMissing, ModelMissing, PortTaken, StorageError, UsageError
 from glm4_deploy.files import read_text, write_text
 from glm4_deploy.host.gpu import read_gpus
+from glm4_deploy.host.memory import check_level
 from glm4_deploy.host.system import PortState, read_port
 from glm4_deploy.plan.spec import DeploymentSpec, choose_fraction, plan_deployment
 from glm4_deploy.probe.endpoints import read_models
@@ -288,6 +289,8 @@ def preflight(candidate: Candidate, directory: Path, *, force: bool, note: Calla
         read_questions(Path(str(file)))
     if file := candidate.settings.get("notify_file"):
         read_text(Path(str(file)))  # refuses one that Docker could not mount
+    if "guard" in candidate.settings.get("extras", ()):
+        check_level("guard_refuse_below_gib", candidate.settings.get("guard_refuse_below_gib"))
     key = candidate.endpoint.api_key_file
     if key and ensure_key(Path(key)):
         note(f"made a new API key in {key}")

@@ -77,8 +77,9 @@ def statement(release: Release, directory: Path, report: Path | None = None) -> 
         "seconds": {"ready": release.ready_seconds, "gate": release.gate_seconds},
         "detector": MEASURED,
         "suite": suite,
-        # Those of the plan compare it with what the engine said.
-        "checks": [_check(row) for row in (*rows, *kept.get("planned", ())) if isinstance(row, dict)],
+        "checks": [_check(row) for row in rows if isinstance(row, dict)],
+        # Beside what the engine's log said. They count for no verdict, so they are no checks.
+        "plan": [_check(row) for row in kept.get("planned", ()) if isinstance(row, dict)],
     }
     return {"_type": STATEMENT, "subject": _subjects(release), "predicateType": PREDICATE, "predicate": predicate}
 
@@ -178,8 +179,8 @@ class Certificate:
         for row in rows_of(self):
             if row.get("check") == "fingerprint":
                 yield f"fingerprint: {row.get('observed') or row.get('reason')}"
-            elif str(row.get("check")).startswith("plan-"):
-                yield f"{row.get('check')}: {row.get('observed') or row.get('reason')}; planned: {row.get('expected')}"
+        for row in _rows(about.get("plan")):
+            yield f"{row.get('check')}: {row.get('status')}, {row.get('observed')}; expected: {row.get('expected')}"
         if isinstance(detector := about.get("detector"), dict):
             found = f"{detector.get('found')} of {detector.get('sick')} sick texts of kinds unknown to it"
             alarms = f"{detector.get('false_alarms')} false alarms in {detector.get('sound')}"
@@ -225,8 +226,11 @@ def statuses(certificate: Certificate) -> dict[str, str]:
 
 def rows_of(certificate: Certificate) -> list[dict[str, Any]]:
     """The checks, as far as they can be read."""
-    rows = certificate.predicate.get("checks")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return _rows(certificate.predicate.get("checks"))
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def compare(a: Certificate, b: Certificate) -> tuple[tuple[ValueChange, ...], tuple[str, ...]]:
@@ -248,7 +252,7 @@ def compare(a: Certificate, b: Certificate) -> tuple[tuple[ValueChange, ...], tu
 
 
 def _facts(predicate: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in predicate.items() if key not in ("checks", "issued", "release")}
+    return {key: value for key, value in predicate.items() if key not in ("checks", "plan", "issued", "release")}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -136,7 +136,9 @@ def find_container(client: docker.DockerClient, project: str, service: str) -> C
     """
     with answering():
         containers = client.containers.list(
-            all=True, filters={"label": [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={service}"]}
+            all=True,
+            ignore_removed=True,
+            filters={"label": [f"{PROJECT_LABEL}={project}", f"{SERVICE_LABEL}={service}"]},
         )
     return next((one for one in containers if one.labels.get(ONE_OFF_LABEL) != "True"), None)
 

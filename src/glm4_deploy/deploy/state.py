@@ -289,8 +289,9 @@ def load_stop(directory: Path, *, since: float) -> MemoryStop | None:
 
 
 def forget_stop(stop: MemoryStop | None, directory: Path) -> None:
-    """Remove the note of that stop; one that was written since then stays."""
-    if stop is not None and load_stop(directory, since=0.0) == stop:
+    """Remove the note of that stop; one of a later stop stays."""
+    found = load_stop(directory, since=0.0)  # the watch adds the log's path when the engine has ended
+    if stop is not None and found is not None and (found.at, found.what) == (stop.at, stop.what):
         with suppress(OSError):
             (directory / STOP_FILE).unlink(missing_ok=True)
 

@@ -26,7 +26,6 @@ from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Api, Question, read_question, with_repetition_detection
 from glm4_deploy.guard.reader import (
     EVENT_STREAM,
-    GIB,
     MAX_BODY,
     BodyReader,
     Cut,
@@ -38,6 +37,7 @@ from glm4_deploy.guard.reader import (
     Room,
 )
 from glm4_deploy.guard.upstream import BUFFER, EngineAnswer, EngineTrouble, Header, Upstream, frame
+from glm4_deploy.host.system import GIB
 
 MODE_HEADER = "X-GLM4-Guard"
 KEY_HEADER = "X-Key-Name"  # the gateway's name for the client's key
@@ -51,6 +51,8 @@ HEADER_LINE = 16384  # bytes of one line of a request's head
 HEADER_LINES = 64  # so that a client that never ends its head holds no more than 1 MiB
 IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
 RETRY_S = 10  # what a client is told to wait while the host is short of memory
+# What makes the engine work for long: what is judged, its Anthropic interface, and embeddings.
+WORK = frozenset({*Api, "/v1/messages", "/v1/embeddings"})
 PENALTY = 1.1  # repetition_penalty of a second try
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
@@ -108,9 +110,9 @@ class Guard:
         if not request.raw_path.startswith("/"):  # `@elsewhere/` would make another host of the engine's address
             return _refusal(400, "the request's target is not a path")
         api = Api(request.path) if request.method == "POST" and request.path in set(Api) else None
-        if api is not None and self._short_of_memory():
+        if request.method == "POST" and request.path in WORK and self._short_of_memory():
             self._ledger.refused()
-            why = f"less than {self._options.refuse_below_gib:g} GiB of the host's memory is available"
+            why = f"the host is short of memory: less than {self._options.refuse_below_gib:g} GiB, now or just before"
             return _refusal(503, why, {hdrs.RETRY_AFTER: str(RETRY_S)})
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

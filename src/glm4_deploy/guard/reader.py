@@ -14,6 +14,7 @@ from glm4_deploy.guard.events import Events, EventTooLong
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.question import Question, read_json
 from glm4_deploy.host.memory import read_memory
+from glm4_deploy.host.system import GIB
 
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
 EVENT_STREAM = "text/event-stream"
@@ -60,9 +61,9 @@ class NoRoom(Exception):
     """The answers that are judged have too many characters."""
 
 
-GIB = 2**30
 LOOK_S = 1.0  # between two looks at the host's memory
-ENOUGH = 1.1  # of what is to stay available: from there on new questions are taken again
+ENOUGH = 1.1  # of what is to stay available: from there on new questions are taken again at once
+QUIET_S = 30.0  # above the level, and they are taken again too: a host may never have a tenth more
 
 
 class Reserve:
@@ -76,7 +77,7 @@ class Reserve:
     def __init__(self, gib: float) -> None:
         """gib: what is to stay available; 0: it is never short."""
         self._floor = gib * GIB
-        self._at = float("-inf")
+        self._at = self._below_at = float("-inf")
         self.short = False
         self.left: int | None = None
 
@@ -84,7 +85,10 @@ class Reserve:
         """Whether it is short, after another look if the last one is LOOK_S ago. at: monotonic seconds."""
         if self._floor and at - self._at >= LOOK_S:
             self._at, self.left = at, read_memory().available
-            self.short = self.left is not None and self.left < self._floor * (ENOUGH if self.short else 1.0)
+            below = self.left is not None and self.left < self._floor
+            self._below_at = at if below else self._below_at
+            recent = self.left is not None and self.left < self._floor * ENOUGH and at - self._below_at < QUIET_S
+            self.short = below or (self.short and recent)
         return self.short
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm4_deploy.host.system import parse_meminfo
+from glm4_deploy.errors import UsageError
+from glm4_deploy.host.system import GIB, parse_meminfo
 
 NO_LIMIT = 2**60  # bytes: cgroup v1 writes "no limit" as a number just below 2^63
 
@@ -60,6 +61,20 @@ def read_memory(pid: int = 0, *, proc: Path = Path("/proc"), sys: Path = Path("/
         pressure=parse_pressure(_text(proc / "pressure/memory")),
         groups=tuple(_groups(_text(proc / f"{pid}/cgroup"), sys)) if pid else (),
     )
+
+
+def check_level(name: str, gib: float | None) -> None:
+    """A level of available memory that an engine could ever leave. name: of the option or the setting.
+
+    Raises:
+        UsageError: it is more than half of this host's memory.
+    """
+    total = read_memory().total
+    if gib is not None and total is not None and gib * GIB > total / 2:
+        raise UsageError(
+            f"{name} {gib:g}: this host has {total / GIB:.1f} GiB, and no engine leaves it that much",
+            hint="it is in GiB, and at most half of the host's memory",
+        )
 
 
 def parse_pressure(text: str) -> Pressure | None:

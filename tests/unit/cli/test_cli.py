@@ -196,6 +196,14 @@ def test_every_command_has_help_with_an_example() -> None:
         assert "Example" in help_of(name), name
 
 
+@pytest.mark.parametrize("module", sorted({module for rows in COMMANDS.values() for module, _ in rows.values()}))
+def test_each_command_imports_what_it_needs(module: str) -> None:
+    """Nothing else was imported before, as at a real start."""
+    code = f"import glm4_deploy.cli.app, glm4_deploy.cli.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "engine.log").write_text("INFO 11-28 08:00:00 [api_server.py:1] vLLM API server version 0.13.0\n")
     reports = (["plan", "--gpu", "h100"], ["diagnose", "engine.log"], ["detect", "engine.log"])

@@ -31,7 +31,9 @@ PASSED = ("ok", "warn")
 
 
 def kit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return preloaded.run(*words, cwd=cwd)
+    done = preloaded.run(*words, cwd=cwd)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.cli.watch import _defence
-from glm4_deploy.deploy.state import MemoryStop, expected_record, load_stop, save_record, save_stop
+from glm4_deploy.deploy.state import MemoryStop, expected_record, forget_stop, load_stop, save_record, save_stop
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.memory import MemoryFacts
 from glm4_deploy.watch import memory
@@ -272,3 +273,14 @@ def test_a_watch_that_may_stop_nothing_needs_no_docker(tmp_path: Path, monkeypat
     assert found is not None and found.engines is None
     with pytest.raises(DeployError):
         defence(may_stop=True)
+
+
+def test_the_note_of_a_stop_is_forgotten_with_the_log_that_it_got_later_and_no_other(tmp_path: Path) -> None:
+    stop = MemoryStop(at=1000.0, what=("engine",), why="memory ran out", remedy="use less", log="")
+    save_stop(replace(stop, log="stopped.log"), tmp_path)
+    forget_stop(stop, tmp_path)
+    assert load_stop(tmp_path, since=0.0) is None
+    later = replace(stop, at=1001.0)
+    save_stop(later, tmp_path)
+    forget_stop(stop, tmp_path)
+    assert load_stop(tmp_path, since=0.0) == later

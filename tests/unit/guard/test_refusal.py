@@ -2,12 +2,14 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 import preloaded
 from glm4_deploy.cli.params import resolve_spec
+from glm4_deploy.deploy.candidates import preflight
 from glm4_deploy.errors import UsageError
 from glm4_deploy.guard import reader
 from glm4_deploy.guard.reader import GIB, Reserve
@@ -38,7 +40,10 @@ def test_it_is_short_below_the_level_until_a_tenth_more_is_there(monkeypatch: py
     assert seen == [False, True, True, False, True, False, True]
     host.left = 20.0
     assert reserve.look(6.5) and host.looks == 7, "one look a second"
-    assert not any(Reserve(0.0).look(float(second)) for second in range(3)) and host.looks == 7
+    host.left = 8.2  # this host never has a tenth more
+    assert [reserve.look(second) for second in (7.0, 35.0, 37.0)] == [True, True, False], "half a minute of quiet"
+    looks = host.looks
+    assert not any(Reserve(0.0).look(float(second)) for second in range(3)) and host.looks == looks
 
 
 def test_new_questions_are_refused_and_those_that_run_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +55,12 @@ def test_new_questions_are_refused_and_those_that_run_end(monkeypatch: pytest.Mo
         running.start()
         assert begun.wait(PATIENCE_S)
         host.left = 5.0
-        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"):
             answer = httpx.post(guard.url + path, json={"model": "m"}, trust_env=False, timeout=PATIENCE_S)
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
         error = {"type": "ServiceUnavailable", "param": None, "code": 503}
-        assert answer.json()["error"] == error | {"message": "guard: less than 8 GiB of the host's memory is available"}
+        why = "guard: the host is short of memory: less than 8 GiB, now or just before"
+        assert answer.json()["error"] == error | {"message": why}
         assert len(engine.requests) == 1, "the engine heard nothing of them"
         assert guard.count("refuses") == 1
         engine.go.set()
@@ -63,7 +69,7 @@ def test_new_questions_are_refused_and_those_that_run_end(monkeypatch: pytest.Mo
         assert httpx.get(guard.url + "/v1/models", trust_env=False, timeout=PATIENCE_S).status_code == 200
         host.left = 9.0
         assert post(guard).status_code == 200
-        assert (guard.count("refused_total"), guard.count("refuses")) == (3, 0)
+        assert (guard.count("refused_total"), guard.count("refuses")) == (5, 0)
         told = [(line["refuses"], line["available_gib"]) for line in guard.lines if line["event"] == "memory"]
     assert told == [(True, 5.0), (False, 9.0)]
 
@@ -82,3 +88,9 @@ def test_a_level_that_no_host_has_is_refused(tmp_path: Path) -> None:
     done = preloaded.run("guard", "--refuse-below-gib", "1000", cwd=tmp_path)
     assert done.returncode == 2
     assert "and no engine leaves it that much" in done.stderr and "at most half of the host's memory" in done.stderr
+
+
+def test_up_refuses_such_a_level_before_it_stops_anything(tmp_path: Path) -> None:
+    settings = {"extras": ["gateway", "guard"], "guard_refuse_below_gib": 1000.0}
+    with pytest.raises(UsageError, match="guard_refuse_below_gib 1000: this host has"):
+        preflight(SimpleNamespace(settings=settings), tmp_path, force=False, note=print)  # type: ignore[arg-type]
