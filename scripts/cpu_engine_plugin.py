@@ -8,6 +8,9 @@ The core and the worker wait for each other by looking at shared memory all the 
 message; then they wait as if idle, which they do here from the beginning. And the demo model's matrices are too small
 to be shared by threads: with two, each of them waits for the other.
 
+Even an eager engine compiles one small function of its sampler with the first log probabilities that it is asked for,
+which takes some 20 s in each new container; here that function is not compiled.
+
 Nothing else of vLLM is changed. vLLM loads `register` early in each process (entry point `vllm.general_plugins`).
 """
 
@@ -16,6 +19,7 @@ import os
 import sys
 from typing import Any
 
+COUNTING = ("vllm.v1.sample.ops.logprobs", "vllm.v1.sample.sampler")
 THREADS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -33,6 +37,9 @@ def register() -> None:
     if condition := getattr(waiting, "SpinCondition", None):
         condition.record_read = lambda self: None
         condition.notify = _notify
+    for module in map(importlib.import_module, COUNTING):
+        compiled = module.batched_count_greater_than
+        module.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
     if "VLLM_WORKER_MULTIPROC_METHOD" in methods:
         methods["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
         importlib.import_module("vllm.model_executor.models.registry")._run_in_subprocess = lambda look: look()
