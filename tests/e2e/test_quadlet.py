@@ -98,7 +98,7 @@ def test_a_started_unit_is_a_healthy_engine_and_starts_again_with_the_machine(
     debian.run("systemctl", "daemon-reload")
     debian.run("systemctl", "start", "glm4q", timeout=300)
     address = f"http://{debian.run('hostname', '--ip-address').strip()}:{kit.port}"
-    smoke = kit.run("smoke", "--base-url", address, "--suite", "quick")
+    smoke = kit.run("smoke", "--base-url", address, "--suite", "gate")
     assert smoke.code == 0, smoke.out
 
     first = running(debian)
