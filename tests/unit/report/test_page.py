@@ -225,3 +225,9 @@ def test_a_page_without_a_deployment_has_no_empty_sections() -> None:
     page = to_html(replace(report("fine"), deployment=None))
     assert "The start" not in page
     assert "Releases" not in page
+
+
+def test_a_command_in_advice_is_set_as_code() -> None:
+    row = replace(report("fine").results[0], remedy="run `up --force <x>`, or see `docs")
+    page = to_html(replace(report("fine"), results=(row,)))
+    assert page.count("run <code>up --force &lt;x&gt;</code>, or see `docs<") == 2
