@@ -9,6 +9,7 @@ ANSWERS = "glm4_guard_answers_total"  # one series per outcome, once there is an
 UNJUDGED = "glm4_guard_unjudged_total"
 STREAMS = "glm4_guard_streams"  # always there
 REFUSES = "glm4_guard_refuses"
+REFUSED = "glm4_guard_refused_total"
 STARTED = "process_start_time_seconds"
 
 
@@ -24,6 +25,7 @@ class GuardCounts:
         unjudged: passed on without a verdict; not among `judged`.
         started: epoch seconds; None if it does not say.
         refuses: it refuses new questions now, as the host is short of memory.
+        refused: questions that it refused for that.
     """
 
     judged: float
@@ -33,6 +35,7 @@ class GuardCounts:
     unjudged: float
     started: float | None
     refuses: bool = False
+    refused: float = 0.0
 
 
 def guard_counts(metrics: Metrics) -> GuardCounts | None:
@@ -50,4 +53,5 @@ def guard_counts(metrics: Metrics) -> GuardCounts | None:
         unjudged=metrics.sum(UNJUDGED) or 0.0,
         started=metrics.sum(STARTED),
         refuses=(metrics.sum(REFUSES) or 0.0) > 0,
+        refused=metrics.sum(REFUSED) or 0.0,
     )

@@ -40,8 +40,12 @@ CONDITIONS = {
         "fine": "has enough memory again",
     },
     "gpu": {"trouble": "has trouble with its GPU", "well": "has no more trouble with its GPU"},
+    "guard": {
+        "refuses": "takes no new questions: its guard refuses them",
+        "well": "takes new questions again",
+    },
 }
-CONDITION_NEXT = {"memory": "glm4-deploy status", "gpu": "glm4-deploy doctor"}
+CONDITION_NEXT = {"memory": "glm4-deploy status", "gpu": "glm4-deploy doctor", "guard": "glm4-deploy status"}
 XID_S = 3600.0  # the same code again within this is no news
 DONE = ("restarted", "rolled-back", "taken-out", "put-back")  # what the message of the recovery lists
 
@@ -191,7 +195,7 @@ class Damper:
         if not told or (over is not None and at - over >= self._damping.settle_s):
             relapses = _recent(self._memory.relapses.get(name, []), at)
             self._memory.relapses[name] = [*relapses, at][-20:]
-        kinds = [state] if name == "memory" else [without_figures(one) for one in why.split("; ")]
+        kinds = [without_figures(one) for one in why.split("; ")] if name == "gpu" else [state]
         new = [kind for kind in kinds if kind not in told]
         if not new:
             return None

@@ -123,11 +123,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCounts:
-    """What a guard has counted since it started. at: monotonic seconds."""
+    """What a guard has counted since it started. at: monotonic seconds.
+
+    refuses: it refuses new questions now, as the host is short of memory. refused: those that it refused for that.
+    """
 
     at: float
     judged: float
     sick: float
+    refuses: bool = False
+    refused: float = 0.0
 
 
 class Judge:
@@ -154,6 +159,7 @@ class Judge:
         self._age = self._age_at = 0.0  # how old the engine was at its first sample, and when that was
         self._answers: deque[AnswerCounts] = deque()
         self.unread = ""  # why the guard's counts cannot be read
+        self.refuses = False  # whether it refused new questions when it was last read
 
     def restarted(self, at: float) -> None:
         """The engine was restarted: forget what was observed of the old one, and grant the new one its grace period."""
@@ -171,7 +177,7 @@ class Judge:
         if self._answers and counts.judged < self._answers[-1].judged:
             self._answers.clear()  # the guard was restarted
         self._answers.append(counts)
-        self.unread = ""
+        self.unread, self.refuses = "", counts.refuses
         self._forget_answers(counts.at)
 
     def no_answers(self, why: str, at: float) -> None:

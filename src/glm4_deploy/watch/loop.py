@@ -141,12 +141,18 @@ async def read_answers(client: Client) -> AnswerCounts | str:
         return f"GET /metrics: {failure.detail}"
     except Exception as error:  # noqa: BLE001 (no answer may end the watch)
         return _unreadable(error)
-    return AnswerCounts(at=time.monotonic(), judged=counts.judged, sick=counts.sick)
+    return AnswerCounts(
+        at=time.monotonic(),
+        judged=counts.judged,
+        sick=counts.sick,
+        refuses=counts.refuses,
+        refused=counts.refused,
+    )
 
 
 async def _ask_guard(client: Client, judge: Judge, exporter: Exporter, emit: EventWriter) -> None:
-    """Tell the judge what the guard counts; report when that becomes unknown, and when it is known again."""
-    seen, before = await read_answers(client), judge.unread
+    """Tell the judge what the guard counts; report when that becomes unknown or known, or it refuses new questions."""
+    seen, before, refused = await read_answers(client), judge.unread, judge.refuses
     if isinstance(seen, AnswerCounts):
         judge.answers(seen)
     else:
@@ -154,6 +160,10 @@ async def _ask_guard(client: Client, judge: Judge, exporter: Exporter, emit: Eve
     exporter.guard(read=not judge.unread)
     if bool(judge.unread) != bool(before):
         emit("guard", state="unknown" if judge.unread else "read again", why=judge.unread)
+    if isinstance(seen, AnswerCounts) and seen.refuses != refused:
+        why = "the host is short of memory" if seen.refuses else "it takes new questions again"
+        state = "refuses" if seen.refuses else "well"
+        emit("guard", state=state, why=f"{why}; {seen.refused:.0f} refused since its start")
 
 
 # Canaries: small generations on a schedule, within a budget: sums with known answers, and free texts for the detector.

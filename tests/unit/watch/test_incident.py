@@ -244,6 +244,20 @@ def test_memory_that_runs_low_is_told_once_per_level_and_once_that_it_is_back() 
     assert "now: 9 GiB available" in heard.told[2].text
 
 
+def test_a_guard_that_refuses_questions_is_told_once_and_once_that_it_takes_them_again() -> None:
+    heard = Heard()
+    for number in range(3):
+        heard.emit("guard", state="refuses", why=f"the host is short of memory; {number} refused since its start")
+        heard.emit("guard", state="unknown", why="GET /metrics: refused")  # of its findings: no end of it
+        heard.wait(60)
+        heard.emit("guard", state="well", why=f"it takes new questions again; {number} refused since its start")
+        heard.wait(60)
+    heard.wait(600)
+    assert heard.titles == ["takes no new questions: its guard refuses them", "takes new questions again"]
+    assert "why: the host is short of memory; 0 refused" in heard.told[0].text
+    assert "next: glm4-deploy status" in heard.told[0].text and "; 2 refused" in heard.told[1].text
+
+
 def test_each_engine_that_was_stopped_for_memory_is_told_with_what_to_change() -> None:
     heard = Heard()
     for name in ("engine-1", "engine-2", "engine-1"):

@@ -2,13 +2,17 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from httpx import AsyncClient
 
+from glm4_deploy.guard import reader
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.proxy import GuardOptions, serving
 from glm4_deploy.guard.question import Api, read_question
+from glm4_deploy.host.memory import MemoryFacts
 from glm4_deploy.probe.client import ProbeTarget
 from glm4_deploy.watch.exporter import Exporter
 from glm4_deploy.watch.judge import Limits, State
@@ -120,3 +124,34 @@ def test_a_guard_that_cannot_be_read_is_reported_once_and_proves_nothing() -> No
         assert "without a guard's counters" in asyncio.run(run(url, url))
         assert "what the guard finds is unknown" in asyncio.run(run(url, "http://127.0.0.1:1"))
     assert [(event, fields["state"]) for event, fields in events] == [("guard", "unknown")] * 2
+
+
+def test_a_guard_that_refuses_new_questions_is_told_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortage begins, lasts, and ends, with a question in each phase; the verdict on the engine stays."""
+    host = SimpleNamespace(left=9)
+    monkeypatch.setattr(reader, "LOOK_S", 0.0)
+    monkeypatch.setattr(reader, "read_memory", lambda: MemoryFacts(available=host.left * 2**30))
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    async def run(url: str) -> None:
+        options, ledger = GuardOptions(engine=url, refuse_below_gib=8.0), Ledger(lambda _: None)
+        async with serving(options, ledger, "127.0.0.1", 0, 0) as (port, metrics), AsyncClient(trust_env=False) as ask:
+            moments = judge_engine(
+                ProbeTarget(base_url=url), replace(LIMITS, canaries=False), None, Exporter(stale_s=60),
+                lambda event, /, **fields: events.append((event, fields)),
+                ProbeTarget(base_url=f"http://127.0.0.1:{metrics}"),
+            )  # fmt: skip
+            statuses, states = [], []
+            for host.left in (9, 5, 5, 9, 9):
+                answer = await ask.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"model": "m"})
+                statuses.append(answer.status_code == 503)
+                states.append((await anext(moments)).state)
+            await moments.aclose()  # type: ignore[attr-defined]  # it is a generator
+            assert statuses == [False, True, True, False, False]
+            assert State.OK in states and not {*states} - {State.OK, State.UNKNOWN}
+
+    with mounted(Reference()) as url:
+        asyncio.run(run(url))
+    assert [(event, fields["state"]) for event, fields in events] == [("guard", "refuses"), ("guard", "well")]
+    assert events[0][1]["why"] == "the host is short of memory; 1 refused since its start"
+    assert events[1][1]["why"] == "it takes new questions again; 2 refused since its start"
