@@ -1,6 +1,7 @@
 """The service `guard` as Compose reads it: between gateway and engine, and hardened."""
 
 import json
+import socket
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from glm4_deploy.files import write_text
 from glm4_deploy.render.compose import COMPOSE, rendered
 from glm4_deploy.run import run_program
 from glm4_deploy.settings import Settings
+from servers.guarded import ANSWER, Engine, guarded, whole
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,6 +56,27 @@ def test_it_stands_between_gateway_and_engine_and_publishes_nothing(tmp_path: Pa
 def test_in_front_of_several_engines_it_asks_the_router(tmp_path: Path, compose: list[str]) -> None:
     words = services_of(tmp_path, compose, "replicas=2")["guard"]["command"]
     assert words[words.index("--engine") + 1] == "http://router:8080"
+
+
+def test_its_health_check_asks_the_clients_port_too_and_never_the_engine(tmp_path: Path, compose: list[str]) -> None:
+    kind, *words = services_of(tmp_path, compose)["guard"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    program = words[-1]
+
+    def healthy(metrics: int, clients: int) -> bool:
+        here = program.replace("9110", str(metrics)).replace("8080", str(clients))
+        return subprocess.run([sys.executable, "-c", here], capture_output=True, check=False).returncode == 0
+
+    engine = Engine(*whole(ANSWER))
+    with guarded(engine) as guard, socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        metrics = int(guard.metrics_url.rpartition(":")[2])
+        assert healthy(metrics, guard.port)
+        assert not healthy(metrics, silent.getsockname()[1]), "it takes connections and answers none"
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            assert not healthy(metrics, closed.getsockname()[1])
+        assert not healthy(guard.port, metrics)
+    assert engine.requests == []
 
 
 def test_without_a_gateway_no_client_could_reach_it() -> None:
