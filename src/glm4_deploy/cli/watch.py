@@ -20,6 +20,7 @@ from glm4_deploy.cli.output import JUnit, Outputs, stdout_if
 from glm4_deploy.cli.params import STATE, Json, JsonLines, StateDir, resolve_spec
 from glm4_deploy.cli.smoke import BaseUrl, KeyFile, make_target
 from glm4_deploy.deploy.candidates import recorded_engine
+from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.replicas import ReplicaSet, RouterClient, address_of
 from glm4_deploy.deploy.state import LastCanary, Record, expected_record, load_record, load_stop, save_canary
 from glm4_deploy.errors import DeployError, Judged, UsageError
@@ -309,9 +310,9 @@ def _policy(rules: Rules, state_dir: Path, service: str = "engine") -> KeptPolic
     return KeptPolicy(rules, state_dir / f"watch/restarts-{service}.json", held=partial(_memory_stop, state_dir))
 
 
-def _memory_stop(state_dir: Path, started_at: float) -> str:
-    """Why the engine that was started then is to stay down; '' if it is not."""
-    stop = load_stop(state_dir, since=started_at)
+def _memory_stop(state_dir: Path, container: ContainerState) -> str:
+    """Why it is to stay down; '' if it is not. Others, which were started before that stop too, may be restarted."""
+    stop = load_stop(state_dir, since=container.started_at, of=container.name)
     return f"{stop.why}: it needs a person ({stop.remedy})" if stop else ""
 
 

@@ -265,7 +265,13 @@ STOP_FILE = "watch/stopped.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStop:
-    """What the watch stopped, and why. at: epoch seconds. log: the file with the end of the engine's log."""
+    """What the watch stopped, and why.
+
+    Attributes:
+        at: epoch seconds; of the last one, if several engines were stopped.
+        what: the names of all that are down for it, the last one at the end.
+        log: the file with the end of the last one's log.
+    """
 
     schema: int = 1
     at: FiniteFloat
@@ -279,13 +285,16 @@ def save_stop(stop: MemoryStop, directory: Path) -> None:
     write_text(directory / STOP_FILE, dumps(stop) + "\n")
 
 
-def load_stop(directory: Path, *, since: float) -> MemoryStop | None:
-    """The stop that what was started at `since` (epoch seconds) ended with; None if there was none."""
+def load_stop(directory: Path, *, since: float, of: str = "") -> MemoryStop | None:
+    """The stop that what was started at `since` (epoch seconds) ended with; None if there was none.
+
+    of: the engine's name, where there may be several; '': whichever it was.
+    """
     try:
         stop = TypeAdapter(MemoryStop).validate_json(read_bytes(directory / STOP_FILE))
     except (DeployError, ValidationError):
         return None
-    return stop if stop.at >= since else None
+    return stop if stop.at >= since and (not of or of in stop.what) else None
 
 
 def forget_stop(stop: MemoryStop | None, directory: Path) -> None:

@@ -57,12 +57,15 @@ class ReplicaStatus:
     """Whether the router sends it requests; None: the router does not answer."""
     core: CoreAnswer | None = None
     """What became of a request for one token, sent to it alone; None: not asked."""
+    stopped: MemoryStop | None = None
+    """That the watch stopped it, because memory was running out."""
 
     @property
     def why(self) -> str:
         """What keeps it from serving; '' if nothing does."""
         if not self.running:
-            return f"{self.service}: {self.detail}"
+            stopped = f"; stopped by the watch: {self.stopped.why}" if self.stopped else ""
+            return f"{self.service}: {self.detail}{stopped}"
         if self.routed is None:
             return "the router does not answer"
         if self.core and not self.core.good:
@@ -237,8 +240,9 @@ class StatusReport:
 
     def _faults(self) -> Iterator[tuple[str, str]]:
         """Each thing that is wrong, and what to do. `up` names the first; the replicas have rows of their own."""
-        if self.stopped:
-            yield "stopped", f"{self.stopped.remedy}; its log: {self.stopped.log or 'not kept'}"
+        # Of several engines that are down for it the note has one reason: that of the last one.
+        for stopped in dict.fromkeys(filter(None, (self.stopped, *(one.stopped for one in self.replicas)))):
+            yield "stopped", f"{stopped.remedy}; its log: {stopped.log or 'not kept'}"
         if self.ended:
             yield "last end", f"{self.ended.observed}; {self.ended.remedy}"
         if self.state.cache_doubt:
@@ -291,7 +295,7 @@ def read_status(record: Record, engine: Engine, directory: Path) -> StatusReport
         health=health,
         models=models,
         models_error=models_error,
-        replicas=tuple(_replicas(record.endpoint, engine)),
+        replicas=tuple(_replicas(record, engine, directory)),
         engine=reader.facts,
         deployment=deployment,
         unjudged=unjudged,
@@ -320,9 +324,9 @@ def _core_of(endpoint: Endpoint, engine: Engine) -> CoreAnswer | None:
     return None
 
 
-def _memory_stop(record: Record, state: RunState, directory: Path) -> MemoryStop | None:
+def _memory_stop(record: Record, state: RunState, directory: Path, *, of: str = "") -> MemoryStop | None:
     started = state.started or record.started
-    return load_stop(directory, since=started.started_at) if started and not state.running else None
+    return load_stop(directory, since=started.started_at, of=of) if started and not state.running else None
 
 
 def _last_end(engine: Engine, state: RunState) -> Result | None:
@@ -341,9 +345,10 @@ def _made_from(record: Record) -> dict[str, Any]:
     return made_from(texts)
 
 
-def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
+def _replicas(record: Record, engine: Engine, directory: Path) -> Iterator[ReplicaStatus]:
     if not engine.replicas:
         return
+    endpoint = record.endpoint
     try:
         routed = RouterClient(base_url=endpoint.base_url).workers()
     except Unreachable:
@@ -362,6 +367,7 @@ def _replicas(endpoint: Endpoint, engine: Engine) -> Iterator[ReplicaStatus]:
             restarts=state.restarts,
             routed=None if routed is None else routed.get(address_of(name), False),
             core=cores[name].result() if name in cores else None,
+            stopped=_memory_stop(record, state, directory, of=state.container) if state.container else None,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.errors import StorageError
 from glm4_deploy.files import write_text
 from glm4_deploy.watch.judge import State
@@ -43,7 +44,7 @@ class KeptPolicy(Policy):
     After a start of the host it begins anew, as the engine does.
     """
 
-    def __init__(self, rules: Rules, file: Path, held: Callable[[float], str] = lambda _started_at: "") -> None:
+    def __init__(self, rules: Rules, file: Path, held: Callable[[ContainerState], str] = lambda _: "") -> None:
         super().__init__(rules, held)
         self._file = file
         acts = Acts()

@@ -264,8 +264,10 @@ class Defence:
             self._said.pop("memory-stop-unrecorded", None)
             self.emit("memory-stopping", engine=one.name, why=str(room))
         hint = remedy(room, _pids((one,)))
-        stop = MemoryStop(at=time.time(), what=(one.name,), why=f"memory ran out: {room}", remedy=hint, log="")
         former = self._undone.former if self._undone else load_stop(self.directory, since=0.0)
+        runs = {other.name for other in self._seen if other.ticks != "0" and not other.gone}
+        down = [name for name in (former.what if former else ()) if name not in {*runs, one.name}]
+        stop = MemoryStop(at=time.time(), what=(*down, one.name), why=f"memory ran out: {room}", remedy=hint, log="")
         await self._record(stop)
         try:
             await asyncio.to_thread(one.stop)

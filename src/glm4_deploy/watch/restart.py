@@ -55,8 +55,8 @@ class Rules:
 class Policy:
     """Decides whether to restart now. Pure: time (monotonic seconds) and the container's state are arguments."""
 
-    def __init__(self, rules: Rules, held: Callable[[float], str] = lambda _started_at: "") -> None:
-        """held: from a container's start (epoch seconds) to why it is not to be started again; '' for no reason."""
+    def __init__(self, rules: Rules, held: Callable[[ContainerState], str] = lambda _container: "") -> None:
+        """held: from a container to why it is not to be started again; '' for no reason."""
         self.rules = rules
         self._held = held
         self._done: deque[float] = deque()
@@ -122,7 +122,7 @@ class Policy:
             return "the container does not exist"
         if container.gave_up:
             return f"given up after {container.restarts} restarts, the ceiling of its restart policy: it needs a person"
-        if held := self._held(container.started_at):  # also while it runs: a stop takes seconds
+        if held := self._held(container):  # also while it runs: a stop takes seconds
             return held
         if not container.running and _stopped_on_purpose(container):
             return f"it was stopped (exit code {container.exit_code}), probably on purpose"
@@ -242,7 +242,7 @@ class ContainerKeeper:
 def _refuse_if_stopped_for_memory(container: Container, directory: Path) -> None:
     """Storing a log takes seconds, in which memory may have run out. Raises DeployError."""
     state = state_of(container)
-    if state and (stop := load_stop(directory, since=state.started_at)):
+    if state and (stop := load_stop(directory, since=state.started_at, of=state.name)):
         raise DeployError(f"it is stopped: {stop.why}", hint=stop.remedy)
 
 

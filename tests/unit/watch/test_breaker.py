@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from glm4_deploy.cli.watch import _memory_stop
 from glm4_deploy.deploy.docker import ContainerState
 from glm4_deploy.deploy.state import MemoryStop, load_stop, save_stop
 from glm4_deploy.host.memory import MemoryFacts, MemoryGroup, Pressure
@@ -150,13 +152,16 @@ def test_what_was_stopped_for_memory_stays_down_until_it_is_started_again(tmp_pa
     assert load_stop(tmp_path, since=90.0) == stop
     assert load_stop(tmp_path, since=110.0) is None, "it was started after that"
     assert load_stop(tmp_path / "none", since=0.0) is None
-    policy = Policy(Rules(), held=lambda started: "memory ran out" if started <= 100 else "")
+    policy = Policy(Rules(), held=partial(_memory_stop, tmp_path))
     killed = ContainerState(
         id="i", name="glm4", image="v", image_id="i", status="exited", started_at=90.0, restarts=0, exit_code=137,
         oom_killed=False, health=None, ports=(), restart_policy="no",
     )  # fmt: skip
-    assert policy.why_not(State.UNREACHABLE, 0.0, killed, up_s=None, since_s=60.0) == "memory ran out"
+    why = "memory ran out: it needs a person (stop the browser)"
+    assert policy.why_not(State.UNREACHABLE, 0.0, killed, up_s=None, since_s=60.0) == why
     ending = replace(killed, status="running", exit_code=None)
-    assert policy.why_not(State.HUNG, 0.0, ending, up_s=5000.0, since_s=60.0) == "memory ran out"
+    assert policy.why_not(State.HUNG, 0.0, ending, up_s=5000.0, since_s=60.0) == why
+    other = replace(ending, name="glm4-2")
+    assert policy.why_not(State.HUNG, 0.0, other, up_s=5000.0, since_s=60.0) is None, "another engine was stopped"
     again = replace(ending, started_at=110.0)
     assert policy.why_not(State.HUNG, 0.0, again, up_s=5000.0, since_s=60.0) is None, "it was started after that"

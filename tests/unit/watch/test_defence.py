@@ -1,6 +1,7 @@
 """How the breaker stops an engine: the note first, then the stop, and whatever Docker answers, the watch goes on."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.cli.watch import _defence
+from glm4_deploy.deploy.processes import start_ticks
 from glm4_deploy.deploy.state import MemoryStop, expected_record, forget_stop, load_stop, save_record, save_stop
 from glm4_deploy.errors import DeployError
 from glm4_deploy.host.memory import MemoryFacts
@@ -182,6 +184,25 @@ def test_a_stop_whose_log_cannot_be_kept_is_noted_all_the_same(tmp_path: Path, e
     assert len(host.events("memory-stop-unrecorded")) == 1
 
 
+def test_the_note_of_a_second_stop_names_the_first_engine_too_unless_it_runs_again(tmp_path: Path) -> None:
+    def stopped(name: str, *living: str) -> tuple[str, ...]:
+        """What the note says after that engine was stopped while these run too."""
+        ticks = start_ticks(os.getpid())
+        listed = [
+            RunningEngine(name=one, pid=os.getpid(), stop=nothing, log=lines, ticks=ticks) for one in (name, *living)
+        ]
+        host = Host(tmp_path, Listed(lambda: tuple(listed)))
+        host.run(lambda: bool(host.events("memory-stopped")))
+        stop = load_stop(tmp_path, since=0.0)
+        assert stop is not None and load_stop(tmp_path, since=0.0, of=name) == stop
+        return stop.what
+
+    assert stopped("one", "two", "three") == ("one",)
+    assert stopped("two", "three") == ("one", "two"), "one is down"
+    assert stopped("three", "two") == ("one", "three"), "somebody has started two again"
+    assert stopped("one") == ("three", "one")
+
+
 def test_a_directory_that_takes_no_note_prevents_no_stop(tmp_path: Path) -> None:
     file, stops = tmp_path / "file", []
     file.write_text("")
@@ -254,6 +275,16 @@ def test_what_was_stopped_for_memory_while_its_log_was_kept_is_not_restarted(
     with pytest.raises(DeployError, match="memory ran out"):
         keeper(tmp_path).roll_back("babbling")
     assert not any("/restart" in line for line in docker.asked)
+
+
+def test_another_engine_that_is_older_than_the_stop_of_its_neighbour_is_restarted(
+    docker: DockerServer, tmp_path: Path
+) -> None:
+    save_stop(MemoryStop(at=time.time(), what=("glm4-2",), why="memory ran out", remedy="", log=""), tmp_path)
+    assert keeper(tmp_path).restart("hung", nothing).is_file()
+    save_stop(MemoryStop(at=time.time(), what=("glm4", "glm4-2"), why="memory ran out", remedy="", log=""), tmp_path)
+    with pytest.raises(DeployError, match="memory ran out"):
+        keeper(tmp_path).restart("hung", nothing)
 
 
 def test_else_it_is_restarted(docker: DockerServer, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_engine_that_is_loading_is_left_alone() -> None:
 @pytest.mark.parametrize("status", ["running", "exited"])
 @pytest.mark.parametrize("state", [State.HUNG, State.BABBLING, State.UNREACHABLE])
 def test_what_is_held_is_left_alone_while_it_still_runs_and_after(status: str, state: State) -> None:
-    policy = Policy(Rules(), held=lambda started_at: "memory ran out" if started_at < 100 else "")
+    policy = Policy(Rules(), held=lambda one: "memory ran out" if one.started_at < 100 else "")
     code = None if status == "running" else 137
     up_s = 5000.0 if status == "running" else None
     assert why_not(policy, state, 0, up_s, status=status, exit_code=code) == "memory ran out"
