@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import sys
 from collections.abc import Iterable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ except ModuleNotFoundError as error:
     raise ExtraMissing(
         f"the guard needs {error.name}, which is not installed", hint="pip install 'glm4-deploy[guard]'"
     ) from error
+
+SWITCH_S = 0.0005  # for which a verdict in another thread may hold up the tokens; Python's default is 5 ms
 
 
 def guard(
@@ -80,6 +83,7 @@ def guard(
         refuse_below_gib=refuse_below_gib,
     )
     ledger = Ledger(_write, show_text=show_text)
+    sys.setswitchinterval(SWITCH_S)
     uvloop.run(_run(options, ledger, listen, port, metrics_port))
 
 

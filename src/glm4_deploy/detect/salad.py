@@ -91,6 +91,12 @@ def _mixed_scripts(sample: str) -> str | None:
     kinds: Counter[str] = Counter()
     within = between = letters = words = 0
     for run in _SPACED.findall(sample):
+        if max(run) < _LATIN_END:
+            found = run.count(" ") + 1
+            words += found
+            letters += len(run) - found + 1
+            kinds["LATIN"] += found
+            continue
         scripts = [[_script(char) for char in word] for word in run.split(" ")]
         for word in scripts:
             words += 1
@@ -108,8 +114,11 @@ def _mixed_scripts(sample: str) -> str | None:
     return None
 
 
+_LATIN_END = "\u0250"
+
+
 def _script(char: str) -> str:
-    if char < "\u0250":
+    if char < _LATIN_END:
         return "LATIN"
     script = name(char, "LATIN").split(" ", 1)[0]
     return _EAST.get(script) or _NO_SCRIPT.get(script, script)

@@ -1,15 +1,15 @@
 """The proxy: every request goes to the engine, every answer comes back byte for byte, unless it is cut.
 
 aiohttp serves: its C parser bounds lines and headers. `upstream` asks the engine, and hands a token's bytes over in the
-call that read them; they are judged and written to the client in that call too, unless the client is slow. Nothing is
-decompressed, so that no answer can be a bomb.
+call that read them; they are written to the client in that call too, unless the client is slow. They are judged before
+that where an answer may be cut, otherwise in batches afterwards. Nothing is decompressed: no answer can be a bomb.
 """
 
 import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from errno import EADDRINUSE
 from time import monotonic, perf_counter
@@ -27,8 +27,9 @@ from glm4_deploy.guard.question import Api, Question, read_question, with_repeti
 from glm4_deploy.guard.reader import (
     EVENT_STREAM,
     MAX_BODY,
-    BodyReader,
+    Backlog,
     Cut,
+    DeferredReader,
     Judging,
     Mode,
     NoRoom,
@@ -91,9 +92,8 @@ class GuardOptions:
 class Guard:
     """One engine's guard: `handle` serves one request."""
 
-    def __init__(self, options: GuardOptions, ledger: Ledger) -> None:
-        self._options = options
-        self._ledger = ledger
+    def __init__(self, options: GuardOptions, ledger: Ledger, backlog: Backlog) -> None:
+        self._options, self._ledger, self._backlog = options, ledger, backlog
         self._engine = Upstream(options.engine)
         self._room = Room(MAX_CHARACTERS)
         self._requests = Room(MAX_REQUESTS)
@@ -146,8 +146,16 @@ class Guard:
             raw = with_repetition_detection(question, raw, *self._options.repetition_detection)
         # Events of the Responses API have numbers and an id, which a second answer would restart.
         again = wanted == Mode.RETRY and api is not Api.RESPONSES
-        with self._ledger.streams.track_inprogress(), self._room.taken() as room:
-            judging = Judging(ledger=self._ledger, question=question, mode=mode, room=room, again_in_stream=again)
+        with ExitStack() as taken:
+            taken.enter_context(self._ledger.streams.track_inprogress())
+            judging = Judging(
+                ledger=self._ledger,
+                question=question,
+                mode=mode,
+                room=taken.enter_context(self._room.taken()),
+                taken=taken,
+                again_in_stream=again,
+            )
             return await self._exchange(request, raw, judging)
 
     def _mode(self, wanted: str, question: Question | None) -> Mode:
@@ -168,17 +176,17 @@ class Guard:
                 if judging is None or unjudged:
                     if unjudged:
                         self._ledger.unjudged(unjudged)
-                    return await _forward(request, answer, response)
+                    return await self._forward(request, answer, response)
                 streams = response.content_type == EVENT_STREAM
                 if judging.mode is Mode.OBSERVE:
-                    reader = judging.events() if streams else judging.body()
-                    return await _forward(request, answer, response, reader, self._ledger)
+                    reader = DeferredReader(judging.events(), self._backlog) if streams else judging.body()
+                    return await self._forward(request, answer, response, reader, judging)
                 if not streams:
                     return await self._held(request, body, answer, response, judging)
                 response.headers.popall(hdrs.CONTENT_LENGTH, None)  # a cut changes it
                 if judging.mode is Mode.RETRY:
                     return await self._tried_twice(request, body, answer, response, judging)
-                return await _forward(request, answer, response, judging.events(), self._ledger)
+                return await self._forward(request, answer, response, judging.events(), judging)
         except (EngineTrouble, OSError, TimeoutError) as error:
             if response is None or not response.prepared:
                 self._ledger.event("engine", trouble=str(error) or type(error).__name__)
@@ -211,7 +219,7 @@ class Guard:
             self._ledger.unjudged("too long")
             await response.prepare(request)
             await response.write(whole)
-            return await _forward(request, answer, response)
+            return await self._forward(request, answer, response)
         reader = judging.body()
         reader.feed(whole)
         sick = await asyncio.to_thread(reader.finals)  # a long text takes some 0.1 s, in which tokens must pass
@@ -226,7 +234,7 @@ class Guard:
                 response.content_length = len(whole)
             except Exception as error:  # noqa: BLE001 (the engine's own bytes are an answer too)
                 self._ledger.fault(error)
-        reader.close(action)
+        await asyncio.to_thread(reader.close, action)
         await response.prepare(request)
         await response.write(whole)
         await response.write_eof()
@@ -259,10 +267,9 @@ class Guard:
         cut = reader.feed(first)
         nothing_sent = cut is not None
         if cut is None:
-            cut = await _pass(request, answer, response, reader, self._ledger, first=first, until_cut=True)
+            cut = await self._pass(request, answer, response, reader, judging, first=first, until_cut=True)
             if cut is None:
-                await response.write_eof()
-                return response
+                return await self._end(response, reader, judging)
         answer.close()
         async with AsyncExitStack() as asked:
             again = None
@@ -275,7 +282,7 @@ class Guard:
             if again is not None:
                 if not nothing_sent:
                     await response.write(cut.again)
-                return await _forward(request, again, response, judging.events(second=True), self._ledger)
+                return await self._forward(request, again, response, judging.events(second=True), judging)
         reader.was_cut()
         if nothing_sent:
             await response.prepare(request)
@@ -294,6 +301,89 @@ class Guard:
                 return answer
         return None
 
+    # Bytes from one side to the other.
+
+    async def _forward(
+        self,
+        request: web.BaseRequest,
+        answer: EngineAnswer,
+        response: web.StreamResponse,
+        reader: Reader | None = None,
+        judging: Judging | None = None,
+    ) -> web.StreamResponse:
+        """Pass the rest of an answer on, to its end."""
+        await self._pass(request, answer, response, reader, judging)
+        return await self._end(response, reader, judging)
+
+    async def _end(
+        self, response: web.StreamResponse, reader: Reader | None, judging: Judging | None
+    ) -> web.StreamResponse:
+        """Tell the client that the answer is complete; it is judged as a whole meanwhile."""
+        if reader is not None and judging is not None:
+            self._backlog.conclude(reader, judging.taken.pop_all())
+        await response.write_eof()
+        return response
+
+    async def _pass(
+        self,
+        request: web.BaseRequest,
+        answer: EngineAnswer,
+        response: web.StreamResponse,
+        reader: Reader | None,
+        judging: Judging | None,
+        *,
+        first: bytes = b"",
+        until_cut: bool = False,
+    ) -> Cut | None:
+        """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up.
+
+        Args:
+            first: what was read, and judged, before.
+            until_cut: stop where the answer is cut, and return the cut instead of sending it.
+        """
+        unsent: Cut | None = None
+
+        def judged(chunk: bytes) -> bytes:
+            nonlocal unsent
+            cut = reader.feed(chunk) if reader is not None else None
+            if cut is None:
+                return chunk
+            answer.close()  # before the write: a slow client must not hold the engine's slot
+            if until_cut:
+                unsent = cut
+                return chunk[: cut.end]
+            return chunk[: cut.end] + cut.closing
+
+        try:
+            if not response.prepared:
+                await response.prepare(request)
+            if first:
+                await response.write(first)
+            transport, chunked = request.transport, response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+
+            def pass_at_once(chunk: bytes) -> bool:
+                """In the call that read the chunk, if the client has taken all that was written before."""
+                if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+                    return False
+                arrived = perf_counter()
+                more = judged(chunk)
+                transport.write(frame(more) if chunked else more)
+                if judging is not None:
+                    judging.ledger.delay.observe(perf_counter() - arrived)
+                return True
+
+            if request.method != hdrs.METH_HEAD:
+                answer.take = pass_at_once
+            while chunk := await answer.read():
+                await response.write(judged(chunk))
+        except BaseException:
+            if reader is not None and reader.complete and judging is not None:  # many clients leave at the end mark
+                self._backlog.conclude(reader, judging.taken.pop_all())
+            elif reader is not None:
+                reader.leave()
+            raise
+        return unsent
+
 
 def _otherwise(raw: bytes) -> bytes:
     """The same question for a second try.
@@ -306,84 +396,6 @@ def _otherwise(raw: bytes) -> bytes:
         body["seed"] += 1
     body["repetition_penalty"] = max(body.get("repetition_penalty") or 1.0, PENALTY)
     return json.dumps(body).encode()
-
-
-# Bytes from one side to the other.
-
-
-async def _forward(
-    request: web.BaseRequest,
-    answer: EngineAnswer,
-    response: web.StreamResponse,
-    reader: Reader | None = None,
-    ledger: Ledger | None = None,
-) -> web.StreamResponse:
-    """Pass the rest of an answer on, to its end."""
-    await _pass(request, answer, response, reader, ledger)
-    await response.write_eof()
-    return response
-
-
-async def _pass(
-    request: web.BaseRequest,
-    answer: EngineAnswer,
-    response: web.StreamResponse,
-    reader: Reader | None,
-    ledger: Ledger | None,
-    *,
-    first: bytes = b"",
-    until_cut: bool = False,
-) -> Cut | None:
-    """Pass the engine's bytes on as they come. A slow client slows the engine's connection down: nothing piles up.
-
-    Args:
-        first: what was read, and judged, before.
-        until_cut: stop where the answer is cut, and return the cut instead of sending it.
-    """
-    unsent: Cut | None = None
-
-    def judged(chunk: bytes) -> bytes:
-        nonlocal unsent
-        cut = reader.feed(chunk) if reader is not None else None
-        if cut is None:
-            return chunk
-        answer.close()  # before the write: a slow client must not hold the engine's slot
-        if until_cut:
-            unsent = cut
-            return chunk[: cut.end]
-        return chunk[: cut.end] + cut.closing
-
-    try:
-        if not response.prepared:
-            await response.prepare(request)
-        if first:
-            await response.write(first)
-        transport, chunked = request.transport, response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
-
-        def pass_at_once(chunk: bytes) -> bool:
-            """In the call that read the chunk, if the client has taken all that was written before."""
-            if transport is None or transport.is_closing() or transport.get_write_buffer_size():
-                return False
-            arrived = perf_counter()
-            more = judged(chunk)
-            transport.write(frame(more) if chunked else more)
-            if ledger is not None:
-                ledger.delay.observe(perf_counter() - arrived)
-            return True
-
-        if request.method != hdrs.METH_HEAD:
-            answer.take = pass_at_once
-        while chunk := await answer.read():
-            await response.write(judged(chunk))
-        if isinstance(reader, BodyReader):
-            await asyncio.to_thread(reader.close)
-        elif reader is not None:
-            reader.close()
-    except BaseException:
-        if reader is not None:
-            reader.leave()
-        raise
-    return unsent
 
 
 async def _whole(answer: EngineAnswer) -> bytes:
@@ -456,8 +468,9 @@ async def serving(
         return web.Response(text="ok\n") if request.path == "/healthz" else web.Response(status=404)
 
     async with AsyncExitStack() as listening:
-        ports = []
-        for handler, at in ((Guard(options, ledger).handle, port), (own, metrics_port)):
+        ports, backlog = [], Backlog()
+        listening.push_async_callback(backlog.ended)
+        for handler, at in ((Guard(options, ledger, backlog).handle, port), (own, metrics_port)):
             server = web.Server(
                 handler,
                 handler_cancellation=True,  # a client that leaves ends the engine's request at once

@@ -1,9 +1,12 @@
 """Reads an answer as it passes: what is found in it, where it is cut, and how it is counted."""
 
+import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -17,7 +20,10 @@ from glm4_deploy.host.memory import read_memory
 from glm4_deploy.host.system import GIB
 
 MAX_BODY = 2 << 20  # bytes of a whole answer that is judged; a longer one passes unjudged
+BATCH = 4096  # bytes of one answer that are judged together: some 16 events of vLLM
+BACKLOG = 64  # batches that may wait; with more, reading waits for judging
 EVENT_STREAM = "text/event-stream"
+END_MARK = b"data: [DONE]\n\n"
 JSON = "application/json"
 
 
@@ -102,7 +108,9 @@ class Cut:
 
 
 class Reader(Protocol):
-    """Reads an answer as it passes."""
+    """Reads an answer as it passes. complete: its end mark was there, so nobody has broken it off."""
+
+    complete: bool
 
     def feed(self, chunk: bytes) -> Cut | None: ...
     def close(self) -> None: ...
@@ -114,6 +122,7 @@ class Judging:
     """What it takes to judge one answer.
 
     Attributes:
+        taken: what is given back once it is judged.
         again_in_stream: a second answer may follow what the client has of the first.
     """
 
@@ -121,6 +130,7 @@ class Judging:
     question: Question
     mode: Mode
     room: Callable[[int], None]
+    taken: ExitStack = field(default_factory=ExitStack)
     again_in_stream: bool = False
 
     def cannot_judge(self, status: int, answer: StreamResponse) -> str | None:
@@ -151,8 +161,10 @@ class EventReader:
         self._room, self._taken = judging.room, 0
         self._reading = True
         self._finals: list[SickText] = []
+        self.complete = False
 
     def feed(self, chunk: bytes) -> Cut | None:
+        self.complete = chunk.endswith(END_MARK)
         if not self._reading:
             return None
         try:
@@ -226,6 +238,87 @@ class EventReader:
                 self._ledger.unjudged(why)
 
 
+class Backlog:
+    """What remains to be judged while tokens pass: batches, one after each round of the event loop, and verdicts."""
+
+    def __init__(self) -> None:
+        self._batches: deque[Callable[[], None]] = deque()
+        self._verdicts: set[asyncio.Task[None]] = set()
+        # A verdict on a long text takes some milliseconds. One thread, so that of many answers that end together one
+        # at a time takes turns with the event loop.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verdict")
+
+    def put(self, judge: Callable[[], None]) -> None:
+        self._batches.append(judge)
+        if len(self._batches) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+        elif len(self._batches) > BACKLOG:
+            self._batches.popleft()()
+
+    def _next(self) -> None:
+        try:
+            self._batches.popleft()()
+        finally:
+            if self._batches:
+                asyncio.get_running_loop().call_soon(self._next)
+
+    def conclude(self, reader: Reader, taken: ExitStack) -> None:
+        """Judge a complete answer as a whole, then give back what it has taken."""
+        task = asyncio.get_running_loop().create_task(self._conclude(reader, taken))
+        self._verdicts.add(task)
+        task.add_done_callback(self._verdicts.discard)
+
+    async def _conclude(self, reader: Reader, taken: ExitStack) -> None:
+        with taken:
+            if isinstance(reader, DeferredReader):
+                await reader.judge_rest()
+            await asyncio.get_running_loop().run_in_executor(self._thread, reader.close)
+
+    async def ended(self) -> None:
+        """Until the last verdict is there."""
+        await asyncio.gather(*self._verdicts)
+        self._thread.shutdown()
+
+
+class DeferredReader:
+    """Judges a stream that is not cut: in batches, after they were passed on."""
+
+    def __init__(self, reader: EventReader, backlog: Backlog) -> None:
+        self._reader, self._backlog = reader, backlog
+        self._held = bytearray()
+        self._left = False
+        self.complete = False
+
+    def feed(self, chunk: bytes) -> None:
+        self.complete = chunk.endswith(END_MARK)
+        self._held += chunk
+        if len(self._held) >= BATCH:
+            self._put()
+
+    async def judge_rest(self) -> None:
+        """Judge what waits, before `close`."""
+        judged = asyncio.Event()
+        self._put()
+        self._backlog.put(judged.set)
+        await judged.wait()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def leave(self) -> None:
+        """It was broken off; what waits is not judged."""
+        self._left = True
+        self._reader.leave()
+
+    def _put(self) -> None:
+        batch, self._held = bytes(self._held), bytearray()
+        self._backlog.put(lambda: self._judge(batch))
+
+    def _judge(self, batch: bytes) -> None:
+        if not self._left:
+            self._reader.feed(batch)
+
+
 class BodyReader:
     """Reads an answer that is one JSON object. parsed: {} until `finals` or `close` has read it."""
 
@@ -236,6 +329,7 @@ class BodyReader:
         self._answer = Answer(judging.question)
         self._finals: list[SickText] | None = None
         self._why = ""
+        self.complete = False
         self.parsed: dict[str, Any] = {}
 
     def feed(self, chunk: bytes) -> None:
