@@ -241,7 +241,9 @@ class Guard:
         return response
 
     async def _again(self, request: web.BaseRequest, raw: bytes, judging: Judging) -> dict[str, Any] | None:
-        """A second answer to the same question; None if it fails or loops too."""
+        """A second answer to the same question; None if it fails or loops too, or memory is low: it is new work."""
+        if self._short_of_memory():
+            return None
         with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
             async with self._ask(request, _otherwise(raw)) as answer:
                 whole = await _whole(answer)
@@ -293,7 +295,9 @@ class Guard:
     async def _again_streamed(
         self, asked: AsyncExitStack, request: web.BaseRequest, raw: bytes, judging: Judging
     ) -> EngineAnswer | None:
-        """A second stream to the same question; None if the engine does not send one."""
+        """A second stream to the same question; None if the engine does not send one, or memory is low."""
+        if self._short_of_memory():
+            return None
         with suppress(EngineTrouble, OSError, TimeoutError, TypeError):
             answer = await asked.enter_async_context(self._ask(request, _otherwise(raw)))
             head = _response(answer)

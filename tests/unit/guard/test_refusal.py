@@ -1,5 +1,6 @@
 """While the host is short of memory, new questions wait and what runs goes on."""
 
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,22 @@ from glm4_deploy.cli.params import resolve_spec
 from glm4_deploy.deploy.candidates import preflight
 from glm4_deploy.errors import UsageError
 from glm4_deploy.guard import reader
-from glm4_deploy.guard.reader import GIB, Reserve
+from glm4_deploy.guard.reader import GIB, Mode, Reserve
 from glm4_deploy.host.memory import MemoryFacts
 from glm4_deploy.render.compose import COMPOSE, rendered
-from servers.guarded import DONE, PATIENCE_S, Engine, guarded, post, streamed, token
+from servers.guarded import (
+    DONE,
+    PATIENCE_S,
+    Engine,
+    Turns,
+    guarded,
+    loop,
+    looping_body,
+    post,
+    streamed,
+    token,
+    whole,
+)
 
 
 class Host:
@@ -72,6 +85,28 @@ def test_new_questions_are_refused_and_those_that_run_end(monkeypatch: pytest.Mo
         assert (guard.count("refused_total"), guard.count("refuses")) == (5, 0)
         told = [(line["refuses"], line["available_gib"]) for line in guard.lines if line["event"] == "memory"]
     assert told == [(True, 5.0), (False, 9.0)]
+
+
+@pytest.mark.parametrize("how", ["whole", "a stream of which nothing was sent", "a stream that was asked for so"])
+def test_meanwhile_no_answer_is_asked_for_once_more(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Memory runs low while an answer that loops is under way: it is cut as in the mode `cut`."""
+    monkeypatch.setattr(reader, "LOOK_S", 0.0)
+    host = Host(monkeypatch)
+    body = looping_body()
+    events = [token("Once."), *loop(), DONE] if "asked" in how else [b"".join(loop()), DONE]
+    engine = Turns(whole(body) if how == "whole" else streamed(*events))
+
+    def answer(connection: socket.socket) -> None:
+        host.left = 5.0  # after the question was let through
+        engine(connection)
+
+    asked = {"x-glm4-guard": "retry"} if "asked" in how else {}
+    with guarded(answer, Mode.RETRY, refuse_below_gib=8.0) as guard:
+        raw = post(guard, stream=how != "whole", headers=asked).content
+        assert guard.count("answers_total", model="m", outcome="cut") == 1
+        assert guard.count("answers_total", model="m", outcome="retried") == 0
+        assert b'"action":"cut"' in raw and b'"retried"' not in raw
+    assert len(engine.requests) == 1, "the engine was asked once"
 
 
 def test_a_rendered_guard_refuses_where_the_settings_say_so() -> None:
