@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,8 +18,10 @@ import pytest
 
 from e2e.kit import free_port
 from glm4_deploy.deploy.state import MemoryStop, load_stop, save_stop
-from glm4_deploy.host.memory import read_memory
+from glm4_deploy.guard import reader
+from glm4_deploy.host.memory import MemoryFacts, read_memory
 from journeys.kit import Kit, Running, alive, wait_for
+from servers.guarded import ANSWER, DONE, PATIENCE_S, Turns, guarded, post, streamed, token, whole
 
 MIB = 2**20
 LIMIT = 512  # MiB; of this a tenth is the floor, and half of that is critical
@@ -26,7 +29,7 @@ HOG = """
 import sys
 held = []
 for line in sys.stdin:
-    held.append(b"x" * (int(line) << 20))
+    held.append(b"x" * (int(line) << 20)) if int(line) else held.clear()
     print(len(held), flush=True)
 """
 
@@ -71,7 +74,7 @@ def group() -> Iterator[Group]:
 
 
 class Hog:
-    """Allocates as much memory as its argument says, and keeps it."""
+    """Allocates as much memory as its argument says, and keeps it until it is told 0."""
 
     def __init__(self, group: Group) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", HOG], stdin=-1, stdout=-1, text=True)
@@ -158,3 +161,33 @@ def test_an_up_that_succeeds_ends_the_note_of_a_stop_whatever_the_clock_said_the
     wait_for(lambda: not any(map(alive, pids)))
     assert "memory ran out" not in kit.run("status").out
     assert load_stop(state, since=0.0) is None
+
+
+def test_a_guard_refuses_while_a_process_holds_the_memory_and_what_runs_goes_on(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hog's cgroup stands for a host: the guard itself reads the host's MemAvailable, and no cgroup's limit."""
+    hog, engine = Hog(group), Turns(streamed(token("a"), token("b"), DONE), whole(ANSWER))
+    monkeypatch.setattr(reader, "LOOK_S", 0.0)
+    left = lambda: read_memory(hog.process.pid).groups[0].left  # noqa: E731
+    monkeypatch.setattr(reader, "read_memory", lambda: MemoryFacts(available=left()))
+    engine.go, begun, ended = threading.Event(), threading.Event(), []
+    try:
+        with guarded(engine, refuse_below_gib=LIMIT / 4 / 1024) as guard:
+            running = threading.Thread(target=lambda: ended.append(post(guard, begun=begun)))
+            running.start()
+            assert begun.wait(PATIENCE_S)
+            hog.take(LIMIT * 7 // 8)
+            refused = post(guard)
+            assert (refused.status_code, refused.headers["Retry-After"], len(engine.requests)) == (503, "10", 1)
+            engine.go.set()
+            running.join(PATIENCE_S)
+            assert ended[0].content == b"".join([token("a"), token("b"), DONE])
+            assert post(guard).status_code == 503
+            hog.take(0)
+            wait_for(lambda: left() > LIMIT * MIB / 2)
+            assert post(guard).status_code == 200
+    finally:
+        engine.go.set()
+        hog.end()
+    assert group.kills == 0
