@@ -8,14 +8,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from e2e.kit import KIT, MODEL, ROOT, Kit
+from e2e.kit import KIT, MODEL, ROOT, Kit, free_port
 from e2e.machine import wait_until
 from e2e.test_up import containers, inspect, wait_for
+from e2e.watching import Lines
 from glm4_deploy.deploy.docker import ContainerState, connect, state_of
+from servers import broken
+from servers.reference import Reference
+from servers.serve import serving
 
 pytestmark = pytest.mark.e2e
 
@@ -78,13 +83,26 @@ def daemon(cpu_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         shutil.rmtree(root, ignore_errors=True)
 
 
+class Changing:
+    """A server that turns sick, or well, while it serves, as an ASGI app."""
+
+    now: Any = Reference()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.now(scope, receive, send)
+
+
 ENDS_WITH_0 = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
 
 
 def test_a_crash_loop_ends_and_a_restarted_docker_engine_brings_back_what_served(
     daemon: Daemon, override: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rendered policy and script, around an engine that crashes, and one that ends with 0 as vLLM does."""
+    """The rendered policy and script, around an engine that crashes, and one that ends with 0 as vLLM does.
+
+    A watch is at work meanwhile, for which another server stands for what the container serves: it turns sick while the
+    Docker engine is away.
+    """
     kit = Kit(directory=tmp_path, project="glm4-ends")
     done = kit.run("render", *kit.settings(MODEL), "--set", "restart=on-failure:2", "-o", tmp_path / "compose.yaml")
     assert done.code == 0, done.err
@@ -113,9 +131,27 @@ def test_a_crash_loop_ends_and_a_restarted_docker_engine_brings_back_what_served
     wait_until(lambda: state("crashes").gave_up, 60, lambda: str(state("crashes")))
     log = subprocess.run(["docker", "logs", "crashes"], capture_output=True, text=True, check=True).stderr
     assert "gave up after 3 starts" in log
-    daemon.end(signal.SIGTERM)
-    daemon.start()
-    wait_until(lambda: state("serves").running, 60, lambda: str(state("serves")))
+    server, first = Changing(), state("serves").started_at
+    with serving(server) as url:
+        words = ("--base-url", url, "--interval", "0.5", "--stall", "2", "--canary-every", "0", "--grace", "0")
+        options = ("--container", "serves", "--backoff", "30", "--port", str(free_port()))
+        watch = Lines([*KIT, "watch", "--restart", "--json", *words, *options], cwd=tmp_path)
+        try:
+            watch.state("ok", seconds=60)
+            daemon.end(signal.SIGTERM)
+            server.now = broken.Sick(started=server.now.started)
+            watch.wait(lambda row: row["event"] == "restart-failed", 60)
+            daemon.start()
+            wait_until(lambda: state("serves").running, 60, lambda: str(state("serves")))
+            watch.wait(lambda row: row["event"] == "restarted", 120)
+            server.now, seen = Reference(), len(watch.rows)
+            watch.state("ok", seconds=60, after=seen)
+        finally:
+            watch.end()
+    told = [row["event"] for row in watch.rows]
+    assert [event for event in told if event.startswith("restart")] == ["restart-failed", "restarted"]
+    assert told.count("container-unknown") <= 1, "it may look before the server turns sick"
+    assert watch.process.returncode == 0 and state("serves").running and state("serves").started_at > first
     assert state("crashes").gave_up
 
 
