@@ -54,7 +54,7 @@ def find_loop(tail: Tail, *, ending: Ending, request: PromptRequest, unfinished:
     at_end = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
     finding = find_or_due(tail, ending=at_end, request=request)[0]
     if finding is None and ending is not Ending.RUNNING:
-        finding = _one_letter(tail, request)
+        finding = _one_letter(tail, request, at_end)
     return finding if finding is not None or ending is Ending.RUNNING else _find_before_end(tail, ending, request)
 
 
@@ -80,12 +80,15 @@ def find_or_due(tail: Tail, *, ending: Ending, request: PromptRequest) -> tuple[
     return None, due
 
 
-_LETTERS = re.compile(r"\s*([^\W\d_A])(?:\1|\s)*")  # A: base64 of zero bytes
+_LETTERS = re.compile(r"\s*([^\W\d_A]|`)(?:\1|\s)*")  # A: base64 of zero bytes
+_REVERSED_DIGITS = re.compile(r"([1-9])\1+(?![\d.,])")  # not those of a decimal fraction
 
 
-def _one_letter(tail: Tail, request: PromptRequest) -> LoopFinding | None:
-    """One letter over and over, with blanks anywhere."""
+def _one_letter(tail: Tail, request: PromptRequest, ending: Ending) -> LoopFinding | None:
+    """One letter over and over, with blanks anywhere, or a backtick; or one digit, until the token limit."""
     match = _LETTERS.match(tail.reversed)
+    if match is None and ending is Ending.CUT and tail.reversed[:1] not in request.words:
+        match = _REVERSED_DIGITS.match(tail.reversed)
     if match is None:
         return None
     letter, times = match[1], match[0].count(match[1])

@@ -97,6 +97,7 @@ class Lines:
 
 _DIGIT = re.compile(r"\d")
 _NUMERAL = re.compile(r"\d+")
+_ROW_NUMBER = re.compile(r"\d{1,4}(?=[.):] )")
 _STAMPED = re.compile(r"\d[:-]\d|\d[A-Za-z]{1,16}\d")
 
 
@@ -154,6 +155,28 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         period=max(round((end - start) / repeats), 1),
         repeats=repeats,
     )
+
+
+_NUMBERED = re.compile(r"\W{0,4}\d{1,4}[.):、]\W{0,4}(.*)")
+
+
+_TO_FILL_IN = re.compile(r"[_.…-]{3}|\[ ?\]|[□☐]")
+
+
+def find_numbered_copies(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
+    """A numbered list that ends in the same item over and over."""
+    lines = tail.reversed[: ROWS.tail][::-1].strip().split("\n")
+    items = [match[1].strip() if (match := _NUMBERED.fullmatch(line.strip())) else "" for line in lines if line.strip()]
+    item = items[-2] if len(items) > 1 else ""  # the last one may be cut off
+    copies = 1
+    while copies < len(items) - 1 and items[-2 - copies] == item:
+        copies += 1
+    if copies < LINES.numbered or len(_WORD.findall(item)) < LINES.item or _TO_FILL_IN.search(item):
+        return None
+    if request.allows(copies, item):
+        return None
+    why = f"the last {copies} items of a numbered list are the same"
+    return degenerate(LoopVerdict.EXACT_LOOP, why, confidence=0.85, unit=item, repeats=copies)
 
 
 def find_keyless_rows(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:

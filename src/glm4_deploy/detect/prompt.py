@@ -272,6 +272,12 @@ _COUNT = re.compile(
 _GIVEN = re.compile(
     r"\b(?:from|of|over|through) (?:an?|the|each|every) (?:list|array|matrix|grid|row|line|item|cell)s?\b"
 )
+# What a program does is no request: `a function that counts the number of times`.
+_PROGRAM = re.compile(
+    r"\b(?:functions?|programs?|scripts?|class|method|algorithm|regex|code|implement\w*|unit tests?)\b"
+    r"|función|fonction|funktion|функци|программ|函数|代码|程序|脚本|関数|コード|함수|코드",
+    re.IGNORECASE,
+)
 # A plan counts only if the prompt names a number of steps.
 _PLAN = re.compile(r"\bplan\b|\bschedule\b|\bdays?\b|\bweeks?\b|\bmonths?\b|计划|日程|[天周步]", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,_]*")
@@ -303,6 +309,8 @@ def request_of(prompt: str | None) -> PromptRequest:
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES), words=words)
     if _VARIANTS.search(text):
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES), words=words)
+    if limit is None and _PROGRAM.search(text):
+        return PromptRequest(words=words)
     if limit is None and _COUNTING.search(text):
         return PromptRequest(count=True, limit=COUNT_LIMIT, words=words)
     count = bool(_COUNTING.search(text) or _COUNT.search(_GIVEN.sub("", text))) or (

@@ -8,7 +8,7 @@ was never opened; bytes cannot be decoded.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from unicodedata import name
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
@@ -112,6 +112,35 @@ def _mixed_scripts(sample: str) -> str | None:
     if many >= SALAD.neighbours and between >= SALAD.between and between >= SALAD.between_share * words:
         return f"the script changes {between} times between {words} words, among {many} scripts"
     return None
+
+
+_SCRIPTS = {
+    "Cyrillic": "\u0400-\u052f",
+    "Semitic": "\u0590-\u06ff",
+    "Indic": "\u0900-\u0dff",
+    "Thai": "\u0e01-\u0e3a",
+    "kana": "\u3041-\u3096\u30a1-\u30fa",
+    "Hangul": "\uac00-\ud7a3",
+    "ideographs": "\u4e00-\u9fff",
+}
+_MIXED = {frozenset(pair) for pair in (("kana", "ideographs"), ("Hangul", "ideographs"))}  # within a word
+_IMPOSSIBLE = re.compile(
+    "|".join(
+        f"[{_SCRIPTS[one]}][{_SCRIPTS[other]}]"
+        for one, other in permutations(_SCRIPTS, 2)
+        if {one, other} not in _MIXED
+    )
+)
+
+
+def _impossible_words(sample: str) -> str | None:
+    """Words of two scripts that no language writes together: `오ран지`."""
+    if sample.isascii():
+        return None
+    found = _IMPOSSIBLE.findall(sample)
+    if len(found) < SALAD.impossible:
+        return None
+    return f"{len(found)} times the script changes within a word as in no language: {', '.join(sorted(set(found))[:6])}"
 
 
 _LATIN_END = "\u0250"
@@ -239,7 +268,7 @@ def _no_pattern(sample: str) -> str | None:
     last = tokens_of(sample[-SALAD.order_tail :])[-POOR_TOKENS:]
     steps = ["" if value_of(token) is not None else token for token in last]
     kinds = set(steps)
-    words = sum(step.islower() and len(step) > 1 for step in steps)
+    words = sum(step.isalpha() and len(step) > 1 for step in steps)
     if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.step_words * len(steps):
         return None  # a drawing, qualities of a sequence
     if not _any_follows(steps):
@@ -328,6 +357,7 @@ _RULES = (
     _broken_bytes,
     _rare_characters,
     _many_accents,
+    _impossible_words,
     _mixed_scripts,
     _said_twice,
     _no_common_word,

@@ -19,9 +19,10 @@ from glm4_deploy.detect.thresholds import (
     ONE_SLOT,
     REACH,
     SHINGLE,
+    STALL,
     TOKENS,
 )
-from glm4_deploy.detect.tokens import STAMP, TokenWindow, value_of
+from glm4_deploy.detect.tokens import NUMERAL, STAMP, TokenWindow, value_of
 
 # Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
 # else it is new. A score rises by one for each covered token and falls for each new one, so it stays above zero exactly
@@ -313,6 +314,37 @@ def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
         period=period,
         repeats=copies,
     )
+
+
+def find_stalled(tokens: TokenWindow, *, request: PromptRequest) -> LoopFinding | None:
+    """A text that the token limit cut off, and that had long said nothing new, in whatever order."""
+    said = tokens.kept
+    if request.repeat or sum(STAMP in token for token in said[-STALL.tokens :]) > STALL.stamps * STALL.tokens:
+        return None
+    late, first = _new_at_end(said, STALL.tokens)
+    length, apart = STALL.tokens, ""
+    if late > STALL.novelty and not request.count:
+        said = [NUMERAL if value_of(token) is not None else token for token in said]
+        if said[-STALL.masked_tokens :].count(NUMERAL) <= STALL.numerals * STALL.masked_tokens:
+            late, first = _new_at_end(said, STALL.masked_tokens)
+            length, apart = STALL.masked_tokens, ", apart from numerals"
+    if late > (STALL.masked_novelty if apart else STALL.novelty):
+        return None
+    why = f"{late:.1%} of the last {length} words and marks are new{apart}, until the token limit"
+    return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, start=tokens.start(first))
+
+
+def _new_at_end(tokens: Sequence[str], length: int) -> tuple[float, int]:
+    """The share of new tokens among the last `length`, and the first token after the last new one before those."""
+    if len(tokens) < length + SHINGLE:
+        return 1.0, 0
+    seen, new = set[tuple[str, ...]](), list[int]()
+    for end, shingle in enumerate(zip(*(tokens[back:] for back in range(SHINGLE)), strict=False), start=SHINGLE):
+        if shingle not in seen:
+            seen.add(shingle)
+            new.append(end)
+    late = sum(end > len(tokens) - length for end in new)
+    return late / length, new[-late - 1] if late < len(new) else 0
 
 
 # The same words in capitals, with hyphens, with other spaces and marks: the search for exact loops, over the letters

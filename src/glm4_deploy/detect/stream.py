@@ -10,11 +10,11 @@ from glm4_deploy.detect.counting import CountingRun, counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
-from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_repeated_lines
+from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_numbered_copies, find_repeated_lines
 from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, records_of, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
-from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate
+from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, find_stalled
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import HOP, HOT_HOPS, POOR_HOPS, TOKEN_HOPS, TOKENS, VERSE_LINE, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
@@ -100,7 +100,9 @@ class Stream:
             find_loop(tail, ending=ending, request=self._request, unfinished=unfinished)
             or self._search_tokens(_BLOCKS, tail, cut)
             or self._find_lines(ending)
+            or find_numbered_copies(tail, request=self._request)
             or (find_keyless_rows(tail, request=self._request) if cut is Ending.CUT else None)
+            or (find_stalled(self._tokens, request=self._request) if ending is Ending.CUT else None)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
             or find_salad(tail, self._request)
