@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,10 +21,11 @@ from prometheus_client import generate_latest
 
 from glm4_deploy.deploy.candidates import recorded_engine
 from glm4_deploy.deploy.core_check import CoreAnswer, ask_core
-from glm4_deploy.deploy.endpoint import Endpoint, EngineKind
+from glm4_deploy.deploy.endpoint import Endpoint, EngineKind, Started
+from glm4_deploy.deploy.engines import RunState
 from glm4_deploy.deploy.guarded import GuardStatus, ask_guard, read_guard
-from glm4_deploy.deploy.state import Journal, JournalStage, LastCanary, MemoryStop, Record, save_canary
-from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, read_status
+from glm4_deploy.deploy.state import Journal, JournalStage, LastCanary, MemoryStop, Record, save_canary, save_stop
+from glm4_deploy.deploy.status import ReplicaStatus, StatusReport, _replicas, read_status
 from glm4_deploy.errors import DockerMissing
 from glm4_deploy.guard.ledger import Ledger
 from glm4_deploy.guard.proxy import GuardOptions
@@ -141,17 +143,26 @@ def test_the_replica_that_is_down_is_named_rather_than_the_router_that_misses_it
     assert replace(report, replicas=(one,)).why == "s-1: s-1 exited"
 
 
-def test_a_replica_that_was_stopped_for_memory_says_so_while_the_others_run(tmp_path: Path) -> None:
-    stop = MemoryStop(at=1.0, what=("s-1",), why="memory ran out: 2 GiB left", remedy="stop the browser", log="x.log")
-    with serving(Reference()) as base_url:
-        report = status_of(base_url, tmp_path)
-    one = ReplicaStatus(
-        service="s-1", running=False, detail="s-1 exited", health=None, restarts=0, routed=False, stopped=stop
-    )
-    two = replace(one, service="s-2", running=True, detail="s-2 running", routed=True, stopped=None)
-    seen = replace(report, replicas=(one, two))
-    assert seen.why == "s-1: s-1 exited; stopped by the watch: memory ran out: 2 GiB left"
-    assert dict(seen.rows())["stopped"] == "stop the browser; its log: x.log"
+class Down:
+    """A replica that ran and ended."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def state(self) -> RunState:
+        started = Started(id=self.name, started_at=90.0)
+        return RunState(running=False, started=started, container=self.name, detail=f"{self.name} exited")
+
+
+def test_a_replica_that_was_stopped_for_memory_says_so_and_its_neighbour_does_not(tmp_path: Path) -> None:
+    stop = MemoryStop(at=100.0, what=("s-1",), why="memory ran out: 2 GiB left", remedy="stop the browser", log="x.log")
+    save_stop(stop, tmp_path)
+    report = status_of("http://127.0.0.1:9", tmp_path)
+    engines: Any = SimpleNamespace(replicas={name: Down(name) for name in ("s-1", "s-2")})
+    one, two = _replicas(report.record, engines, tmp_path)
+    assert one.why == "s-1: s-1 exited; stopped by the watch: memory ran out: 2 GiB left"
+    assert (two.stopped, two.why) == (None, "s-2: s-2 exited")
+    assert dict(replace(report, replicas=(one, two)).rows())["stopped"] == "stop the browser; its log: x.log"
 
 
 def test_an_engine_that_was_given_up_is_down_with_the_number_of_restarts_and_its_last_end(tmp_path: Path) -> None:
