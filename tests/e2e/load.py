@@ -36,10 +36,12 @@ class Load:
 
 
 @contextmanager
-def load(base_url: str, key: str, *, clients: int = 2) -> Iterator[Load]:
-    """`clients` threads that send one unstreamed request after another; at the end each waits for its last answer."""
+def load(base_url: str, key: str, *, clients: int = 2, stream: bool = False) -> Iterator[Load]:
+    """`clients` threads that send one request after another; at the end each waits for its last answer."""
     result, stop = Load(), threading.Event()
-    threads = [threading.Thread(target=_ask, args=(base_url, key, number, result, stop)) for number in range(clients)]
+    threads = [
+        threading.Thread(target=_ask, args=(base_url, key, number, stream, result, stop)) for number in range(clients)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -50,7 +52,7 @@ def load(base_url: str, key: str, *, clients: int = 2) -> Iterator[Load]:
             thread.join()
 
 
-def _ask(base_url: str, key: str, number: int, result: Load, stop: threading.Event) -> None:
+def _ask(base_url: str, key: str, number: int, stream: bool, result: Load, stop: threading.Event) -> None:
     with httpx.Client(
         base_url=base_url, timeout=180, trust_env=False, headers={"authorization": f"Bearer {key}"}
     ) as client:
@@ -58,16 +60,22 @@ def _ask(base_url: str, key: str, number: int, result: Load, stop: threading.Eve
         while not stop.is_set():
             turn += 1
             began = time.monotonic()
-            lost = _lost(client, f"{number} {turn} Count from 1 to 30")
+            lost = _lost(client, f"{number} {turn} Count from 1 to 30", stream)
             result.count(time.monotonic() - began, lost)
             stop.wait(PAUSE_S)
 
 
-def _lost(client: httpx.Client, words: str) -> str:
+def _lost(client: httpx.Client, words: str, stream: bool) -> str:
+    """What came instead of a whole answer; '' if that came."""
     body: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": words}], "max_tokens": 40}
     try:
-        answer = client.post("/v1/chat/completions", json=body | {"temperature": 0, "ignore_eos": True})
-        content = answer.json()["choices"][0]["message"]["content"] if answer.status_code == 200 else ""
-        return "" if content else f"HTTP {answer.status_code}: {answer.text[:200]}"
+        answer = client.post(
+            "/v1/chat/completions", json=body | {"temperature": 0, "ignore_eos": True, "stream": stream}
+        )
+        if stream:
+            whole = answer.text.endswith("data: [DONE]\n\n")
+        else:
+            whole = answer.status_code == 200 and bool(answer.json()["choices"][0]["message"]["content"])
+        return "" if whole else f"HTTP {answer.status_code}: {answer.text[-200:]}"
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
         return repr(error)[:200]

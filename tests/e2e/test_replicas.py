@@ -1,11 +1,14 @@
-"""Two real engines behind the real router, under load: one is killed, both are replaced, a bad update is rejected."""
+"""Two real engines behind the real router, under load: one is killed or hangs, both are replaced, a bad update is
+rejected."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,16 @@ import httpx
 import pytest
 import yaml
 
-from e2e.kit import Kit
+from e2e.kit import KIT, Kit, free_port
 from e2e.load import Load, load
+from e2e.watching import Lines, cores
+from glm4_deploy.deploy.processes import descendants
 
 SERVICES = ("glm4-9b-nvfp4-1", "glm4-9b-nvfp4-2")
 # Two engines share two cores here.
 SHARE = ("env.VLLM_CPU_OMP_THREADS_BIND=nobind", "env.OMP_NUM_THREADS=1", "start_period=420")
 KEY = "sk-canary-0c1f5b7e"
+STEPS = ("taken-out", "restarting", "restarted", "put-back")  # of the watch
 
 
 def show(figure: str) -> None:
@@ -45,6 +51,11 @@ def fills(override: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("replicas") / "fills.yaml"
     file.write_text(text.replace("  router:\n", "  router:\n    build: !reset null\n"))
     return file
+
+
+def cores_in(container: int) -> list[int]:
+    """The engine cores below a container's first process, the script that counts its starts."""
+    return [core for parent in descendants(container) for core in cores(parent)]
 
 
 class Pair(Kit):
@@ -170,3 +181,37 @@ def test_a_killed_engine_loses_no_request_and_comes_back(pair: Pair) -> None:
     assert down.code == 1
     assert SERVICES[0] in down.err
     assert pair.run("status").code == 0
+
+
+def test_a_frozen_engine_leaves_the_router_is_restarted_alone_and_comes_back_gated(pair: Pair) -> None:
+    """`watch --restart` of both, under load: /health stays green, so the router alone would feed it for ever."""
+    well, sick = SERVICES
+    kept = pair.inspect(well)["State"]["Pid"]
+    limits = ("--interval", "1", "--stall", "15", "--canary-every", "15", "--canary-tokens", "64", "--grace", "100")
+    words = (*limits, "--backoff", "900", "--port", str(free_port()))
+    watch = Lines([*KIT, "watch", "--restart", "--json", *words], cwd=pair.directory)
+    times: dict[str, float] = {}
+    try:
+        with load(pair.url, KEY, clients=1) as requests, load(pair.url, KEY, stream=True) as streams:
+            for name in SERVICES:
+                watch.wait(lambda row, name=name: (row.get("replica"), row.get("state")) == (name, "ok"), 120)
+            while not pair.running(sick):
+                time.sleep(0.01)
+            (core,) = cores_in(pair.inspect(sick)["State"]["Pid"])
+            frozen = time.time()
+            os.kill(core, signal.SIGSTOP)
+            for step in STEPS:
+                watch.wait(lambda row, step=step: row["event"] == step, 400)
+                (row,) = (row for row in watch.rows if row["event"] == step)
+                times[step] = round(datetime.fromisoformat(row["time"]).timestamp() - frozen, 1)
+            assert pair.routed() == dict.fromkeys(SERVICES, True)
+    finally:
+        watch.end()
+    show(f"frozen: {requests}; streams: {streams}; seconds after: {times}")
+    told = [(row["event"], row["replica"]) for row in watch.rows if row["event"] in STEPS]
+    assert told == [(step, sick) for step in STEPS]
+    assert pair.inspect(well)["State"]["Pid"] == kept
+    (log,) = (pair.directory / ".glm4/watch").glob("restart-*.log")
+    assert "no counter moved" in log.read_text().splitlines()[0]
+    assert requests.lost == []
+    assert len(streams.lost) <= 2, "those that it held: one of each client"

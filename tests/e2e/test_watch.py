@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,14 @@ def inspect(container: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout)[0])
 
 
-def test_a_frozen_and_a_killed_engine_are_detected_and_restarted(
+def test_a_frozen_and_a_killed_engine_are_detected_and_the_dead_one_is_restarted(
     kit: Kit, override: Path, kit_image: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     fast = fast_service(tmp_path / "fast.yaml")
     services = ("--with", "watch", "--set", f"watch_port={free_port()}", "--set", "restart=no")
     done = kit.up(*services, "--override", override, "--override", fast)
     assert done.code == 0, done.err
-    restart = ("--restart", "--backoff", "5", "--grace", "120", "--port", str(free_port()))
+    restart = ("--restart", "--backoff", "5", "--port", str(free_port()))
     watch = Lines([*KIT, "watch", "--json", *FAST, *restart], cwd=kit.directory)
     contained = Lines(["docker", "logs", "--follow", f"{kit.project}-watch-1"])
     config = inspect(f"{kit.project}-watch-1")
@@ -108,7 +107,7 @@ def test_a_frozen_and_a_killed_engine_are_detected_and_restarted(
 
     base_url = f"http://127.0.0.1:{kit.port}"
     with load(base_url):
-        time.sleep(25)
+        time.sleep(15)
         rows = [*watch.rows, *contained.rows]
         assert not any(is_bad(row) for row in rows), json.dumps(rows, indent=1)
         stopped = cores(inspect(kit.project)["State"]["Pid"])
@@ -118,27 +117,17 @@ def test_a_frozen_and_a_killed_engine_are_detected_and_restarted(
         seen, contained_seen = len(watch.rows), len(contained.rows)
         assert httpx.get(f"{base_url}/health", trust_env=False).status_code == 200, "/health does not notice"
         record_property("core stopped, hung after", watch.state("hung", seconds=PATIENCE_S, after=seen))
-        hung = len(watch.rows)  # an `ok` before that is not the recovery
-        # It may be too late to see `hung`: the restart is already under way.
-        contained.state("hung", "unreachable", seconds=PATIENCE_S, after=contained_seen)
-    watch.wait(lambda row: row["event"] == "restarted", 240)
-    watch.state("ok", seconds=240, after=hung)
-    times = {(row["event"], row.get("state")): datetime.fromisoformat(row["time"]) for row in watch.rows[seen:]}
-    # The restart waits until the engine is older than --grace.
-    for event in ("restarting", "state"):
-        record_property(f"{event}: hung until ok", (times["state", "ok"] - times[event, "hung"]).total_seconds())
-
-    seen = len(watch.rows)
-    os.kill(inspect(kit.project)["State"]["Pid"], signal.SIGKILL)
-    record_property("killed, unreachable after", watch.state("unreachable", seconds=PATIENCE_S, after=seen))
-    gone = len(watch.rows)
+        contained.state("hung", seconds=PATIENCE_S, after=contained_seen)
+        # It is younger than --grace. How a frozen engine is restarted and comes back is in test_replicas.py.
+        watch.wait(lambda row: row["event"] == "left-alone" and "may take" in row["why"], 60, after=seen)
+        seen = len(watch.rows)
+        os.kill(inspect(kit.project)["State"]["Pid"], signal.SIGKILL)
+        record_property("killed, unreachable after", watch.state("unreachable", seconds=PATIENCE_S, after=seen))
     watch.wait(lambda row: row["event"] == "restarted", 240, after=seen)
-    watch.state("ok", seconds=240, after=gone)
     watch.end()  # before `down`, which it might take for a fault
-    logs = sorted((kit.directory / ".glm4/watch").glob("restart-*.log"))
-    reasons = " ".join(json.loads(log.read_text().splitlines()[0])["why"] for log in logs)
-    assert "no counter moved" in reasons
-    assert "GET /metrics" in reasons
+    (log,) = (kit.directory / ".glm4/watch").glob("restart-*.log")
+    why = json.loads(log.read_text().splitlines()[0])["why"]  # of the verdict when the container was found dead
+    assert "no counter moved" in why or "GET /metrics" in why, why
 
 
 def test_a_babbling_engine_and_one_with_a_frozen_api_server_are_detected(
