@@ -124,7 +124,8 @@ def test_a_frozen_and_a_killed_engine_are_detected_and_the_dead_one_is_restarted
         os.kill(inspect(kit.project)["State"]["Pid"], signal.SIGKILL)
         record_property("killed, unreachable after", watch.state("unreachable", seconds=PATIENCE_S, after=seen))
     watch.wait(lambda row: row["event"] == "restarted", 240, after=seen)
-    watch.end()  # before `down`, which it might take for a fault
+    watch.end()  # before `down`, which it might take for a fault, and which would wait 30 s for an engine that loads
+    subprocess.run(["docker", "kill", kit.project], capture_output=True, check=True)
     (log,) = (kit.directory / ".glm4/watch").glob("restart-*.log")
     why = json.loads(log.read_text().splitlines()[0])["why"]  # of the verdict when the container was found dead
     assert "no counter moved" in why or "GET /metrics" in why, why
