@@ -97,7 +97,6 @@ class Lines:
 
 _DIGIT = re.compile(r"\d")
 _NUMERAL = re.compile(r"\d+")
-_ROW_NUMBER = re.compile(r"\d{1,4}(?=[.):] )")
 _STAMPED = re.compile(r"\d[:-]\d|\d[A-Za-z]{1,16}\d")
 
 
@@ -158,8 +157,6 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
 
 
 _NUMBERED = re.compile(r"\W{0,4}\d{1,4}[.):、]\W{0,4}(.*)")
-
-
 _TO_FILL_IN = re.compile(r"[_.…-]{3}|\[ ?\]|[□☐]")
 
 

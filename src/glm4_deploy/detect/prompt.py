@@ -274,7 +274,7 @@ _GIVEN = re.compile(
 )
 # What a program does is no request: `a function that counts the number of times`.
 _PROGRAM = re.compile(
-    r"\b(?:functions?|programs?|scripts?|class|method|algorithm|regex|code|implement\w*|unit tests?)\b"
+    r"\b(?:functions?|programs?|scripts?|algorithm|regex|code(?! words?\b)|implement\w*|unit tests?)\b"
     r"|función|fonction|funktion|функци|программ|函数|代码|程序|脚本|関数|コード|함수|코드",
     re.IGNORECASE,
 )
