@@ -32,6 +32,7 @@ from glm4_deploy.detect.thresholds import (
     REACH,
     REFRAIN,
     ROW_LIMITS,
+    RULE,
     SHORT_ROW,
     SPACES,
     STRAY,
@@ -81,7 +82,7 @@ def find_or_due(tail: Tail, *, ending: Ending, request: PromptRequest) -> tuple[
 
 
 _LETTERS = re.compile(r"\s*([^\W\d_A]|`)(?:\1|\s)*")  # A: base64 of zero bytes
-_REVERSED_DIGITS = re.compile(r"([1-9])\1+(?![\d.,])")  # not those of a decimal fraction
+_REVERSED_DIGITS = re.compile(r"([1-9])\1+(?=[^\W\d_])")  # within a word, so no number
 
 
 def _one_letter(tail: Tail, request: PromptRequest, ending: Ending) -> LoopFinding | None:
@@ -92,7 +93,8 @@ def _one_letter(tail: Tail, request: PromptRequest, ending: Ending) -> LoopFindi
     if match is None:
         return None
     letter, times = match[1], match[0].count(match[1])
-    if times < ONE_LETTER or request.allows(times, letter):
+    ruled = letter == "`" and ending is Ending.STOPPED  # a heading may be underlined with it
+    if times < (RULE if ruled else ONE_LETTER) or request.allows(times, letter):
         return None
     return degenerate(
         LoopVerdict.EXACT_LOOP,

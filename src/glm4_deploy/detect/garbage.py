@@ -128,7 +128,7 @@ def _is_prose(tokens: Sequence[str]) -> bool:
 # Templates of the common families; GLM-4's are <|user|>, <|assistant|>, <|observation|>, <|endoftext|>, [gMASK], <sop>.
 _MARK = re.compile(
     r"<\|(?:user|assistant|system|observation|endoftext|im_start|im_end|eot_id|start_header_id|end_of_text)\|>"
-    r"|\[gMASK\]|<sop>|</s>|\[/?INST\]|<(?:start|end)_of_turn>|###\s?(?:Human|Assistant)\s*:"
+    r"|\[gMASK\]|<sop>|</s>|\[/?INST\]|<(?:start|end)_of_turn>|(?<![`\"'“(])###\s?(?:Human|Assistant)\s*:"
 )
 _TURN = re.compile(
     r"^(?:###\s*)?(?:(User|Human|Assistant|Instruction|Response|用户|助手)\s*[:：]|(user|assistant|human|model)$)",
@@ -138,7 +138,11 @@ _TURN = re.compile(
 _ASKS = re.compile(r"^(Q|A|Question|Answer|问|答)\s*[:：]", re.MULTILINE)
 _MAY_ASK = re.compile(r"question|faq|quiz|q\s?&\s?a|trivia|flash ?card|问|题", re.IGNORECASE)
 _USER = re.compile(r"<\|(?:user|im_start\|>user)|###\s?Human\s*:")
-_DIALOGUE = re.compile(r"dialog|conversation|transcript|interview|script|chat|template|对话|剧本|访谈", re.IGNORECASE)
+_DIALOGUE = re.compile(
+    r"dialog|conversation|transcript|interview|script|chat|template|prompt format|vicuna|alpaca|fine-?tun"
+    r"|stop (?:string|token)|对话|剧本|访谈",
+    re.IGNORECASE,
+)
 _BRIEF = re.compile(
     r"\b(?:one|single) word\b|\byes or no\b|\bthe (?:number|name|answer) only\b|\bonly the (?:number|name|answer)\b"
     r"|只回答|一个词|只需回答",

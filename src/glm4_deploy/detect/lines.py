@@ -161,7 +161,7 @@ _TO_FILL_IN = re.compile(r"[_.…-]{3}|\[ ?\]|[□☐]")
 
 
 def find_numbered_copies(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
-    """A numbered list that ends in the same item over and over."""
+    """A numbered list of different items that ends in the same one over and over."""
     lines = tail.reversed[: ROWS.tail][::-1].strip().split("\n")
     items = [match[1].strip() if (match := _NUMBERED.fullmatch(line.strip())) else "" for line in lines if line.strip()]
     item = items[-2] if len(items) > 1 else ""  # the last one may be cut off
@@ -170,8 +170,9 @@ def find_numbered_copies(tail: Tail, *, request: PromptRequest) -> LoopFinding |
         copies += 1
     if copies < LINES.numbered or len(_WORD.findall(item)) < LINES.item or _TO_FILL_IN.search(item):
         return None
-    if request.allows(copies, item):
-        return None
+    before = [item for item in items[: -1 - copies] if item]
+    if request.allows(copies, item) or len(before) < LINES.before or len(set(before)) < 0.9 * len(before):
+        return None  # labels of what was classified, or a plan
     why = f"the last {copies} items of a numbered list are the same"
     return degenerate(LoopVerdict.EXACT_LOOP, why, confidence=0.85, unit=item, repeats=copies)
 

@@ -73,10 +73,11 @@ def is_verse(text: str, *, width: int = 56) -> bool:
     """
     lines = [line for line in text[:4000].split("\n") if line.strip()]
     whole = lines[:-1] if len(lines) > 4 else lines
-    return len(lines) >= 4 and sum(map(_columns, whole)) < width * len(whole)
+    return len(lines) >= 4 and sum(map(columns_of, whole)) < width * len(whole)
 
 
-def _columns(text: str) -> int:
+def columns_of(text: str) -> int:
+    """Its width in columns of a terminal."""
     return len(text) if text.isascii() else len(text) + len(_WIDE.findall(text))
 
 
@@ -123,7 +124,7 @@ _BREAKS = re.compile(r"\n\s*")
 def is_refrain(unit: str) -> bool:
     """One to four short lines, in columns."""
     lines = len(_BREAKS.findall(unit))
-    return 0 < lines <= 4 and _columns(unit) < 56 * lines
+    return 0 < lines <= 4 and columns_of(unit) < 56 * lines
 
 
 _LABEL = re.compile(
@@ -272,10 +273,11 @@ _COUNT = re.compile(
 _GIVEN = re.compile(
     r"\b(?:from|of|over|through) (?:an?|the|each|every) (?:list|array|matrix|grid|row|line|item|cell)s?\b"
 )
-# What a program does is no request: `a function that counts the number of times`.
+# What a program is to do is no request: `write a function that counts the number of times`.
 _PROGRAM = re.compile(
-    r"\b(?:functions?|programs?|scripts?|algorithm|regex|code(?! words?\b)|implement\w*|unit tests?)\b"
-    r"|función|fonction|funktion|функци|программ|函数|代码|程序|脚本|関数|コード|함수|코드",
+    r"\b(?:write|implement|create|develop|fix|complete)\b[^.\n]{0,60}?\b(?:functions?|subroutine|"
+    r"(?:python|java|javascript|typescript|c|c\+\+|rust|go|bash|shell|perl|ruby|php) "
+    r"(?:program|script|class|method|code))\b[^\n]{0,400}",
     re.IGNORECASE,
 )
 # A plan counts only if the prompt names a number of steps.
@@ -309,8 +311,8 @@ def request_of(prompt: str | None) -> PromptRequest:
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VERSE_COPIES), words=words)
     if _VARIANTS.search(text):
         return PromptRequest(repeat=True, count=True, limit=max(limit or 0, VARIANT_COPIES), words=words)
-    if limit is None and _PROGRAM.search(text):
-        return PromptRequest(words=words)
+    if limit is None:
+        text = _PROGRAM.sub(" ", text)
     if limit is None and _COUNTING.search(text):
         return PromptRequest(count=True, limit=COUNT_LIMIT, words=words)
     count = bool(_COUNTING.search(text) or _COUNT.search(_GIVEN.sub("", text))) or (

@@ -119,16 +119,15 @@ _SCRIPTS = {
     "Semitic": "\u0590-\u06ff",
     "Indic": "\u0900-\u0dff",
     "Thai": "\u0e01-\u0e3a",
-    "kana": "\u3041-\u3096\u30a1-\u30fa",
-    "Hangul": "\uac00-\ud7a3",
-    "ideographs": "\u4e00-\u9fff",
 }
-_MIXED = {frozenset(pair) for pair in (("kana", "ideographs"), ("Hangul", "ideographs"))}  # within a word
+# Languages without spaces, and Korean with its particles, put other scripts' words beside their own; but they put no
+# few letters of another script between two syllables, and scripts with spaces are not mixed at all.
 _IMPOSSIBLE = re.compile(
     "|".join(
-        f"[{_SCRIPTS[one]}][{_SCRIPTS[other]}]"
-        for one, other in permutations(_SCRIPTS, 2)
-        if {one, other} not in _MIXED
+        [
+            f"(?<=[\uac00-\ud7a3])[{''.join(_SCRIPTS.values())}\u3041-\u3096\u30a1-\u30fa]{{1,3}}(?=[\uac00-\ud7a3])",
+            *(f"[{_SCRIPTS[one]}][{_SCRIPTS[other]}]" for one, other in permutations(_SCRIPTS, 2)),
+        ]
     )
 )
 

@@ -8,7 +8,16 @@ from statistics import median_low
 
 from glm4_deploy.detect.exact import copies_needed
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
-from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, has_different_records, is_verse, shape_of, weight_of
+from glm4_deploy.detect.prompt import (
+    Ending,
+    PromptRequest,
+    Shape,
+    columns_of,
+    has_different_records,
+    is_verse,
+    shape_of,
+    weight_of,
+)
 from glm4_deploy.detect.tail import Run, Tail, tail_runs
 from glm4_deploy.detect.thresholds import (
     DRIFT,
@@ -22,7 +31,7 @@ from glm4_deploy.detect.thresholds import (
     STALL,
     TOKENS,
 )
-from glm4_deploy.detect.tokens import NUMERAL, STAMP, TokenWindow, value_of
+from glm4_deploy.detect.tokens import STAMP, TokenWindow, value_of
 
 # Small changes. A token is *covered* when it stands in a shingle (SHINGLE consecutive tokens) that occurred before;
 # else it is new. A score rises by one for each covered token and falls for each new one, so it stays above zero exactly
@@ -316,21 +325,21 @@ def _changed_copies(repetition: Repetition, tail: Tail) -> LoopFinding:
     )
 
 
-def find_stalled(tokens: TokenWindow, *, request: PromptRequest) -> LoopFinding | None:
-    """A text that the token limit cut off, and that had long said nothing new, in whatever order."""
-    said = tokens.kept
-    if request.repeat or sum(STAMP in token for token in said[-STALL.tokens :]) > STALL.stamps * STALL.tokens:
+def find_stalled(tokens: TokenWindow, tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
+    """Long lines of words that the token limit cut off, and that had long said nothing new, in whatever order.
+
+    Short lines do so in good texts: moves of a puzzle, tables of truth, tablature, boards.
+    """
+    last = tokens.kept[-STALL.tokens :]
+    if request.repeat or request.count or sum(map(str.isalpha, last)) < STALL.words * STALL.tokens:
         return None
-    late, first = _new_at_end(said, STALL.tokens)
-    length, apart = STALL.tokens, ""
-    if late > STALL.novelty and not request.count:
-        said = [NUMERAL if value_of(token) is not None else token for token in said]
-        if said[-STALL.masked_tokens :].count(NUMERAL) <= STALL.numerals * STALL.masked_tokens:
-            late, first = _new_at_end(said, STALL.masked_tokens)
-            length, apart = STALL.masked_tokens, ", apart from numerals"
-    if late > (STALL.masked_novelty if apart else STALL.novelty):
+    sample = tail.between(tokens.start(len(tokens.kept) - len(last)), tail.end)
+    if columns_of(sample) < STALL.width * len(sample.strip().split("\n")) or "</" in sample:
         return None
-    why = f"{late:.1%} of the last {length} words and marks are new{apart}, until the token limit"
+    late, first = _new_at_end(tokens.kept, STALL.tokens)
+    if late > STALL.novelty:
+        return None
+    why = f"{late:.1%} of the last {STALL.tokens} words and marks are new, until the token limit"
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, start=tokens.start(first))
 
 

@@ -102,7 +102,7 @@ class Stream:
             or self._find_lines(ending)
             or find_numbered_copies(tail, request=self._request)
             or (find_keyless_rows(tail, request=self._request) if cut is Ending.CUT else None)
-            or (find_stalled(self._tokens, request=self._request) if ending is Ending.CUT else None)
+            or (find_stalled(self._tokens, tail, request=self._request) if ending is Ending.CUT else None)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
             or find_salad(tail, self._request)

@@ -66,6 +66,7 @@ ROW_LIMITS = {
 }
 TOKEN_WORTH = 10  # characters that each different token of structure is worth: few tokens are a short unit
 ONE_LETTER = 48  # of the same letter, with or without blanks between them, at the end of a text
+RULE = 128  # backticks in a row, where the text ended on its own
 OPENING = 64  # opening brackets in a row
 DIGITS = LoopLimit(160, 32, 6)  # symbols with letters or digits, at an unknown ending: `0 0 0`, `%20%20`
 # A text that is nothing but copies needs fewer copies and characters (a laugh has fewer still).
@@ -235,24 +236,19 @@ DRIFT = DriftLimits(unit=64, copies=3.1, changes=3, spread=0.8)
 class StallLimits:
     """When a text that the token limit cut off had come to say nothing new.
 
-    Of 468 good texts of this length that were cut off and are no data, none says as little; with numerals masked, none
-    of 375.
+    Of 468 good texts of this length that were cut off, none says as little; shorter lines may.
 
     Attributes:
-        tokens: last tokens that are judged, and with numerals masked,
-        masked_tokens: these.
-        novelty: share of new ones among them, at most; and with numerals masked,
-        masked_novelty: this.
-        stamps: share of dates and identifiers, at most: more are data.
-        numerals: share of numerals that are masked, at most.
+        tokens: last tokens that are judged.
+        novelty: share of new ones among them, at most.
+        words: share of words among them, at least.
+        width: columns of a line on average, at least.
     """
 
     tokens: int = 300
-    masked_tokens: int = 400
     novelty: float = 0.04
-    masked_novelty: float = 0.02
-    stamps: float = 0.02
-    numerals: float = 0.3
+    words: float = 0.25
+    width: int = 56
 
 
 STALL = StallLimits()
@@ -280,7 +276,8 @@ class LineLimits:
         deeper: how often the indentation may grow without falling.
         repeats: lines of the stretch divided by different ones among them.
         numbered: equal items of a numbered list that are too many,
-        item: if each has this many words.
+        item: if each has this many words,
+        before: after this many items, nearly all of them different.
     """
 
     shortest: int
@@ -299,6 +296,7 @@ class LineLimits:
     repeats: dict[Ending, float]
     numbered: int
     item: int
+    before: int
 
 
 LINES = LineLimits(
@@ -318,6 +316,7 @@ LINES = LineLimits(
     repeats={Ending.RUNNING: 6, Ending.STOPPED: 9, Ending.CUT: 6},
     numbered=9,
     item=3,
+    before=5,
 )
 
 

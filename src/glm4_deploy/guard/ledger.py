@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -42,7 +43,7 @@ class Ledger:
     """Counts, and writes findings. show_text: also write what repeats."""
 
     def __init__(self, write: Callable[[str], None], *, show_text: bool = False) -> None:
-        self._write = write
+        self._write, self._writing = write, Lock()  # verdicts come from another thread
         self._show_text = show_text
         self._models: set[str] = set()
         self.registry = registry = CollectorRegistry()
@@ -99,7 +100,9 @@ class Ledger:
     def event(self, event: str, /, **fields: Any) -> None:
         """Write one line of JSON."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._write(json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True))
+        line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True)
+        with self._writing:
+            self._write(line)
 
     def _model(self, question: Question) -> str:
         name = question.model[:200].encode(errors="replace").decode()  # half a surrogate pair is not a valid label

@@ -276,7 +276,7 @@ class Backlog:
 
     async def ended(self) -> None:
         """Until the last verdict is there."""
-        await asyncio.gather(*self._verdicts)
+        await asyncio.gather(*self._verdicts, return_exceptions=True)
         self._thread.shutdown()
 
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from glm4_deploy.guard.reader import BACKLOG, Backlog, Mode
-from servers.guarded import CHAT, DONE, Engine, guarded, post, streamed, token
+from servers.guarded import CHAT, DONE, PATIENCE_S, Engine, guarded, post, streamed, token
 
 
 def test_one_batch_is_judged_in_each_round_of_the_event_loop() -> None:
@@ -56,8 +56,11 @@ def test_a_client_that_leaves_at_the_end_mark_has_its_answer_judged(mode: Mode) 
                 b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
             )
             seen = b""
+            client.settimeout(PATIENCE_S)
             while DONE not in seen:
-                seen += client.recv(65536)
+                piece = client.recv(65536)
+                assert piece, "the guard closed the connection"
+                seen += piece
         guard.until(lambda: guard.count("streams") == 0)
         assert guard.count("answers_total", model="m", outcome="sick") == 1
         assert guard.count("unjudged_total", reason="broken off") == 0
