@@ -1,11 +1,11 @@
 """Which net catches a loop first: the guard, or vLLM's own check (`repetition_detection`), on a real engine.
 
-    python -m benchmarks.guard.nets --engine URL [--answers 40] [--tokens 600]
+    python -m benchmarks.guard.nets --engine URL [--answers 40] [--tokens 600] [--temperature 0.7]
 
-The engine is any vLLM from 0.17. Each prompt is answered once without a net, at temperature 0.7 with its number as the
-seed; the same tokens are then judged: by the guard's reader as the stream that the engine sent, and by the engine
-itself, asked again with `repetition_detection` and the same seed. Where the second answer is not a beginning of the
-first, the engine's sampling was not the same twice: such answers are counted and left out.
+The engine is any vLLM from 0.17. Each prompt is answered once without a net, with its number as the seed; the same
+tokens are then judged: by the guard's reader as the stream that the engine sent, and by the engine itself, asked again
+with `repetition_detection` and the same seed. Where the second answer is not a beginning of the first, the engine's
+sampling was not the same twice: such answers are counted and left out.
 """
 
 import argparse
@@ -80,13 +80,15 @@ def main() -> None:
     parser.add_argument("--engine", required=True)
     parser.add_argument("--answers", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=600)
+    parser.add_argument("--temperature", type=float, default=0.7)
     options = parser.parse_args()
     with httpx.Client(base_url=options.engine, timeout=600, trust_env=False) as client:
         model = client.get("/v1/models").json()["data"][0]["id"]
         both: dict[tuple[int, int], list[tuple[int | None, int | None]]] = {check: [] for check in CHECKS}
         strayed = looping = 0
         for seed, prompt in enumerate(prompts(options.answers)):
-            body = {"model": model, "stream": True, "seed": seed, "temperature": 0.7, "max_tokens": options.tokens}
+            body = {"model": model, "stream": True, "seed": seed, "max_tokens": options.tokens}
+            body["temperature"] = options.temperature
             body["messages"] = [{"role": "user", "content": prompt}]
             whole = ask(client, body)
             at = guard_cuts_at(body, whole)
