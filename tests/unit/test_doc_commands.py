@@ -92,7 +92,8 @@ INSTALLERS = ("pip", "pipx", "uvx")
 PROGRAMS = (KIT, "make", "python", "python3", *INSTALLERS, "docker", "kubectl", "curl", "ssh", "xdg-open", "journalctl")
 PROGRAMS += ("systemctl", "sudo", "iptables", "mkdir", "cp", "tar", "cat", "sha256sum", "man")
 NOTE = """#!/bin/sh
-{ printf '%s\\0' "${0#$PWD/}" "$@"; printf '\\n\\0'; } >>"$CALLS"
+printf '%s\\0' "${0#$PWD/}" "$@" '
+' >>"$CALLS" # in one write: programs of a pipe run side by side
 case $0 in *cpu-engine.sh) echo python;; esac
 """
 # YAML that a page shows, under the name that its commands use.
