@@ -42,7 +42,8 @@ def test_a_client_that_leaves_ends_the_engines_request() -> None:
     with guarded(engine, Mode.OBSERVE) as guard:
         with httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
             with client.stream("POST", guard.url + CHAT, json=body_of()) as answer:
-                next(answer.iter_raw())
+                pieces = answer.iter_raw()  # without a name it would be closed at once, and the connection with it
+                next(pieces)
                 assert not engine.left.is_set()
             assert engine.left.wait(PATIENCE_S)
         guard.until(lambda: guard.count("unjudged_total", reason="broken off") == 1)
