@@ -223,10 +223,8 @@ def is_blank(text: str) -> bool:
 
 
 def _whitespace(tail: Tail, ending: Ending) -> LoopFinding | None:
-    if not is_blank(tail.reversed[:1]):
-        return None
     blank = _length(_BLANK.match(tail.reversed))
-    if blank < SPACES[ending] and tail.reversed[:blank].count("\n") < NEWLINES:
+    if not blank or (blank < SPACES[ending] and tail.reversed[:blank].count("\n") < NEWLINES):
         return None
     return degenerate(
         LoopVerdict.WHITESPACE,

@@ -7,6 +7,7 @@ and purely symbolic lines (braces, bars of music, rows of digits) are evidence f
 
 import re
 from collections import Counter, deque
+from operator import itemgetter
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest
@@ -45,20 +46,21 @@ class Lines:
     def feed(self, text: str, end: int, *, last: bool = False) -> None:
         """Take the text up to offset `end`; if it is not the last, its last line may continue."""
         text = self._carry + text
-        begin = end - len(text)
-        lines = list(_LINE.finditer(text))
+        lines: list[str] = _LINE.findall(text)
+        offset = end - sum(map(len, lines))  # only marks before the first line are in none
         self._plain = _DIGIT.search(text) is None
         self._carry = ""
         if lines and not last:
-            self._carry = text[lines.pop().start() :][-LINES.longest :]
+            self._carry = lines.pop()[-LINES.longest :]
         if lines and last and not text.endswith("\n"):
-            final = _masked(lines[-1][0].strip())
+            final = _masked(lines[-1].strip())
             start = _NUMERAL.sub(NUMERAL, final)  # too short, maybe, for its numerals to be masked
             self.broken_off = final not in self._known and any(
                 known.startswith((final, start)) for known in self._known
             )
         for line in lines:
-            self._take(line[0], begin + line.start())
+            self._take(line, offset)
+            offset += len(line)
 
     def _take(self, text: str, offset: int) -> None:
         indent = len(text) - len(text.lstrip(" \t>"))
@@ -101,6 +103,8 @@ _STAMPED = re.compile(r"\d[:-]\d|\d[A-Za-z]{1,16}\d")
 
 
 def _masked(line: str) -> str:
+    if _DIGIT.search(line) is None:
+        return line
     line = STAMPS.sub(STAMP, line) if _STAMPED.search(line) else line
     return _NUMERAL.sub(NUMERAL, line) if len(_WORD.findall(line)) >= LINES.sentence else line
 
@@ -129,7 +133,7 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, start=None)
     if not lines.stalled:
         return None
-    kinds = Counter(line for line, _, _ in lines.recent)
+    kinds = Counter(map(itemgetter(0), lines.recent))
     repeats = len(lines.recent) / len(kinds)
     if ending is Ending.UNKNOWN:
         ending = Ending.CUT if lines.broken_off or all(map(_is_sentence, kinds)) else Ending.STOPPED

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from unicodedata import category
 
 
@@ -48,9 +49,12 @@ def shape_of(unit: str) -> Shape:
     """
     if len(unit) < _SHORT:
         unit *= _SHORT // max(len(unit), 1) + 1
-    if set(unit) <= {"A", "\n"}:
-        return Shape.ZEROS
-    sample = _ENUMERATOR.sub("", unit[:2000])
+    return _shape_of(unit[:2000]) if unit.strip("A\n") else Shape.ZEROS
+
+
+@lru_cache(maxsize=32)  # a loop shows the same few units again and again
+def _shape_of(sample: str) -> Shape:
+    sample = _ENUMERATOR.sub("", sample)
     visible = len("".join(sample.split()))
     solid = visible - sum(map(sample.count, _STOPS))
     letters = _letters(_EMPTY_WORD.sub("", sample))
@@ -73,7 +77,7 @@ def is_verse(text: str, *, width: int = 56) -> bool:
     """
     lines = [line for line in text[:4000].split("\n") if line.strip()]
     whole = lines[:-1] if len(lines) > 4 else lines
-    return len(lines) >= 4 and sum(map(columns_of, whole)) < width * len(whole)
+    return len(lines) >= 4 and columns_of("".join(whole)) < width * len(whole)
 
 
 def columns_of(text: str) -> int:
@@ -216,11 +220,12 @@ _EMOJI = re.compile(
     "emoji|émoji|emoticon|émoticône|smiley|faccin|эмодзи|эмоджи|смайл|이모지|이모티콘|絵文字|表情|颜文字"
 )
 _UNFOLDED = re.compile(r"[\W_]+")
+_FOLDED = {code: chr(code).lower() if chr(code).isalnum() else None for code in range(128)}
 
 
 def fold(text: str) -> str:
     """The letters and digits of a text, in lower case."""
-    return _UNFOLDED.sub("", text).lower()
+    return text.translate(_FOLDED) if text.isascii() else _UNFOLDED.sub("", text).lower()
 
 
 MAX_NAMED = 400  # characters of a unit that a prompt may name

@@ -4,6 +4,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median_low
 
 from glm4_deploy.detect.exact import copies_needed
@@ -73,42 +74,39 @@ class Region:
         """Whether the text has not gone on differently since."""
         return self._score > 0 and self.trailing <= NEAR.trailing
 
-    def take(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
+    def take(
+        self, first: int, tokens: Sequence[str], lags: Sequence[int], rows: Sequence[tuple[bool, int, int]]
+    ) -> None:
         """Take the next tokens.
 
         Args:
             first: number of the first of them.
             tokens: the tokens, preceded by the one before them.
-            lags: the distance of each from what covers it; 0 if it is new.
+            lags: the distance of each from what covers it; 0 if it is new, -1 if it tells nothing.
+            rows: rows of tokens that are covered, and that are not: from and to which.
         """
-        if min(lags) > 0 < self._score:
-            self._score = min(self._score + len(lags), NEAR.ceiling)
-            self.length += len(lags)
-            self.lags.extend(lags)
-            self.trailing = 0
-        elif self._score > 0 or max(lags) > 0:
-            self._take_each(first, tokens, lags)
-
-    def _take_each(self, first: int, tokens: Sequence[str], lags: Sequence[int]) -> None:
-        # One loop over local names: it runs for every token of an ordinary text.
-        score, cost, ceiling = self._score, self._cost, NEAR.ceiling
-        for at, lag in enumerate(lags):
-            if lag > 0:
-                if score <= 0:
-                    score = 0.0
-                    self._restart(first + at)
-                if score < ceiling:
-                    score += 1
-                self.length += 1
-                self.lags.append(lag)
+        for covered, begin, end in rows:
+            if covered:
+                if self._score <= 0:
+                    self._score = 0.0
+                    self._restart(first + begin)
+                self._score = min(self._score + end - begin, NEAR.ceiling)
+                self.length += end - begin
+                self.lags.extend(lags[begin:end])
                 self.trailing = 0
-            elif lag < 0:
-                self.length += score > 0
-            elif score > 0:
-                score -= cost
-                self.length += 1
+            elif self._score > 0:
+                self._take_rest(tokens, lags, begin, end)
+
+    def _take_rest(self, tokens: Sequence[str], lags: Sequence[int], begin: int, end: int) -> None:
+        """Take a row of tokens that are not covered, until the new ones use up the score."""
+        score, at = self._score, begin
+        while score > 0 and at < end:
+            if not lags[at]:
+                score -= self._cost
                 self._take_new(tokens[at], tokens[at + 1])
+            at += 1
         self._score = score
+        self.length += at - begin
 
     def _take_new(self, before: str, token: str) -> None:
         self.new += 1
@@ -167,9 +165,10 @@ class Shingles:
         if len(recent) < SHINGLE:
             return
         lags = self._lags(recent)
+        rows = _rows(lags)
         recent.insert(0, tokens.kept[first - 1] if first else "")
         for region in self._regions:
-            region.take(self._next, recent, lags)
+            region.take(self._next, recent, lags, rows)
         self._next += len(lags)
         if len(self._last) >= TOKENS * 5 // 4:
             oldest = 4 * (self._next - TOKENS)
@@ -177,20 +176,21 @@ class Shingles:
 
     def _lags(self, tokens: Sequence[str]) -> list[int]:
         """The distance back of each token but the last few, 0 for new ones. (One loop: it runs for every token.)"""
-        last, first_seen = self._last, self._last.setdefault
+        last, seen = self._last, self._last.setdefault
+        covered_to, lag, lags = self._covered_to, self._lag, list[int]()
+        add, first = lags.append, self._next
         shingles = zip(*(tokens[back:] for back in range(SHINGLE)), strict=False)
-        covered_to, lag, lags = self._covered_to, self._lag, []
-        for number, shingle in enumerate(shingles, start=self._next):
-            key, new = hash(shingle), 4 * number
-            known = first_seen(key, new)
-            neutral = 0
-            if known != new:
-                neutral = -1
-                kind = known & 3 or (2 if _distinctive(shingle) else 1)
-                last[key] = new + kind
-                if kind == 2 and number - (known >> 2) >= SHINGLE:
-                    covered_to, lag = number + SHINGLE - 1, number - (known >> 2)
-            lags.append(lag if covered_to >= number else neutral)
+        for number, key in enumerate(map(hash, shingles), start=first):
+            new = 4 * number
+            known = seen(key, new)
+            if known == new:
+                add(lag if covered_to >= number else 0)
+                continue
+            kind = known & 3 or (2 if _distinctive(tokens[number - first : number - first + SHINGLE]) else 1)
+            last[key] = new + kind
+            if kind == 2 and number - (known >> 2) >= SHINGLE:
+                covered_to, lag = number + SHINGLE - 1, number - (known >> 2)
+            add(lag if covered_to >= number else -1)
         self._covered_to, self._lag = covered_to, lag
         return lags
 
@@ -212,14 +212,40 @@ class Shingles:
         return [repetition for repetition in found if repetition is not None]
 
 
-def _distinctive(shingle: tuple[str, ...]) -> bool:
+def _rows(lags: Sequence[int]) -> list[tuple[bool, int, int]]:
+    """Rows of tokens that are covered, and that are not: from and to which."""
+    rows, begin = list[tuple[bool, int, int]](), 0
+    for covered, row in groupby(lags, key=(0).__lt__):
+        end = begin + len(list(row))
+        rows.append((covered, begin, end))
+        begin = end
+    return rows
+
+
+def _distinctive(shingle: Sequence[str]) -> bool:
     """Not made of a few symbols, as a bit string, a game board or `na na na` are."""
     if len(set(shingle)) < SHINGLE - 1:
         return False
-    words = [word for word in shingle if word.isalpha() and (len(word) > 1 or word >= "\u0900")]
-    if len(words) >= SHINGLE - 1:
-        return True
-    return len(words) >= SHINGLE // 2 and sum(word[0] == STAMP for word in shingle) < 2
+    kinds = sum(map(_KINDS.__getitem__, shingle))
+    words, stamps = kinds % _STAMP, kinds // _STAMP
+    return words >= SHINGLE - 1 or (words >= SHINGLE // 2 and stamps < 2)
+
+
+_STAMP = 8  # more than the words of a shingle
+
+
+class _Kinds(dict[str, int]):
+    """1 for a word, _STAMP for a stamp, 0 for any other token: a plain dictionary of recent tokens."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _CACHED:
+            self.clear()
+        is_word = word.isalpha() and (len(word) > 1 or word >= "\u0900")
+        return self.setdefault(word, _STAMP if word[0] == STAMP else int(is_word))
+
+
+_CACHED = 8192
+_KINDS = _Kinds()
 
 
 def _repetition(region: Region, tokens: TokenWindow) -> Repetition | None:
@@ -270,9 +296,16 @@ def _is_loop(repetition: Repetition, tail: Tail, ending: Ending) -> bool:
         return False  # towards an end
     if sample.isascii() and _SPACES_OF_PROSE * sample.count(" ") < len(sample):
         return False  # selectors, paths
-    if is_verse(sample) or len(set(_WORD.findall(sample))) < NEAR.words:
-        return False
-    return shape_of(sample) is Shape.PROSE
+    return shape_of(sample) is Shape.PROSE and not is_verse(sample) and _has_words(sample)
+
+
+def _has_words(sample: str) -> bool:
+    different = set[str]()
+    for word in _WORD.finditer(sample):
+        different.add(word[0])
+        if len(different) >= NEAR.words:
+            return True
+    return False
 
 
 def _has_one_slot(repetition: Repetition) -> bool:

@@ -15,7 +15,7 @@ from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, reco
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, find_stalled
-from glm4_deploy.detect.tail import Tail
+from glm4_deploy.detect.tail import Tail, may_repeat
 from glm4_deploy.detect.thresholds import HOP, HOT_HOPS, POOR_HOPS, TOKEN_HOPS, TOKENS, VERSE_LINE, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
 
@@ -34,6 +34,7 @@ class Stream:
         self._request = request_of(prompt)
         self._numbers = EngineNumbers()
         self._pending = ""  # the end of the text, shorter than a block
+        self._room: float = HOP  # from this many characters on, there is something to search
         self._end = 0  # offset just after the last block
         self._hops = 0  # blocks taken
         # Blocks of HOP characters, newest first, each from its last character; and the letters and digits alone of
@@ -63,11 +64,12 @@ class Stream:
         """
         if self._finding is None and (token_ids or logprobs):
             self._finding = self._numbers.feed(token_ids, logprobs)
-        size = len(self._pending) + len(chunk)
-        if self._finding is None and size < HOP and self._end + size < self._due:
+            self._room = self._room if self._finding is None else 0
+        if len(chunk) < self._room:
+            self._room -= len(chunk)
             self._pending += chunk  # nothing to search yet
-        else:
-            self._take(chunk)
+            return self._alarm
+        self._take(chunk)
         return self._finding or self._alarm
 
     @property
@@ -118,8 +120,12 @@ class Stream:
                 break
             self._take_block(block)
             at += HOP
-        self._pending = text[at:] if self._finding is None else ""
-        if self._finding is not None and self._growth is not None:
+        if self._finding is None:
+            self._pending = text[at:]
+            self._room = min(HOP, self._due - self._end) - len(self._pending)
+            return
+        self._pending, self._room = "", 0
+        if self._growth is not None:
             self._growth.take(text[at:], self._end)
             self._end += len(text) - at
 
@@ -182,6 +188,13 @@ class Stream:
 
     def _find_running_loop(self, tail: Tail) -> float:
         """Search for an exact loop. Returns the offset at which one is due if the text goes on as it does."""
+        if (
+            self._alarm is None
+            and not may_repeat(tail.reversed)
+            and tail.reversed[0].isprintable()
+            and tail.reversed[0] != " "
+        ):
+            return math.inf  # nearly always, and it costs one search in C
         finding, due = find_or_due(tail, ending=Ending.RUNNING, request=self._request)
         if finding is not None and finding.start == tail.begin:
             # It fills what was searched: search all that is kept for where it begins.

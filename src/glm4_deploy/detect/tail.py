@@ -58,6 +58,11 @@ class Run:
         return reversed_text[self.length - self.period : self.length][::-1]
 
 
+def may_repeat(reversed_text: str) -> bool:
+    """Whether the text may end in a run: its last characters recur."""
+    return reversed_text.find(reversed_text[:MIN_OVERLAP], 1) > 0
+
+
 def tail_runs(reversed_text: str, *, reach: int) -> Iterator[Run]:
     """Every run of at least three copies that the text ends in, shortest period first, up to a period of `reach`."""
     period, overlap = 1, MIN_OVERLAP

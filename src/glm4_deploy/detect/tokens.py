@@ -32,10 +32,11 @@ _TENS_AND_ONES = (
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)ty-(?:one|two|three|four|five|six|seven|eight|nine)\b"  # `forty-two`
 )
 _TOKEN = re.compile(
-    # Plain words and marks come first because most text is made of them; a word with other letters becomes two tokens.
-    rf"[A-Za-z]{{1,{_LONGEST}}}+(?![\d-])|[^\w\s]|\n|(?=[A-Za-z\d])(?:{_TENS_AND_ONES}|{_CLOCK}|{_ID})"
-    rf"|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[{_HAN}]{{1,{_LONGEST}}}"
-    rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W\d_]{{1,{_LONGEST}}}|_"
+    # Blanks are taken together with what follows them, and plain words, marks and ideographs come first, because most
+    # text is made of them; a word with other letters becomes two tokens.
+    rf"[ \t]*+([A-Za-z]{{1,{_LONGEST}}}+(?![\d-])|[!-/:-@\[-^`{{-~]|\n|[{_HAN}]{{1,{_LONGEST}}}"
+    rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\w\s]|(?=[A-Za-z\d])(?:{_TENS_AND_ONES}|{_CLOCK}|{_ID})"
+    rf"|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[^\W\d_]{{1,{_LONGEST}}}|_)"
 )
 
 
@@ -197,7 +198,7 @@ class TokenWindow:
         """Offset of a token; for one that was dropped (a negative index), that of the first one kept."""
         number = max(index, 0) + self.dropped
         first, base, text = self._blocks[bisect_right(self._blocks, number, key=itemgetter(0)) - 1]
-        return base + next(islice(_TOKEN.finditer(text), number - first, None)).start()
+        return base + next(islice(_TOKEN.finditer(text), number - first, None)).start(1)
 
     def end(self, index: int) -> int:
         """Offset just after a token."""
