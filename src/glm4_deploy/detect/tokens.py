@@ -34,7 +34,7 @@ _TENS_AND_ONES = (
 _TOKEN = re.compile(
     # Blanks are taken together with what follows them, and plain words, marks and ideographs come first, because most
     # text is made of them; a word with other letters becomes two tokens.
-    rf"[ \t]*+([A-Za-z]{{1,{_LONGEST}}}+(?![\d-])|[!-/:-@\[-^`{{-~]|\n|[{_HAN}]{{1,{_LONGEST}}}"
+    rf"[ \t]{{0,8}}+([A-Za-z]{{1,{_LONGEST}}}+(?![\d-])|[!-/:-@\[-^`{{-~]|\n|[{_HAN}]{{1,{_LONGEST}}}"
     rf"|[\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\w\s]|(?=[A-Za-z\d])(?:{_TENS_AND_ONES}|{_CLOCK}|{_ID})"
     rf"|[A-Za-z]{{1,{_LONGEST}}}|\d{{1,{_LONGEST}}}|[^\W\d_]{{1,{_LONGEST}}}|_)"
 )
