@@ -4,7 +4,7 @@
     python -m benchmarks.detector.latency --seed 7    other loops and other texts of the corpus, as counts only
 
 Needs the corpus (python -m benchmarks.detector). Texts arrive 4 characters at a time, Chinese ones 2 at a time. A token
-counts as 4 characters, or 1.5 of Chinese, Japanese and Korean. In time means: an exact loop within max(64 tokens, 4
+counts as 4 characters, or 1.5 ideographs (and the like): mixed text has both. In time means: an exact loop within max(64 tokens, 4
 periods), a counter or a near duplicate within max(160 tokens, 8 periods) of where it begins.
 """
 
@@ -43,8 +43,10 @@ class Case:
 
     @property
     def token(self) -> float:
-        wide = sum(char >= "\u2e80" for char in self.text) > len(self.text) / 3
-        return CHINESE_CHARS_PER_TOKEN if wide else CHARS_PER_TOKEN
+        """Characters of a token of what repeats, each ideograph (and the like) counted as one."""
+        unit = self.text[self.start :][: self.period or 200]
+        wide = sum(char >= "\u2e80" for char in unit)
+        return len(unit) / (wide / CHINESE_CHARS_PER_TOKEN + (len(unit) - wide) / CHARS_PER_TOKEN)
 
 
 def exact(kind: str, rng: random.Random) -> Iterator[Case]:

@@ -164,6 +164,11 @@ def find_counter(
     return None
 
 
+def may_be_early(count: CountingRun) -> bool:
+    """Whether an early alarm may be raised at a count when it goes on."""
+    return not count.bare and count.copies < 2 * EARLY_COUNT.copies and shape_of(count.unit) is Shape.PROSE
+
+
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 

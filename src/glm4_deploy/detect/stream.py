@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from glm4_deploy.detect.counting import CountingRun, counting_runs, find_counter
+from glm4_deploy.detect.counting import CountingRun, counting_runs, find_counter, may_be_early
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
@@ -16,7 +16,7 @@ from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
 from glm4_deploy.detect.similar import Shingles, find_folded, find_near_duplicate, find_stalled
 from glm4_deploy.detect.tail import Tail, may_repeat
-from glm4_deploy.detect.thresholds import HOP, HOT_HOPS, POOR_HOPS, TOKEN_HOPS, TOKENS, VERSE_LINE, WINDOW
+from glm4_deploy.detect.thresholds import COUNT_HOPS, HOP, HOT_HOPS, POOR_HOPS, TOKEN_HOPS, TOKENS, VERSE_LINE, WINDOW
 from glm4_deploy.detect.tokens import TokenWindow
 
 _BLOCKS = WINDOW // HOP
@@ -43,6 +43,7 @@ class Stream:
         self._reversed_folded: deque[str] = deque(maxlen=_BLOCKS // TOKEN_HOPS)
         self._untaken = self._entries = 0  # blocks whose tokens were not taken; entries for less than TOKEN_HOPS blocks
         self._counts: list[CountingRun] = []  # those of the last look
+        self._counting = False  # one of them is prose
         self._blank = True
         self._tokens = TokenWindow(TOKENS, _BLOCKS // TOKEN_HOPS + 1)
         self._shingles = Shingles()
@@ -114,7 +115,7 @@ class Stream:
         text, at = self._pending + chunk, 0
         while self._finding is None:
             block = text[at : at + HOP]
-            if self._due <= self._end + len(block):
+            while self._finding is None and self._due <= self._end + len(block):
                 self._take_due(block)
             if self._finding is not None or len(block) < HOP:
                 break
@@ -133,7 +134,8 @@ class Stream:
         """Search at the point within a block where a run was due to become a loop."""
         length, self._due = int(self._due) - self._end, math.inf
         tail = Tail(block[:length][::-1] + self._reversed_tail(self._due_blocks), self._end + length)
-        self._find_running_loop(tail)
+        due = self._find_running_loop(tail)
+        self._due = due if self._growth is None else math.inf
 
     def _take_block(self, block: str) -> None:
         self._reversed_blocks.appendleft(block[::-1])
@@ -147,15 +149,21 @@ class Stream:
         # Search 8 times the largest power of two that divides the count: every scale once per eighth of its length.
         hops = self._hops & -self._hops
         tail = Tail(self._reversed_tail(8 * hops), self._end)
+        wide = is_wide(block)
         if self._growth is None:
             due = self._find_running_loop(tail)
             if due < min(self._due, self._end + hops * HOP):
                 self._due, self._due_blocks = due, 9 * hops
+            elif wide and self._due == math.inf:
+                self._due, self._due_blocks = self._end + HOP // 2, 9  # 64 ideographs are many tokens
         whole = self._hops % TOKEN_HOPS == 0
-        if self._finding is None and (whole or (self._hops % HOT_HOPS == 0 and (self._shingles.hot or is_wide(block)))):
+        hot = self._counting or (self._hops % HOT_HOPS == 0 and (self._shingles.hot or wide))
+        if self._finding is None and (whole or hot):
             self._take_tokens(self._untaken)
             if whole:
                 self._merge()
+            elif self._counting and hops < COUNT_HOPS:
+                hops, tail = COUNT_HOPS, Tail(self._reversed_tail(8 * COUNT_HOPS), self._end)
             if self._growth is None:
                 self._report(self._search_tokens(8 * hops, tail, Ending.RUNNING), tail)
                 if self._finding is None and self._alarm is None and self._counts:
@@ -241,6 +249,7 @@ class Stream:
         token_blocks = blocks // TOKEN_HOPS + 1
         masks = self._tokens.reversed_masks(token_blocks)
         self._counts = list(counting_runs(self._tokens, masks, tail, ended=ended))
+        self._counting = any(map(may_be_early, self._counts))
         finding = find_counter(self._counts, ending=ending, request=request)
         if finding is not None:
             return finding

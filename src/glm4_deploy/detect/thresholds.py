@@ -15,6 +15,7 @@ REACH = WINDOW // 4
 
 TOKEN_HOPS = 4  # hops between two searches of the tokens
 HOT_HOPS, HOT_TOKENS = 2, 400  # and while hardly a token of the last HOT_TOKENS is new
+COUNT_HOPS = 8  # and at every hop while prose may be counting: eight times as many are searched
 POOR_HOPS = 8  # hops between two looks for a poor vocabulary
 TOKENS = 16384  # tokens kept
 TOKEN_REACH = TOKENS // 4
