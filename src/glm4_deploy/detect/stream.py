@@ -196,19 +196,16 @@ class Stream:
 
     def _find_running_loop(self, tail: Tail) -> float:
         """Search for an exact loop. Returns the offset at which one is due if the text goes on as it does."""
-        if (
-            self._alarm is None
-            and not may_repeat(tail.reversed)
-            and tail.reversed[0].isprintable()
-            and tail.reversed[0] != " "
-        ):
+        last = tail.reversed[0]
+        if last.isprintable() and last != " " and not may_repeat(tail.reversed):
             return math.inf  # nearly always, and it costs one search in C
         finding, due = find_or_due(tail, ending=Ending.RUNNING, request=self._request)
         if finding is not None and finding.start == tail.begin:
             # It fills what was searched: search all that is kept for where it begins.
             tail = Tail(tail.reversed[: tail.end - self._end] + self._reversed_tail(_BLOCKS), tail.end)
             finding = self._find_loop(tail, Ending.RUNNING) or finding
-        self._report(finding, tail)
+        if finding is not None:  # what the tokens showed is not for this search to take back
+            self._report(finding, tail)
         return due
 
     def _report(self, finding: LoopFinding | None, tail: Tail, *, provisional: bool = False) -> None:
