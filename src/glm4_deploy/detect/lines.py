@@ -73,10 +73,10 @@ class Lines:
         if not _informs(line):
             if line not in self._known and _WORD.search(line):
                 self._score -= LINES.word_cost
-                self._known[line] = self._count
+                self._remember(line)
             return
         known = self._known.pop(line, None)
-        self._known[line] = self._count
+        self._remember(line)
         self._count += 1
         if known is not None and self._count - known <= LINES.memory:
             if self._score <= 0:
@@ -88,6 +88,9 @@ class Lines:
             self._score -= LINES.cost
             self._trailing += 1
         self.recent.append((line, offset, text.endswith("\n")))
+
+    def _remember(self, line: str) -> None:
+        self._known[line] = self._count
         if len(self._known) > LINES.memory:
             del self._known[next(iter(self._known))]
 

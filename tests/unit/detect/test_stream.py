@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glm4_deploy.detect import scan
 from glm4_deploy.detect.finding import LoopVerdict
 from glm4_deploy.detect.stream import Stream
-from glm4_deploy.detect.thresholds import TOKENS, WINDOW
+from glm4_deploy.detect.thresholds import LINES, TOKENS, WINDOW
 
 ANYTHING = st.text(st.characters(codec=None), max_size=400)
 FINISH = st.sampled_from(["stop", "length", None])
@@ -144,3 +144,43 @@ def test_memory_is_bounded() -> None:
     assert len(stream._tokens.kept) <= 2 * TOKENS
     assert len(stream._shingles._last) <= 2 * TOKENS + 1000
     assert sys.getsizeof(stream._pending) < 1000
+
+
+def test_memory_is_bounded_in_a_list_of_words() -> None:
+    stream = Stream()
+    for number in range(5_000):
+        stream.feed("".join(chr(97 + number // 19**place % 19) for place in range(5)) + "\n")
+    assert len(stream._lines._known) <= LINES.memory + 1
+
+
+def _alarm_after(text: str, start: int, prompt: str | None = None) -> int:
+    """Characters from `start` to the first alarm."""
+    stream = Stream(prompt=prompt)
+    return next(end - start for end in range(1, len(text) + 1) if stream.feed(text[end - 1 : end]) is not None)
+
+
+@pytest.mark.parametrize("before", [0, 16, 33, 51])
+def test_a_loop_of_ideographs_is_reported_within_64_tokens(before: int) -> None:
+    text = "春江潮水连海平海上明月共潮生滟滟随波千万里何处春江无月明江流宛转绕芳甸月照花林皆似霰空里流霜不觉飞汀上"[
+        :before
+    ]
+    assert _alarm_after(text + "这个问题的答案取决于具体情况，需要进一步分析。" * 9, before) <= 64 * 1.5
+
+
+@pytest.mark.parametrize("before", [0, 70, 140, 210])
+def test_prose_that_counts_is_reported_within_eight_copies(before: int) -> None:
+    head = (
+        "Mend the old roof before winter; the rain came through twice in March, and nobody who lives there forgot it. "
+    )
+    text = (head * 2)[:before]
+    unit = "Attempt {} of many: Zeno will notice the steep engine or order that river in Accra.\n"
+    counted = "".join(map(unit.format, range(1, 20)))
+    assert _alarm_after(text + counted, before) <= 8 * len(unit)
+
+
+def test_an_alarm_that_the_words_raised_holds_until_they_are_examined_again() -> None:
+    stream, states = Stream(), []
+    for number in range(1, 13):
+        line = f"Attempt {number} of many: Zeno will notice the steep engine or order that river in Accra.\n"
+        states += [stream.feed(line[at : at + 4]) is not None for at in range(0, len(line), 4)]
+    assert states == sorted(states)
