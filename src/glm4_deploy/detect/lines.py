@@ -7,6 +7,7 @@ and purely symbolic lines (braces, bars of music, rows of digits) are evidence f
 
 import re
 from collections import Counter, deque
+from functools import lru_cache
 from operator import itemgetter
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
@@ -34,7 +35,6 @@ class Lines:
 
     def __init__(self) -> None:
         self._carry = ""
-        self._plain = True  # there is no digit in the text
         self._count = 0
         self._known: dict[str, int] = {}
         self._score = 0.0
@@ -48,7 +48,6 @@ class Lines:
         text = self._carry + text
         lines: list[str] = _LINE.findall(text)
         offset = end - sum(map(len, lines))  # only marks before the first line are in none
-        self._plain = _DIGIT.search(text) is None
         self._carry = ""
         if lines and not last:
             self._carry = lines.pop()[-LINES.longest :]
@@ -67,10 +66,8 @@ class Lines:
         if indent != self._indent:
             self.deeper = self.deeper + 1 if indent > self._indent else 0
             self._indent = indent
-        line = text.strip() if self._plain else _masked(text.strip())
-        if len(line) > LINES.kept:
-            line = f"{line[: LINES.kept]}{hash(line)}"
-        if not _informs(line):
+        line, informs = _reduced(text.strip())
+        if not informs:
             if line not in self._known and _WORD.search(line):
                 self._score -= LINES.word_cost
                 self._remember(line)
@@ -110,6 +107,15 @@ def _masked(line: str) -> str:
         return line
     line = STAMPS.sub(STAMP, line) if _STAMPED.search(line) else line
     return _NUMERAL.sub(NUMERAL, line) if len(_WORD.findall(line)) >= LINES.sentence else line
+
+
+@lru_cache(maxsize=128)  # records and code write the same lines again and again
+def _reduced(line: str) -> tuple[str, bool]:
+    """The line as it is compared with others, and whether it informs."""
+    line = _masked(line)
+    if len(line) > LINES.kept:
+        line = f"{line[: LINES.kept]}{hash(line)}"
+    return line, _informs(line)
 
 
 def _informs(line: str) -> bool:

@@ -4,8 +4,8 @@ import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
-from statistics import median_low
 
 from glm4_deploy.detect.exact import copies_needed
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, count_of, degenerate
@@ -116,13 +116,12 @@ class Region:
         self.trailing += 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Repetition:
     """A stretch at the end of the text that says little new.
 
     Attributes:
-        start: offset of the first copy.
-        end: offset just after the last token.
+        window: the tokens, of which the first copy begins with token `first` and the last copy ends with `last`.
         tokens: length in tokens, without the first copy.
         lag: tokens from copy to copy.
         novelty: share of new tokens.
@@ -131,8 +130,9 @@ class Repetition:
         changes: rows of new tokens.
     """
 
-    start: int
-    end: int
+    window: TokenWindow
+    first: int
+    last: int
     tokens: int
     lag: int
     novelty: float
@@ -143,6 +143,16 @@ class Repetition:
     @property
     def copies(self) -> float:
         return self.tokens / self.lag + 1
+
+    @cached_property
+    def start(self) -> int:
+        """Offset of the first copy."""
+        return self.window.start(self.first)
+
+    @cached_property
+    def end(self) -> int:
+        """Offset just after the last token."""
+        return self.window.end(self.last)
 
 
 class Shingles:
@@ -250,12 +260,13 @@ _KINDS = _Kinds()
 
 def _repetition(region: Region, tokens: TokenWindow) -> Repetition | None:
     """None if it has too few copies for any limit."""
-    lag = median_low(region.lags)
+    lag = sorted(region.lags)[(len(region.lags) - 1) // 2]
     if region.length < (DRIFT.copies - 1) * lag:
         return None
     return Repetition(
-        start=tokens.start(region.start - lag - tokens.dropped),
-        end=tokens.end(len(tokens.kept) - 1),
+        window=tokens,
+        first=region.start - lag - tokens.dropped,
+        last=len(tokens.kept) - 1,
         tokens=region.length,
         lag=lag,
         novelty=region.new / region.length,
