@@ -8,6 +8,7 @@ was never opened; bytes cannot be decoded.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise, permutations
 from unicodedata import name
 
@@ -57,6 +58,7 @@ def _rare_characters(sample: str) -> str | None:
     return f"{rare} of {len(eastern)} ideographs and syllables are in no national standard"
 
 
+@lru_cache(maxsize=4096)
 def _is_rare(char: str) -> bool:
     codes = ((char.encode(standard, "ignore"), rare) for standard, rare in _STANDARDS.items())
     return not any(len(code) == 2 and code < rare for code, rare in codes)  # EUC-KR spells the others out in 8 bytes
@@ -145,6 +147,7 @@ def _impossible_words(sample: str) -> str | None:
 _LATIN_END = "\u0250"
 
 
+@lru_cache(maxsize=4096)
 def _script(char: str) -> str:
     if char < _LATIN_END:
         return "LATIN"
