@@ -135,6 +135,8 @@ def write(path: Path, documents: Iterable[Document]) -> int:
 
 
 def read(path: Path) -> Iterator[Document]:
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: build the corpus with python -m benchmarks.detector")
     with path.open(encoding="utf-8") as rows:
         for row in rows:
             fields = json.loads(row)
