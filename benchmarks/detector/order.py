@@ -1,6 +1,7 @@
 """Count the background model of `glm4_deploy.detect.order`: which kinds of words stand side by side in real text.
 
-    python -m benchmarks.detector.order
+    python -m benchmarks.detector.order             order.bin
+    python -m benchmarks.detector.order --chinese   chinese.bin: jieba's dictionary (MIT), from PyPI
 
 Texts: LibreOffice's help in 19 languages (Debian's libreoffice-help-*, MPL-2.0), Python's documentation and standard
 library (PSF-2.0). What is counted are pairs of kinds of words, hashed; no text can be recovered. Healthy pairs are
@@ -14,8 +15,12 @@ import html
 import random
 import re
 import subprocess
+import sys
+import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +36,7 @@ SLOTS = 1 << 18
 EACH = 2_500_000  # characters of a language
 SHUFFLES = 2
 ABROAD = 0.1  # share of pairs across all documents in what chance is
+CHINESE_PAIRS = 30_000
 RARE = 2.0  # pairs added to both counts, so that a pair seen once says little
 
 Ids = NDArray[np.int64]
@@ -112,8 +118,32 @@ def _slots(pairs: Ids, names: Sequence[str]) -> NDArray[np.float64]:
     return np.bincount(slots, weights=counts, minlength=SLOTS)
 
 
+def chinese_pairs() -> str:
+    """The pairs of ideographs that are the commonest within words, weighed by how often each word is used."""
+    root = cache() / "jieba"
+    command = ["pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--dest", str(root), "jieba==0.42.1"]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    with tarfile.open(root / "jieba-0.42.1.tar.gz") as archive:
+        file = archive.extractfile("jieba-0.42.1/jieba/dict.txt")
+        assert file is not None
+        lines = file.read().decode().splitlines()
+    pairs: Counter[str] = Counter()
+    for line in lines:
+        word, uses, *_ = line.split(" ")
+        for one, other in pairwise(word):
+            if order.is_ideograph(one) and order.is_ideograph(other):
+                pairs[one + other] += int(uses)
+    return "".join(sorted(pair for pair, _ in pairs.most_common(CHINESE_PAIRS)))
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chinese", action="store_true", help="the pairs of ideographs only")
+    if parser.parse_args().chinese:
+        packed = zlib.compress(chinese_pairs().encode("utf-16-le"), 9)
+        Path(order.__file__).with_name("chinese.bin").write_bytes(packed)
+        print(f"{CHINESE_PAIRS} pairs, {len(packed)} bytes")
+        return
     model = count(help_pages() | python_texts())
     packed = zlib.compress(model.tobytes(), 9)
     Path(order.__file__).with_name("order.bin").write_bytes(packed)

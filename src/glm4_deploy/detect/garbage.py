@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, fold, is_verse, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import (
+    CODES,
     DISORDER,
     END_IDS,
     ENDED_KINDS,
@@ -16,6 +18,7 @@ from glm4_deploy.detect.thresholds import (
     GLUED_GRAMS,
     GLUED_LENGTH,
     LETTERS,
+    LISTED,
     NULL_LOGPROBS,
     POOR_KINDS,
     POOR_SYMBOLS,
@@ -48,13 +51,18 @@ def find_poor_vocabulary(
     glued = ended and sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
     if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > most and not glued):
         return None
-    prose = sum(map(str.isalpha, last)) >= len(last) / 2 or last.count("'") >= len(last) / 3
+    prose = sum(map(str.isalpha, last)) >= 0.45 * len(last) or last.count("'") >= len(last) / 3
     if ending is not Ending.CUT and not prose:
         return None
     if 0 < sum(map(str.isalpha, kinds)) <= POOR_WORDS:
         last = tokens.kept[-FEW_TOKENS:]  # a refrain of syllables lasts longer
         if len(last) < FEW_TOKENS or len(set(last)) > 4 * POOR_WORDS:
             return None
+    words = [token for token in last if token.isalpha()]
+    codes = sum(word[0].isupper() for word in words) >= CODES * len(words)  # tags of words, chords, amino acids
+    listed = max(map(last.count, ",;|/-")) >= LISTED * len(last)  # directions, beats of a drum
+    if ending is Ending.STOPPED and (codes or listed):
+        return None
     disordered = _disordered(last, ended=ended)
     symbols = ending is Ending.CUT and _few_symbols(last)
     if not (disordered or glued or symbols):
@@ -65,9 +73,9 @@ def find_poor_vocabulary(
     counted = request.limit is not None and (request.count or all(fold(kind) in request.words for kind in kinds))
     if not symbols and (counted or not (disordered or (glued and _few_grams(last)))):
         return None
-    words = sorted(set(last), key=last.count, reverse=True)
-    shown = ", ".join(word for word in words if word.strip())[:100]
-    why = f"the last {len(last)} words and marks are only {len(words)} different ones in random order: {shown}"
+    common = [kind for kind, _ in Counter(last).most_common()]
+    shown = ", ".join(kind for kind in common if kind.strip())[:100]
+    why = f"the last {len(last)} words and marks are only {len(common)} different ones in random order: {shown}"
     return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.8, start=start, unit=sample[:60])
 
 
@@ -120,7 +128,7 @@ def _is_prose(tokens: Sequence[str]) -> bool:
     """Not just letters, as in a sequence of results, grades or bases; `'s't's` is broken prose."""
     words = [token for token in tokens if token.isalpha()]
     spoken = sum(len(word) > 1 or word >= "\u0900" for word in words)
-    return spoken >= len(tokens) / 2 or tokens.count("'") >= len(tokens) / 3
+    return spoken >= 0.45 * len(tokens) or tokens.count("'") >= len(tokens) / 3
 
 
 # Missed stops: the text went on after its end, through the next turns or up to the token limit.
@@ -163,6 +171,12 @@ def find_runaway(tail: Tail, *, ending: Ending, prompt: str | None, passed_end: 
         return _runaway(why, tail.begin + marks[0].start())
     if ending is not Ending.CUT:
         return None
+    if len(examples := _examples(text, asked)) >= 2:
+        why = f"the answer went on with {len(examples)} more examples like those of the prompt, until the token limit"
+        return _runaway(why, tail.begin + examples[0].start())
+    if len(roles := list(_ROLE.finditer(text))) >= 3:
+        why = f"the answer went on through {len(roles)} turns of the assistant, until the token limit"
+        return _runaway(why, tail.begin + roles[0].start())
     if passed_end:
         return _runaway("the engine generated an end token of GLM-4 and continued to the token limit", None)
     if turns := _turns(text, asked):
@@ -203,6 +217,27 @@ def _turns(text: str, asked: str) -> list[re.Match[str]]:
         if len(turns) >= 3 and len(speakers) == 2 and text[: turns[0].start()].strip():
             return turns
     return []
+
+
+_ROLE = re.compile(r"^assistant\n\n(?=\S)", re.MULTILINE)  # Llama 3's mark of a turn, without its tokens
+_LABEL = re.compile(r"^[ \t]*([^\W\d_][\w ]{0,23})[:：](.*)", re.MULTILINE)
+_MAY_GO_ON = re.compile(r"\bmore\b|\banother\b|\bcontinue\b|\bgenerate\b|\bfill\b|续写|继续|再|更多", re.IGNORECASE)
+
+
+def _examples(text: str, asked: str) -> list[re.Match[str]]:
+    """Further examples, where the prompt showed two or more (`Input: … Output: …`) and the answer should end one."""
+    labels = list(_LABEL.finditer(asked))
+    names = [match[1] for match in labels]
+    if len(names) < 6 or names.count(names[0]) < 3 or names[-1] == names[0] or _MAY_GO_ON.search(asked):
+        return []
+    given = {match[2].strip() for match in labels}
+    complete = all(match[2].strip() for match in labels[:-1]) and not asked[labels[-1].end(1) + 1 :].strip()
+    if not complete or _NUMBER_OF.search(asked):
+        return []  # a form
+    return [match for match in _LABEL.finditer(text) if match[1] == names[0] and match[2].strip() not in given]
+
+
+_NUMBER_OF = re.compile(r"\b\d+ (?:\w+ )?(?:examples|items|questions|pairs|cards|entries)\b", re.IGNORECASE)
 
 
 def _runaway(why: str, start: int | None) -> LoopFinding:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from operator import itemgetter
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
-from glm4_deploy.detect.prompt import Ending, PromptRequest
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, fold, shape_of
 from glm4_deploy.detect.tail import Tail
 from glm4_deploy.detect.thresholds import LINES, ROWS
 from glm4_deploy.detect.tokens import NUMERAL, STAMP, STAMPS
@@ -29,7 +29,8 @@ class Lines:
 
     Attributes:
         recent: the informative lines of the stretch, each with its offset and whether a newline ended it.
-        broken_off: the text ended in the middle of a known line.
+        broken_off: the text ended in the middle of a known line,
+        cut_short: and of a word.
         deeper: how often the indentation (or quotation) of the lines has grown without falling.
     """
 
@@ -40,7 +41,7 @@ class Lines:
         self._score = 0.0
         self._trailing = 0  # new lines since the last known one
         self.recent: deque[tuple[str, int, bool]] = deque(maxlen=LINES.memory)
-        self.broken_off = False
+        self.broken_off = self.cut_short = False
         self._indent = self.deeper = 0
 
     def feed(self, text: str, end: int, *, last: bool = False) -> None:
@@ -54,9 +55,12 @@ class Lines:
         if lines and last and not text.endswith("\n"):
             final = _masked(lines[-1].strip())
             start = _NUMERAL.sub(NUMERAL, final)  # too short, maybe, for its numerals to be masked
-            self.broken_off = final not in self._known and any(
-                known.startswith((final, start)) for known in self._known
-            )
+            if final not in self._known:
+                continued = {
+                    known[len(one)] for known in self._known for one in (final, start) if known.startswith(one)
+                }
+                self.broken_off = bool(continued) and final.strip("`") != ""  # three close any fence
+                self.cut_short = final[-1:].isalnum() and any(map(str.isalnum, continued))
         for line in lines:
             self._take(line, offset)
             offset += len(line)
@@ -167,6 +171,42 @@ def find_repeated_lines(lines: Lines, end: int, *, ending: Ending, request: Prom
         period=max(round((end - start) / repeats), 1),
         repeats=repeats,
     )
+
+
+_SPLITS = (re.compile(r"[.!?\n]+"), re.compile(r"[.!?\n,;]+"))
+
+
+def find_one_slot(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
+    """Sentences, lines or items of a text that was cut off, equal but for one word: `May you be blessed with fire.`"""
+    text = tail.reversed[: ROWS.tail][::-1]
+    if request.count or shape_of(text[-_SLOTS_SEEN:]) is not Shape.PROSE:
+        return None
+    for split in _SPLITS:
+        items = [words for item in split.split(text)[1:-1] if (words := item.split())]
+        first = items[-1] if items else []
+        copies, slots = 0, set[int]()
+        for words in reversed(items):
+            slots |= {at for at, (one, other) in enumerate(zip(first, words, strict=False)) if one != other}
+            if len(words) != len(first) or len(slots) > 1:
+                break
+            copies += 1
+        changing = {items[-1 - copy][at] for at in slots for copy in range(copies)}
+        enough = LINES.slots if len(first) > 2 else LINES.short_slots
+        if len(first) < 2 or copies < enough or not all(map(_is_word, changing)) or request.allows(copies):
+            continue
+        named = sum(fold(word) in request.words for word in changing)
+        if len(changing) > LINES.slot_words * copies or named > len(changing) / 2:
+            continue  # a list of different things, or labels of what the prompt gave
+        why = f"the last {copies} sentences, lines or items are the same but for one word, until the token limit"
+        return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, unit=" ".join(first), repeats=copies)
+    return None
+
+
+_SLOTS_SEEN = 1000
+
+
+def _is_word(word: str) -> bool:
+    return word.strip("'\"*_()-").isalpha()
 
 
 _NUMBERED = re.compile(r"\W{0,4}\d{1,4}[.):、]\W{0,4}(.*)")

@@ -6,6 +6,7 @@ reference: what its words score at random is subtracted, so that unusual words o
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -94,12 +95,57 @@ def no_order(sample: str) -> str | None:
     )
 
 
+def common_share(words: Sequence[str]) -> float:
+    """The share of a language's commonest words among these, for the language that fits them best."""
+    return max(sum(word in common for word in words) for common in _COMMON) / max(len(words), 1)
+
+
 def _limit(steps: list[str], words: list[str]) -> float:
-    """The bond below which words are in no order; 0 if the model cannot judge: a list, or classical Chinese."""
-    known = max(sum(word in common for word in words) for common in _COMMON)
-    if known >= ORDER.known * len(words):
+    """The bond below which words are in no order; 0 if the model cannot judge: lists, and classical Chinese."""
+    han = [word for word in words if is_ideograph(word)]
+    if len(han) > len(words) / 2 and len(set(han)) > ORDER.han_kinds * len(han):
+        return 0
+    if common_share(words) >= ORDER.known:
         return ORDER.bond
     rows = sum(step[0] == "\n" for step in steps) > ORDER.rows * len(steps)
     listed = sum(step in ",;、|" for step in steps) > ORDER.listed * len(steps)
     eastern = sum("\u2e80" <= word[0] < "\uac00" for word in words) > ORDER.eastern * len(words)
     return 0 if rows or listed or eastern else ORDER.foreign_bond
+
+
+# Chinese. Its words are not separated, so pairs of ideographs are looked up among those of a dictionary.
+
+_MODERN = frozenset("的是在了这這个個们們你就很把么麼吗嗎您她它")  # particles that classical Chinese does not have
+_HAN: Final = re.compile("[\u4e00-\u9fff]+")
+_HAN_DISTANCES = (5, 7, 11, 13)
+
+
+def is_ideograph(char: str) -> bool:
+    """Whether the pairs of `chinese.bin` may have it."""
+    return "\u4e00" <= char <= "\u9fff"
+
+
+@cache
+def _pairs_within_words() -> frozenset[str]:
+    """The commonest pairs of ideographs within Chinese words (`benchmarks/detector/order.py`)."""
+    pairs = decompress(files(__package__).joinpath("chinese.bin").read_bytes()).decode("utf-16-le")
+    return frozenset(pairs[at : at + 2] for at in range(0, len(pairs), 2))
+
+
+def no_chinese_order(sample: str) -> str | None:
+    """Ideographs whose neighbours make words no more often than ideographs farther apart do."""
+    rows = _HAN.findall(sample[-ORDER.han_tail :]) if not sample.isascii() else []
+    last = "".join(rows)
+    if len(last) < ORDER.han or sum(map(_MODERN.__contains__, last)) < ORDER.modern * len(last):
+        return None
+    known = _pairs_within_words()
+    pairs = [row[at : at + 2] for row in rows for at in range(len(row) - 1)]
+    if len(set(last)) > ORDER.han_kinds * len(last):
+        return None
+    if len(pairs) < ORDER.han or len(set(pairs)) < ORDER.han_different * len(pairs):
+        return None
+    apart = [last[at] + last[at + away] in known for away in _HAN_DISTANCES for at in range(len(last) - away)]
+    words, by_chance = sum(map(known.__contains__, pairs)) / len(pairs), sum(apart) / len(apart)
+    if words > ORDER.han_words or words > ORDER.han_factor * by_chance:
+        return None
+    return f"{words:.0%} of {len(pairs)} pairs of ideographs make a word, and {by_chance:.0%} do by chance: in no order"

@@ -5,26 +5,31 @@ common; articles stand before commas; words are said twice; the script changes f
 was never opened; bytes cannot be decoded.
 """
 
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise, permutations
 from unicodedata import name
 
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.garbage import parts_of
-from glm4_deploy.detect.order import no_order
-from glm4_deploy.detect.prompt import PromptRequest, Shape, shape_of
+from glm4_deploy.detect.order import common_share, no_chinese_order, no_order
+from glm4_deploy.detect.prompt import Ending, PromptRequest, Shape, shape_of
 from glm4_deploy.detect.tail import Tail
-from glm4_deploy.detect.thresholds import NO_PATTERN, POOR_TOKENS, SALAD
+from glm4_deploy.detect.thresholds import CODES, NO_PATTERN, POOR_TOKENS, SALAD
 from glm4_deploy.detect.tokens import tokens_of, value_of
 
 
-def find_salad(tail: Tail, request: PromptRequest) -> LoopFinding | None:
+def find_salad(tail: Tail, request: PromptRequest, *, ending: Ending) -> LoopFinding | None:
     """The first of the rules that the end of the text breaks. A list of words that was requested is in no order."""
     sample = tail.reversed[: SALAD.tail][::-1]
     for rule in _RULES:
+        if rule in _ASKED_FOR and (ending not in _ASKED_FOR[rule] or request.count or _DRAWING.search(request.words)):
+            continue  # passwords, mazes, keywords, ciphers
+        if rule is _reserved_tokens and (_ABOUT_TOKENS.search(request.words) or not _many_reserved(sample, request)):
+            continue
         if (rule in _LISTS and request.count) or (rule is _few_faces and request.allows_faces(len(_faces_of(sample)))):
             continue
         if (why := rule(sample)) is not None:
@@ -77,6 +82,79 @@ def _many_accents(sample: str) -> str | None:
     if sum(one < other for one, other in pairwise(letters)) > SALAD.rising * len(letters):
         return None  # a table of them
     return f"{len(letters)} of the last {len(last)} characters are {kinds} different letters with accents and signs"
+
+
+# Tokens that no text needs: unused ones, bytes of a character, and what a decoder does not know. `[MASK]`, `[PAD]` and
+# their like are written about, and in rows.
+_RESERVED = re.compile(
+    r"\[control_\d{1,5}\]|\[(?:UNUSED_TOKEN|unused)_?\d{1,4}\]|<unused_?\d{1,5}>|<extra_id_\d{1,3}>|<0x[0-9A-F]{2}>"
+    r"|<SPECIAL_\d{1,5}>|<\|reserved\w{0,30}\|>"
+)
+_ABOUT_TOKENS = re.compile(
+    "token|vocab|bert|masked|sentencepiece|bytefallback|hexdump|corrupt|infill|sentinel|wikitext|llama|unicode|utf8"
+)
+_DRAWING = re.compile(
+    "ascii|art|draw|map|maze|drill|pattern|emotic|punctuation|keyword|tags|adverb|adjective|verb|noun"
+)
+_UNKNOWN = re.compile(r"<unk>|\[UNK\]|<\|unk\|>")
+
+
+def _share(found: Sequence[str], text: str) -> float:
+    return sum(map(len, found)) / max(len(text), 1)
+
+
+def _many_reserved(sample: str, request: PromptRequest) -> bool:
+    """Whether they are most of the text, if no prompt can say that it is about them."""
+    last = sample[-SALAD.reserved_tail :]
+    return bool(request.words) or _share(_RESERVED.findall(last) + _UNKNOWN.findall(last), last) >= SALAD.reserved_alone
+
+
+def _reserved_tokens(sample: str) -> str | None:
+    """Reserved tokens of a vocabulary, among words or alone."""
+    last = sample[-SALAD.reserved_tail :]
+    for pattern, least in ((_RESERVED, SALAD.reserved), (_UNKNOWN, SALAD.unknown)):
+        found = pattern.findall(last)
+        if len(found) >= least and _share(found, last) >= SALAD.reserved_share and "`" not in last:
+            kinds = ", ".join(sorted(set(found))[:4])
+            return f"{len(found)} reserved tokens of a vocabulary among the last {len(last)} characters: {kinds}"
+    return None
+
+
+_PUNCTUATION = re.compile("[!-/:-@\\[-`{-~\u2010-\u2026\u3001-\u3011\uff01-\uff0f\uff1a-\uff1f]")
+
+
+def _marks_in_no_order(sample: str) -> str | None:
+    """Marks and nothing else, any of which follows any other. In drawings, tables and boards a mark tells the next."""
+    last = "".join(sample[-4 * SALAD.marks :].split())[-SALAD.marks :]
+    if len(last) < SALAD.marks or len(_PUNCTUATION.findall(last)) < (1 - SALAD.marks_letters) * len(last):
+        return None
+    bits = _entropy(pairwise(last)) - _entropy(last)
+    if bits < SALAD.marks_bits or _is_fastq(sample):
+        return None
+    return f"the last {len(last)} characters are marks in no order: {bits:.1f} bits each, given the one before"
+
+
+def _entropy(symbols: Iterable[object]) -> float:
+    """In bits."""
+    counts = Counter(symbols)
+    return -sum(count * math.log2(count / counts.total()) for count in counts.values()) / counts.total()
+
+
+def _is_fastq(sample: str) -> bool:
+    """Whether it ends in the qualities of a sequence, which stand under a line with a plus sign."""
+    return sample.rstrip().rpartition("\n")[0].rpartition("\n")[2].startswith("+")
+
+
+def _noise(sample: str) -> str | None:
+    """Printable characters at random: as many marks as letters, without a blank."""
+    *_, line = sample.rsplit(None, 1) or [""]
+    last = line[-SALAD.noise :]
+    if len(last) < SALAD.noise or not last.isascii() or sum(map(str.isalnum, last)) > SALAD.noise_letters * len(last):
+        return None
+    counts = Counter(last).values()
+    if len(counts) < SALAD.noise_kinds or max(counts) > SALAD.noise_most * len(last) or _is_fastq(sample):
+        return None
+    return f"the last {len(last)} characters are {len(counts)} different ones, more marks than letters, without a blank"
 
 
 # Scripts
@@ -166,7 +244,9 @@ def _said_twice(sample: str) -> str | None:
     """Word after word is said twice, and they are different words."""
     last = sample[-SALAD.twice_tail :]
     words = len(last.split())
-    twice = [match[1].lower() for match in _TWICE.finditer(last)]
+    twice = [match[1] for match in _TWICE.finditer(last)]
+    if sum(word[0].isupper() for word in twice) >= CODES * len(twice):
+        twice = []  # tags of words, notes
     if len(set(twice)) >= SALAD.twice and len(twice) >= SALAD.twice_share * words:
         return f"{len(twice)} words are said twice or more in a row, among {words}"
     pairs = _PAIR.findall(last)
@@ -225,6 +305,28 @@ _STEP = re.compile(r"(?<![\w'\"`*])[^\W\d_]+(?![\w'\"`*])|[,;!?]|\.(?!\S)|[^\s,.
 _PARTICLE = re.compile(r"(?:^|(.))[的了们着吗]", re.DOTALL)
 
 
+_DERIVED = re.compile(r"[a-z](?:ly|ing|[ts]ion|ed|ment|ness|ity|ive|al|[ae]nt|ous|[ai]ble|ance|ence)s?$")
+
+
+def _no_function_words(sample: str) -> str | None:
+    """A sentence that never ends and has lost its articles, prepositions and auxiliaries; the text before had them."""
+    *_, match = [None, *_UNMARKED.finditer(sample)]
+    if match is None or len(sample) - match.end() > 40:
+        return None
+    run, before = match[0].lower().split(" "), _WORD.findall(sample[: match.start()].lower())
+    last = run[-SALAD.drift :]
+    if not common_share(run[:10]):
+        return None  # a list of words: drift grows out of a sentence
+    if len(last) < SALAD.drift or len(before) < SALAD.drift or common_share(before) < SALAD.drift_before:
+        return None
+    share, derived = common_share(last), sum(_DERIVED.search(word) is not None for word in last)
+    if share > SALAD.drift_share or len(set(last)) < SALAD.drift_different * len(last):
+        return None
+    if derived < SALAD.drift_derived * len(last):
+        return None
+    return f"the last {len(last)} words have no mark among them, and {share:.0%} are common ones of any language"
+
+
 def _misplaced_words(sample: str) -> str | None:
     """Sentences begin small, articles stand before marks or other articles, or Chinese particles after marks."""
     last = sample[-SALAD.order_tail :]
@@ -270,9 +372,11 @@ def _no_pattern(sample: str) -> str | None:
     last = tokens_of(sample[-SALAD.order_tail :])[-POOR_TOKENS:]
     steps = ["" if value_of(token) is not None else token for token in last]
     kinds = set(steps)
-    words = sum(step.isalpha() and len(step) > 1 for step in steps)
-    if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or words < SALAD.step_words * len(steps):
+    words = [step for step in steps if step.isalpha() and len(step) > 1]
+    if len(last) < POOR_TOKENS or len(kinds) < SALAD.kinds or len(words) < SALAD.step_words * len(steps):
         return None  # a drawing, qualities of a sequence
+    if sum(word[0].isupper() for word in words) >= CODES * len(words):
+        return None
     if not _any_follows(steps):
         steps = parts_of(steps)  # identifiers written together from a few words
         if not _any_follows(steps):
@@ -355,20 +459,49 @@ def _no_brackets(sample: str) -> str | None:
     return f"{wrong} of {closed} brackets close what another kind of bracket opened"
 
 
+_CLOSING = re.compile(r"(?:\s*+(?:</[\w:-]{1,40}>|[)\]}][,;]?+|end\b|done\b|fi\b)){10,}+\s*+\S{0,40}$")
+_OPENING = re.compile(r"[(\[{]|<[^\W\d_]")
+
+
+def _only_closing(sample: str) -> str | None:
+    """Closing tags and brackets and nothing else, more than were opened before."""
+    match = _CLOSING.search(sample)
+    if match is None:
+        return None
+    closed = len(_CLOSED.findall(match[0]))
+    if closed < SALAD.closing or len(_OPENING.findall(sample[: match.start()])) >= closed:
+        return None
+    return f"the text ends in {closed} closing tags and brackets, more than it opened"
+
+
+_CLOSED = re.compile(r"</|[)\]}]|\b(?:end|done|fi)\b")
+
 _RULES = (
     _broken_bytes,
     _rare_characters,
     _many_accents,
+    _reserved_tokens,
+    _noise,
+    _marks_in_no_order,
     _impossible_words,
     _mixed_scripts,
     _said_twice,
     _no_common_word,
+    _no_function_words,
     _misplaced_words,
     _fragments,
     _no_pattern,
     _few_pieces,
     _few_faces,
     _no_brackets,
+    _only_closing,
     no_order,
+    no_chinese_order,
 )
-_LISTS = (_no_common_word, _fragments, _no_pattern, _few_faces, no_order)
+# What may be asked for, and the endings of a text that say it was not.
+_ASKED_FOR = {
+    _noise: (Ending.CUT, Ending.UNKNOWN),
+    _marks_in_no_order: (Ending.CUT,),
+    _no_function_words: (Ending.CUT,),
+}
+_LISTS = (_no_common_word, _fragments, _no_pattern, _few_faces, no_order, no_chinese_order)

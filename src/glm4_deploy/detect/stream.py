@@ -10,7 +10,7 @@ from glm4_deploy.detect.counting import CountingRun, counting_runs, find_counter
 from glm4_deploy.detect.exact import find_loop, find_or_due, is_blank
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, clean, count_of, degenerate
 from glm4_deploy.detect.garbage import EngineNumbers, find_poor_vocabulary, find_runaway, is_shell
-from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_numbered_copies, find_repeated_lines
+from glm4_deploy.detect.lines import Lines, find_keyless_rows, find_numbered_copies, find_one_slot, find_repeated_lines
 from glm4_deploy.detect.prompt import Ending, Shape, fold, is_row, is_wide, records_of, request_of, shape_of
 from glm4_deploy.detect.quoting import Fences, is_quoted, is_unfinished
 from glm4_deploy.detect.salad import find_salad
@@ -97,7 +97,7 @@ class Stream:
             return degenerate(LoopVerdict.EMPTY, "the answer is only marks of a template", confidence=0.95, start=0)
         self._take_tokens(self._untaken, self._pending)
         tail = Tail(self._pending[::-1] + self._reversed_tail(_BLOCKS), end)
-        unfinished = self._fences.open or is_unfinished(tail)
+        unfinished = self._fences.open or is_unfinished(tail) or self._lines.cut_short
         cut = Ending.CUT if unfinished and ending is Ending.UNKNOWN else ending
         return (
             find_loop(tail, ending=ending, request=self._request, unfinished=unfinished)
@@ -105,10 +105,11 @@ class Stream:
             or self._find_lines(ending)
             or find_numbered_copies(tail, request=self._request)
             or (find_keyless_rows(tail, request=self._request) if cut is Ending.CUT else None)
+            or (find_one_slot(tail, request=self._request) if ending is Ending.CUT else None)
             or (find_stalled(self._tokens, tail, request=self._request) if ending is Ending.CUT else None)
             or find_runaway(tail, ending=ending, prompt=self._prompt, passed_end=self._numbers.passed_end)
             or self._numbers.salad()
-            or find_salad(tail, self._request)
+            or find_salad(tail, self._request, ending=ending)
         )
 
     def _take(self, chunk: str) -> None:

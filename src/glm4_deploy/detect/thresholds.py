@@ -276,6 +276,9 @@ class LineLimits:
         lines: lines of the shortest stretch that is judged.
         deeper: how often the indentation may grow without falling.
         repeats: lines of the stretch divided by different ones among them.
+        slots: lines, sentences or items that are equal but for one word, which are too many in a text that was cut
+            off, and short_slots: if they have two words; slot_words: different ones of that word, divided by the rows,
+            at most: a list names a thing once.
         numbered: equal items of a numbered list that are too many,
         item: if each has this many words,
         before: after this many items, nearly all of them different.
@@ -295,6 +298,9 @@ class LineLimits:
     lines: dict[Ending, int]
     deeper: int
     repeats: dict[Ending, float]
+    slots: int
+    short_slots: int
+    slot_words: float
     numbered: int
     item: int
     before: int
@@ -315,6 +321,9 @@ LINES = LineLimits(
     lines={Ending.RUNNING: 6, Ending.STOPPED: 12, Ending.CUT: 8},
     deeper=32,
     repeats={Ending.RUNNING: 6, Ending.STOPPED: 9, Ending.CUT: 6},
+    slots=64,
+    short_slots=160,
+    slot_words=0.9,
     numbered=9,
     item=3,
     before=5,
@@ -358,6 +367,8 @@ POOR_WORDS = 4  # different words that are too few among them, in any order
 POOR_KINDS = 80  # different words and marks that are enough, whatever their order
 ENDED_KINDS = 150  # and once the text has ended, when words written together are taken apart
 POOR_SYMBOLS = 3
+LISTED = 0.4  # share of one separator from which on words are a list, where the text ended on its own
+CODES = 0.9  # share of words that begin with a capital from which on they are codes: tags of words, notes, amino acids
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
 # structure a word is followed by 1.1 to 2.1 different ones, the rarer the fewer words there are.
 DISORDER = ((12, 2), (32, 2.6), (60, 3.3))
@@ -376,6 +387,12 @@ class SaladLimits:
             0.06 of classics at most, and 0.4 or more at random.
         accents: different letters with accents and signs of Latin scripts, at least, and accents_share: theirs of all
             characters (quoted in a text about encodings: 48 and 0.19); rising: share of pairs in order, at most.
+        reserved: tokens that no text needs in the last reserved_tail characters, or unknown: `<unk>`, at least, and
+            their share of the characters, or reserved_alone if there is no prompt.
+        noise: characters without a blank, at least, of noise_kinds different ones; noise_most: share of the commonest,
+            and noise_letters: of letters and digits, at most. Base85 and uuencode break their lines.
+        marks: characters without the blanks, of which marks_letters are letters or digits, at most; marks_bits: of a
+            mark, given the one before, at least. Drawings, tables and boards have 0.9 bits at most.
         impossible: neighbours within a word, of scripts that no language writes together. Of 7,300 good texts none has
             one.
         scripts: different ones, with `switches` within words, or `switch_share` per letter.
@@ -386,6 +403,10 @@ class SaladLimits:
         common_share: and of which the ten commonest have at most this share,
         capital_share: or of which at least this share begins with a capital.
         glued_window: or words in a row without a mark, and the share with a capital in the middle.
+        drift: words without a mark, at the end and before them; drift_before: share of common words before, at least;
+            drift_share: at the end, at most; drift_different: different words there, at least, and drift_derived: words
+            derived from others, which lists of things have fewer of.
+        closing: closing tags and brackets in a row, at least.
         small: sentences that begin with a small letter, at least, and their share; and capitals within sentences.
         articles: at least, of which wrong_share cannot stand where they do.
         fragments: words at least, of which the last fragments_window are examined; short: letters of a short one, and
@@ -410,6 +431,18 @@ class SaladLimits:
     accents: int = 60
     accents_share: float = 0.35
     rising: float = 0.7
+    reserved_tail: int = 1024
+    reserved: int = 12
+    unknown: int = 6
+    reserved_share: float = 0.2
+    reserved_alone: float = 0.6
+    noise: int = 360
+    noise_kinds: int = 36
+    noise_most: float = 0.06
+    noise_letters: float = 0.6
+    marks: int = 320
+    marks_letters: float = 0.05
+    marks_bits: float = 2.4
     impossible: int = 2
     scripts: int = 5
     switches: int = 12
@@ -429,6 +462,12 @@ class SaladLimits:
     glued_share: float = 0.12
     common_share: float = 0.25
     capital_share: float = 0.08
+    drift: int = 30
+    drift_before: float = 0.1
+    drift_share: float = 0.07
+    drift_different: float = 0.7
+    drift_derived: float = 0.3
+    closing: int = 48
     order_tail: int = 2048
     small: int = 8
     small_share: float = 0.6
@@ -469,6 +508,11 @@ class OrderLimits:
         words: share of words and ideographs among them, at least.
         known: share of a language's commonest words among the words, at least; else foreign_bond holds,
         rows, listed, eastern: unless this share of the steps are new lines or commas, or of the words ideographs.
+        han: ideographs among the last han_tail characters, and pairs of them, at least; modern: share of the particles
+            of modern Chinese, at least; han_words: share of neighbours that make a word, at most, and han_factor: times
+            the share of those farther apart, at most. Good texts have 0.08 and 2.6 times
+            or more. han_different: different pairs divided by all; han_kinds: different ideographs divided by all, at
+            most: a list of characters names each once.
         different: different pairs of neighbours divided by all, at least: what repeats itself has other rules.
         bond: nats by which neighbours belong together more than words far apart do, at most.
     """
@@ -477,6 +521,13 @@ class OrderLimits:
     least: int = 120
     words: float = 0.5
     known: float = 0.15
+    han_tail: int = 800
+    han: int = 100
+    modern: float = 0.04
+    han_words: float = 0.14
+    han_factor: float = 2
+    han_different: float = 0.5
+    han_kinds: float = 0.9
     different: float = 0.91
     bond: float = 0.2
     foreign_bond: float = 0.15
