@@ -40,7 +40,7 @@ def test_it_is_signed_verified_offline_and_compared(kit: Kit) -> None:
     assert "arithmetic ok" in shown.out
     assert "vLLM 0.32.0, NVFP4 kernel FlashInferCutlass" in shown.out
     assert "plan-kv-cache: warn, 60.3 GiB (planned 58.1, +3.8 %); expected: ± 0.9 GiB" in shown.out
-    assert "loop detector: found 166 of 224 sick texts" in shown.out
+    assert "loop detector: found 25 of 94 broken answers of models" in shown.out
 
     envelope = json.loads((kit.directory / "a.json").read_text())
     statement = json.loads(base64.b64decode(envelope["payload"]))

@@ -182,7 +182,7 @@ class Certificate:
         for row in _rows(about.get("plan")):
             yield f"{row.get('check')}: {row.get('status')}, {row.get('observed')}; expected: {row.get('expected')}"
         if isinstance(detector := about.get("detector"), dict):
-            found = f"{detector.get('found')} of {detector.get('sick')} sick texts of kinds unknown to it"
+            found = f"{detector.get('found')} of {detector.get('sick')} broken answers of models that it had not seen"
             alarms = f"{detector.get('false_alarms')} false alarms in {detector.get('sound')}"
             yield f"loop detector: found {found}, {alarms} ({detector.get('date')})"
         yield f"issued {about.get('issued')} by glm4-deploy {about.get('kit')}"

@@ -41,7 +41,7 @@ LOOP_LIMITS = {
     (Shape.PROSE, Ending.RUNNING): LoopLimit(176, 4, 3.1),
     (Shape.PROSE, Ending.STOPPED): LoopLimit(176, 4, 3.1),
     (Shape.PROSE, Ending.UNKNOWN): LoopLimit(160, 4, 3),
-    (Shape.PROSE, Ending.CUT): LoopLimit(96, 3, 3),
+    (Shape.PROSE, Ending.CUT): LoopLimit(96, 3, 2.5),
     (Shape.STRUCTURE, Ending.RUNNING): LoopLimit(240, 4, 3.1),
     (Shape.STRUCTURE, Ending.STOPPED): LoopLimit(480, 12, 3.9),
     (Shape.STRUCTURE, Ending.UNKNOWN): LoopLimit(400, 8, 3.2),
@@ -80,7 +80,7 @@ ENTIRE_TEXT = {
 WRAPPED = (65, 77)  # characters of a wrapped line of base64, its newline included
 # A refrain of a few short lines needs more copies: songs end on it. A stream reports it sooner, provisionally: of 2,892
 # good texts no more raise an alarm at 4 copies than at 10.
-REFRAIN = {Ending.RUNNING: 4, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 6}
+REFRAIN = {Ending.RUNNING: 4, Ending.STOPPED: 10, Ending.UNKNOWN: 10, Ending.CUT: 5}
 
 # Odd tokens within a loop. A gap is no longer than one copy and MAX_GAP characters, and all gaps together no more than
 # MAX_GAP_SHARE of the rest. The loop must be GAPPED_FACTOR times as long as one without gaps, in verse (lines shorter
@@ -544,12 +544,12 @@ SALAD_WORST = -2.75  # over one window
 
 END_IDS = frozenset({151329, 151336, 151338})  # GLM-4: <|endoftext|>, <|user|>, <|observation|>
 
-# What the rules find of kinds that they were not made for (docs/lab/detector.md, "On the half that was kept unread").
+# What the rules find of answers that no rule was made for (docs/lab/detector.md, "Drawn at random").
 MEASURED = {
-    "corpus": "benchmarks/detector/wild.py, the half kept unread",
-    "date": "2026-11-28",
-    "found": 166,
-    "sick": 224,
-    "false_alarms": 6,
-    "sound": 256,
+    "corpus": "recorded answers of real models, drawn at random, the half kept unread",
+    "date": "2026-11-29",
+    "found": 25,
+    "sick": 94,
+    "false_alarms": 0,
+    "sound": 186,
 }
