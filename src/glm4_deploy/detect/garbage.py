@@ -21,6 +21,7 @@ from glm4_deploy.detect.thresholds import (
     LISTED,
     NULL_LOGPROBS,
     POOR_KINDS,
+    POOR_PROSE,
     POOR_SYMBOLS,
     POOR_TOKENS,
     POOR_WORDS,
@@ -51,7 +52,7 @@ def find_poor_vocabulary(
     glued = ended and sum(map(len, last)) > GLUED_LENGTH * len(last)  # words written together: fewer tokens will do
     if len(last) < POOR_TOKENS / (3 if glued else 1) or (len(kinds) > most and not glued):
         return None
-    prose = sum(map(str.isalpha, last)) >= 0.45 * len(last) or last.count("'") >= len(last) / 3
+    prose = sum(map(str.isalpha, last)) >= POOR_PROSE * len(last) or last.count("'") >= len(last) / 3
     if ending is not Ending.CUT and not prose:
         return None
     if 0 < sum(map(str.isalpha, kinds)) <= POOR_WORDS:
@@ -128,7 +129,7 @@ def _is_prose(tokens: Sequence[str]) -> bool:
     """Not just letters, as in a sequence of results, grades or bases; `'s't's` is broken prose."""
     words = [token for token in tokens if token.isalpha()]
     spoken = sum(len(word) > 1 or word >= "\u0900" for word in words)
-    return spoken >= 0.45 * len(tokens) or tokens.count("'") >= len(tokens) / 3
+    return spoken >= POOR_PROSE * len(tokens) or tokens.count("'") >= len(tokens) / 3
 
 
 # Missed stops: the text went on after its end, through the next turns or up to the token limit.

@@ -93,9 +93,7 @@ _RESERVED = re.compile(
 _ABOUT_TOKENS = re.compile(
     "token|vocab|bert|masked|sentencepiece|bytefallback|hexdump|corrupt|infill|sentinel|wikitext|llama|unicode|utf8"
 )
-_DRAWING = re.compile(
-    "ascii|art|draw|map|maze|drill|pattern|emotic|punctuation|keyword|tags|adverb|adjective|verb|noun"
-)
+_DRAWING = re.compile("ascii|drawing|pixelart|maze|drill|pattern|emotic|punctuation|keyword|hashtag|adverb|adjective")
 _UNKNOWN = re.compile(r"<unk>|\[UNK\]|<\|unk\|>")
 
 
@@ -459,22 +457,25 @@ def _no_brackets(sample: str) -> str | None:
     return f"{wrong} of {closed} brackets close what another kind of bracket opened"
 
 
-_CLOSING = re.compile(r"(?:\s*+(?:</[\w:-]{1,40}>|[)\]}][,;]?+|end\b|done\b|fi\b)){10,}+\s*+\S{0,40}$")
+_END = re.compile(r"(</[\w:-]{1,40}>|[)\]}]|\b(?:end|done|fi)\b)|[^\s,;]")
 _OPENING = re.compile(r"[(\[{]|<[^\W\d_]")
 
 
 def _only_closing(sample: str) -> str | None:
-    """Closing tags and brackets and nothing else, more than were opened before."""
-    match = _CLOSING.search(sample)
-    if match is None:
-        return None
-    closed = len(_CLOSED.findall(match[0]))
-    if closed < SALAD.closing or len(_OPENING.findall(sample[: match.start()])) >= closed:
+    """Closing tags and brackets and nothing else, more than were opened before. The last one may be cut off."""
+    closed = begin = 0
+    for match in _END.finditer(sample):
+        if match[1]:
+            begin = begin if closed else match.start()
+            closed += 1
+        elif match.start() < len(sample) - SALAD.cut_tag:
+            closed = 0
+        else:
+            break
+    if closed < SALAD.closing or len(_OPENING.findall(sample[:begin])) >= closed:
         return None
     return f"the text ends in {closed} closing tags and brackets, more than it opened"
 
-
-_CLOSED = re.compile(r"</|[)\]}]|\b(?:end|done|fi)\b")
 
 _RULES = (
     _broken_bytes,

@@ -367,6 +367,7 @@ POOR_WORDS = 4  # different words that are too few among them, in any order
 POOR_KINDS = 80  # different words and marks that are enough, whatever their order
 ENDED_KINDS = 150  # and once the text has ended, when words written together are taken apart
 POOR_SYMBOLS = 3
+POOR_PROSE = 0.45  # share of words from which on it is prose
 LISTED = 0.4  # share of one separator from which on words are a list, where the text ended on its own
 CODES = 0.9  # share of words that begin with a capital from which on they are codes: tags of words, notes, amino acids
 # Different words at most, and different pairs of them for each word at least: in good text that is neither verse nor
@@ -406,7 +407,7 @@ class SaladLimits:
         drift: words without a mark, at the end and before them; drift_before: share of common words before, at least;
             drift_share: at the end, at most; drift_different: different words there, at least, and drift_derived: words
             derived from others, which lists of things have fewer of.
-        closing: closing tags and brackets in a row, at least.
+        closing: closing tags and brackets in a row, at least; cut_tag: characters of one that was cut off, at most.
         small: sentences that begin with a small letter, at least, and their share; and capitals within sentences.
         articles: at least, of which wrong_share cannot stand where they do.
         fragments: words at least, of which the last fragments_window are examined; short: letters of a short one, and
@@ -468,6 +469,7 @@ class SaladLimits:
     drift_different: float = 0.7
     drift_derived: float = 0.3
     closing: int = 48
+    cut_tag: int = 40
     order_tail: int = 2048
     small: int = 8
     small_share: float = 0.6
