@@ -5,14 +5,24 @@ common; articles stand before commas; words are said twice; the script changes f
 was never opened; bytes cannot be decoded.
 """
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from itertools import pairwise, permutations
-from unicodedata import name
+from collections.abc import Sequence
+from itertools import pairwise
 
+from glm4_deploy.detect.characters import (
+    broken_bytes,
+    faces_of,
+    few_faces,
+    impossible_words,
+    many_accents,
+    marks_in_no_order,
+    mixed_scripts,
+    noise,
+    rare_characters,
+    reserved_share,
+    reserved_tokens,
+)
 from glm4_deploy.detect.finding import LoopFinding, LoopVerdict, degenerate
 from glm4_deploy.detect.garbage import parts_of
 from glm4_deploy.detect.order import common_share, no_chinese_order, no_order
@@ -28,9 +38,9 @@ def find_salad(tail: Tail, request: PromptRequest, *, ending: Ending) -> LoopFin
     for rule in _RULES:
         if rule in _ASKED_FOR and (ending not in _ASKED_FOR[rule] or request.count or _DRAWING.search(request.words)):
             continue  # passwords, mazes, keywords, ciphers
-        if rule is _reserved_tokens and (_ABOUT_TOKENS.search(request.words) or not _many_reserved(sample, request)):
+        if rule is reserved_tokens and _may_be_about_tokens(sample, request):
             continue
-        if (rule in _LISTS and request.count) or (rule is _few_faces and request.allows_faces(len(_faces_of(sample)))):
+        if (rule in _LISTS and request.count) or (rule is few_faces and request.allows_faces(len(faces_of(sample)))):
             continue
         if (why := rule(sample)) is not None:
             start = max(tail.end - len(sample), 0)
@@ -38,197 +48,18 @@ def find_salad(tail: Tail, request: PromptRequest, *, ending: Ending) -> LoopFin
     return None
 
 
+def _may_be_about_tokens(sample: str, request: PromptRequest) -> bool:
+    """The prompt says so, or there is none and they are not most of the text."""
+    if request.words:
+        return _ABOUT_TOKENS.search(request.words) is not None
+    return reserved_share(sample) < SALAD.reserved_alone
+
+
 _WORD = re.compile(r"[^\W\d_]+")
-
-
-def _broken_bytes(sample: str) -> str | None:
-    last = sample[-SALAD.bytes_tail :]
-    broken = last.count("\ufffd")
-    if broken < SALAD.broken or broken < SALAD.broken_share * len(last):
-        return None
-    return f"{broken} of the last {len(last)} characters are U+FFFD: bytes that are no text"
-
-
-# The national standards of the time before Unicode hold the characters in use; Big5 has its rare ones last.
-_STANDARDS = {"gb2312": b"\xff", "big5": b"\xc9", "shift_jis": b"\xff", "euc_kr": b"\xc9"}
-_EASTERN = re.compile("[\u4e00-\u9fff\uac00-\ud7a3]")
-
-
-def _rare_characters(sample: str) -> str | None:
-    """Ideographs and syllables drawn at random: most that Unicode has are in no dictionary of everyday use."""
-    eastern = [] if sample.isascii() else _EASTERN.findall(sample)
-    rare = sum(map(_is_rare, eastern)) if len(eastern) >= SALAD.eastern else 0
-    if not rare or rare < SALAD.rare_share * len(eastern):
-        return None
-    return f"{rare} of {len(eastern)} ideographs and syllables are in no national standard"
-
-
-@lru_cache(maxsize=4096)
-def _is_rare(char: str) -> bool:
-    codes = ((char.encode(standard, "ignore"), rare) for standard, rare in _STANDARDS.items())
-    return not any(len(code) == 2 and code < rare for code, rare in codes)  # EUC-KR spells the others out in 8 bytes
-
-
-_WESTERN = re.compile("[\u00a1-\u024f]")
-
-
-def _many_accents(sample: str) -> str | None:
-    """Bytes read as if each were a letter: more letters with accents than all Latin alphabets need, in no order."""
-    last = sample[-SALAD.accents_tail :]
-    letters = [] if last.isascii() else _WESTERN.findall(last)
-    kinds = len(set(letters))
-    if kinds < SALAD.accents or len(letters) < SALAD.accents_share * len(last):
-        return None
-    if sum(one < other for one, other in pairwise(letters)) > SALAD.rising * len(letters):
-        return None  # a table of them
-    return f"{len(letters)} of the last {len(last)} characters are {kinds} different letters with accents and signs"
-
-
-# Tokens that no text needs: unused ones, bytes of a character, and what a decoder does not know. `[MASK]`, `[PAD]` and
-# their like are written about, and in rows.
-_RESERVED = re.compile(
-    r"\[control_\d{1,5}\]|\[(?:UNUSED_TOKEN|unused)_?\d{1,4}\]|<unused_?\d{1,5}>|<extra_id_\d{1,3}>|<0x[0-9A-F]{2}>"
-    r"|<SPECIAL_\d{1,5}>|<\|reserved\w{0,30}\|>"
-)
 _ABOUT_TOKENS = re.compile(
     "token|vocab|bert|masked|sentencepiece|bytefallback|hexdump|corrupt|infill|sentinel|wikitext|llama|unicode|utf8"
 )
 _DRAWING = re.compile("ascii|drawing|pixelart|maze|drill|pattern|emotic|punctuation|keyword|hashtag|adverb|adjective")
-_UNKNOWN = re.compile(r"<unk>|\[UNK\]|<\|unk\|>")
-
-
-def _share(found: Sequence[str], text: str) -> float:
-    return sum(map(len, found)) / max(len(text), 1)
-
-
-def _many_reserved(sample: str, request: PromptRequest) -> bool:
-    """Whether they are most of the text, if no prompt can say that it is about them."""
-    last = sample[-SALAD.reserved_tail :]
-    return bool(request.words) or _share(_RESERVED.findall(last) + _UNKNOWN.findall(last), last) >= SALAD.reserved_alone
-
-
-def _reserved_tokens(sample: str) -> str | None:
-    """Reserved tokens of a vocabulary, among words or alone."""
-    last = sample[-SALAD.reserved_tail :]
-    for pattern, least in ((_RESERVED, SALAD.reserved), (_UNKNOWN, SALAD.unknown)):
-        found = pattern.findall(last)
-        if len(found) >= least and _share(found, last) >= SALAD.reserved_share and "`" not in last:
-            kinds = ", ".join(sorted(set(found))[:4])
-            return f"{len(found)} reserved tokens of a vocabulary among the last {len(last)} characters: {kinds}"
-    return None
-
-
-_PUNCTUATION = re.compile("[!-/:-@\\[-`{-~\u2010-\u2026\u3001-\u3011\uff01-\uff0f\uff1a-\uff1f]")
-
-
-def _marks_in_no_order(sample: str) -> str | None:
-    """Marks and nothing else, any of which follows any other. In drawings, tables and boards a mark tells the next."""
-    last = "".join(sample[-4 * SALAD.marks :].split())[-SALAD.marks :]
-    if len(last) < SALAD.marks or len(_PUNCTUATION.findall(last)) < (1 - SALAD.marks_letters) * len(last):
-        return None
-    bits = _entropy(pairwise(last)) - _entropy(last)
-    if bits < SALAD.marks_bits or _is_fastq(sample):
-        return None
-    return f"the last {len(last)} characters are marks in no order: {bits:.1f} bits each, given the one before"
-
-
-def _entropy(symbols: Iterable[object]) -> float:
-    """In bits."""
-    counts = Counter(symbols)
-    return -sum(count * math.log2(count / counts.total()) for count in counts.values()) / counts.total()
-
-
-def _is_fastq(sample: str) -> bool:
-    """Whether it ends in the qualities of a sequence, which stand under a line with a plus sign."""
-    return sample.rstrip().rpartition("\n")[0].rpartition("\n")[2].startswith("+")
-
-
-def _noise(sample: str) -> str | None:
-    """Printable characters at random: as many marks as letters, without a blank."""
-    *_, line = sample.rsplit(None, 1) or [""]
-    last = line[-SALAD.noise :]
-    if len(last) < SALAD.noise or not last.isascii() or sum(map(str.isalnum, last)) > SALAD.noise_letters * len(last):
-        return None
-    counts = Counter(last).values()
-    if len(counts) < SALAD.noise_kinds or max(counts) > SALAD.noise_most * len(last) or _is_fastq(sample):
-        return None
-    return f"the last {len(last)} characters are {len(counts)} different ones, more marks than letters, without a blank"
-
-
-# Scripts
-
-_EAST = {"CJK": "EAST", "HIRAGANA": "EAST", "KATAKANA": "EAST", "KATAKANA-HIRAGANA": "EAST", "HALFWIDTH": "EAST"}
-_NO_SCRIPT = dict.fromkeys(("MICRO", "MASCULINE", "FEMININE", "MODIFIER", "FULLWIDTH", "MATHEMATICAL"), "LATIN")
-_SPACED = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*")  # words with nothing but single spaces between them
-
-
-def _mixed_scripts(sample: str) -> str | None:
-    """Words that change their script in the middle, or neighbours of many scripts."""
-    if sample.isascii():
-        return None
-    kinds: Counter[str] = Counter()
-    within = between = letters = words = 0
-    for run in _SPACED.findall(sample):
-        if max(run) < _LATIN_END:
-            found = run.count(" ") + 1
-            words += found
-            letters += len(run) - found + 1
-            kinds["LATIN"] += found
-            continue
-        scripts = [[_script(char) for char in word] for word in run.split(" ")]
-        for word in scripts:
-            words += 1
-            letters += len(word)
-            kinds.update(set(word))
-            # Chinese and Japanese write foreign words without a space before them.
-            within += sum(one != other and "EAST" not in (one, other) for one, other in pairwise(word))
-            between += sum(one != other for one, other in pairwise(word))
-        between += sum(one[-1] != other[0] for one, other in pairwise(scripts))
-    if len(kinds) >= SALAD.scripts and within >= SALAD.switches and within >= SALAD.switch_share * letters:
-        return f"the script changes {within} times within words, among {len(kinds)} scripts: no language does that"
-    many = sum(count >= SALAD.script_share * words for count in kinds.values())
-    if many >= SALAD.neighbours and between >= SALAD.between and between >= SALAD.between_share * words:
-        return f"the script changes {between} times between {words} words, among {many} scripts"
-    return None
-
-
-_SCRIPTS = {
-    "Cyrillic": "\u0400-\u052f",
-    "Semitic": "\u0590-\u06ff",
-    "Indic": "\u0900-\u0dff",
-    "Thai": "\u0e01-\u0e3a",
-}
-# Languages without spaces, and Korean with its particles, put other scripts' words beside their own; but they put no
-# few letters of another script between two syllables, and scripts with spaces are not mixed at all.
-_IMPOSSIBLE = re.compile(
-    "|".join(
-        [
-            f"(?<=[\uac00-\ud7a3])[{''.join(_SCRIPTS.values())}\u3041-\u3096\u30a1-\u30fa]{{1,3}}(?=[\uac00-\ud7a3])",
-            *(f"[{_SCRIPTS[one]}][{_SCRIPTS[other]}]" for one, other in permutations(_SCRIPTS, 2)),
-        ]
-    )
-)
-
-
-def _impossible_words(sample: str) -> str | None:
-    """Words of two scripts that no language writes together: `오ран지`."""
-    if sample.isascii():
-        return None
-    found = _IMPOSSIBLE.findall(sample)
-    if len(found) < SALAD.impossible:
-        return None
-    return f"{len(found)} times the script changes within a word as in no language: {', '.join(sorted(set(found))[:6])}"
-
-
-_LATIN_END = "\u0250"
-
-
-@lru_cache(maxsize=4096)
-def _script(char: str) -> str:
-    if char < _LATIN_END:
-        return "LATIN"
-    script = name(char, "LATIN").split(" ", 1)[0]
-    return _EAST.get(script) or _NO_SCRIPT.get(script, script)
 
 
 # Words
@@ -412,24 +243,6 @@ def _few_pieces(sample: str) -> str | None:
 
 _GLUED_PIECE = re.compile(r"[^\W\d_][A-Z]")
 
-_FACE = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
-_FACES = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f\u200d ]*")
-
-
-def _few_faces(sample: str) -> str | None:
-    """A page of emoji on one line, of a few kinds."""
-    faces = _faces_of(sample)
-    if len(faces) < SALAD.faces or len(set(faces)) > SALAD.faces_kinds:
-        return None
-    return f"the last {len(faces)} characters are {len(set(faces))} different emoji"
-
-
-def _faces_of(sample: str) -> list[str]:
-    """The emoji at its end."""
-    match = _FACES.match(sample[::-1])
-    return _FACE.findall(match[0]) if match else []
-
-
 # Brackets
 
 _BRACKET = re.compile(r"(?<!\\)[\[\]{}()](?<![:;=8\-]\))(?<!\s\w\))(?<!\s\d\d\))")
@@ -478,14 +291,14 @@ def _only_closing(sample: str) -> str | None:
 
 
 _RULES = (
-    _broken_bytes,
-    _rare_characters,
-    _many_accents,
-    _reserved_tokens,
-    _noise,
-    _marks_in_no_order,
-    _impossible_words,
-    _mixed_scripts,
+    broken_bytes,
+    rare_characters,
+    many_accents,
+    reserved_tokens,
+    noise,
+    marks_in_no_order,
+    impossible_words,
+    mixed_scripts,
     _said_twice,
     _no_common_word,
     _no_function_words,
@@ -493,7 +306,7 @@ _RULES = (
     _fragments,
     _no_pattern,
     _few_pieces,
-    _few_faces,
+    few_faces,
     _no_brackets,
     _only_closing,
     no_order,
@@ -501,8 +314,8 @@ _RULES = (
 )
 # What may be asked for, and the endings of a text that say it was not.
 _ASKED_FOR = {
-    _noise: (Ending.CUT, Ending.UNKNOWN),
-    _marks_in_no_order: (Ending.CUT,),
+    noise: (Ending.CUT, Ending.UNKNOWN),
+    marks_in_no_order: (Ending.CUT,),
     _no_function_words: (Ending.CUT,),
 }
-_LISTS = (_no_common_word, _fragments, _no_pattern, _few_faces, no_order, no_chinese_order)
+_LISTS = (_no_common_word, _fragments, _no_pattern, few_faces, no_order, no_chinese_order)
