@@ -153,7 +153,7 @@ def _parse(words: list[str]) -> tuple[str, dict[str, list[str]]]:
     """The service's name, and the values of each option.
 
     Raises:
-        UsageError: an option that is no setting, or no service.
+        UsageError: an option that is not a setting, or not a service.
     """
     known = (*Settings.model_fields, "image", *OWN)
     options: dict[str, list[str]] = {}

@@ -281,7 +281,7 @@ def _given_replicas(given: list[str], target: ProbeTarget) -> tuple[RoutedEngine
 
 
 def _recorded_replicas(target: ProbeTarget, state_dir: Path, rules: Rules | None) -> tuple[RoutedEngine, ...]:
-    """Those that `up` started; each is restarted under rules of its own, if any."""
+    """Those that `up` started; each is restarted under its own rules, if any."""
     record = load_record(state_dir)
     engine = recorded_engine(record, state_dir) if record else None
     if record is None or not isinstance(engine, ReplicaSet):

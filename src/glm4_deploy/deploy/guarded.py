@@ -20,7 +20,7 @@ from glm4_deploy.result import Result, fail, ok, unknown
 from glm4_deploy.text import one_line
 
 SERVICE = "guard"  # in the Compose file, and the first word of its command
-PORT = 9110  # of its own metrics: published nowhere, and a rootless Docker's networks are not reachable from the host
+PORT = 9110  # its metrics: published nowhere, and a rootless Docker's networks are not reachable from the host
 LIMIT_S = 15.0  # for all that Docker is asked: its SDK reads the output of an exec without any limit
 NOT_ASKED = {None, 126, 127, 137}  # exit codes of an exec: not recorded yet, no Python, killed
 CLIENTS = 8081  # its port for clients, where its command names none
@@ -118,11 +118,11 @@ def _is_in(files: tuple[str, ...]) -> bool:
 
 
 def ask_guard(container: Container, *, port: int = PORT) -> GuardStatus | None:
-    """Ask it from within its container; None if the container is no guard of this kit.
+    """Ask it from within its container; None if the container is not a guard of this kit.
 
     Raises:
         DockerException, requests.RequestException: Docker does not answer.
-        ValueError: its command names a port that is no number.
+        ValueError: its command names a port that is not a number.
     """
     command = container.attrs["Config"].get("Cmd") or ()
     if SERVICE not in command[:1]:

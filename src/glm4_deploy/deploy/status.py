@@ -272,7 +272,7 @@ def _row(check: str, good: bool, observed: str, expected: str, remedy: str = "")
 
 
 def _gpu(gpu: GpuHealth) -> str:
-    """What it does; what is wrong with it is a fault, in a row of its own."""
+    """What it does; what is wrong with it is a fault, in its own row."""
     figures = ((gpu.utilization, "% busy"), (gpu.power_w, "W"), (gpu.sm_clock_mhz, "MHz"))
     return f"{gpu.index}: " + (", ".join(f"{value:.0f} {unit}" for value, unit in figures if value is not None) or "-")
 

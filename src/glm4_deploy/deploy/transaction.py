@@ -361,7 +361,7 @@ class Transaction:
             self.note(f"failed after {result.seconds:.1f} s: {result.error.message}")
             if not result.serving:
                 result.stopped = self.stop(self._candidate.engine)
-        else:  # an engine that was not started anew is older than the note, as is any after the clock was set back
+        else:  # an engine that was not restarted is older than the note, as is any after the clock was set back
             forget_stop(self._stopped, self._directory)
         try:
             save_record(result.record, self._directory)

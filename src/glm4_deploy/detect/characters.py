@@ -1,6 +1,6 @@
 """Rules of salad about characters: broken bytes, reserved tokens, marks and noise, scripts within words, emoji.
 
-Each takes the end of a text and says why it is no text, or None.
+Each takes the end of a text and says why it is not text, or None.
 """
 
 import math
@@ -92,7 +92,7 @@ _PUNCTUATION = re.compile("[!-/:-@\\[-`{-~\u2010-\u2026\u3001-\u3011\uff01-\uff0
 
 
 def marks_in_no_order(sample: str) -> str | None:
-    """Marks and nothing else, any of which follows any other. In drawings, tables and boards a mark tells the next."""
+    """Marks and nothing else, in any order. In drawings, tables and boards a mark predicts the next."""
     last = "".join(sample[-4 * SALAD.marks :].split())[-SALAD.marks :]
     if len(last) < SALAD.marks or len(_PUNCTUATION.findall(last)) < (1 - SALAD.marks_letters) * len(last):
         return None

@@ -278,7 +278,7 @@ _COUNT = re.compile(
 _GIVEN = re.compile(
     r"\b(?:from|of|over|through) (?:an?|the|each|every) (?:list|array|matrix|grid|row|line|item|cell)s?\b"
 )
-# What a program is to do is no request: `write a function that counts the number of times`.
+# What a program is to do is not a request: `write a function that counts the number of times`.
 _PROGRAM = re.compile(
     r"\b(?:write|implement|create|develop|fix|complete)\b[^.\n]{0,60}?\b(?:functions?|subroutine|"
     r"(?:python|java|javascript|typescript|c|c\+\+|rust|go|bash|shell|perl|ruby|php) "

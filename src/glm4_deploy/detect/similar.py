@@ -82,7 +82,7 @@ class Region:
         Args:
             first: number of the first of them.
             tokens: the tokens, preceded by the one before them.
-            lags: the distance of each from what covers it; 0 if it is new, -1 if it tells nothing.
+            lags: the distance of each from what covers it; 0 if it is new, -1 if it is uninformative.
             rows: rows of tokens that are covered, and that are not: from and to which.
         """
         for covered, begin, end in rows:

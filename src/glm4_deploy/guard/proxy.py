@@ -51,7 +51,7 @@ MAX_CHARACTERS = 16 << 20  # of all answers that are judged at once: a detector 
 HEADER_LINE = 16384  # bytes of one line of a request's head
 HEADER_LINES = 64  # so that a client that never ends its head holds no more than 1 MiB
 IDLE_S = 130.0  # for a request's head, and between two requests; Caddy keeps an idle connection for 120 s
-RETRY_S = 10  # what a client is told to wait while the host is short of memory
+RETRY_S = 10  # what a client should wait while the host is short of memory
 # What makes the engine work for long: what is judged, its Anthropic interface, and embeddings.
 WORK = frozenset({*Api, "/v1/messages", "/v1/embeddings"})
 PENALTY = 1.1  # repetition_penalty of a second try

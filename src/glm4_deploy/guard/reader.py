@@ -73,7 +73,7 @@ QUIET_S = 30.0  # above the level, and they are taken again too: a host may neve
 
 
 class Reserve:
-    """Whether the host is short of memory, so that new questions are to wait. What cannot be read is no shortage.
+    """Whether the host is short of memory, so that new questions are to wait. What cannot be read is not a shortage.
 
     Attributes:
         short: as of the last look.

@@ -91,7 +91,7 @@ class _Index:
         stem = _stem(word)
         if len(word) < 5 or word in self.spellings or stem in self.rarity or stem in _ignored():
             return word
-        alike = [known for known in self.spellings if known[0] == word[0]]  # "fridge" is no bridge
+        alike = [known for known in self.spellings if known[0] == word[0]]  # "fridge" is not "bridge"
         return next(iter(get_close_matches(word, alike, n=1, cutoff=TYPO)), word)
 
     def weight(self, word: str) -> float:

@@ -39,7 +39,7 @@ class GuardCounts:
 
 
 def guard_counts(metrics: Metrics) -> GuardCounts | None:
-    """From its /metrics; None if they are not a guard's, or hold what is no number."""
+    """From its /metrics; None if they are not a guard's, or one of them is not a number."""
     counted = [value for name in (ANSWERS, UNJUDGED) for _, value in metrics.rows.get(name, ())]
     if metrics.sum(STREAMS) is None or not all(map(math.isfinite, counted)):
         return None

@@ -17,7 +17,7 @@ CRITICAL = 0.5
 CONFIRM_S = 3.0  # so long it must stall or fall
 ENDS_S = 5.0  # what would be gone within this does not wait for that: CONFIRM_S, and the engine needs time to end
 RATE = 3  # looks that the rate is measured over: seconds would not do, since looks come late on a host that stalls
-STEPS = 5  # looks, of which two must be lower than the one before: one large allocation is no rate
+STEPS = 5  # looks, of which two must be lower than the one before: one large allocation is not a rate
 STEP = 0.01  # of the floor: less than this between two looks is noise
 SETTLE_S = 2.0  # a load that ends just below half of the floor is not a fall
 FALL_S = 10.0  # what a fall is measured over
@@ -165,7 +165,7 @@ class Breaker:
         return bool(bad)
 
     def stopped(self) -> None:
-        """An engine was stopped: what it held comes back, and the next one is judged anew."""
+        """An engine was stopped: what it held comes back, and the next one is judged afresh."""
         self._courses = {group: _Course(above=course.above) for group, course in self._courses.items()}
 
 

@@ -46,7 +46,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEnd:
-    """The end of a log. old: what was written before the incident, which says what engine it is, and is no cause."""
+    """The end of a log. old: what was written before the incident, which says what engine it is, and is not a cause."""
 
     old: bytes = b""
     new: bytes = b""
@@ -66,7 +66,7 @@ def find_cause(tail: LogEnd) -> Cause | None:
 
 
 class EngineLog:
-    """The log of what `up` started from a state directory, or of a named container; looked up anew each time.
+    """The log of what `up` started from a state directory, or of a named container; looked up each time.
 
     service: which of several engines.
     """

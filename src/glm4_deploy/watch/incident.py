@@ -19,7 +19,7 @@ ADVICE = {
     State.UNKNOWN: ("it cannot be judged: it is starting, or its counters cannot be read", "glm4-deploy status"),
 }
 READS = frozenset({State.HUNG, State.BABBLING, State.UNREACHABLE})  # the engine's log may say why
-# Events of the watch that change what a person has to do: told once per incident.
+# Events of the watch that change what a person has to do: reported once per incident.
 NEEDS_A_PERSON = "needs a person"
 EVENTS = {
     "left-alone": "left alone",
@@ -30,7 +30,7 @@ EVENTS = {
     "memory-stop-failed": "could not be stopped, and memory is running out",
     "gate-failed": "did not pass its gate, and stays out of the router",
 }
-EACH_TIME = ("memory-stopped",)  # whatever was told before
+EACH_TIME = ("memory-stopped",)  # whatever was reported before
 # Events about the host, which come and go beside the verdict: state → its title.
 WELL = ("fine", "well")
 CONDITIONS = {
@@ -46,7 +46,7 @@ CONDITIONS = {
     },
 }
 CONDITION_NEXT = {"memory": "glm4-deploy status", "gpu": "glm4-deploy doctor", "guard": "glm4-deploy status"}
-XID_S = 3600.0  # the same code again within this is no news
+XID_S = 3600.0  # the same code again within this is not news
 DONE = ("restarted", "rolled-back", "taken-out", "put-back")  # what the message of the recovery lists
 
 
@@ -77,7 +77,7 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damping:
-    """Seconds that a change must last before it is told.
+    """Seconds that a change must last before it is reported.
 
     Attributes:
         settle_s: that it, or a condition, is well again; doubles with each time it fell ill in the last hour, to 3600.
@@ -94,13 +94,13 @@ class Memory:
 
     Attributes:
         boot: of which start of this host the monotonic times below are.
-        told: the bad state told last; None: no incident.
-        since: when the incident was told, for people.
+        told: the bad state reported last; None: no incident.
+        since: when the incident was reported, for people.
         done: what was done about it.
-        events: those told of this incident.
-        conditions: what was told of each condition of the host that still holds, without its figures.
+        events: those reported of this incident.
+        conditions: what was reported of each condition of the host that still holds, without its figures.
         relapses: when each condition began in the last hour, in monotonic seconds.
-        xids: when each Xid code was told last, in monotonic seconds.
+        xids: when each Xid code was reported last, in monotonic seconds.
         began: when it fell ill in the last hour, in monotonic seconds, which no change of the date moves.
         outbox: what is not delivered yet, oldest first.
     """
@@ -120,12 +120,12 @@ class Memory:
 class Damper:
     """Decides what is worth a message: that an incident begins, changes for long, needs a person, or is over.
 
-    A condition of the host is told when it begins, when it gets something that was not told, and when it is over.
+    A condition of the host is reported when it begins, when it gets something new, and when it is over.
     """
 
     def __init__(self, name: str, memory: Memory, damping: Damping) -> None:
         self._name, self._memory, self._damping = name, memory, damping
-        self._candidate: State | None = None  # what may be told if it lasts
+        self._candidate: State | None = None  # what may be reported if it lasts
         self._seen = 0.0
         self._why = ""
         # Condition → since when it is over (None: not seen yet by this watch), and the figures then.
@@ -225,7 +225,7 @@ class Damper:
         return self._message(f"reports the GPU error Xid {code}", rows, "failure")
 
     def _wait(self, state: State, at: float) -> float | None:
-        """Seconds that the state must last before it is told; None: it is no news."""
+        """Seconds that the state must last before it is reported; None: it is not news."""
         told = self._memory.told
         if state.good:
             return None if told is None else self._settle(self._memory.began, at)
@@ -237,7 +237,7 @@ class Damper:
         return None if state is told else self._damping.slow_s
 
     def _settle(self, began: list[float], at: float) -> float:
-        """Seconds that it must be well: one that flaps is told less and less often."""
+        """Seconds that it must be well: one that flaps is reported less and less often."""
         again = min(max(len(_recent(began, at)) - 1, 0), 20)
         return min(self._damping.settle_s * 2.0**again, 3600.0)
 
@@ -260,7 +260,7 @@ def _recent(began: list[float], at: float) -> list[float]:
 
 
 def without_figures(trouble: str) -> str:
-    """`GPU 0: …` without the figures after its name: a clock that wanders is no other trouble, another GPU's is."""
+    """`GPU 0: …` without the figures after its name: a clock that wanders is the same trouble, another GPU's is."""
     begin = trouble.find(": ") + 1
     return trouble[:begin] + re.sub(r"\d+", "#", trouble[begin:])
 

@@ -41,7 +41,7 @@ _CODEC: TypeAdapter[Acts] = TypeAdapter(Acts)
 class KeptPolicy(Policy):
     """A policy whose acts are on disk before they are done: one that cannot be written is not done.
 
-    After a start of the host it begins anew, as the engine does.
+    After a start of the host it starts over, as the engine does.
     """
 
     def __init__(self, rules: Rules, file: Path, held: Callable[[ContainerState], str] = lambda _: "") -> None:

@@ -55,7 +55,7 @@ class RunningEngine:
 
 
 class Engines(Protocol):
-    """Looked up anew each time. Raises DeployError where that is not possible."""
+    """Looked up each time. Raises DeployError where that is not possible."""
 
     def running(self) -> tuple[RunningEngine, ...]: ...
 
@@ -223,7 +223,7 @@ class Defence:
         stop = self.breaker.look(facts, now)
         self.metrics.publish(self.breaker, facts)
         first_look = not self._warned and (before, self.breaker.state) == (MemoryState.UNKNOWN, MemoryState.FINE)
-        if self.breaker.state is not before and not first_look:  # that all is well at the start is no news
+        if self.breaker.state is not before and not first_look:  # that all is well at the start is not news
             self._warn(before)
         busy = self._stopping is not None and not self._stopping.done()
         if busy:

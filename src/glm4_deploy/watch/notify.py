@@ -127,7 +127,7 @@ _CODEC: TypeAdapter[Memory] = TypeAdapter(Memory)
 
 
 class Notifier:
-    """Takes verdicts and events; sends messages from a thread of its own, so that no service can delay the watch.
+    """Takes verdicts and events; sends messages from its own thread, so that no service can delay the watch.
 
     A message is sent at least once: one that a service took in the instant in which the watch was killed is sent again,
     with the same `message: ID`.

@@ -267,7 +267,7 @@ async def watch_replicas(
     causes: Causes | None = None,
     notifier: Notifier | None = None,
 ) -> None:
-    """Watch all engines of the rotation, forever; the notifier is told the worst verdict after each one.
+    """Watch all engines of the rotation, forever; the notifier gets the worst verdict after each one.
 
     schedule: makes the schedule of an engine's canaries.
     """
