@@ -179,7 +179,7 @@ _SPLITS = (re.compile(r"[.!?\n]+"), re.compile(r"[.!?\n,;]+"))
 def find_one_slot(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
     """Sentences, lines or items of a text that was cut off, equal but for one word: `May you be blessed with fire.`"""
     text = tail.reversed[: ROWS.tail][::-1]
-    if request.count or shape_of(text[-_SLOTS_SEEN:]) is not Shape.PROSE:
+    if request.count or shape_of(text[-LINES.slot_tail :]) is not Shape.PROSE:
         return None
     for split in _SPLITS:
         items = [words for item in split.split(text)[1:-1] if (words := item.split())]
@@ -200,9 +200,6 @@ def find_one_slot(tail: Tail, *, request: PromptRequest) -> LoopFinding | None:
         why = f"the last {copies} sentences, lines or items are the same but for one word, until the token limit"
         return degenerate(LoopVerdict.NEAR_DUPLICATE, why, confidence=0.85, unit=" ".join(first), repeats=copies)
     return None
-
-
-_SLOTS_SEEN = 1000
 
 
 def _is_word(word: str) -> bool:

@@ -1,8 +1,8 @@
 """Salad and broken text that is visible without log probabilities. Judged once, at the end of the text.
 
 Each rule names one thing that text in order does not do: words follow each other without a mark and none of them is
-common; articles stand before commas; words are said twice; the script changes from word to word; brackets close what
-was never opened; bytes cannot be decoded.
+common; articles stand before commas; words are said twice; brackets close what was never opened. The rules about
+characters are in `characters.py`, those about the order of words in `order.py`.
 """
 
 import re
@@ -144,7 +144,7 @@ def _no_function_words(sample: str) -> str | None:
         return None
     run, before = match[0].lower().split(" "), _WORD.findall(sample[: match.start()].lower())
     last = run[-SALAD.drift :]
-    if not common_share(run[:10]):
+    if not common_share(run[: SALAD.drift_grows]):
         return None  # a list of words: drift grows out of a sentence
     if len(last) < SALAD.drift or len(before) < SALAD.drift or common_share(before) < SALAD.drift_before:
         return None

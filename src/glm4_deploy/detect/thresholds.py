@@ -278,7 +278,7 @@ class LineLimits:
         repeats: lines of the stretch divided by different ones among them.
         slots: lines, sentences or items that are equal but for one word, which are too many in a text that was cut
             off, and short_slots: if they have two words; slot_words: different ones of that word, divided by the rows,
-            at most: a list names a thing once.
+            at most: a list names a thing once; slot_tail: characters that must be prose.
         numbered: equal items of a numbered list that are too many,
         item: if each has this many words,
         before: after this many items, nearly all of them different.
@@ -301,6 +301,7 @@ class LineLimits:
     slots: int
     short_slots: int
     slot_words: float
+    slot_tail: int
     numbered: int
     item: int
     before: int
@@ -324,6 +325,7 @@ LINES = LineLimits(
     slots=64,
     short_slots=160,
     slot_words=0.9,
+    slot_tail=1000,
     numbered=9,
     item=3,
     before=5,
@@ -407,6 +409,7 @@ class SaladLimits:
         drift: words without a mark, at the end and before them; drift_before: share of common words before, at least;
             drift_share: at the end, at most; drift_different: different words there, at least, and drift_derived: words
             derived from others, which lists of things have fewer of.
+        drift_grows: first words of the sentence, one of which is a common one.
         closing: closing tags and brackets in a row, at least; cut_tag: characters of one that was cut off, at most.
         small: sentences that begin with a small letter, at least, and their share; and capitals within sentences.
         articles: at least, of which wrong_share cannot stand where they do.
@@ -468,6 +471,7 @@ class SaladLimits:
     drift_share: float = 0.07
     drift_different: float = 0.7
     drift_derived: float = 0.3
+    drift_grows: int = 10
     closing: int = 48
     cut_tag: int = 40
     order_tail: int = 2048
